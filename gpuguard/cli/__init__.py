@@ -1,0 +1,30 @@
+"""The command line. One file a command: ``cli/<name>.py`` holds ``command``, loaded when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import click
+
+from gpuguard.cli import commands
+
+
+class _Commands(click.Group):
+    """The folder listing is the list of commands; only the one that runs is imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"gpuguard.cli.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gpuguard")
+def main() -> None:
+    """Tell, with evidence, what mines on a GPU and what tunnels out of this host; act on it by policy."""

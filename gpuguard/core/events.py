@@ -1,0 +1,87 @@
+"""What comes out of `Guard.receive`: findings, incidents and decisions. Plain data; how it is shown is the outputs'."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.labels import Verdict
+from gpuguard.core.records import Gap, ToolCall
+from gpuguard.core.subjects import Context, ProcessId, Subject
+
+Rung = Literal["observe", "notify", "isolate", "throttle", "pause", "kill", "hand_over"]
+
+
+class ProcessBrief(Struct, frozen=True):
+    """Enough of a process to show to a person."""
+
+    process: ProcessId
+    name: str
+    argv: tuple[str, ...]
+    user: str
+    cgroup: str
+    cgroup_id: int
+    context: Context
+    ancestors: tuple[ProcessId, ...] = ()
+
+
+class Finding(Struct, frozen=True, tag="finding"):
+    """The standing of one subject under one label; a new one is made whenever its verdict changes.
+
+    ``probability`` is 1 / (1 + exp(-(nats + prior))); ``process`` is whom the subject belongs to, None where that is
+    not certain. ``decided_after_s`` counts from the first record about the subject.
+    """
+
+    time_ns: int
+    id: str
+    subject: Subject
+    verdict: Verdict
+    label: str
+    carrier: str
+    probability: float
+    nats: float
+    start_ns: int
+    decided_after_s: float
+    evidence: tuple[Evidence, ...]
+    counter_evidence: tuple[Evidence, ...]
+    process: ProcessBrief | None
+    tool_call: ToolCall | None
+    trace_id: str
+    gaps: tuple[Gap, ...] = ()
+
+
+class Decision(Struct, frozen=True, tag="decision"):
+    """What policy asks for. ``mode`` observe: only to be written down; ``needs_approval``: wait for an `Approval`."""
+
+    time_ns: int
+    id: str
+    incident_id: str
+    finding_id: str
+    rung: Rung
+    mode: Literal["observe", "enforce"]
+    needs_approval: bool
+    target: ProcessBrief | None
+    ttl_s: float
+    reason: str
+    rule: str
+
+
+class Incident(Struct, frozen=True, tag="incident"):
+    """All findings of one story, newest standing of each, with the tool calls behind them."""
+
+    time_ns: int
+    id: str
+    state: Literal["open", "closed"]
+    start_ns: int
+    title: str
+    story: str
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    tool_calls: tuple[ToolCall, ...]
+    processes: tuple[ProcessBrief, ...]
+    decisions: tuple[Decision, ...]
+
+
+Event = Finding | Decision | Incident | Gap

@@ -1,0 +1,78 @@
+"""What the flow table tells the detectors: facts of a conversation, each once, in order of time.
+
+The flow table reads every packet in compiled code; an observation is made only where something was decided, so a
+detector may be plain Python. `Guard` hands each to every detector right after the packet that completed it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from gpuguard.core.subjects import FlowId
+
+Speaker = Literal["initiator", "responder"]
+
+
+class FlowOpened(Struct, frozen=True, tag="flow_opened"):
+    """First packet of a flow."""
+
+    time_ns: int
+    flow: FlowId
+
+
+class FlowUse(Struct, frozen=True, tag="flow_use"):
+    """The protocol's own state says what the flow is used for.
+
+    ``use`` is a label of `labels.LABELS` or a step towards one ("authenticated", "ssh-reverse-forward-request",
+    "ssh-reverse-channel-open", "keepalive"); ``nats`` weighs this reading of the records against every other.
+    """
+
+    time_ns: int
+    flow: FlowId
+    use: str
+    carrier: str
+    nats: float
+    text: str
+    start_ns: int
+    packets: int
+    blind_spots: tuple[str, ...] = ()
+
+
+class Exchange(Struct, frozen=True, tag="exchange"):
+    """After a silence one side spoke in small records and the other answered; counts are of the flow so far.
+
+    ``answer_delay_ns`` is from the last record of the question to the first of the answer, as seen here.
+    ``rtt_ns`` is of the handshake, None if that was missed.
+    """
+
+    time_ns: int
+    flow: FlowId
+    first: Speaker
+    answer_delay_ns: int
+    question_bytes: int
+    answer_bytes: int
+    initiator_first: int
+    responder_first: int
+    answered: int
+    rtt_ns: int | None
+    carrier: str
+
+
+class FlowClosed(Struct, frozen=True, tag="flow_closed"):
+    """A flow ended (FIN, RST), fell idle, or was evicted to keep the table bounded. Totals of its whole life."""
+
+    time_ns: int
+    flow: FlowId
+    reason: Literal["closed", "idle", "evicted", "end"]
+    packets: int
+    payload_bytes_initiator: int
+    payload_bytes_responder: int
+    initiator_first: int
+    responder_first: int
+    answered: int
+    carrier: str
+
+
+Observation = FlowOpened | FlowUse | Exchange | FlowClosed

@@ -1,0 +1,367 @@
+"""The records that sensors yield, the recorder writes and `Guard.receive` takes: one vocabulary for all three.
+
+Times are ``time_ns``: nanoseconds since the Unix epoch, by the host's clock at the moment of the thing recorded. Rows
+that come by the thousand are NumPy record arrays inside a block; all else is one small struct each. Payload is never
+in a record: packets are headers plus the extracted facts that a verdict needs.
+
+Order is the order of arrival. A `Guard` reads blocks row by row, so that cutting a block in two changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct, field
+
+from gpuguard.core.subjects import ProcessId
+
+SCHEMA_VERSION = 1
+
+# -- packets ----------------------------------------------------------------------------------------------------------
+
+#: One packet. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2). For ICMP ``source_port`` is
+#: type << 8 | code, ``destination_port`` the identifier and ``sequence`` the sequence number. ``payload_bytes`` counts
+#: transport payload as the IP header gives it, not as it was captured. ``packet_type`` is PACKET_HOST.. of
+#: linux/if_packet.h (0 to us, 4 outgoing), 255 where the source does not say.
+PACKET = np.dtype([
+    ("time_ns", "<i8"),
+    ("source", "u1", (16,)),
+    ("destination", "u1", (16,)),
+    ("source_port", "<u2"),
+    ("destination_port", "<u2"),
+    ("sequence", "<u4"),
+    ("acknowledgement", "<u4"),
+    ("payload_bytes", "<u4"),
+    ("frame_bytes", "<u4"),
+    ("protocol", "u1"),
+    ("tcp_flags", "u1"),
+    ("ip_version", "u1"),
+    ("packet_type", "u1"),
+])
+
+
+class SshBanner(Struct, frozen=True, tag="ssh_banner"):
+    """The identification string of one side, RFC 4253 section 4.2, without its line end; at most 255 bytes."""
+
+    row: int
+    text: str
+
+
+class SshKexInit(Struct, frozen=True, tag="ssh_kexinit"):
+    """The name-lists of SSH_MSG_KEXINIT, RFC 4253 section 7.1, of the sender of packet ``row``."""
+
+    row: int
+    kex: tuple[str, ...]
+    host_key: tuple[str, ...]
+    encryption_client_to_server: tuple[str, ...]
+    encryption_server_to_client: tuple[str, ...]
+    mac_client_to_server: tuple[str, ...]
+    mac_server_to_client: tuple[str, ...]
+    compression_client_to_server: tuple[str, ...]
+    compression_server_to_client: tuple[str, ...]
+
+
+class SshNewKeys(Struct, frozen=True, tag="ssh_newkeys"):
+    """SSH_MSG_NEWKEYS was sent in packet ``row``; the sender's bytes from ``end_sequence`` on are encrypted."""
+
+    row: int
+    end_sequence: int
+
+
+class TlsClientHello(Struct, frozen=True, tag="tls_client_hello"):
+    """Server name (RFC 6066 section 3, "" if none) and ALPN names (RFC 7301) of a ClientHello."""
+
+    row: int
+    server_name: str
+    alpn: tuple[str, ...]
+
+
+class DnsMessage(Struct, frozen=True, tag="dns"):
+    """The question of a DNS message, RFC 1035 section 4, and the sizes that tell a tunnel."""
+
+    row: int
+    is_response: bool
+    name: str
+    query_type: int
+    answer_bytes: int
+
+
+Fact = SshBanner | SshKexInit | SshNewKeys | TlsClientHello | DnsMessage
+
+
+class Packets(Struct, tag="packets"):
+    """Packets of one network namespace in order of capture, and the facts read from them, in order of ``row``."""
+
+    time_ns: int
+    netns: int
+    rows: np.ndarray
+    facts: tuple[Fact, ...] = ()
+
+
+# -- launches ---------------------------------------------------------------------------------------------------------
+
+#: What one (process, kernel handle, grid, block, shared memory) launched since the last block: a count, the first and
+#: last time, and how many gaps between launches fell in [2**i, 2**(i+1)) ns. ``api`` is an index into LAUNCH_APIS.
+LAUNCH = np.dtype([
+    ("first_ns", "<i8"),
+    ("last_ns", "<i8"),
+    ("launches", "<u8"),
+    ("kernel", "<u8"),
+    ("start_ticks", "<u8"),
+    ("pid", "<u4"),
+    ("api", "<u4"),
+    ("grid", "<u4", (3,)),
+    ("block", "<u4", (3,)),
+    ("shared_bytes", "<u4"),
+    ("gaps_log2", "<u4", (40,)),
+])
+
+LAUNCH_APIS = (
+    "cuLaunchKernel",
+    "cuLaunchKernelEx",
+    "cuLaunchCooperativeKernel",
+    "cuLaunchCooperativeKernelMultiDevice",
+    "cuGraphLaunch",
+    "cuLaunch",
+    "cuLaunchGrid",
+    "cuLaunchGridAsync",
+)
+
+
+class Launches(Struct, tag="launches"):
+    """Kernel launches seen since the block before."""
+
+    time_ns: int
+    rows: np.ndarray
+
+
+class KernelName(Struct, frozen=True, tag="kernel_name"):
+    """A process looked a kernel up by name and got this handle; ``code_sha256`` is its module's, "" if not read."""
+
+    time_ns: int
+    process: ProcessId
+    kernel: int
+    name: str
+    code_sha256: str = ""
+
+
+class ModuleImage(Struct, frozen=True, tag="module_image"):
+    """A process loaded GPU code. The image itself stays where the code eye can read it, never in a record."""
+
+    time_ns: int
+    process: ProcessId
+    sha256: str
+    size_bytes: int
+    kind: Literal["cubin", "fatbin", "ptx", "unknown"]
+
+
+# -- counters ---------------------------------------------------------------------------------------------------------
+
+
+class Device(Struct, frozen=True, tag="device_info"):
+    """What does not change while the driver is loaded. None: the driver does not say."""
+
+    time_ns: int
+    uuid: str
+    index: int
+    name: str
+    memory_bytes: int | None = None
+    power_limit_w: float | None = None
+    sm_clock_limit_hz: int | None = None
+    driver_version: str = ""
+
+
+class DeviceSample(Struct, frozen=True, tag="device_sample"):
+    """NVML counters of one device at one moment. None: could not be read (a `Gap` says why, once)."""
+
+    time_ns: int
+    uuid: str
+    gpu_ratio: float | None = None
+    memory_ratio: float | None = None
+    memory_used_bytes: int | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    temperature_c: float | None = None
+    sm_clock_hz: int | None = None
+    memory_clock_hz: int | None = None
+    pcie_tx_bytes_per_s: int | None = None
+    pcie_rx_bytes_per_s: int | None = None
+    throttle_reasons: int | None = None
+
+
+class ProcessSample(Struct, frozen=True, tag="process_sample"):
+    """What one process used of one device. ``sm_ratio`` is the mean since its last sample."""
+
+    time_ns: int
+    process: ProcessId
+    uuid: str
+    memory_used_bytes: int | None = None
+    sm_ratio: float | None = None
+    memory_ratio: float | None = None
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+class ProcessStarted(Struct, frozen=True, tag="process_started"):
+    """A process exists: it was executed, or was there when the sensor opened (``time_ns`` is then its start).
+
+    ``argv`` is redacted before it gets here; ``environ`` holds listed variables only (`subjects.ENVIRON_LISTED`).
+    """
+
+    time_ns: int
+    process: ProcessId
+    parent: ProcessId | None
+    name: str
+    argv: tuple[str, ...]
+    executable: str = ""
+    uid: int = -1
+    user: str = ""
+    cgroup: str = ""
+    cgroup_id: int = 0
+    netns: int = 0
+    environ: dict[str, str] = field(default_factory=dict)
+
+
+class ProcessExited(Struct, frozen=True, tag="process_exited"):
+    """A process ended. ``exit_status`` as wait(2) gives it, None where the sensor cannot know."""
+
+    time_ns: int
+    process: ProcessId
+    exit_status: int | None = None
+
+
+# -- sockets ----------------------------------------------------------------------------------------------------------
+
+
+class Socket(Struct, frozen=True):
+    """One INET_DIAG entry (linux/inet_diag.h). ``owners`` holds every process that has it open, () if unknown.
+
+    ``state`` is the number of net/tcp_states.h (1 established, 10 listen). ``min_rtt_us`` is None before the first
+    measurement; byte counts are tcpi_bytes_acked and tcpi_bytes_received.
+    """
+
+    protocol: int
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+    state: int
+    inode: int
+    uid: int
+    owners: tuple[ProcessId, ...] = ()
+    min_rtt_us: int | None = None
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Sockets(Struct, frozen=True, tag="sockets"):
+    """All sockets of one network namespace at one moment; ``complete`` is False where some owner was unreadable."""
+
+    time_ns: int
+    netns: int
+    sockets: tuple[Socket, ...]
+    complete: bool = True
+
+
+# -- tool calls -------------------------------------------------------------------------------------------------------
+
+
+class ToolCall(Struct, frozen=True, tag="tool_call"):
+    """One tool call of an agent, from an OTLP span or a JSON line; ``time_ns`` is when it arrived.
+
+    Ids are lower-case hex as in W3C Trace Context; ``end_ns`` is None while it runs. ``process`` is the agent's own.
+    ``arguments`` are redacted and cut to 512 characters.
+    """
+
+    time_ns: int
+    start_ns: int
+    end_ns: int | None
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    tool_name: str
+    tool_call_id: str = ""
+    agent_name: str = ""
+    conversation_id: str = ""
+    sandbox_id: str = ""
+    arguments: str = ""
+    process: ProcessId | None = None
+
+
+# -- the guard's own --------------------------------------------------------------------------------------------------
+
+
+class HostInfo(Struct, frozen=True, tag="host_info"):
+    """The first record of every recording: whose it is and under which settings it was made."""
+
+    time_ns: int
+    schema_version: int
+    boot_id: str
+    hostname: str
+    clock_ticks_per_s: int
+    addresses: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+class Tick(Struct, frozen=True, tag="tick"):
+    """Time passed. Timeouts and sequential tests move on ticks, so that replay needs no clock."""
+
+    time_ns: int
+
+
+class Gap(Struct, frozen=True, tag="gap"):
+    """A sensor could not look. Never zero, never innocence.
+
+    ``since_ns`` is when it began; ``lost`` counts what is known to have been missed, None when that is unknown too.
+    """
+
+    time_ns: int
+    sensor: str
+    reason: str
+    since_ns: int | None = None
+    lost: int | None = None
+    process: ProcessId | None = None
+
+
+class Approval(Struct, frozen=True, tag="approval"):
+    """A person's answer to a decision that asked for one. Words of Inspect's approver: approve, reject."""
+
+    time_ns: int
+    decision_id: str
+    answer: Literal["approve", "reject"]
+    by: str
+    reason: str = ""
+
+
+class ActionOutcome(Struct, frozen=True, tag="action_outcome"):
+    """What became of a decision: the broker's report."""
+
+    time_ns: int
+    decision_id: str
+    action: str
+    outcome: Literal["would_have", "done", "refused", "failed", "undone", "expired"]
+    text: str
+    process: ProcessId | None = None
+    expires_ns: int | None = None
+
+
+Block = (
+    Packets
+    | Launches
+    | KernelName
+    | ModuleImage
+    | Device
+    | DeviceSample
+    | ProcessSample
+    | ProcessStarted
+    | ProcessExited
+    | Sockets
+    | ToolCall
+    | HostInfo
+    | Tick
+    | Gap
+    | Approval
+    | ActionOutcome
+)

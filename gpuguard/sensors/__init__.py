@@ -1,0 +1,33 @@
+"""Sensors read the host and yield records, one file each; the list of files is the list of sensors.
+
+A sensor file has two halves. ``grant(request)`` runs in the broker, opens what needs privileges, narrows it, and
+returns the answer with its descriptors. ``open_sensor(broker, config)`` runs in the guard and returns a `Sensor`, or
+raises `EyeClosed` with a reason that a person can act on. Parsing is pure, and apart from reading.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gpuguard.core.records import Block
+
+
+class EyeClosed(Exception):
+    """This sensor cannot look here; the message says why and what would open it."""
+
+
+class Sensor(Protocol):
+    """What the daemon drives: it waits on ``descriptor`` if there is one, and calls `read` at least each period."""
+
+    name: str
+    descriptor: int | None
+    period_ns: int | None
+
+    def read(self, now_ns: int) -> list[Block]:
+        """Return what was seen since the last call. Failures to look are `Gap` records, never exceptions."""
+        ...
+
+    def close(self) -> None:
+        """Give every handle back."""
+        ...
