@@ -1,0 +1,246 @@
+"""The world as the records tell it: processes and their ancestry, sockets and their owners, kernels and their names.
+
+Detectors ask it; it concludes nothing about guilt. Every table is bounded: the oldest entry leaves, and is counted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from gpuguard.core.events import ProcessBrief
+from gpuguard.core.records import (
+    Device,
+    DeviceSample,
+    HostInfo,
+    KernelName,
+    ModuleImage,
+    ProcessExited,
+    ProcessSample,
+    ProcessStarted,
+    Socket,
+    Sockets,
+)
+from gpuguard.core.subjects import Context, FlowId, ProcessId, context_of
+
+if TYPE_CHECKING:
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+PROCESSES_MAX = 32_768
+SOCKETS_MAX = 32_768
+KERNELS_MAX = 65_536
+SAMPLES_MAX = 4_096
+ANCESTORS_MAX = 64
+LISTEN_STATE = 10
+
+SocketKey = tuple[int, int, str, int, str, int]
+
+
+class BoundedTable(Generic[K, V]):
+    """A dict that forgets its oldest entry when full, and counts what it forgot."""
+
+    def __init__(self, size_max: int) -> None:
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._size_max = size_max
+        self.evicted = 0
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._entries[key] = value
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._size_max:
+            self._entries.popitem(last=False)
+            self.evicted += 1
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """Return the entry, None if there is none."""
+        return self._entries.get(key)
+
+    def pop(self, key: K) -> V | None:
+        """Remove the entry and return it, None if there was none."""
+        return self._entries.pop(key, None)
+
+    def values(self) -> list[V]:
+        """Return all entries, oldest first."""
+        return list(self._entries.values())
+
+
+class Host:
+    """Everything that the records said of this host so far."""
+
+    def __init__(self) -> None:
+        self.info: HostInfo | None = None
+        self.now_ns = 0
+        self.processes: BoundedTable[ProcessId, ProcessStarted] = BoundedTable(PROCESSES_MAX)
+        self.exited: BoundedTable[ProcessId, ProcessExited] = BoundedTable(PROCESSES_MAX)
+        self.devices: BoundedTable[str, Device] = BoundedTable(SAMPLES_MAX)
+        self.device_samples: BoundedTable[str, DeviceSample] = BoundedTable(SAMPLES_MAX)
+        self.process_samples: BoundedTable[tuple[ProcessId, str], ProcessSample] = BoundedTable(SAMPLES_MAX)
+        self._current: BoundedTable[int, ProcessId] = BoundedTable(PROCESSES_MAX)
+        self._sockets: BoundedTable[SocketKey, tuple[int, Socket]] = BoundedTable(SOCKETS_MAX)
+        self._listening: dict[int, tuple[Socket, ...]] = {}
+        self._flow_owner: BoundedTable[FlowId, ProcessId] = BoundedTable(SOCKETS_MAX)
+        self._kernels: BoundedTable[tuple[ProcessId, int], KernelName] = BoundedTable(KERNELS_MAX)
+        self._images: BoundedTable[ProcessId, deque[ModuleImage]] = BoundedTable(PROCESSES_MAX)
+
+    def receive(self, item: Block | Observation) -> None:
+        """Take one record in; observations and what it has no use for pass by."""
+        self.now_ns = max(self.now_ns, item.time_ns)
+        match item:
+            case ProcessStarted():
+                self.processes[item.process] = item
+                self._current[item.process.pid] = item.process
+            case ProcessExited():
+                self._exit(item)
+            case Sockets():
+                self._take_sockets(item)
+            case KernelName():
+                self._kernels[item.process, item.kernel] = item
+            case ModuleImage():
+                self._images[item.process] = self._images.get(item.process) or deque(maxlen=256)
+                self.images(item.process).append(item)
+            case Device():
+                self.devices[item.uuid] = item
+            case DeviceSample():
+                self.device_samples[item.uuid] = item
+            case ProcessSample():
+                self.process_samples[item.process, item.uuid] = item
+            case HostInfo():
+                self.info = item
+            case _:
+                pass
+
+    def process(self, pid: int) -> ProcessId | None:
+        """Return the process that has this pid now, None if none is known."""
+        return self._current.get(pid)
+
+    def ancestors(self, process: ProcessId) -> tuple[ProcessId, ...]:
+        """Return the known ancestors, nearest first. A parent that started later than its child is a reused pid."""
+        found: list[ProcessId] = []
+        started = self.processes.get(process)
+        while started and started.parent and len(found) < ANCESTORS_MAX:
+            parent = started.parent
+            if parent in found or parent.start_ticks > process.start_ticks:
+                break
+            found.append(parent)
+            started = self.processes.get(parent)
+        return tuple(found)
+
+    def context(self, process: ProcessId) -> Context:
+        """Return what the process belongs to; what it does not say itself is taken from its nearest ancestor."""
+        merged = Context()
+        for one in (process, *self.ancestors(process)):
+            started = self.processes.get(one)
+            if started:
+                merged = _merge(merged, context_of(started.cgroup, started.environ))
+        return merged
+
+    def brief(self, process: ProcessId) -> ProcessBrief:
+        """Return what to show of a process."""
+        started = self.processes.get(process)
+        if started is None:
+            return ProcessBrief(process=process, name="", argv=(), user="", cgroup="", cgroup_id=0, context=Context())
+        return ProcessBrief(
+            process=process,
+            name=started.name,
+            argv=started.argv,
+            user=started.user,
+            cgroup=started.cgroup,
+            cgroup_id=started.cgroup_id,
+            context=self.context(process),
+            ancestors=self.ancestors(process),
+        )
+
+    def kernel_name(self, process: ProcessId, kernel: int) -> KernelName | None:
+        """Return what the process called this kernel handle, None if it was looked up before we watched."""
+        return self._kernels.get((process, kernel))
+
+    def images(self, process: ProcessId) -> deque[ModuleImage]:
+        """Return the GPU code that the process was seen to load, oldest first."""
+        return self._images.get(process) or deque()
+
+    def is_local(self, netns: int, address: str) -> bool:
+        """Return whether the address is one of this host's, as its sockets and the host record say."""
+        if address.startswith("127.") or address == "::1":
+            return True
+        if self.info and address in self.info.addresses:
+            return True
+        return any(key[0] == netns and key[2] == address for key in self._sockets._entries)
+
+    def socket(self, flow: FlowId, *, initiator: bool) -> Socket | None:
+        """Return the socket of one end of a flow, None if it was not seen."""
+        near = (flow.initiator, flow.initiator_port)
+        far = (flow.responder, flow.responder_port)
+        local, remote = (near, far) if initiator else (far, near)
+        seen = self._sockets.get((flow.netns, flow.protocol, *local, *remote))
+        return seen[1] if seen else None
+
+    def owner(self, flow: FlowId) -> ProcessId | None:
+        """Return the process that holds the local end of a flow, None when that is not certain.
+
+        Of a flow inside the host it is the initiator's. A socket inherited by a child belongs to the process among its
+        owners that is an ancestor of all others; unrelated owners are nobody's.
+        """
+        known = self._flow_owner.get(flow)
+        if known:
+            return known
+        socket = self.socket(flow, initiator=True) or self.socket(flow, initiator=False)
+        owner = self._head(socket.owners) if socket else None
+        if owner:
+            self._flow_owner[flow] = owner
+        return owner
+
+    def sockets_of(self, process: ProcessId) -> list[tuple[int, Socket]]:
+        """Return (netns, socket) of every socket that the process was last seen to own."""
+        return [
+            (key[0], socket)
+            for key, (_, socket) in self._sockets._entries.items()
+            if process in socket.owners
+        ]
+
+    def _head(self, owners: tuple[ProcessId, ...]) -> ProcessId | None:
+        if len(owners) == 1:
+            return owners[0]
+        for one in owners:
+            others = [other for other in owners if other != one]
+            if others and all(one in self.ancestors(other) for other in others):
+                return one
+        return None
+
+    def _take_sockets(self, seen: Sockets) -> None:
+        for socket in seen.sockets:
+            if socket.state == LISTEN_STATE:
+                continue
+            key = (seen.netns, socket.protocol, socket.local, socket.local_port, socket.remote, socket.remote_port)
+            before = self._sockets.get(key)
+            if before and before[1].inode == socket.inode and not socket.owners:
+                continue
+            self._sockets[key] = (seen.time_ns, socket)
+        self._listening[seen.netns] = tuple(s for s in seen.sockets if s.state == LISTEN_STATE)
+
+    def _exit(self, gone: ProcessExited) -> None:
+        self.exited[gone.process] = gone
+        if self._current.get(gone.process.pid) == gone.process:
+            self._current.pop(gone.process.pid)
+
+
+def _merge(near: Context, far: Context) -> Context:
+    """Return ``near`` with its empty fields taken from ``far``; a span is only meaningful with its own trace."""
+    trace = near if near.trace_id else far
+    return Context(
+        container_id=near.container_id or far.container_id,
+        pod_uid=near.pod_uid or far.pod_uid,
+        slurm_job_id=near.slurm_job_id or far.slurm_job_id,
+        sandbox_id=near.sandbox_id or far.sandbox_id,
+        trace_id=trace.trace_id,
+        span_id=trace.span_id,
+    )
