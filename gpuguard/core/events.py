@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.labels import Verdict
+from gpuguard.core.observations import FlowClosed
 from gpuguard.core.records import Gap, ToolCall
 from gpuguard.core.subjects import Context, ProcessId, Subject
 
@@ -53,7 +54,10 @@ class Finding(Struct, frozen=True, tag="finding"):
 
 
 class Decision(Struct, frozen=True, tag="decision"):
-    """What policy asks for. ``mode`` observe: only to be written down; ``needs_approval``: wait for an `Approval`."""
+    """What policy asks for. ``mode`` observe: only to be written down; ``needs_approval``: wait for an `Approval`.
+
+    After a person approved, the same decision is made again with ``needs_approval`` False and ``approved_by`` set.
+    """
 
     time_ns: int
     id: str
@@ -66,6 +70,7 @@ class Decision(Struct, frozen=True, tag="decision"):
     ttl_s: float
     reason: str
     rule: str
+    approved_by: str = ""
 
 
 class Incident(Struct, frozen=True, tag="incident"):
@@ -84,4 +89,12 @@ class Incident(Struct, frozen=True, tag="incident"):
     decisions: tuple[Decision, ...]
 
 
-Event = Finding | Decision | Incident | Gap
+class FlowReport(Struct, frozen=True, tag="flow_report"):
+    """A flow ended: what it was, and how it stood at the end."""
+
+    time_ns: int
+    closed: FlowClosed
+    finding: Finding
+
+
+Event = Finding | Decision | Incident | FlowReport | Gap

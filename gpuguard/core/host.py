@@ -35,6 +35,7 @@ SOCKETS_MAX = 32_768
 KERNELS_MAX = 65_536
 SAMPLES_MAX = 4_096
 ANCESTORS_MAX = 64
+IMAGES_MAX = 256
 LISTEN_STATE = 10
 
 SocketKey = tuple[int, int, str, int, str, int]
@@ -106,8 +107,8 @@ class Host:
             case KernelName():
                 self._kernels[item.process, item.kernel] = item
             case ModuleImage():
-                self._images[item.process] = self._images.get(item.process) or deque(maxlen=256)
-                self.images(item.process).append(item)
+                held = self._images.get(item.process)
+                self._images[item.process] = deque([*(held or ()), item], maxlen=IMAGES_MAX)
             case Device():
                 self.devices[item.uuid] = item
             case DeviceSample():

@@ -1,0 +1,55 @@
+"""Who asked for this process: joining processes to the tool calls of an agent.
+
+Strongest first. A process whose TRACEPARENT (its own or inherited) names the span of a tool call was started by it.
+A process below the agent's own that started while exactly one of that agent's calls ran was started by it too. Two
+calls at once leave it open: a wrong name is worse than none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuguard.core.host import BoundedTable
+from gpuguard.core.records import ToolCall
+
+if TYPE_CHECKING:
+    from gpuguard.core.host import Host
+    from gpuguard.core.subjects import ProcessId
+
+TOOL_CALLS_MAX = 16_384
+
+
+class Correlation:
+    """The tool calls heard of, and the join."""
+
+    def __init__(self) -> None:
+        self._calls: BoundedTable[tuple[str, str], ToolCall] = BoundedTable(TOOL_CALLS_MAX)
+        self._by_agent: BoundedTable[ProcessId, tuple[ToolCall, ...]] = BoundedTable(TOOL_CALLS_MAX)
+
+    def receive(self, call: ToolCall) -> None:
+        """Take one tool call in; a later record of the same span replaces the earlier."""
+        self._calls[call.trace_id, call.span_id] = call
+        if call.process:
+            held = tuple(c for c in self._by_agent.get(call.process) or () if c.span_id != call.span_id)
+            self._by_agent[call.process] = (*held[-255:], call)
+
+    def tool_call(self, process: ProcessId, host: Host) -> ToolCall | None:
+        """Return the tool call that started the process, None where that is open."""
+        context = host.context(process)
+        if context.span_id:
+            return self._calls.get((context.trace_id, context.span_id))
+        lineage = (process, *host.ancestors(process))
+        for below, agent in zip(lineage, lineage[1:], strict=False):
+            calls = self._by_agent.get(agent)
+            if calls:
+                return _only_call_during(calls, host, below)
+        return None
+
+
+def _only_call_during(calls: tuple[ToolCall, ...], host: Host, child: ProcessId) -> ToolCall | None:
+    """Return the one call that ran when the agent's direct child started."""
+    started = host.processes.get(child)
+    if started is None:
+        return None
+    running = [c for c in calls if c.start_ns <= started.time_ns and (c.end_ns is None or started.time_ns <= c.end_ns)]
+    return running[0] if len(running) == 1 else None

@@ -1,0 +1,146 @@
+"""From a verdict to a decision on the ladder: observe, notify, isolate, throttle, pause, kill, hand over.
+
+Rules say what may be done, this file says what may never be: a kill without a person's approval, an act above notify
+on counters alone, any act on a subject whose process is not certain.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+from gpuguard.core.labels import LABELS, VERDICTS
+
+if TYPE_CHECKING:
+    from gpuguard.core.events import Finding, Rung
+
+RUNGS: tuple[Rung, ...] = ("observe", "notify", "isolate", "throttle", "pause", "kill", "hand_over")
+
+#: Rungs that change something for the process.
+ACTING: frozenset[Rung] = frozenset({"isolate", "throttle", "pause", "kill", "hand_over"})
+
+
+class Match(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a rule or an exemption asks of a finding; an empty field asks nothing. All that is given must hold."""
+
+    labels: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    slurm_job_ids: tuple[str, ...] = ()
+    sandbox_ids: tuple[str, ...] = ()
+    container_ids: tuple[str, ...] = ()
+    executables: tuple[str, ...] = ()
+
+
+class Rule(Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of policy. ``ttl_s`` bounds every reversible act; ``approval`` asks a person first."""
+
+    name: str
+    do: Literal["notify", "isolate", "throttle", "pause", "kill", "hand_over"]
+    verdict: Literal["suspect", "confirmed"] = "confirmed"
+    match: Match = Match()
+    approval: bool = False
+    ttl_s: float = 900.0
+
+
+class Exemption(Struct, frozen=True, forbid_unknown_fields=True):
+    """Whom policy leaves alone (findings are still made): always with a reason, an owner and an end."""
+
+    name: str
+    match: Match
+    reason: str
+    owner: str
+    expires_ns: int
+
+
+class Policy(Struct, frozen=True, forbid_unknown_fields=True):
+    """All rules; every rule that matches gives a decision, lowest rung first."""
+
+    rules: tuple[Rule, ...] = ()
+    exemptions: tuple[Exemption, ...] = ()
+
+
+class Step(Struct, frozen=True):
+    """One rule applied to one finding."""
+
+    rung: Rung
+    rule: str
+    needs_approval: bool
+    ttl_s: float
+    reason: str
+
+
+_TUNNELS = ("ssh-reverse-tunnel", "ssh-reverse-shell", "reverse-shell", "ssh-role-swap", "ssh-tun", "dns-tunnel",
+            "icmp-tunnel")
+_MINING = ("mining", "mining-pool")
+
+DEFAULT_POLICY = Policy(
+    rules=(
+        Rule(name="tell", do="notify", verdict="suspect"),
+        Rule(name="cut-tunnels", do="isolate", match=Match(labels=_TUNNELS)),
+        Rule(name="pause-mining", do="pause", match=Match(labels=_MINING)),
+        Rule(name="kill-mining", do="kill", match=Match(labels=_MINING), approval=True),
+    ),
+)
+
+
+def check(policy: Policy) -> list[str]:
+    """Return what is wrong with a policy, in words for its author; [] if nothing."""
+    wrong = []
+    for rule in policy.rules:
+        wrong += [f"rule {rule.name!r}: no such label {name!r}" for name in rule.match.labels if name not in LABELS]
+        if rule.ttl_s <= 0:
+            wrong.append(f"rule {rule.name!r}: ttl_s must be above 0, not {rule.ttl_s}")
+        if rule.do == "kill" and not rule.approval:
+            wrong.append(f"rule {rule.name!r}: kill needs approval = true")
+    names = [rule.name for rule in policy.rules]
+    wrong += [f"two rules are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    return wrong
+
+
+def decide(policy: Policy, finding: Finding) -> list[Step]:
+    """Return the steps for a finding, lowest rung first; [] for one that accuses nobody or is exempted."""
+    if not LABELS[finding.label].accuses or finding.verdict not in ("suspect", "confirmed"):
+        return []
+    if any(_matches(e.match, finding) and finding.time_ns < e.expires_ns for e in policy.exemptions):
+        return []
+    steps = [_step(rule, finding) for rule in policy.rules if _applies(rule, finding)]
+    return sorted((s for s in steps if _permitted(s, finding)), key=lambda s: RUNGS.index(s.rung))
+
+
+def _applies(rule: Rule, finding: Finding) -> bool:
+    return VERDICTS.index(finding.verdict) >= VERDICTS.index(rule.verdict) and _matches(rule.match, finding)
+
+
+def _step(rule: Rule, finding: Finding) -> Step:
+    strongest = max(finding.evidence, key=lambda e: e.nats, default=None)
+    because = f": {strongest.text}" if strongest else ""
+    return Step(
+        rung=rule.do,
+        rule=rule.name,
+        needs_approval=rule.approval or rule.do == "kill",
+        ttl_s=rule.ttl_s,
+        reason=f"{finding.label} {finding.verdict}{because}",
+    )
+
+
+def _permitted(step: Step, finding: Finding) -> bool:
+    """Nothing is done to a process that is not certain, or on counters alone."""
+    if step.rung not in ACTING:
+        return True
+    beyond_counters = any(e.evidence_class != "counter" for e in finding.evidence)
+    return finding.process is not None and beyond_counters
+
+
+def _matches(match: Match, finding: Finding) -> bool:
+    process = finding.process
+    context = process.context if process else None
+    asked = (
+        (match.labels, finding.label),
+        (match.users, process.user if process else ""),
+        (match.slurm_job_ids, context.slurm_job_id if context else ""),
+        (match.sandbox_ids, context.sandbox_id if context else ""),
+        (match.container_ids, context.container_id if context else ""),
+        (match.executables, process.argv[0] if process and process.argv else ""),
+    )
+    return all(not wanted or value in wanted for wanted, value in asked)
