@@ -1,0 +1,65 @@
+# make help lists what there is. `make demo` and `make test` do all the set-up themselves; the second time they skip it.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# What a rebuild depends on: the package's description and everything compiled.
+SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.h ext/*/*.c ext/*/*.h)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types tidy bench fuzz soak stubs lock dist clean
+
+help:  ## this list
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+$(READY): $(SOURCES)
+	@sh scripts/setup.sh $(VENV)
+	@touch $@
+
+setup: $(READY)  ## make .venv/, install what is missing, build the compiled parts
+
+demo: $(READY)  ## the incident lab: a real tunnel and a real launching process, named and acted on
+	$(VENV)/bin/gpuguard demo
+
+test: $(READY)  ## all tests; what is skipped says why
+	$(PYTHON) -m pytest
+
+check: $(READY) lint types tidy  ## everything static
+
+lint: $(READY)  ## ruff
+	$(VENV)/bin/ruff check .
+
+types: $(READY)  ## mypy --strict
+	$(VENV)/bin/mypy
+
+tidy: $(READY)  ## the house rules, over the source
+	$(PYTHON) -m pytest -q tests/test_tidy.py
+
+bench-%: $(READY)  ## one benchmark: benchmarks/NAME.py
+	$(PYTHON) benchmarks/$(subst -,_,$*).py
+
+bench: $(READY)  ## all benchmarks; fails if one missed its target
+	@failed=; for file in benchmarks/[a-z]*.py; do \
+	  echo "== $$file"; $(PYTHON) "$$file" || failed="$$failed $$file"; \
+	done; test -z "$$failed" || { echo "missed:$$failed"; exit 1; }
+
+fuzz: $(READY)  ## every parser under fuzz; GPUGUARD_FUZZ_SECONDS each (default 60)
+	@for file in tests/fuzz/fuzz_*.py; do \
+	  [ -e "$$file" ] || { echo "no fuzz targets"; exit 1; }; \
+	  echo "== $$file"; $(PYTHON) "$$file" "$${GPUGUARD_FUZZ_SECONDS:-60}" || exit 1; \
+	done
+
+soak: $(READY)  ## the demo, twenty times in a row
+	$(PYTHON) -m gpuguard.lab.soak --times 20
+
+stubs:  ## regenerate gpuguard/api/v1 (in a venv of its own: the generator forces an old protobuf)
+	@sh scripts/stubs.sh
+
+lock: $(READY)  ## record the version and digest of every signature in signatures/signatures.lock
+	$(PYTHON) -m gpuguard.core.signatures_lock signatures
+
+dist: $(READY)  ## wheel and sdist in dist/
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+clean:  ## remove what was built; .venv/ stays
+	rm -rf build dist *.egg-info gpuguard/bpf ext/*.c gpuguard/*.so
