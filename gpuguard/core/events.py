@@ -9,7 +9,7 @@ from msgspec import Struct
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.labels import Verdict
 from gpuguard.core.observations import FlowClosed
-from gpuguard.core.records import Gap, ToolCall
+from gpuguard.core.records import ActionOutcome, Gap, ToolCall
 from gpuguard.core.subjects import Context, ProcessId, Subject
 
 Rung = Literal["observe", "notify", "isolate", "throttle", "pause", "kill", "hand_over"]
@@ -87,6 +87,7 @@ class Incident(Struct, frozen=True, tag="incident"):
     tool_calls: tuple[ToolCall, ...]
     processes: tuple[ProcessBrief, ...]
     decisions: tuple[Decision, ...]
+    outcomes: tuple[ActionOutcome, ...] = ()
 
 
 class FlowReport(Struct, frozen=True, tag="flow_report"):

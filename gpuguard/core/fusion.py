@@ -84,15 +84,18 @@ class Fusion:
         self._labels: dict[Subject, list[str]] = {}
 
     def receive(self, evidence: Evidence) -> tuple[Standing, bool]:
-        """Add one piece of evidence; return the standing and whether its verdict changed."""
+        """Add one piece of evidence; return the standing, and whether there is something new to tell of it.
+
+        New is a change of verdict, and for a subject that stands accused evidence of a kind not seen before.
+        """
         standing = self._standing(evidence)
         before = standing.verdict
-        self._add(standing, evidence)
+        new_kind = self._add(standing, evidence)
         standing.verdict = self._verdict(standing)
         changed = standing.verdict != before
         if changed:
             standing.decided_ns = evidence.time_ns
-        return standing, changed
+        return standing, changed or (new_kind and standing.verdict in ("suspect", "confirmed"))
 
     def best(self, subject: Subject) -> Standing | None:
         """Return the standing that names the subject: the strongest accusation, else the strongest other label."""
@@ -127,7 +130,7 @@ class Fusion:
             self.evicted += 1
         return standing
 
-    def _add(self, standing: Standing, evidence: Evidence) -> None:
+    def _add(self, standing: Standing, evidence: Evidence) -> bool:
         # The sum is kept within reach of its thresholds, so that a subject that stops can be seen to have stopped.
         standing.nats = min(max(0.0, standing.nats + evidence.nats), 2 * self.confirm_nats)
         if standing.nats == 0.0:
@@ -137,7 +140,7 @@ class Fusion:
             standing.by_class[evidence.evidence_class] = max(0.0, held + evidence.nats)
         standing.start_ns = min(standing.start_ns, evidence.start_ns)
         standing.carrier = evidence.carrier or standing.carrier
-        _remember(standing.evidence if evidence.nats >= 0 else standing.counter_evidence, evidence)
+        return _remember(standing.evidence if evidence.nats >= 0 else standing.counter_evidence, evidence)
 
     def _verdict(self, standing: Standing) -> Verdict:
         if not LABELS[standing.label].accuses:
@@ -152,14 +155,16 @@ class Fusion:
         return "unknown"
 
 
-def _remember(held: list[Evidence], evidence: Evidence) -> None:
-    """Keep the newest of each kind, and the list bounded: increments of one kind add up in one line."""
+def _remember(held: list[Evidence], evidence: Evidence) -> bool:
+    """Keep the list bounded, increments of one kind added up in one line; return whether the kind is new."""
     for index, one in enumerate(held):
         if one.kind == evidence.kind and one.evidence_class == evidence.evidence_class:
             held[index] = _joined(one, evidence)
-            return
-    if len(held) < EVIDENCE_MAX:
-        held.append(evidence)
+            return False
+    if len(held) == EVIDENCE_MAX:
+        return False
+    held.append(evidence)
+    return True
 
 
 def _joined(earlier: Evidence, later: Evidence) -> Evidence:

@@ -91,6 +91,7 @@ class Host:
         self._listening: dict[int, tuple[Socket, ...]] = {}
         self._flow_owner: BoundedTable[FlowId, ProcessId] = BoundedTable(SOCKETS_MAX)
         self._kernels: BoundedTable[tuple[ProcessId, int], KernelName] = BoundedTable(KERNELS_MAX)
+        self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(PROCESSES_MAX)
         self._images: BoundedTable[ProcessId, deque[ModuleImage]] = BoundedTable(PROCESSES_MAX)
 
     def receive(self, item: Block | Observation) -> None:
@@ -127,22 +128,19 @@ class Host:
     def ancestors(self, process: ProcessId) -> tuple[ProcessId, ...]:
         """Return the known ancestors, nearest first. A parent that started later than its child is a reused pid."""
         found: list[ProcessId] = []
-        started = self.processes.get(process)
-        while started and started.parent and len(found) < ANCESTORS_MAX:
-            parent = started.parent
-            if parent in found or parent.start_ticks > process.start_ticks:
+        parent, _ = self._origin(process)
+        while parent and len(found) < ANCESTORS_MAX and parent not in found:
+            if parent.start_ticks > (found[-1] if found else process).start_ticks:
                 break
             found.append(parent)
-            started = self.processes.get(parent)
+            parent, _ = self._origin(parent)
         return tuple(found)
 
     def context(self, process: ProcessId) -> Context:
         """Return what the process belongs to; what it does not say itself is taken from its nearest ancestor."""
         merged = Context()
         for one in (process, *self.ancestors(process)):
-            started = self.processes.get(one)
-            if started:
-                merged = _merge(merged, context_of(started.cgroup, started.environ))
+            merged = _merge(merged, self._origin(one)[1])
         return merged
 
     def brief(self, process: ProcessId) -> ProcessBrief:
@@ -207,6 +205,20 @@ class Host:
             for key, (_, socket) in self._sockets._entries.items()
             if process in socket.owners
         ]
+
+    def forget(self, process: ProcessId) -> None:
+        """Drop a process that is long gone, but for what its children inherited from it."""
+        self._ended[process] = self._origin(process)
+        self.exited.pop(process)
+        self.processes.pop(process)
+        self._images.pop(process)
+
+    def _origin(self, process: ProcessId) -> tuple[ProcessId | None, Context]:
+        """Return the parent of a process and what its own cgroup and environment say."""
+        started = self.processes.get(process)
+        if started:
+            return started.parent, context_of(started.cgroup, started.environ)
+        return self._ended.get(process) or (None, Context())
 
     def _head(self, owners: tuple[ProcessId, ...]) -> ProcessId | None:
         if len(owners) == 1:

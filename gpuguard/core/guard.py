@@ -1,0 +1,289 @@
+"""The guard: records in, findings, incidents and decisions out.
+
+One object that knows no clock, no file and no socket. The daemon, the library, replay, the tests and the lab are
+drivers of it: they hand it blocks in order of arrival and carry out, or only show, what it returns. Time is what the
+records say. The same blocks give the same events, bit for bit, however they are cut.
+
+    block -> host (the world) -> flow table -> detectors -> fusion -> correlation -> incidents -> policy -> events
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from gpuguard.core.correlation import Correlation
+from gpuguard.core.detectors import new_detectors
+from gpuguard.core.events import Decision, Event, Finding, FlowReport, ProcessBrief
+from gpuguard.core.flows import FlowTable
+from gpuguard.core.fusion import Fusion, Standing, probability
+from gpuguard.core.host import Host
+from gpuguard.core.incidents import Incidents, short_id
+from gpuguard.core.labels import LABELS, Verdict
+from gpuguard.core.observations import FlowClosed, Observation
+from gpuguard.core.policy import DEFAULT_POLICY, Policy, decide
+from gpuguard.core.records import (
+    ActionOutcome,
+    Approval,
+    Block,
+    Gap,
+    Packets,
+    ProcessExited,
+    ProcessStarted,
+    Sockets,
+    Tick,
+    ToolCall,
+)
+from gpuguard.core.subjects import FlowId, ProcessId, Subject
+
+if TYPE_CHECKING:
+    from gpuguard.core.evidence import Evidence
+    from gpuguard.core.events import Incident
+
+GAPS_MAX = 16
+PENDING_MAX = 1_024
+DECIDED_MAX = 16_384
+
+#: A flow with packets of both sides beyond this was looked at long enough to be called clear when nothing spoke up.
+LOOKED_PACKETS = 8
+
+#: How long the standing of a process outlives it: its last records may still be on their way.
+EXITED_KEPT_NS = 60_000_000_000
+
+
+class ProcessVerdict(msgspec.Struct, frozen=True):
+    """How one process stands, for schedulers and lists."""
+
+    process: ProcessBrief
+    verdict: Verdict
+    label: str
+    probability: float
+
+
+class Guard:
+    """See the head of this file.
+
+    Parameters
+    ----------
+    policy
+        What may be decided; `policy.check` it first.
+    mode
+        ``observe`` only writes down what would have been done; ``enforce`` asks for it.
+    alarms_per_gpu_year
+        The false-alarm rate that the thresholds are set for, see `fusion`. Raises ValueError if not sensible.
+    """
+
+    def __init__(
+        self,
+        policy: Policy = DEFAULT_POLICY,
+        *,
+        mode: Literal["observe", "enforce"] = "observe",
+        alarms_per_gpu_year: float = 0.1,
+    ) -> None:
+        self.host = Host()
+        self.incidents = Incidents()
+        self._policy = policy
+        self._mode: Literal["observe", "enforce"] = mode
+        self._flows = FlowTable()
+        self._detectors = new_detectors()
+        self._fusion = Fusion(alarms_per_gpu_year)
+        self._correlation = Correlation()
+        self._gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
+        self._pending: OrderedDict[str, Decision] = OrderedDict()
+        self._decided: OrderedDict[str, None] = OrderedDict()
+        self._gone: deque[ProcessExited] = deque(maxlen=DECIDED_MAX)
+
+    def receive(self, block: Block) -> list[Event]:
+        """Take one block in and return what follows from it, in order."""
+        match block:
+            case Packets():
+                items: list[Block | Observation] = list(self._flows.receive(block))
+            case Tick():
+                items = [block, *self._flows.tick(block.time_ns)]
+            case _:
+                items = [block]
+        return [event for item in items for event in self._take(item)]
+
+    def close(self, time_ns: int) -> list[Event]:
+        """Return what follows from the end of the input: a report for every flow still open."""
+        return [event for item in self._flows.close(time_ns) for event in self._take(item)]
+
+    def processes(self) -> list[ProcessVerdict]:
+        """Return how every process stands that evidence was given about, or that uses a GPU."""
+        spoken = {s for s in self._fusion.subjects() if isinstance(s, ProcessId)}
+        spoken |= {sample.process for sample in self.host.process_samples.values()}
+        return [self._process_verdict(process) for process in sorted(spoken)]
+
+    def pending(self) -> list[Decision]:
+        """Return the decisions that wait for a person."""
+        return list(self._pending.values())
+
+    def _take(self, item: Block | Observation) -> list[Event]:
+        self.host.receive(item)
+        events = self._answer(item)
+        spoken: dict[tuple[Subject, str], Standing] = {}
+        for detector in self._detectors:
+            for evidence in detector.receive(item, self.host):
+                standing, changed = self._fusion.receive(evidence)
+                if changed and LABELS[standing.label].accuses:
+                    spoken[standing.subject, standing.label] = standing
+        for standing in spoken.values():
+            events += self._tell(self._finding(standing, item.time_ns))
+        if isinstance(item, FlowClosed):
+            events.append(self._report(item))
+            self._fusion.forget(item.flow)
+        return events
+
+    def _answer(self, item: Block | Observation) -> list[Event]:
+        """Return what a record asks for by itself, apart from any evidence in it."""
+        match item:
+            case Gap():
+                self._gaps.append(item)
+                return [item]
+            case ToolCall():
+                self._correlation.receive(item)
+                return self._rejoin(item.time_ns)
+            case Sockets() | ProcessStarted():
+                return self._rejoin(item.time_ns)
+            case Approval():
+                return self._approve(item)
+            case ActionOutcome():
+                incident = self.incidents.outcome(item)
+                return [incident] if incident else []
+            case ProcessExited():
+                self._gone.append(item)
+            case Tick():
+                self._forget_exited(item.time_ns)
+            case _:
+                pass
+        return []
+
+    def _finding(self, standing: Standing, time_ns: int) -> Finding:
+        subject = standing.subject
+        start_ns = subject.start_ns if isinstance(subject, FlowId) else standing.start_ns
+        process, call, trace_id = self._join(subject)
+        return Finding(
+            time_ns=time_ns,
+            id=short_id("F", subject, standing.label),
+            subject=subject,
+            verdict=standing.verdict,
+            label=standing.label,
+            carrier=standing.carrier,
+            probability=probability(standing.nats),
+            nats=standing.nats,
+            start_ns=start_ns,
+            decided_after_s=max(0, (standing.decided_ns or time_ns) - start_ns) / 1e9,
+            evidence=tuple(standing.evidence),
+            counter_evidence=tuple(standing.counter_evidence),
+            process=process,
+            tool_call=call,
+            trace_id=trace_id,
+            gaps=tuple(self._gaps),
+        )
+
+    def _join(self, subject: Subject) -> tuple[ProcessBrief | None, ToolCall | None, str]:
+        """Return whose a subject is: process, tool call, trace."""
+        process = subject if isinstance(subject, ProcessId) else None
+        if isinstance(subject, FlowId):
+            process = self.host.owner(subject)
+        if process is None:
+            return None, None, ""
+        brief = self.host.brief(process)
+        call = self._correlation.tool_call(process, self.host)
+        return brief, call, brief.context.trace_id or (call.trace_id if call else "")
+
+    def _tell(self, finding: Finding) -> list[Event]:
+        """Return a finding with the incident it belongs to and what policy asks for."""
+        events: list[Event] = [finding, *self.incidents.receive(finding)]
+        for step in decide(self._policy, finding):
+            decision_id = short_id("D", finding.id, step.rule)
+            if decision_id in self._decided:
+                continue
+            self._decided[decision_id] = None
+            incident = self.incidents.of_finding(finding.id)
+            decision = Decision(
+                time_ns=finding.time_ns,
+                id=decision_id,
+                incident_id=incident.id if incident else "",
+                finding_id=finding.id,
+                rung=step.rung,
+                mode=self._mode,
+                needs_approval=step.needs_approval,
+                target=finding.process,
+                ttl_s=step.ttl_s,
+                reason=step.reason,
+                rule=step.rule,
+            )
+            events += self._ask(decision)
+        while len(self._decided) > DECIDED_MAX:
+            self._decided.popitem(last=False)
+        return events
+
+    def _ask(self, decision: Decision) -> list[Event]:
+        if decision.needs_approval:
+            self._pending[decision.id] = decision
+            while len(self._pending) > PENDING_MAX:
+                self._pending.popitem(last=False)
+        incident = self.incidents.decide(decision.finding_id, decision)
+        return [decision, incident] if incident else [decision]
+
+    def _approve(self, approval: Approval) -> list[Event]:
+        """A yes counts only for what still stands: the process alive, the finding still confirmed."""
+        decision = self._pending.pop(approval.decision_id, None)
+        if decision is None:
+            reason = f"{approval.answer} by {approval.by}: no decision {approval.decision_id} waits for an answer"
+            return [Gap(time_ns=approval.time_ns, sensor="approval", reason=reason)]
+        if approval.answer == "reject":
+            return []
+        incident = self.incidents.of_finding(decision.finding_id)
+        finding = next((f for f in incident.findings if f.id == decision.finding_id), None) if incident else None
+        alive = decision.target is not None and decision.target.process not in self.host.exited
+        if finding is None or finding.verdict != "confirmed" or not alive:
+            reason = f"decision {decision.id} was approved by {approval.by}, but what it rests on no longer stands"
+            return [Gap(time_ns=approval.time_ns, sensor="approval", reason=reason)]
+        return self._ask(msgspec.structs.replace(
+            decision, time_ns=approval.time_ns, needs_approval=False, approved_by=approval.by))
+
+    def _rejoin(self, time_ns: int) -> list[Event]:
+        """Return what changes now that a socket, a process or a tool call is better known."""
+        events: list[Event] = []
+        for finding in self.incidents.findings():
+            if finding.process is not None and finding.tool_call is not None:
+                continue
+            process, call, trace_id = self._join(finding.subject)
+            if (process, call, trace_id) == (finding.process, finding.tool_call, finding.trace_id):
+                continue
+            if process is None:
+                continue
+            events += self._tell(msgspec.structs.replace(
+                finding, time_ns=time_ns, process=process, tool_call=call, trace_id=trace_id))
+        return events
+
+    def _report(self, closed: FlowClosed) -> FlowReport:
+        standing = self._fusion.best(closed.flow)
+        if standing is None:
+            label = "ssh" if closed.carrier == "ssh" else "other"
+            standing = Standing(subject=closed.flow, label=label, start_ns=closed.flow.start_ns)
+            standing.carrier = closed.carrier
+            both = closed.payload_bytes_initiator and closed.payload_bytes_responder
+            if closed.packets >= LOOKED_PACKETS and both and closed.flow.initiator_known:
+                standing.verdict = "clear"
+        finding = self._finding(standing, closed.time_ns)
+        return FlowReport(time_ns=closed.time_ns, closed=closed, finding=finding)
+
+    def _process_verdict(self, process: ProcessId) -> ProcessVerdict:
+        standing = self._fusion.best(process)
+        return ProcessVerdict(
+            process=self.host.brief(process),
+            verdict=standing.verdict if standing else "unknown",
+            label=standing.label if standing else "",
+            probability=probability(standing.nats) if standing else 0.0,
+        )
+
+    def _forget_exited(self, time_ns: int) -> None:
+        while self._gone and self._gone[0].time_ns + EXITED_KEPT_NS < time_ns:
+            gone = self._gone.popleft()
+            self._fusion.forget(gone.process)
+            self.host.forget(gone.process)
