@@ -1,0 +1,373 @@
+"""The guard process: waits on the sensors, hands their blocks to the recorder and to `core.Guard`, carries out what follows.
+
+It runs without privileges beside a broker that has them (ADR 0001). It owns time: every block passes through `feed`
+once, in order of arrival, is recorded, and only then judged, so that a recording replays to the same events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import structlog
+
+from gpuguard import sensors
+from gpuguard.broker_client import BrokerClient, BrokerGone
+from gpuguard.config import Config
+from gpuguard.core.events import Decision, Event, Finding, FlowReport, Incident
+from gpuguard.core.guard import Guard, ProcessVerdict
+from gpuguard.core.policy import Policy
+from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Packets, Tick
+from gpuguard.messages import Act, Acted, Audit, Disarm, Hello, Refused, Undo, Welcome
+from gpuguard.outputs.event_log import EventLog
+from gpuguard.recording.writer import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from gpuguard.sensors import Sensor
+
+log = structlog.get_logger("gpuguard")
+
+PROTOCOL_VERSION = 1
+TCP_SYN = 0x02
+TCP_SYN_ACK = 0x12
+REOPEN_NS = 30_000_000_000
+ANSWERS_MAX = 1_024
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What the broker hands to the guard at its start: all that was read with privileges."""
+
+    config: Config
+    policy: Policy
+    guard_dir: str
+    runtime_dir: str
+
+
+class Subscriber(Protocol):
+    """Takes events as they come, on the guard's thread: it must not block."""
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        ...
+
+
+def host_info(welcome: Welcome, start: Start, time_ns: int) -> HostInfo:
+    """Return the first record: whose records these are, and the settings that replay needs to judge as we did."""
+    return HostInfo(
+        time_ns=time_ns,
+        schema_version=SCHEMA_VERSION,
+        boot_id=welcome.boot_id,
+        hostname=welcome.hostname,
+        clock_ticks_per_s=welcome.clock_ticks_per_s,
+        settings={
+            "guard": msgspec.json.encode(start.config.guard).decode(),
+            "policy": msgspec.json.encode(start.policy).decode(),
+        },
+    )
+
+
+class Daemon:
+    """One life of the guard. Other threads (the API) may call the methods that say so."""
+
+    def __init__(self, broker: BrokerClient, start: Start, guard_dir: Path) -> None:
+        self._broker = broker
+        self._start = start
+        config = start.config
+        self._guard = Guard(
+            start.policy, mode=config.guard.mode, alarms_per_gpu_year=config.guard.alarms_per_gpu_year)
+        self._events = EventLog(guard_dir / "events.jsonl")
+        self._recorder = _recorder(config, guard_dir)
+        self._sensors: dict[str, Sensor] = {}
+        self._closed_until_ns: dict[str, int] = {}
+        self._due_ns: dict[str, int] = {}
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.RLock()
+        self._answers: deque[Approval] = deque(maxlen=ANSWERS_MAX)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stop_signal = 0
+        self._subscribers: list[Subscriber] = []
+        self._enforcing = False
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Watch until a signal says stop or the broker is gone; return the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, "")
+        self._selector.register(self._broker.descriptor, selectors.EVENT_READ, "broker")
+        try:
+            self._greet()
+            while not self._stop_signal:
+                self._step()
+        except BrokerGone as gone:
+            log.error("the broker is gone: what it undoes it undoes alone", reason=str(gone))
+            return 1
+        finally:
+            self._close()
+        return 0
+
+    def _greet(self) -> None:
+        answer, _ = self._broker.ask(Hello(version=PROTOCOL_VERSION))
+        if not isinstance(answer, Welcome):
+            message = f"the broker answered {answer}"
+            raise BrokerGone(message)
+        self._enforcing = answer.enforcing
+        self.feed(host_info(answer, self._start, time.time_ns()))
+        self._audit("started", {"mode": self._start.config.guard.mode, "eyes": answer.eyes})
+
+    def _step(self) -> None:
+        now_ns = time.time_ns()
+        self._open_sensors(now_ns)
+        for key, _ in self._selector.select(self._timeout_s(now_ns)):
+            if key.data == "broker":
+                message = "it closed its end"
+                raise BrokerGone(message)
+            if key.data:
+                self._read(key.data)
+            else:
+                self._drain_wake()
+        now_ns = time.time_ns()
+        for name in [name for name, due_ns in self._due_ns.items() if due_ns <= now_ns]:
+            self._on_timer(name, now_ns)
+
+    def _on_timer(self, name: str, now_ns: int) -> None:
+        if name == "tick":
+            self._due_ns[name] = now_ns + self._start.config.guard.tick_ms * 1_000_000
+            self.feed(Tick(time_ns=now_ns))
+            return
+        self._read(name)
+
+    def _timeout_s(self, now_ns: int) -> float:
+        self._due_ns.setdefault("tick", now_ns)
+        return max(0.0, (min(self._due_ns.values()) - now_ns) / 1e9)
+
+    def _read(self, name: str) -> None:
+        sensor = self._sensors.get(name)
+        if sensor is None:
+            return
+        now_ns = time.time_ns()
+        if sensor.period_ns is not None:
+            self._due_ns[name] = now_ns + sensor.period_ns
+        for block in sensor.read(now_ns):
+            self.feed(block)
+
+    # -- sensors ------------------------------------------------------------------------------------------------------
+
+    def _open_sensors(self, now_ns: int) -> None:
+        """Open every sensor of the folder that is enabled and not yet open; a closed eye is tried again later."""
+        for name in _sensor_names():
+            if name in self._sensors or self._closed_until_ns.get(name, 0) > now_ns:
+                continue
+            if not getattr(self._start.config, name).enabled:
+                self._closed_until_ns[name] = 1 << 62
+                continue
+            self._open_sensor(name, now_ns)
+
+    def _open_sensor(self, name: str, now_ns: int) -> None:
+        first = name not in self._closed_until_ns
+        self._closed_until_ns[name] = now_ns + REOPEN_NS
+        try:
+            sensor = importlib.import_module(f"gpuguard.sensors.{name}").open_sensor(self._broker, self._start.config)
+        except sensors.EyeClosed as closed:
+            if first:
+                log.warning("eye closed", sensor=name, reason=str(closed))
+                self.feed(Gap(time_ns=now_ns, sensor=name, reason=str(closed), since_ns=now_ns))
+            return
+        log.info("eye open", sensor=name)
+        self._sensors[name] = sensor
+        if sensor.descriptor is not None:
+            self._selector.register(sensor.descriptor, selectors.EVENT_READ, name)
+        if sensor.period_ns is not None:
+            self._due_ns[name] = now_ns
+
+    # -- one block ----------------------------------------------------------------------------------------------------
+
+    def feed(self, block: Block) -> None:
+        """Record one block, judge it, and carry out what follows."""
+        with self._lock:
+            waiting: deque[Block] = deque([block])
+            while waiting:
+                one = waiting.popleft()
+                if self._recorder:
+                    waiting.extend(self._recorder.write(one))
+                for event in self._guard.receive(one):
+                    waiting.extend(self._handle(event))
+        self._notice(block)
+
+    def _notice(self, block: Block) -> None:
+        """Tell the sensors that look on demand what they may want to look at."""
+        opens = isinstance(block, Packets) and bool(((block.rows["tcp_flags"] & TCP_SYN_ACK) == TCP_SYN).any())
+        for name, sensor in self._sensors.items():
+            if name == "sockets" and opens:
+                sensor.wake()  # type: ignore[attr-defined]
+                self._due_ns[name] = 0
+            notice: Callable[[Block], None] | None = getattr(sensor, "notice", None)
+            if notice:
+                notice(block)
+
+    def _handle(self, event: Event) -> list[Block]:
+        """Write one event down, tell who listens, and return the records that it gives rise to."""
+        if isinstance(event, FlowReport) and event.finding.label == "other":
+            return []
+        self._events.write(event)
+        for subscriber in self._subscribers:
+            subscriber(event)
+        match event:
+            case Finding():
+                log.info("finding", label=event.label, verdict=event.verdict, subject=str(event.subject), id=event.id)
+            case Gap():
+                log.warning("gap", sensor=event.sensor, reason=event.reason)
+            case Decision():
+                return self._decide(event)
+            case _:
+                pass
+        return []
+
+    # -- acting -------------------------------------------------------------------------------------------------------
+
+    def _decide(self, decision: Decision) -> list[Block]:
+        self._audit("decision", msgspec.to_builtins(decision))
+        log.info("decision", rung=decision.rung, rule=decision.rule, mode=decision.mode, id=decision.id)
+        if decision.rung in ("observe", "notify"):
+            return [self._outcome(decision, "done", "written to the log")]
+        if decision.mode == "observe":
+            asked = ", after a person's approval" if decision.needs_approval else ""
+            return [self._outcome(decision, "would_have", f"would {decision.rung}{asked}: mode is observe")]
+        if decision.needs_approval:
+            return []
+        return self._act(decision)
+
+    def _act(self, decision: Decision) -> list[Block]:
+        target = decision.target
+        if target is None or decision.rung not in ("isolate", "throttle", "pause", "kill"):
+            return [self._outcome(decision, "refused", f"{decision.rung}: nobody to do it to, or no way to do it yet")]
+        answer, _ = self._broker.ask(Act(
+            decision_id=decision.id,
+            action=decision.rung,  # type: ignore[arg-type]
+            target=target.process,
+            cgroup=target.cgroup,
+            cgroup_id=target.cgroup_id,
+            ttl_s=decision.ttl_s,
+            approved_by=decision.approved_by,
+            reason=decision.reason,
+        ))
+        if isinstance(answer, Acted):
+            return list(answer.outcomes)
+        reason = answer.reason if isinstance(answer, Refused) else f"the broker answered {type(answer).__name__}"
+        return [self._outcome(decision, "refused", reason)]
+
+    def _outcome(self, decision: Decision, outcome: str, text: str) -> ActionOutcome:
+        return ActionOutcome(
+            time_ns=decision.time_ns,
+            decision_id=decision.id,
+            action=decision.rung,
+            outcome=outcome,  # type: ignore[arg-type]
+            text=text,
+            process=decision.target.process if decision.target else None,
+        )
+
+    def _audit(self, kind: str, body: dict[str, object]) -> None:
+        answer, _ = self._broker.ask(Audit(time_ns=time.time_ns(), kind=kind, body=body))
+        if isinstance(answer, Refused):
+            log.error("the audit log refused an entry", kind=kind, reason=answer.reason)
+
+    # -- for the API, from its threads --------------------------------------------------------------------------------
+
+    def processes(self) -> list[ProcessVerdict]:
+        """Return how every process stands. Any thread."""
+        with self._lock:
+            return self._guard.processes()
+
+    def incidents(self) -> list[Incident]:
+        """Return all incidents, newest touched last. Any thread."""
+        with self._lock:
+            return self._guard.incidents.all()
+
+    def incident(self, incident_id: str) -> Incident | None:
+        """Return one incident. Any thread."""
+        with self._lock:
+            return self._guard.incidents.get(incident_id)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call ``subscriber`` with every event from now on; return how to end that. Any thread."""
+        with self._lock:
+            self._subscribers.append(subscriber)
+
+        def end() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self._subscribers.remove(subscriber)
+
+        return end
+
+    def decide(self, decision_id: str, answer: str, by: str, reason: str) -> bool:
+        """Take a person's answer; False if no such decision waits. Any thread."""
+        with self._lock:
+            if decision_id not in {d.id for d in self._guard.pending()}:
+                return False
+            self._answers.append(Approval(
+                time_ns=time.time_ns(),
+                decision_id=decision_id,
+                answer=answer,  # type: ignore[arg-type]
+                by=by,
+                reason=reason,
+            ))
+        self._wake()
+        return True
+
+    # -- signals and the end ------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._stop_signal = number
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4_096)
+        while self._answers:
+            approval = self._answers.popleft()
+            self._audit("approval", msgspec.to_builtins(approval))
+            self.feed(approval)
+
+    def _close(self) -> None:
+        for sensor in self._sensors.values():
+            sensor.close()
+        now_ns = time.time_ns()
+        with self._lock:
+            for event in self._guard.close(now_ns):
+                self._handle(event)
+            if self._recorder:
+                for gap in self._recorder.close(now_ns):
+                    self._events.write(gap)
+            self._events.close()
+
+
+def _sensor_names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(sensors.__path__))
+
+
+def _recorder(config: Config, guard_dir: Path) -> Recorder | None:
+    settings = config.recording
+    if not settings.directory:
+        return None
+    return Recorder(
+        guard_dir / settings.directory,
+        file_bytes_max=settings.file_bytes_max,
+        total_bytes_max=settings.total_bytes_max,
+    )

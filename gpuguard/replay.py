@@ -1,0 +1,44 @@
+"""Recordings through the same guard: the events that were, or that another policy would have made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gpuguard.config import GuardSettings
+from gpuguard.core.guard import Guard
+from gpuguard.core.policy import DEFAULT_POLICY, Policy
+from gpuguard.core.records import Block, HostInfo
+from gpuguard.recording.reader import read_recording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuguard.core.events import Event
+
+
+def replay(path: str | Path, *, policy: Policy | None = None) -> Iterator[Event]:
+    """Yield the events of a recording (a file or a directory).
+
+    Judged by the settings and the policy that it was made under, unless ``policy`` is given. A recording that is cut
+    or damaged yields everything up to there, and a `Gap` that says so. Raises RecordingError if it is none at all,
+    OSError if it cannot be opened.
+    """
+    guard: Guard | None = None
+    time_ns = 0
+    for block in read_recording(Path(path)):
+        guard = guard or guard_for(block, policy)
+        time_ns = max(time_ns, block.time_ns)
+        yield from guard.receive(block)
+    if guard:
+        yield from guard.close(time_ns)
+
+
+def guard_for(first: Block, policy: Policy | None = None) -> Guard:
+    """Return a guard with the settings that the first record of a recording names."""
+    said = first.settings if isinstance(first, HostInfo) else {}
+    settings = msgspec.json.decode(said["guard"], type=GuardSettings) if "guard" in said else GuardSettings()
+    made_under = msgspec.json.decode(said["policy"], type=Policy) if "policy" in said else DEFAULT_POLICY
+    return Guard(policy or made_under, mode=settings.mode, alarms_per_gpu_year=settings.alarms_per_gpu_year)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from gpuguard.core.correlation import Correlation
+from gpuguard.core.host import Host
+from tests.core.builders import SECOND, SPAN, T0, TRACE, call, pid, started
+
+
+def joined(host: Host, *calls: object) -> Correlation:
+    correlation = Correlation()
+    for one in calls:
+        correlation.receive(one)  # type: ignore[arg-type]
+    return correlation
+
+
+def test_traceparent_of_an_ancestor_names_the_call() -> None:
+    host = Host()
+    host.receive(started(pid(10), environ={"TRACEPARENT": f"00-{TRACE}-{SPAN}-01"}))
+    host.receive(started(pid(20), pid(10)))
+    found = joined(host, call()).tool_call(pid(20), host)
+    assert found is not None
+    assert found.span_id == SPAN
+
+
+def test_traceparent_of_an_unknown_span_is_not_guessed() -> None:
+    host = Host()
+    host.receive(started(pid(5)))
+    host.receive(started(pid(10), pid(5), environ={"TRACEPARENT": f"00-{TRACE}-{'f' * 16}-01"}))
+    assert joined(host, call(process=pid(5))).tool_call(pid(10), host) is None
+
+
+def test_the_only_call_that_ran_when_the_agents_child_started() -> None:
+    host = Host()
+    host.receive(started(pid(5)))
+    host.receive(started(pid(10), pid(5), time_ns=T0 + SECOND))
+    host.receive(started(pid(11), pid(10), time_ns=T0 + 100 * SECOND))
+    calls = [call("a" * 16, end_ns=T0 + 2 * SECOND, process=pid(5)),
+             call("b" * 16, start_ns=T0 + 50 * SECOND, process=pid(5))]
+    found = joined(host, *calls).tool_call(pid(11), host)
+    assert found is not None
+    assert found.span_id == "a" * 16
+
+
+def test_two_calls_at_once_leave_it_open() -> None:
+    host = Host()
+    host.receive(started(pid(5)))
+    host.receive(started(pid(10), pid(5), time_ns=T0 + SECOND))
+    calls = [call("a" * 16, process=pid(5)), call("b" * 16, process=pid(5))]
+    assert joined(host, *calls).tool_call(pid(10), host) is None
+
+
+def test_nobody_asked() -> None:
+    host = Host()
+    host.receive(started(pid(10), pid(1)))
+    assert joined(host, call(process=pid(5))).tool_call(pid(10), host) is None

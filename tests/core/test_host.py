@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from gpuguard.core.host import BoundedTable, Host
+from gpuguard.core.records import ModuleImage, ProcessExited
+from tests.core.builders import SPAN, T0, TRACE, flow, pid, socket_of, sockets, started
+
+
+def host_with(*records: object) -> Host:
+    host = Host()
+    for record in records:
+        host.receive(record)  # type: ignore[arg-type]
+    return host
+
+
+def test_a_full_table_forgets_its_oldest_and_counts() -> None:
+    table: BoundedTable[int, int] = BoundedTable(2)
+    for key in range(5):
+        table[key] = key
+    assert (len(table), table.evicted, table.get(4), table.get(0)) == (2, 3, 4, None)
+
+
+def test_ancestry_stops_at_a_reused_pid() -> None:
+    host = host_with(started(pid(10), pid(1)), started(pid(20), pid(10)), started(pid(30), pid(31, 99)))
+    assert host.ancestors(pid(20)) == (pid(10), pid(1))
+    assert host.ancestors(pid(30)) == ()
+
+
+def test_ancestry_survives_the_ancestors() -> None:
+    environ = {"TRACEPARENT": f"00-{TRACE}-{SPAN}-01"}
+    host = host_with(started(pid(10), pid(1)), started(pid(20), pid(10), environ=environ), started(pid(30), pid(20)))
+    host.receive(ProcessExited(time_ns=T0, process=pid(20)))
+    host.forget(pid(20))
+    assert host.process(20) is None
+    assert host.ancestors(pid(30)) == (pid(20), pid(10), pid(1))
+    assert host.context(pid(30)).span_id == SPAN
+
+
+def test_a_parent_loop_ends() -> None:
+    host = host_with(started(pid(1, 5), pid(2, 5)), started(pid(2, 5), pid(1, 5)))
+    assert len(host.ancestors(pid(1, 5))) <= 2
+
+
+def test_an_exit_of_an_earlier_life_of_a_pid_does_not_end_the_later() -> None:
+    host = host_with(started(pid(9, 1)), started(pid(9, 2)), ProcessExited(time_ns=T0, process=pid(9, 1)))
+    assert host.process(9) == pid(9, 2)
+
+
+def test_owner_is_certain_or_nobody() -> None:
+    one = flow()
+    assert host_with().owner(one) is None
+    assert host_with(sockets(socket_of(one))).owner(one) is None
+    assert host_with(sockets(socket_of(one, pid(5)))).owner(one) == pid(5)
+    unrelated = host_with(started(pid(5)), started(pid(6)), sockets(socket_of(one, pid(5), pid(6))))
+    assert unrelated.owner(one) is None
+    related = host_with(started(pid(5)), started(pid(6), pid(5)), sockets(socket_of(one, pid(6), pid(5))))
+    assert related.owner(one) == pid(5)
+
+
+def test_a_socket_once_owned_keeps_its_owner_when_the_owner_becomes_unreadable() -> None:
+    one = flow()
+    host = host_with(sockets(socket_of(one, pid(5))), sockets(socket_of(one)))
+    assert host.owner(one) == pid(5)
+
+
+def test_a_reused_port_is_another_socket() -> None:
+    first, second = flow(start_ns=T0), flow(start_ns=T0 + 10)
+    host = host_with(sockets(socket_of(first, pid(5), inode=1)))
+    assert host.owner(first) == pid(5)
+    host.receive(sockets(socket_of(second, pid(6), inode=2)))
+    assert host.owner(second) == pid(6)
+    assert host.owner(first) == pid(5)
+
+
+def test_images_are_kept_in_order() -> None:
+    images = [ModuleImage(time_ns=T0, process=pid(5), sha256=str(n), size_bytes=n, kind="cubin") for n in range(3)]
+    assert [image.sha256 for image in host_with(*images).images(pid(5))] == ["0", "1", "2"]

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from gpuguard.core.events import Decision
+from gpuguard.core.incidents import Incidents
+from gpuguard.core.records import ActionOutcome
+from gpuguard.core.subjects import Context
+from tests.core.builders import T0, TRACE, brief, call, finding, pid
+
+
+def test_findings_of_one_trace_are_one_incident() -> None:
+    incidents = Incidents()
+    tunnel = finding("F-1", label="ssh-reverse-tunnel", process=brief(pid(5), name="ssh"), trace_id=TRACE,
+                     tool_call=call())
+    mining = finding("F-2", process=brief(pid(6), name="hasher"), trace_id=TRACE)
+    first = incidents.receive(tunnel)[-1]
+    second = incidents.receive(mining)[-1]
+    assert first.id == second.id
+    assert {f.id for f in second.findings} == {"F-1", "F-2"}
+    assert second.title == "mining and ssh-reverse-tunnel by hasher, ssh, asked for by tool call shell"
+    assert [c.tool_name for c in second.tool_calls] == ["shell"]
+
+
+def test_unrelated_processes_are_apart() -> None:
+    incidents = Incidents()
+    one = incidents.receive(finding("F-1", process=brief(pid(5))))[-1]
+    two = incidents.receive(finding("F-2", process=brief(pid(6))))[-1]
+    assert one.id != two.id
+
+
+def test_a_shared_job_binds() -> None:
+    incidents = Incidents()
+    job = Context(slurm_job_id="42")
+    one = incidents.receive(finding("F-1", process=brief(pid(5), context=job)))[-1]
+    two = incidents.receive(finding("F-2", process=brief(pid(6), context=job)))[-1]
+    assert one.id == two.id
+
+
+def test_a_finding_whose_process_is_learnt_late_moves_to_its_story() -> None:
+    incidents = Incidents()
+    alone = incidents.receive(finding("F-1"))[-1]
+    story = incidents.receive(finding("F-2", process=brief(pid(6)), trace_id=TRACE))[-1]
+    left, joined = incidents.receive(finding("F-1", process=brief(pid(5)), trace_id=TRACE))
+    assert (left.id, left.state, left.findings) == (alone.id, "closed", ())
+    assert joined.id == story.id
+    assert len(joined.findings) == 2
+
+
+def test_a_lone_finding_keeps_its_incident_when_its_story_is_learnt() -> None:
+    incidents = Incidents()
+    alone = incidents.receive(finding("F-1"))[-1]
+    named = incidents.receive(finding("F-1", process=brief(pid(5)), trace_id=TRACE))
+    assert [i.id for i in named] == [alone.id]
+    assert incidents.receive(finding("F-2", trace_id=TRACE))[-1].id == alone.id
+
+
+def test_it_closes_when_nothing_stands() -> None:
+    incidents = Incidents()
+    incidents.receive(finding("F-1", process=brief(pid(5))))
+    assert incidents.receive(finding("F-1", verdict="unknown", process=brief(pid(5))))[-1].state == "closed"
+    assert incidents.findings() == []
+
+
+def test_decisions_and_what_became_of_them_are_kept() -> None:
+    incidents = Incidents()
+    home = incidents.receive(finding("F-1", process=brief(pid(5))))[-1]
+    decision = Decision(time_ns=T0, id="D-1", incident_id=home.id, finding_id="F-1", rung="pause", mode="enforce",
+                        needs_approval=False, target=brief(pid(5)), ttl_s=1.0, reason="", rule="r")
+    incidents.decide("F-1", decision)
+    outcome = ActionOutcome(time_ns=T0, decision_id="D-1", action="pause", outcome="done", text="")
+    kept = incidents.outcome(outcome)
+    assert kept is not None
+    assert (kept.decisions, kept.outcomes) == ((decision,), (outcome,))
+    assert incidents.outcome(ActionOutcome(time_ns=T0, decision_id="?", action="", outcome="done", text="")) is None
