@@ -1,0 +1,300 @@
+"""The flow table of ext/flows.pyx once more, for the eye: dicts, no tricks. The two must tell the same."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+FIN, SYN, RST, ACK, TCP = 1, 2, 4, 16, 6
+OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM = range(5)
+SHUT, BRIEF, LONG = range(3)
+BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
+TIMEOUT_NS = (10 * 10**9, 180 * 10**9, 86_400 * 10**9)
+HOLE_BYTES_MAX = 1 << 24
+
+
+@dataclass
+class Side:
+    expected: int | None = None
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    strange: int | None = None
+    watched: int = 0
+    watch_from: int = 0
+    payload_bytes: int = 0
+    first: int = 0
+    small_ns: int | None = None
+    small: int = 0
+    grid: int = 0
+    quick: int = 0
+    quick_waiting: bool = False
+
+
+@dataclass
+class Flow:
+    key: tuple
+    slot: int
+    initiator_is_high: bool
+    last_ns: int
+    queue: int = BRIEF
+    queued_ns: int = 0
+    fins: int = 0
+    packets: int = 0
+    answered: int = 0
+    syn_ns: int | None = None
+    syn_sequence: int = 0
+    syn_answer_ns: int | None = None
+    rtt_ns: int = -1
+    talk_ns: int | None = None
+    waiting: bool = False
+    asker: int = 0
+    question_ns: int = 0
+    question_bytes: int = 0
+    large_side: int = 2
+    sides: tuple[Side, Side] = field(default_factory=lambda: (Side(), Side()))
+
+
+def signed(value: int) -> int:
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+class Table:
+    def __init__(self, size_max: int, seed: int = 0) -> None:
+        self.size_max = size_max
+        self.flows: dict[tuple, Flow] = {}  # in order of opening
+        self.queues: list[OrderedDict[tuple, None]] = [OrderedDict(), OrderedDict(), OrderedDict()]
+        self.free: list[int] = []
+        self.evicted = 0
+        self.told: list[tuple] = []
+
+    def run(self, rows, start, stop, netns):
+        for row in rows[start:stop]:
+            self.take(row, netns)
+        return self.tell()
+
+    def tell(self):
+        told, self.told = self.told, []
+        return told
+
+    def touch(self, rows, row, netns):
+        key, from_high = self.key(rows[row], netns)
+        flow = self.flows.get(key)
+        if flow is None or self.reused(flow, rows[row]):
+            flow = self.open(flow, key, from_high, rows[row])
+        return flow.slot, self.side(flow, from_high)
+
+    def watch(self, slot, side, from_sequence):
+        flow = next(flow for flow in self.flows.values() if flow.slot == slot)
+        flow.sides[side].watched = 1
+        flow.sides[side].watch_from = from_sequence
+        flow.large_side = 2
+
+    def tick(self, time_ns):
+        for queue in (SHUT, BRIEF, LONG):
+            while self.queues[queue]:
+                flow = self.flows[next(iter(self.queues[queue]))]
+                if flow.queued_ns + TIMEOUT_NS[queue] > time_ns:
+                    break
+                if flow.last_ns + TIMEOUT_NS[queue] > time_ns:
+                    self.enqueue(flow, queue, flow.last_ns)
+                else:
+                    self.drop(flow, time_ns, BY_IDLE)
+        return self.tell()
+
+    def close(self, time_ns):
+        for flow in list(self.flows.values()):
+            self.drop(flow, time_ns, BY_END)
+        return self.tell()
+
+    @staticmethod
+    def key(row, netns):
+        icmp = row["protocol"] in (1, 58)
+        near = (bytes(row["source"]), int(row["destination_port" if icmp else "source_port"]))
+        far = (bytes(row["destination"]), int(row["destination_port"]))
+        from_high = near > far
+        low, high = (far, near) if from_high else (near, far)
+        return (netns, int(row["protocol"]), low, high), from_high
+
+    @staticmethod
+    def side(flow, from_high):
+        return 0 if from_high == flow.initiator_is_high else 1
+
+    @staticmethod
+    def reused(flow, row):
+        if row["protocol"] != TCP or row["tcp_flags"] & (SYN | ACK | RST) != SYN:
+            return False
+        spoke = any(side.payload_bytes for side in flow.sides)
+        return flow.queue == SHUT or bool(spoke and row["sequence"] != flow.syn_sequence)
+
+    def open(self, before, key, from_high, row):
+        time_ns, protocol = int(row["time_ns"]), key[1]
+        icmp_type = int(row["source_port"]) >> 8
+        backwards = protocol == TCP and row["tcp_flags"] & (SYN | ACK) == (SYN | ACK)
+        known = protocol == TCP and row["tcp_flags"] & SYN != 0
+        if protocol in (1, 58):
+            request, reply = (8, 0) if protocol == 1 else (128, 129)
+            backwards = icmp_type == reply
+            known = icmp_type in (request, reply)
+        if before:
+            self.drop(before, time_ns, BY_CLOSE)
+        if len(self.flows) >= self.size_max:
+            self.evicted += 1
+            queue = next(queue for queue in self.queues if queue)
+            self.drop(self.flows[next(iter(queue))], time_ns, BY_EVICTION)
+        slot = self.free.pop() if self.free else len(self.flows)
+        flow = Flow(key, slot, bool(from_high != backwards), time_ns)
+        self.flows[key] = flow
+        self.enqueue(flow, BRIEF, time_ns)
+        ends = (key[3], key[2]) if flow.initiator_is_high else (key[2], key[3])
+        self.told.append((OPENED, time_ns, slot, key[0], protocol, *ends[0], *ends[1], bool(known)))
+        return flow
+
+    def enqueue(self, flow, queue, time_ns):
+        self.queues[flow.queue].pop(flow.key, None)
+        flow.queue, flow.queued_ns = queue, time_ns
+        self.queues[queue][flow.key] = None
+
+    def drop(self, flow, time_ns, reason):
+        if flow.queue != SHUT:
+            self.tell_closed(flow, time_ns, reason)
+        self.queues[flow.queue].pop(flow.key)
+        del self.flows[flow.key]
+        self.free.append(flow.slot)
+
+    def tell_closed(self, flow, time_ns, reason):
+        one, two = flow.sides
+        self.told.append((CLOSED, time_ns, flow.slot, reason, flow.packets, one.payload_bytes, two.payload_bytes,
+                          one.first, two.first, flow.answered))
+
+    def take(self, row, netns):
+        key, from_high = self.key(row, netns)
+        flow = self.flows.get(key)
+        if flow is None or self.reused(flow, row):
+            flow = self.open(flow, key, from_high, row)
+        number = self.side(flow, from_high)
+        side, time_ns, tcp = flow.sides[number], int(row["time_ns"]), row["protocol"] == TCP
+        flow.packets += 1
+        flow.last_ns = max(flow.last_ns, time_ns)
+        if flow.queue == SHUT:
+            return
+        start, fresh = int(row["sequence"]), int(row["payload_bytes"])
+        if tcp:
+            self.handshake(flow, row, number)
+            start, fresh = self.new_bytes(side, row)
+        if fresh:
+            side.payload_bytes += fresh
+            self.talk(flow, number, fresh, time_ns)
+            if side.watched:
+                self.segment(flow, number, start, fresh, time_ns)
+        if flow.queue == BRIEF and tcp and all(one.payload_bytes for one in flow.sides):
+            self.enqueue(flow, LONG, time_ns)
+        elif time_ns - flow.queued_ns >= 10**9:
+            self.enqueue(flow, flow.queue, time_ns)
+        if tcp and row["tcp_flags"] & (FIN | RST):
+            flow.fins |= 3 if row["tcp_flags"] & RST else 1 << number
+            if flow.fins == 3:
+                self.tell_closed(flow, time_ns, BY_CLOSE)
+                self.enqueue(flow, SHUT, time_ns)
+
+    @staticmethod
+    def handshake(flow, row, number):
+        flags, time_ns = row["tcp_flags"] & (SYN | ACK | RST), int(row["time_ns"])
+        if flags == SYN and number == 0:
+            flow.syn_ns, flow.syn_sequence = time_ns, row["sequence"]
+        elif flags == (SYN | ACK) and number == 1:
+            flow.syn_answer_ns = time_ns
+        elif flags == ACK and number == 0 and flow.rtt_ns < 0 and None not in (flow.syn_ns, flow.syn_answer_ns):
+            flow.rtt_ns = max(0, time_ns - flow.syn_ns)
+
+    def new_bytes(self, side, row):
+        sequence, size = int(row["sequence"]), int(row["payload_bytes"])
+        if row["tcp_flags"] & RST:
+            return 0, 0
+        if row["tcp_flags"] & SYN:
+            sequence = (sequence + 1) & 0xFFFFFFFF
+            side.expected = sequence if side.expected is None else side.expected
+        if size == 0:
+            return 0, 0
+        side.expected = sequence if side.expected is None else side.expected
+        end = (sequence + size) & 0xFFFFFFFF
+        ahead = signed(sequence - side.expected)
+        if abs(ahead) > HOLE_BYTES_MAX:
+            if side.strange != sequence:
+                side.strange = end
+                return 0, 0
+            side.holes, side.expected, ahead = [], sequence, 0
+        side.strange = None
+        if ahead < 0:
+            if signed(end - side.expected) <= 0:
+                return self.fill(side, sequence, end)
+            sequence = side.expected
+        if ahead > 0:
+            side.holes = [*side.holes, (side.expected, sequence)][-2:]
+        side.expected = end
+        return sequence, (end - sequence) & 0xFFFFFFFF
+
+    @staticmethod
+    def fill(side, sequence, end):
+        for place, (first, last) in enumerate(side.holes):
+            if signed(end - first) <= 0 or signed(last - sequence) <= 0:
+                continue
+            begin = sequence if signed(sequence - first) > 0 else first
+            if signed(last - end) > 0:
+                side.holes[place] = (end, last)
+                return begin, (end - begin) & 0xFFFFFFFF
+            del side.holes[place]
+            return begin, (last - begin) & 0xFFFFFFFF
+        return 0, 0
+
+    def talk(self, flow, number, size, time_ns):
+        silence = max(80_000_000, 2 * flow.rtt_ns)
+        if flow.waiting and number != flow.asker and time_ns - flow.question_ns <= 10**9:
+            flow.waiting = False
+            if flow.question_bytes <= 512 and size <= 512:
+                flow.answered += 1
+                self.told.append((EXCHANGE, time_ns, flow.slot, flow.asker, max(0, time_ns - flow.question_ns),
+                                  flow.question_bytes, size, flow.sides[0].first, flow.sides[1].first, flow.answered,
+                                  flow.rtt_ns))
+        elif flow.talk_ns is not None and time_ns - flow.talk_ns > silence:
+            flow.sides[number].first += 1
+            flow.waiting, flow.asker, flow.question_bytes, flow.question_ns = True, number, size, time_ns
+        elif flow.waiting and number == flow.asker:
+            flow.question_bytes += size
+            flow.question_ns = time_ns
+            flow.waiting = flow.question_bytes <= 512
+        flow.talk_ns = time_ns
+        self.rhythm(flow, number, size, time_ns)
+
+    def rhythm(self, flow, number, size, time_ns):
+        side, other = flow.sides[number], flow.sides[1 - number]
+        if other.quick_waiting:
+            other.quick_waiting = False
+            other.quick += time_ns - other.small_ns <= 5_000_000
+        if size > 256:
+            return
+        if side.small_ns is not None:
+            side.grid += 16_500_000 <= time_ns - side.small_ns <= 23_500_000
+        side.small_ns, side.quick_waiting = time_ns, True
+        side.small += 1
+        if side.small == 64:
+            if side.grid * 3 > 64:
+                self.told.append((RHYTHM, time_ns, flow.slot, number, 64, side.grid, side.quick, flow.packets))
+            side.small = side.grid = side.quick = 0
+
+    def segment(self, flow, number, start, size, time_ns):
+        side = flow.sides[number]
+        clear = signed(side.watch_from - start)
+        if clear > 0 and side.watched == 1:
+            if clear >= size:
+                return
+            size -= clear
+        elif clear < -HOLE_BYTES_MAX:
+            side.watched = 2
+        total = side.payload_bytes
+        if size < 1024:
+            flow.large_side = 2
+        elif flow.large_side == number and total >> 16 == (total - size) >> 16:
+            return
+        else:
+            flow.large_side = number
+        self.told.append((SEGMENT, time_ns, flow.slot, number, size, total, flow.packets))

@@ -1,0 +1,103 @@
+"""The compiled flow table tells what the plain one tells, on random and degenerate packets, however they are cut."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuguard import _flows
+from gpuguard.core.records import PACKET
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference_flows  # noqa: E402
+
+ADDRESSES = (b"\0" * 10 + b"\xff\xff" + bytes([10, 0, 0, 1]), b"\0" * 10 + b"\xff\xff" + bytes([10, 0, 0, 2]), b"\xfe" * 16)
+
+packet = st.tuples(
+    st.integers(-2, 200) | st.integers(0, 100_000_000),  # gap in ms
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.sampled_from((22, 4000, 0)),
+    st.sampled_from((22, 4000, 2048, 0)),
+    st.sampled_from((0, 1, 100, 150, 250, 2**24 + 300, 2**32 - 1, 2**32 - 100, 2**31)) | st.integers(0, 400),
+    st.sampled_from((0, 1, 36, 50, 100, 512, 513, 1448, 70_000)),
+    st.sampled_from((6, 6, 6, 6, 17, 1, 58)),
+    st.sampled_from((16, 16, 24, 16, 2, 18, 17, 4)),
+)
+
+
+def rows_of(packets):
+    rows = np.zeros(len(packets), PACKET)
+    now = 10**18
+    for row, (gap_ms, source, destination, near, far, sequence, size, protocol, flags) in zip(rows, packets, strict=True):
+        now += gap_ms * 1_000_000 + 123
+        row["time_ns"] = now
+        row["source"] = np.frombuffer(ADDRESSES[source], "u1")
+        row["destination"] = np.frombuffer(ADDRESSES[destination], "u1")
+        row["source_port"], row["destination_port"] = near, far
+        row["sequence"], row["payload_bytes"] = sequence, size
+        row["protocol"], row["tcp_flags"] = protocol, flags
+    return rows
+
+
+def same(told):
+    return [tuple(int(x) if not isinstance(x, bytes) else x for x in one) for one in told]
+
+
+def both(size_max):
+    return _flows.Table(size_max), reference_flows.Table(size_max)
+
+
+def check(fast, plain, rows, cuts, watch):
+    now = 10**18
+    last = 0
+    for cut in [*cuts, len(rows)]:
+        assert same(fast.run(rows, last, cut, 7)) == same(plain.run(rows, last, cut, 7))
+        if cut < len(rows):
+            assert fast.touch(rows, cut, 7) == plain.touch(rows, cut, 7)
+            slot, side = plain.touch(rows, cut, 7)
+            if watch:
+                fast.watch(slot, side, (int(rows["sequence"][cut]) + 3) & 0xFFFFFFFF)
+                plain.watch(slot, side, (int(rows["sequence"][cut]) + 3) & 0xFFFFFFFF)
+        last = cut
+        if len(rows):
+            now = int(rows["time_ns"][: max(1, cut)].max())
+        assert same(fast.tick(now)) == same(plain.tick(now))
+    assert same(fast.tick(now + 11 * 10**9)) == same(plain.tick(now + 11 * 10**9))
+    assert same(fast.close(now + 10**12)) == same(plain.close(now + 10**12))
+    assert fast.evicted == plain.evicted
+    assert fast.size == len(plain.flows) == 0
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(packet, max_size=80), st.sampled_from((1, 2, 3, 64)), st.lists(st.integers(0, 80), max_size=4), st.booleans())
+def test_random(packets, size_max, cuts, watch):
+    rows = rows_of(packets)
+    check(*both(size_max), rows, sorted(min(cut, len(rows)) for cut in cuts), watch)
+
+
+segment = st.tuples(st.sampled_from((1, 20, 20, 21, 90, 300, 1200)), st.booleans(), st.integers(0, 12), st.sampled_from((1, 36, 76, 600, 1448)))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(segment, max_size=200), st.integers(0, 2**32 - 1))
+def test_conversation(segments, first_sequence):
+    """One long conversation whose numbers wrap, with losses, late arrivals and repeats."""
+    packets, numbers = [], [first_sequence, (first_sequence * 7) & 0xFFFFFFFF]
+    for gap_ms, back, fault, size in segments:
+        sequence = numbers[back]
+        if fault == 1:  # sent again
+            sequence = (sequence - size) & 0xFFFFFFFF
+        elif fault == 2:  # one was lost before it
+            sequence = (sequence + 100) & 0xFFFFFFFF
+        elif fault == 3:  # a late one, over a hole
+            sequence = (sequence - 150) & 0xFFFFFFFF
+        if fault in (0, 2) or fault > 3:
+            numbers[back] = (sequence + size) & 0xFFFFFFFF
+        packets.append((gap_ms, int(back), 1 - int(back), 22 if back else 4000, 4000 if back else 22, sequence, size, 6, 16))
+    rows = rows_of(packets)
+    check(*both(8), rows, [0, len(rows) // 2], watch=bool(len(rows) > 1))
