@@ -1,73 +1,107 @@
-"""Settings: what may be set, with units in the names and the defaults that a careful operator would choose."""
+"""Settings: what may be set, with units in the names and the defaults that a careful operator would choose.
+
+This table is all there is: `config_sources` fills it, ``gpuguard config schema`` and docs/configuration.md are made
+from it. A description says what a reader of a settings file must know; the default stands beside it.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
+
+_KIB = 1024
+_MIB = 1024 * 1024
 
 
 class GuardSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How sure to be, and what to do about it."""
 
-    mode: Literal["observe", "enforce"] = "observe"
-    alarms_per_gpu_year: float = 0.1
-    tick_ms: int = 250
+    mode: Annotated[
+        Literal["observe", "enforce"],
+        Meta(description="observe writes down what policy would have done; enforce does it"),
+    ] = "observe"
+    alarms_per_gpu_year: Annotated[
+        float, Meta(gt=0, le=1_000_000, description="false alarms to accept per GPU and year; the delay follows from it")
+    ] = 0.1
+    tick_ms: Annotated[
+        int, Meta(ge=10, le=60_000, description="how often time moves on when nothing happens, in milliseconds")
+    ] = 250
 
 
 class PacketSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """The packet sensor. No interface named: all of the guard's network namespace."""
+    """The packet sensor."""
 
-    enabled: bool = True
-    interfaces: tuple[str, ...] = ()
-    snap_bytes: int = 2048
-    ring_bytes: int = 8 * 1024 * 1024
+    enabled: Annotated[bool, Meta(description="watch packets")] = True
+    interfaces: Annotated[
+        tuple[str, ...], Meta(description="interfaces to watch; none named: all of the guard's network namespace")
+    ] = ()
+    snap_bytes: Annotated[
+        int, Meta(ge=64, le=65_535, description="how much of a packet to look at, in bytes; nothing of it is kept")
+    ] = 2048
+    ring_bytes: Annotated[
+        int, Meta(ge=256 * _KIB, le=1024 * _MIB, description="size of the kernel's ring for packets, in bytes")
+    ] = 8 * _MIB
 
 
 class NvmlSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The counter sensor."""
 
-    enabled: bool = True
-    rate_hz: float = 1.0
+    enabled: Annotated[bool, Meta(description="read the counters of the GPU driver")] = True
+    rate_hz: Annotated[float, Meta(ge=0.1, le=10, description="samples per second, of every device")] = 1.0
 
 
 class LaunchSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """The launch sensor; ``libraries`` are watched from the start, others when a process maps them."""
+    """The launch sensor."""
 
-    enabled: bool = True
-    libraries: tuple[str, ...] = ()
-    interval_ms: int = 250
+    enabled: Annotated[bool, Meta(description="watch kernel launches")] = True
+    libraries: Annotated[
+        tuple[str, ...],
+        Meta(description="paths of libcuda to watch from the start; others are watched when a process maps them"),
+    ] = ()
+    interval_ms: Annotated[int, Meta(ge=10, le=60_000, description="how often counts are read, in milliseconds")] = 250
 
 
 class ProcessSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """The process sensor. ``source`` auto takes the best that this host allows."""
+    """The process sensor."""
 
-    enabled: bool = True
-    source: Literal["auto", "bpf", "connector", "polling"] = "auto"
-    poll_interval_ms: int = 1000
+    enabled: Annotated[bool, Meta(description="watch processes start and end")] = True
+    source: Annotated[
+        Literal["auto", "bpf", "connector", "polling"],
+        Meta(description="where process events come from; auto takes the best that this host allows"),
+    ] = "auto"
+    poll_interval_ms: Annotated[
+        int, Meta(ge=50, le=60_000, description="how often /proc is read where it must be polled, in milliseconds")
+    ] = 1000
 
 
 class SocketSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The socket sensor."""
 
-    enabled: bool = True
-    interval_ms: int = 2000
+    enabled: Annotated[bool, Meta(description="ask the kernel which process owns which socket")] = True
+    interval_ms: Annotated[int, Meta(ge=100, le=60_000, description="how often to ask, in milliseconds")] = 2000
 
 
 class ToolCallSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where agents report their tool calls. ``files`` are JSON lines that are followed."""
+    """Where agents report their tool calls."""
 
-    enabled: bool = True
-    otlp_listen: str = "127.0.0.1:4317"
-    files: tuple[str, ...] = ()
+    enabled: Annotated[bool, Meta(description="take reports of tool calls")] = True
+    otlp_listen: Annotated[
+        str, Meta(max_length=255, description="address of the OTLP/gRPC receiver; empty: none")
+    ] = "127.0.0.1:4317"
+    files: Annotated[tuple[str, ...], Meta(description="files of JSON lines to follow")] = ()
 
 
 class RecordingSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """The recorder. No directory: nothing is recorded."""
+    """The recorder."""
 
-    directory: str = ""
-    file_bytes_max: int = 64 * 1024 * 1024
-    total_bytes_max: int = 1024 * 1024 * 1024
+    directory: Annotated[str, Meta(description="folder of recordings; empty: nothing is recorded")] = ""
+    file_bytes_max: Annotated[
+        int, Meta(ge=64 * _KIB, description="a file that would grow above this is closed and a new one begun, in bytes")
+    ] = 64 * _MIB
+    total_bytes_max: Annotated[
+        int, Meta(ge=64 * _KIB, description="the oldest files go when all together are above this, in bytes")
+    ] = 1024 * _MIB
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,84 @@
+"""``gpuguard config``: show what is set and who set it, check a file, print the schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gpuguard import config_sources
+from gpuguard.cli.output import EXIT_USAGE
+
+
+@click.group()
+def command() -> None:
+    """Show, check and describe the settings.
+
+    \b
+    Examples:
+      gpuguard config show --origin
+      gpuguard config validate /etc/gpuguard/conf.d/site.toml
+      gpuguard config schema > gpuguard.schema.json
+    """
+
+
+@command.command()
+@click.option("--origin", is_flag=True, help="Say beside each value where it comes from.")
+@click.option("-o", "--output", type=click.Choice(["toml", "json"]), default="toml", help="Form of the output.")
+def show(*, origin: bool, output: str) -> None:
+    """Print every setting as it would be used now."""
+    import msgspec
+
+    loaded = _or_exit(None)
+    rows = [(key, config_sources.value_of(loaded.config, key)) for key in config_sources.all_keys()]
+    if output == "json":
+        content = {key: {"value": value, "origin": loaded.origins[key]} if origin else value for key, value in rows}
+        click.echo(msgspec.json.format(msgspec.json.encode(content)).decode())
+        return
+    section = ""
+    for key, value in rows:
+        head, name = key.split(".")
+        if head != section:
+            click.echo(f"{'' if not section else chr(10)}[{head}]")
+            section = head
+        said = f"  # {loaded.origins[key]}" if origin else ""
+        # TOML writes text, truths, numbers and lists of text as JSON does.
+        click.echo(f"{name} = {msgspec.json.encode(value).decode()}{said}")
+
+
+@command.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+def validate(file: Path | None) -> None:
+    """Check FILE, or all files and policies of this host. Exit status 0: good, 2: not."""
+    loaded = _or_exit([file] if file else None)
+    if file is None:
+        _validate_policies()
+    changed = sum(origin != "default" for origin in loaded.origins.values())
+    click.echo(f"good: {changed} of {len(loaded.origins)} settings differ from their default or repeat it")
+
+
+@command.command()
+def schema() -> None:
+    """Print the JSON Schema of a settings file."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(config_sources.json_schema())).decode())
+
+
+def _or_exit(files: list[Path] | None) -> config_sources.Loaded:
+    try:
+        # A file that is checked by itself is checked without the environment of whoever asks.
+        return config_sources.load_config(files=files, environ={} if files else None)
+    except config_sources.ConfigError as error:
+        click.echo(f"gpuguard: {error}", err=True)
+        raise SystemExit(EXIT_USAGE) from error
+
+
+def _validate_policies() -> None:
+    from gpuguard import policies
+
+    try:
+        policies.load_policy()
+    except policies.PolicyError as error:
+        click.echo(f"gpuguard: {error}", err=True)
+        raise SystemExit(EXIT_USAGE) from error
