@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from gpuguard.core.records import LAUNCH, PACKET, SCHEMA_VERSION, Block
+from gpuguard.core.records import LAUNCH, PACKET, SCHEMA_VERSION, Block, Packets
+from gpuguard.recording.columns import PacketColumns, from_columns, to_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +19,6 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 EXPANDED_BYTES_MAX = 64 * 1024 * 1024
 HEADER_BYTES_MAX = 4_096
 PREFIX = struct.Struct("<II")
-
-_DTYPES = {"packet": PACKET, "launch": LAUNCH}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class RecordingError(Exception):
@@ -32,32 +30,29 @@ class _Header(msgspec.Struct):
     schema: int
 
 
+class _Frame(msgspec.Struct):
+    """The rows of all `Packets` of a frame lie together in ``packets``; ``counts`` says how many belong to each."""
+
+    blocks: list[Block]
+    counts: list[int]
+    packets: PacketColumns | None
+
+
 def _encode_rows(rows: object) -> object:
+    """Launch rows as they are; packet rows went into the frame's columns."""
     if not isinstance(rows, np.ndarray):
-        message = f"cannot record a {type(rows).__name__}"
-        raise NotImplementedError(message)
-    flat = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
-    return [_NAMES[rows.dtype], len(rows), np.ascontiguousarray(flat.T).tobytes()]
+        raise NotImplementedError(f"cannot record a {type(rows).__name__}")
+    return rows.tobytes() if rows.dtype == LAUNCH else b""
 
 
 def _decode_rows(kind: type, value: Any) -> np.ndarray:
-    if kind is not np.ndarray:
-        message = f"cannot read a {kind.__name__}"
-        raise NotImplementedError(message)
-    if not (isinstance(value, list) and len(value) == 3):  # noqa: PLR2004
-        message = "rows must be [dtype, count, bytes]"
-        raise ValueError(message)
-    name, count, data = value
-    dtype = _DTYPES.get(name) if isinstance(name, str) else None
-    if dtype is None or not isinstance(data, bytes) or len(data) != count * dtype.itemsize:
-        message = f"rows of {name!r}: {count!r} rows do not fit the bytes given"
-        raise ValueError(message)
-    flat = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, count)
-    return np.ascontiguousarray(flat.T).reshape(-1).view(dtype)
+    if kind is not np.ndarray or not isinstance(value, bytes):
+        raise NotImplementedError(f"cannot read a {kind.__name__}")
+    return np.frombuffer(value, LAUNCH).copy()
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_rows)
-_decoder = msgspec.msgpack.Decoder(list[Block], dec_hook=_decode_rows)
+_decoder = msgspec.msgpack.Decoder(_Frame, dec_hook=_decode_rows)
 
 
 def encode_header() -> bytes:
@@ -70,8 +65,7 @@ def decode_header(line: bytes) -> None:
     try:
         header = msgspec.json.decode(line, type=_Header)
     except msgspec.MsgspecError as error:
-        message = "not a recording: its first line is not a header"
-        raise RecordingError(message) from error
+        raise RecordingError("not a recording: its first line is not a header") from error
     if header.format != "gpuguard-recording" or header.schema != SCHEMA_VERSION:
         message = f"format {header.format!r} schema {header.schema}: this version reads schema {SCHEMA_VERSION}"
         raise RecordingError(message)
@@ -79,22 +73,42 @@ def decode_header(line: bytes) -> None:
 
 def encode_frame(blocks: Sequence[Block]) -> bytes:
     """Return one frame with its prefix."""
-    body = zlib.compress(_encoder.encode(blocks), 6)
+    rows = [block.rows for block in blocks if isinstance(block, Packets)]
+    frame = _Frame(
+        blocks=list(blocks),
+        counts=[len(part) for part in rows],
+        packets=to_columns(np.concatenate(rows)) if rows else None,
+    )
+    body = zlib.compress(_encoder.encode(frame), 6)
     return PREFIX.pack(len(body), zlib.crc32(body)) + body
 
 
 def decode_frame(body: bytes, crc: int) -> list[Block]:
     """Return the blocks of one frame body. Raises RecordingError if it is damaged or not ours."""
     if zlib.crc32(body) != crc:
-        message = "the checksum of a frame does not match"
-        raise RecordingError(message)
-    expand = zlib.decompressobj()
+        raise RecordingError("the checksum of a frame does not match")
     try:
-        expanded = expand.decompress(body, EXPANDED_BYTES_MAX)
-        if expand.unconsumed_tail or not expand.eof:
-            message = f"a frame expands beyond {EXPANDED_BYTES_MAX} bytes or is not whole"
-            raise RecordingError(message)
-        return _decoder.decode(expanded)
+        return _with_rows(_decoder.decode(_expand(body)))
     except (zlib.error, msgspec.MsgspecError, ValueError) as error:
-        message = f"a frame cannot be read: {error}"
-        raise RecordingError(message) from error
+        raise RecordingError(f"a frame cannot be read: {error}") from error
+
+
+def _expand(body: bytes) -> bytes:
+    expand = zlib.decompressobj()
+    expanded = expand.decompress(body, EXPANDED_BYTES_MAX)
+    if expand.unconsumed_tail or not expand.eof:
+        raise RecordingError(f"a frame expands beyond {EXPANDED_BYTES_MAX} bytes or is not whole")
+    return expanded
+
+
+def _with_rows(frame: _Frame) -> list[Block]:
+    """Return the blocks, each `Packets` with its own rows again."""
+    takers = [block for block in frame.blocks if isinstance(block, Packets)]
+    rows = from_columns(frame.packets) if frame.packets else np.zeros(0, PACKET)
+    if len(takers) != len(frame.counts) or sum(frame.counts) != len(rows) or min(frame.counts, default=0) < 0:
+        raise ValueError("packet rows do not fit the blocks")
+    for block, part in zip(takers, np.split(rows, np.cumsum(frame.counts)[:-1]) if takers else (), strict=True):
+        if any(not 0 <= fact.row < len(part) for fact in block.facts):
+            raise ValueError("a fact names a packet that is not there")
+        block.rows = part
+    return frame.blocks
