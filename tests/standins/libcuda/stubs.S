@@ -1,6 +1,6 @@
 /* STAND-IN, not NVIDIA's driver. Each export is the 3-instruction stub that drivers 470..555 have:
  *     cmpl $0x321cba00, gate(%rip)     10 bytes, at +0x0
- *     je   .+0xa                        2 bytes, at +0xa
+ *     je   +0x18                        2 bytes, at +0xa
  *     jmp  *slot(%rip)                  6 bytes, at +0xc
  * so that a probe placed by decoding a real libcuda meets the same bytes here. The branch is never taken: it goes to
  * the driver's own "already torn down" answer, CUDA_ERROR_DEINITIALIZED.
@@ -12,9 +12,9 @@
         .globl name                  ;\
         .type name, @function        ;\
 name:   cmpl $0x321cba00, gate(%rip) ;\
-        .byte 0x74, 0x0a             ;\
+        .byte 0x74, 0x0c             ;\
         jmp *slot_##name(%rip)       ;\
-        .byte 0x0f, 0x1f, 0x40, 0x00 ;\
+        .byte 0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00 ;\
         movl $4, %eax                ;\
         ret                          ;\
         .size name, . - name         ;

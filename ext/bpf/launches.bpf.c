@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-2-Clause OR GPL-2.0-only
+/* Kernel launches, counted where they are made.
+ *
+ * on_launch sits on every launch export of every libcuda, on_call and on_return on the calls that give out handles for
+ * names and for code. It runs for each launch of each GPU process, so it adds to one row and leaves; only names and
+ * images travel through the ring, and there only the first bytes of an image.
+ *
+ * Probed at symbol+0xa (or at another place that gpuguard/libcuda.py found safe), arguments are still where the caller
+ * left them: registers, and the stack from the return address on. Layouts are those of cuda.h 12 on x86-64.
+ *
+ * Who launches is told by the kernel itself: pid as seen from the namespace `pid_namespace` (0: the first one), and
+ * start_boottime, from which field 22 of /proc/PID/stat is made (fs/proc/array.c). So a row is never given to a process
+ * that took the pid over. The kernel's own type information (BTF) finds these fields.
+ */
+#include <linux/bpf.h>
+#include <asm/ptrace.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "launches.h"
+
+#define LEVELS_MAX 32 /* MAX_PID_NS_LEVEL, linux/pid_namespace.h */
+#define NO_PREALLOC 1 /* BPF_F_NO_PREALLOC */
+#define EEXIST 17
+#define FATBIN_WRAPPER 0x466243b1 /* __fatBinC_Wrapper_t: magic, version, data, filename_or_fatbins */
+
+#define CO_RE __attribute__((preserve_access_index))
+
+struct ns_common { unsigned int inum; } CO_RE;
+struct pid_namespace { struct ns_common ns; } CO_RE;
+struct upid { int nr; struct pid_namespace *ns; } CO_RE;
+struct pid { unsigned int level; struct upid numbers[1]; } CO_RE;
+struct task_struct {
+	unsigned long long start_boottime;
+	struct pid *thread_pid;
+	struct task_struct *group_leader;
+} CO_RE;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ROWS_MAX);
+	__uint(map_flags, NO_PREALLOC);
+	__type(key, struct launch_key);
+	__type(value, struct launch_value);
+} rows SEC(".maps");
+
+struct call { __u64 out; __u64 second; __u64 third; };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CALLS_MAX);
+	__type(key, __u64);
+	__type(value, struct call);
+} calls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, RING_BYTES);
+} events SEC(".maps");
+
+const volatile __u32 pid_namespace = 0;
+
+static __always_inline void count(__u32 which)
+{
+	__u64 *counter = bpf_map_lookup_elem(&counters, &which);
+
+	if (counter)
+		__sync_fetch_and_add(counter, 1);
+}
+
+/* The pid that /proc of our namespace shows; 0 where it shows none. Pids of descendants' namespaces are looked for too,
+ * which bpf_get_ns_current_pid_tgid would not do. */
+static __always_inline __u32 pid_here(struct task_struct *leader)
+{
+	if (!pid_namespace)
+		return bpf_get_current_pid_tgid() >> 32;
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	__u32 level = BPF_CORE_READ(pid, level);
+	__u32 stride = bpf_core_type_size(struct upid);
+	void *numbers = (void *)pid + bpf_core_field_offset(struct pid, numbers);
+
+	for (__u32 i = 0; i < LEVELS_MAX; i++) {
+		if (i > level)
+			break;
+		struct upid *one = numbers + i * stride;
+		struct pid_namespace *ns = BPF_CORE_READ(one, ns);
+		if (BPF_CORE_READ(ns, ns.inum) == pid_namespace)
+			return BPF_CORE_READ(one, nr);
+	}
+	return 0;
+}
+
+static __always_inline __u32 log2_of(__u64 value)
+{
+	__u32 bits = 0;
+
+	if (value >> 32) { bits += 32; value >>= 32; }
+	if (value >> 16) { bits += 16; value >>= 16; }
+	if (value >> 8) { bits += 8; value >>= 8; }
+	if (value >> 4) { bits += 4; value >>= 4; }
+	if (value >> 2) { bits += 2; value >>= 2; }
+	return bits + (__u32)(value >> 1);
+}
+
+static __always_inline void add(struct launch_value *row, __u64 now_ns, __u64 launches)
+{
+	__u64 last_ns = row->last_ns;
+	__u32 bucket = log2_of(now_ns > last_ns ? now_ns - last_ns : 0);
+
+	row->last_ns = now_ns;
+	__sync_fetch_and_add(&row->launches, launches);
+	if (bucket >= GAP_BUCKETS)
+		bucket = GAP_BUCKETS - 1;
+	__sync_fetch_and_add(&row->gaps_log2[bucket], 1);
+}
+
+static __always_inline int read_user(void *to, __u32 bytes, __u64 from)
+{
+	int error = bpf_probe_read_user(to, bytes, (void *)from);
+
+	if (error)
+		count(COUNT_UNREADABLE);
+	return error;
+}
+
+/* Fill what was launched; return how many launches this call makes. */
+static __always_inline __u64 arguments(struct pt_regs *ctx, __u32 form, struct launch_key *key)
+{
+	__u32 six[7];
+
+	switch (form) {
+	case FORM_REGISTERS:
+		key->kernel = PT_REGS_PARM1(ctx);
+		key->grid[0] = PT_REGS_PARM2(ctx);
+		key->grid[1] = PT_REGS_PARM3(ctx);
+		key->grid[2] = ctx->rcx;
+		key->block[0] = ctx->r8;
+		key->block[1] = ctx->r9;
+		/* Stack: return address, block z, shared; each in 8 bytes. */
+		if (!read_user(six, 16, PT_REGS_SP(ctx) + 8)) {
+			key->block[2] = six[0];
+			key->shared_bytes = six[2];
+		}
+		return 1;
+	case FORM_CONFIG:
+	case FORM_LIST: {
+		__u64 from = PT_REGS_PARM1(ctx);
+		key->kernel = PT_REGS_PARM2(ctx);
+		if (form == FORM_LIST) {
+			if (read_user(&key->kernel, 8, from))
+				key->kernel = 0;
+			from += 8;
+		}
+		if (!read_user(six, sizeof(six), from)) {
+			for (int i = 0; i < 3; i++) {
+				key->grid[i] = six[i];
+				key->block[i] = six[i + 3];
+			}
+			key->shared_bytes = six[6];
+		}
+		return form == FORM_LIST ? (__u32)PT_REGS_PARM2(ctx) : 1;
+	}
+	case FORM_HANDLE_GRID:
+		key->grid[0] = PT_REGS_PARM2(ctx);
+		key->grid[1] = PT_REGS_PARM3(ctx);
+		key->grid[2] = 1;
+		/* fall through */
+	default:
+		key->kernel = PT_REGS_PARM1(ctx);
+		return 1;
+	}
+}
+
+SEC("uprobe")
+int on_launch(struct pt_regs *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+	struct launch_key key = {};
+	struct launch_value *row;
+	__u64 launches, now_ns;
+
+	key.pid = pid_here(leader);
+	if (!key.pid) {
+		count(COUNT_FOREIGN);
+		return 0;
+	}
+	key.start_ns = BPF_CORE_READ(leader, start_boottime);
+	key.api = cookie & 0xff;
+	launches = arguments(ctx, cookie >> 8, &key);
+	now_ns = bpf_ktime_get_boot_ns();
+	row = bpf_map_lookup_elem(&rows, &key);
+	if (!row) {
+		struct launch_value first = {.launches = launches, .first_ns = now_ns, .last_ns = now_ns};
+		int error = bpf_map_update_elem(&rows, &key, &first, BPF_NOEXIST);
+		if (!error)
+			return 0;
+		/* Another thread was first. */
+		row = error == -EEXIST ? bpf_map_lookup_elem(&rows, &key) : NULL;
+		if (!row) {
+			count(COUNT_ROWS_FULL);
+			return 0;
+		}
+	}
+	add(row, now_ns, launches);
+	return 0;
+}
+
+SEC("uprobe")
+int on_call(struct pt_regs *ctx)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct call call = {PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)};
+
+	bpf_map_update_elem(&calls, &thread, &call, BPF_ANY);
+	return 0;
+}
+
+static __always_inline void read_image(struct launch_event *event)
+{
+	if (read_user(event->text, HEADER_BYTES, event->address))
+		return;
+	if (*(__u32 *)event->text == FATBIN_WRAPPER) {
+		event->address = *(__u64 *)(event->text + 8);
+		read_user(event->text, HEADER_BYTES, event->address);
+	}
+}
+
+static __always_inline void describe(struct launch_event *event, const struct call *call)
+{
+	switch (event->form) {
+	case CALL_LOOKUP:
+		event->parent = call->second;
+		if (bpf_probe_read_user_str(event->text, TEXT_BYTES, (void *)call->third) < 0)
+			count(COUNT_UNREADABLE);
+		break;
+	case CALL_ALIAS:
+		event->parent = call->second;
+		break;
+	case CALL_FILE:
+		if (bpf_probe_read_user_str(event->text, TEXT_BYTES, (void *)call->second) < 0)
+			count(COUNT_UNREADABLE);
+		break;
+	case CALL_LINK:
+		event->handle = 0;
+		read_user(&event->address, 8, call->second);
+		read_user(&event->bytes, 8, call->third);
+		read_image(event);
+		break;
+	default:
+		event->address = call->second;
+		read_image(event);
+	}
+}
+
+SEC("uretprobe")
+int on_return(struct pt_regs *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct call *call = bpf_map_lookup_elem(&calls, &thread);
+	struct launch_event *event;
+	__u32 pid = pid_here(leader);
+
+	if (!call)
+		return 0;
+	/* CUresult 0: the call succeeded and the handle is there. */
+	if ((__u32)PT_REGS_RC(ctx) == 0 && pid) {
+		event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+		if (event) {
+			__builtin_memset(event, 0, sizeof(*event));
+			event->time_ns = bpf_ktime_get_boot_ns();
+			event->start_ns = BPF_CORE_READ(leader, start_boottime);
+			event->pid = pid;
+			event->form = bpf_get_attach_cookie(ctx) >> 8;
+			read_user(&event->handle, 8, call->out);
+			describe(event, call);
+			bpf_ringbuf_submit(event, 0);
+		} else {
+			count(COUNT_RING_FULL);
+		}
+	}
+	bpf_map_delete_elem(&calls, &thread);
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

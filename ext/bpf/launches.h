@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the launch program (launches.bpf.c) and its reader (ext/launches.pyx, gpuguard/sensors/launches.py) agree on.
+ * The NumPy forms of these structures are KEY, VALUE and EVENT in gpuguard/sensors/launches.py; a test compares sizes
+ * and offsets. Times are CLOCK_BOOTTIME, so that they do not stand still while the host sleeps.
+ */
+#ifndef GPUGUARD_LAUNCHES_H
+#define GPUGUARD_LAUNCHES_H
+
+#include <linux/types.h>
+
+#define GAP_BUCKETS 40
+#define ROWS_MAX 65536
+#define CALLS_MAX 16384
+#define RING_BYTES (4 * 1024 * 1024)
+#define TEXT_BYTES 384
+#define HEADER_BYTES 64
+
+/* A cookie is what | form << 8: which call it is, and where its arguments lie. */
+enum launch_form {
+	FORM_REGISTERS = 0,    /* handle, grid x3, block x2 in registers; block z, shared on the stack */
+	FORM_CONFIG = 1,       /* CUlaunchConfig *, handle */
+	FORM_GRAPH = 2,        /* CUgraphExec */
+	FORM_LIST = 3,         /* CUDA_LAUNCH_PARAMS *, devices */
+	FORM_HANDLE = 4,       /* handle only: cuLaunch */
+	FORM_HANDLE_GRID = 5,  /* handle, grid x2: cuLaunchGrid */
+};
+
+enum call_form {
+	CALL_LOOKUP = 0,  /* handle *out, parent, const char *name */
+	CALL_ALIAS = 1,   /* handle *out, parent: the same code under another handle */
+	CALL_IMAGE = 2,   /* handle *out, const void *image */
+	CALL_FILE = 3,    /* handle *out, const char *path */
+	CALL_LINK = 4,    /* state, void **image, size_t *bytes: cuLinkComplete */
+};
+
+enum counter { COUNT_ROWS_FULL = 0, COUNT_UNREADABLE = 1, COUNT_RING_FULL = 2, COUNT_FOREIGN = 3, COUNTERS = 4 };
+
+struct launch_key {
+	__u64 start_ns;  /* of the process */
+	__u64 kernel;
+	__u32 pid;
+	__u32 api;
+	__u32 grid[3];
+	__u32 block[3];
+	__u32 shared_bytes;
+	__u32 zero;
+};
+
+struct launch_value {
+	__u64 launches;
+	__u64 first_ns;
+	__u64 last_ns;
+	__u32 gaps_log2[GAP_BUCKETS];
+};
+
+struct launch_event {
+	__u64 time_ns;
+	__u64 start_ns;
+	__u64 handle;
+	__u64 parent;
+	__u64 address;  /* of the image */
+	__u64 bytes;    /* of the image, 0 unknown */
+	__u32 pid;
+	__u32 form;     /* enum call_form */
+	__u8 text[TEXT_BYTES];  /* a name or path, cut and NUL-ended; or the first HEADER_BYTES of the image */
+};
+
+#endif

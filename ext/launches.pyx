@@ -1,0 +1,347 @@
+# cython: language_level=3
+"""Load the launch programs and place their probes (broker); read rows and ring (guard).
+
+The broker's half is `Programs`: it goes through libbpf, except for the one thing that libbpf 1.1 lacks, a uprobe_multi
+link (linux/bpf.h of 6.6: BPF_TRACE_UPROBE_MULTI = 48, union bpf_attr.link_create.uprobe_multi), which is one bpf(2) call
+here. All sites of a library are one link: 24 single perf uprobes take seconds to detach.
+
+The guard's half, `Ring` and `read_rows`, works on passed descriptors: the ring as the kernel lays it out
+(kernel/bpf/ringbuf.c: a consumer page, a producer page, the data mapped twice), and BPF_MAP_LOOKUP_BATCH on a
+descriptor that can only read.
+"""
+
+import os
+
+from libc.errno cimport ENOENT, ENOSPC, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport _SC_PAGESIZE, sysconf
+
+cdef extern from "bpf/launches.h":
+    cdef struct launch_key:
+        pass
+    cdef struct launch_value:
+        pass
+    cdef struct launch_event:
+        pass
+    int COUNTERS
+
+cdef extern from "bpf/libbpf.h" nogil:
+    ctypedef void *libbpf_print_fn_t
+    cdef struct bpf_object:
+        pass
+    cdef struct bpf_program:
+        pass
+    cdef struct bpf_map:
+        pass
+    libbpf_print_fn_t libbpf_set_print(libbpf_print_fn_t)
+    long libbpf_get_error(const void *)
+    bpf_object *bpf_object__open(const char *)
+    int bpf_object__load(bpf_object *)
+    void bpf_object__close(bpf_object *)
+    bpf_program *bpf_object__next_program(const bpf_object *, bpf_program *)
+    bpf_program *bpf_object__find_program_by_name(const bpf_object *, const char *)
+    int bpf_program__set_expected_attach_type(bpf_program *, int)
+    int bpf_program__fd(const bpf_program *)
+    bpf_map *bpf_object__find_map_by_name(const bpf_object *, const char *)
+    int bpf_map__set_initial_value(bpf_map *, const void *, size_t)
+    uint32_t bpf_map__max_entries(const bpf_map *)
+    int bpf_map__fd(const bpf_map *)
+
+cdef extern from "bpf/bpf.h" nogil:
+    int bpf_map_lookup_elem(int fd, const void *key, void *value)
+    int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags)
+    int bpf_map_delete_elem(int fd, const void *key)
+    int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values, uint32_t *count,
+                             const void *opts)
+
+cdef extern from *:
+    """
+    #include <linux/bpf.h>
+    #include <string.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    /* linux/bpf.h of kernel 6.6; older headers lack it. */
+    struct uprobe_multi_attr {
+        __u32 prog_fd, target_fd, attach_type, flags;
+        __u64 path, offsets, ref_ctr_offsets, cookies;
+        __u32 cnt, multi_flags, pid;
+    };
+
+    static int attach_multi(int program, const char *path, const unsigned long *offsets, const unsigned long *cookies,
+                            unsigned count, unsigned returning) {
+        struct uprobe_multi_attr attr;
+        memset(&attr, 0, sizeof attr);
+        attr.prog_fd = program;
+        attr.attach_type = 48;
+        attr.path = (__u64)(unsigned long)path;
+        attr.offsets = (__u64)(unsigned long)offsets;
+        attr.cookies = (__u64)(unsigned long)cookies;
+        attr.cnt = count;
+        attr.multi_flags = returning ? 1 : 0;
+        return syscall(SYS_bpf, BPF_LINK_CREATE, &attr, sizeof attr);
+    }
+
+    static int narrowed(int map) {
+        struct bpf_map_info info;
+        union bpf_attr attr;
+        memset(&info, 0, sizeof info);
+        memset(&attr, 0, sizeof attr);
+        attr.info.bpf_fd = map;
+        attr.info.info_len = sizeof info;
+        attr.info.info = (__u64)(unsigned long)&info;
+        if (syscall(SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &attr, sizeof attr) < 0)
+            return -1;
+        memset(&attr, 0, sizeof attr);
+        attr.map_id = info.id;
+        attr.open_flags = BPF_F_RDONLY;
+        return syscall(SYS_bpf, BPF_MAP_GET_FD_BY_ID, &attr, sizeof attr);
+    }
+    """
+    int attach_multi(int program, const char *path, const unsigned long *offsets, const unsigned long *cookies, unsigned count,
+                     unsigned returning) nogil
+    int narrowed(int map) nogil
+    unsigned long __atomic_load_n(const unsigned long *, int) nogil
+    void __atomic_store_n(unsigned long *, unsigned long, int) nogil
+    int ACQUIRE "__ATOMIC_ACQUIRE"
+    int RELEASE "__ATOMIC_RELEASE"
+
+cdef enum:
+    UPROBE_MULTI = 48
+    RECORD_HEADER_BYTES = 8
+    SITES_MAX = 64
+    BATCH_ROWS = 1024
+
+cdef uint32_t BUSY = 1u << 31
+cdef uint32_t DISCARD = 1u << 30
+
+KEY_BYTES = sizeof(launch_key)
+VALUE_BYTES = sizeof(launch_value)
+EVENT_BYTES = sizeof(launch_event)
+
+
+cdef OSError _error(str what, long code):
+    return OSError(code, f"{what}: {os.strerror(code)}")
+
+
+cdef class Programs:
+    """The loaded programs and their maps; nothing is probed before `attach`.
+
+    Parameters
+    ----------
+    path
+        The compiled object.
+    pid_namespace
+        Inode number of the pid namespace whose pids are wanted; 0 for the first one.
+    """
+
+    cdef bpf_object *_object
+    cdef readonly int rows_fd
+    cdef readonly int ring_fd
+    cdef readonly int counters_fd
+    cdef readonly int ring_bytes
+    cdef readonly int rows_max
+
+    def __cinit__(self, str path, unsigned int pid_namespace):
+        cdef libbpf_print_fn_t before = libbpf_set_print(NULL)
+        try:
+            self._open(path.encode(), pid_namespace)
+        except OSError:
+            self.close()
+            raise
+        finally:
+            libbpf_set_print(before)
+
+    cdef _open(self, bytes path, uint32_t pid_namespace):
+        cdef bpf_map *constants
+        cdef bpf_program *program = NULL
+        self._object = bpf_object__open(path)
+        if self._object == NULL or libbpf_get_error(self._object):
+            self._object = NULL
+            raise _error(path.decode(), errno)
+        constants = bpf_object__find_map_by_name(self._object, b".rodata")
+        if constants == NULL or bpf_map__set_initial_value(constants, &pid_namespace, sizeof(pid_namespace)):
+            raise OSError(f"{path.decode()}: not the object that this module was built with")
+        program = bpf_object__next_program(self._object, NULL)
+        while program != NULL:
+            bpf_program__set_expected_attach_type(program, UPROBE_MULTI)
+            program = bpf_object__next_program(self._object, program)
+        if bpf_object__load(self._object):
+            raise _error("loading the launch programs", errno)
+        self.rows_fd = self._map(b"rows", &self.rows_max)
+        self.counters_fd = self._map(b"counters", NULL)
+        self.ring_fd = self._map(b"events", &self.ring_bytes)
+
+    cdef int _map(self, bytes name, int *size) except -1:
+        cdef bpf_map *found = bpf_object__find_map_by_name(self._object, name)
+        if found == NULL:
+            raise OSError(f"the launch object has no map {name.decode()}")
+        if size != NULL:
+            size[0] = <int>bpf_map__max_entries(found)
+        return bpf_map__fd(found)
+
+    def attach(self, str program, bytes path, list offsets, list cookies, bint returning=False):
+        """Probe all ``offsets`` (in the file) of one library; return the descriptor of the link that holds them."""
+        cdef bpf_program *found
+        cdef unsigned long places[SITES_MAX]
+        cdef unsigned long marks[SITES_MAX]
+        cdef int link
+        cdef Py_ssize_t i
+        if self._object == NULL:
+            raise ValueError("closed")
+        if not 0 < len(offsets) == len(cookies) <= SITES_MAX:
+            raise ValueError(f"{len(offsets)} offsets, {len(cookies)} cookies")
+        found = bpf_object__find_program_by_name(self._object, program.encode())
+        if found == NULL:
+            raise ValueError(program)
+        for i in range(len(offsets)):
+            places[i] = offsets[i]
+            marks[i] = cookies[i]
+        link = attach_multi(bpf_program__fd(found), path, places, marks, len(offsets), returning)
+        if link < 0:
+            raise _error("attaching uprobe_multi (kernel 6.6 or later)", errno)
+        return link
+
+    def close(self):
+        """Unload; links are their holders' to close."""
+        if self._object != NULL:
+            bpf_object__close(self._object)
+        self._object = NULL
+
+    def __dealloc__(self):
+        self.close()
+
+
+def read_only(int map_fd):
+    """Return a new descriptor of the same map that can look up and do no more (BPF_F_RDONLY)."""
+    cdef int fd = narrowed(map_fd)
+    if fd < 0:
+        raise _error("narrowing a map", errno)
+    return fd
+
+
+def read_counters(int fd):
+    """Return the counters of `enum counter` in launches.h, in its order."""
+    cdef uint64_t value
+    cdef uint32_t i
+    read = []
+    for i in range(<uint32_t>COUNTERS):
+        if bpf_map_lookup_elem(fd, &i, &value):
+            raise _error("reading counters", errno)
+        read.append(value)
+    return tuple(read)
+
+
+def read_rows(int fd, uint8_t[::1] keys, uint8_t[::1] values):
+    """Read every row of the launch map into the two buffers; return how many rows there are.
+
+    The buffers hold ``struct launch_key`` and ``struct launch_value``, and must be as large as the map. A row that is
+    made meanwhile may be missed: it is there the next time.
+    """
+    cdef uint64_t position[2]
+    cdef uint32_t count
+    cdef Py_ssize_t got = 0, room = min(keys.shape[0] // <Py_ssize_t>sizeof(launch_key),
+                                        values.shape[0] // <Py_ssize_t>sizeof(launch_value))
+    cdef int failed, code
+    cdef bint first = True
+    cdef uint32_t batch = BATCH_ROWS
+    while got < room:
+        count = <uint32_t>min(<Py_ssize_t>batch, room - got)
+        failed = bpf_map_lookup_batch(fd, NULL if first else &position[0], &position[0],
+                                      &keys[got * <Py_ssize_t>sizeof(launch_key)],
+                                      &values[got * <Py_ssize_t>sizeof(launch_value)], &count, NULL)
+        code = errno
+        if failed and code == ENOSPC:
+            # One bucket holds more rows than we have room for.
+            if batch >= <uint32_t>room:
+                raise _error("reading launch rows", code)
+            batch *= 2
+            continue
+        if failed and code != ENOENT:
+            raise _error("reading launch rows", code)
+        got += count
+        first = False
+        if failed:
+            break
+    return got
+
+
+def write_row(int fd, bytes key, bytes value):
+    """Write one row; for the test that a passed descriptor cannot."""
+    if len(key) != sizeof(launch_key) or len(value) != sizeof(launch_value):
+        raise ValueError("not a row")
+    if bpf_map_update_elem(fd, <const uint8_t *>key, <const uint8_t *>value, 0):
+        raise _error("writing a launch row", errno)
+
+
+def delete_rows(int fd, bytes keys):
+    """Delete the rows of these keys, one after another; return how many were there."""
+    cdef const uint8_t *key = keys
+    cdef Py_ssize_t i
+    cdef int deleted = 0
+    for i in range(len(keys) // <Py_ssize_t>sizeof(launch_key)):
+        if bpf_map_delete_elem(fd, key + i * <Py_ssize_t>sizeof(launch_key)) == 0:
+            deleted += 1
+        elif errno != ENOENT:
+            raise _error("deleting launch rows", errno)
+    return deleted
+
+
+cdef class Ring:
+    """A mapped BPF ring; the descriptor may be closed once this exists."""
+
+    cdef uint8_t *_consumer
+    cdef uint8_t *_producer
+    cdef size_t _page
+    cdef size_t _bytes
+
+    def __cinit__(self, int fd, size_t ring_bytes):
+        cdef void *mapped
+        self._page = <size_t>sysconf(_SC_PAGESIZE)
+        if ring_bytes < self._page or ring_bytes & (ring_bytes - 1):
+            raise ValueError(f"ring of {ring_bytes} bytes")
+        self._bytes = ring_bytes
+        mapped = mmap(NULL, self._page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        if mapped == MAP_FAILED:
+            raise _error("mapping the ring", errno)
+        self._consumer = <uint8_t *>mapped
+        mapped = mmap(NULL, self._page + 2 * ring_bytes, PROT_READ, MAP_SHARED, fd, <long>self._page)
+        if mapped == MAP_FAILED:
+            raise _error("mapping the ring", errno)
+        self._producer = <uint8_t *>mapped
+
+    def read(self, int records_max):
+        """Return at most ``records_max`` records of EVENT_BYTES, one after another, as bytes."""
+        cdef unsigned long consumer, producer
+        cdef const uint8_t *record
+        cdef uint32_t header
+        cdef int left = records_max
+        if self._producer == NULL:
+            raise ValueError("closed")
+        taken = []
+        consumer = __atomic_load_n(<unsigned long *>self._consumer, ACQUIRE)
+        producer = __atomic_load_n(<unsigned long *>self._producer, ACQUIRE)
+        while consumer < producer and left > 0:
+            record = self._producer + self._page + (consumer & (self._bytes - 1))
+            header = <uint32_t>__atomic_load_n(<unsigned long *>record, ACQUIRE)
+            if header & BUSY:
+                break
+            if not header & DISCARD and (header & ~(BUSY | DISCARD)) == sizeof(launch_event):
+                taken.append((<const char *>record)[RECORD_HEADER_BYTES:RECORD_HEADER_BYTES + sizeof(launch_event)])
+                left -= 1
+            consumer += ((header & ~(BUSY | DISCARD)) + RECORD_HEADER_BYTES + 7) & ~7ul
+            __atomic_store_n(<unsigned long *>self._consumer, consumer, RELEASE)
+        return b"".join(taken)
+
+    def close(self):
+        """Unmap."""
+        if self._consumer != NULL:
+            munmap(self._consumer, self._page)
+        if self._producer != NULL:
+            munmap(self._producer, self._page + 2 * self._bytes)
+        self._consumer = NULL
+        self._producer = NULL
+
+    def __dealloc__(self):
+        self.close()
