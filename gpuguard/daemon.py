@@ -27,7 +27,7 @@ from gpuguard.core.events import Decision, Event, Finding, FlowReport, Incident
 from gpuguard.core.guard import Guard, ProcessVerdict
 from gpuguard.core.policy import Policy
 from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Packets, Tick
-from gpuguard.messages import Act, Acted, Audit, Disarm, Hello, Refused, Undo, Welcome
+from gpuguard.messages import Act, Acted, Audit, Hello, Refused, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
 

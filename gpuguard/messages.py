@@ -32,7 +32,9 @@ class OpenPackets(Struct, frozen=True, tag="open_packets"):
 
 
 class OpenProcesses(Struct, frozen=True, tag="open_processes"):
-    """Ask for process events."""
+    """Ask for process events by the best source that works here, or by this one only."""
+
+    source: Literal["auto", "bpf", "connector", "polling"] = "auto"
 
 
 class OpenLaunches(Struct, frozen=True, tag="open_launches"):

@@ -10,7 +10,7 @@ records say. The same blocks give the same events, bit for bit, however they are
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
@@ -37,10 +37,6 @@ from gpuguard.core.records import (
     ToolCall,
 )
 from gpuguard.core.subjects import FlowId, ProcessId, Subject
-
-if TYPE_CHECKING:
-    from gpuguard.core.evidence import Evidence
-    from gpuguard.core.events import Incident
 
 GAPS_MAX = 16
 PENDING_MAX = 1_024

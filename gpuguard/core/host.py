@@ -36,6 +36,7 @@ KERNELS_MAX = 65_536
 SAMPLES_MAX = 4_096
 ANCESTORS_MAX = 64
 IMAGES_MAX = 256
+NAMESPACES_MAX = 256
 LISTEN_STATE = 10
 
 SocketKey = tuple[int, int, str, int, str, int]
@@ -87,8 +88,9 @@ class Host:
         self.device_samples: BoundedTable[str, DeviceSample] = BoundedTable(SAMPLES_MAX)
         self.process_samples: BoundedTable[tuple[ProcessId, str], ProcessSample] = BoundedTable(SAMPLES_MAX)
         self._current: BoundedTable[int, ProcessId] = BoundedTable(PROCESSES_MAX)
-        self._sockets: BoundedTable[SocketKey, tuple[int, Socket]] = BoundedTable(SOCKETS_MAX)
-        self._listening: dict[int, tuple[Socket, ...]] = {}
+        self._sockets: BoundedTable[SocketKey, Socket] = BoundedTable(SOCKETS_MAX)
+        self._owned: dict[int, dict[ProcessId, list[Socket]]] = {}
+        self._local: BoundedTable[tuple[int, str], None] = BoundedTable(SAMPLES_MAX)
         self._flow_owner: BoundedTable[FlowId, ProcessId] = BoundedTable(SOCKETS_MAX)
         self._kernels: BoundedTable[tuple[ProcessId, int], KernelName] = BoundedTable(KERNELS_MAX)
         self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(PROCESSES_MAX)
@@ -173,15 +175,14 @@ class Host:
             return True
         if self.info and address in self.info.addresses:
             return True
-        return any(key[0] == netns and key[2] == address for key in self._sockets._entries)
+        return (netns, address) in self._local
 
     def socket(self, flow: FlowId, *, initiator: bool) -> Socket | None:
         """Return the socket of one end of a flow, None if it was not seen."""
         near = (flow.initiator, flow.initiator_port)
         far = (flow.responder, flow.responder_port)
         local, remote = (near, far) if initiator else (far, near)
-        seen = self._sockets.get((flow.netns, flow.protocol, *local, *remote))
-        return seen[1] if seen else None
+        return self._sockets.get((flow.netns, flow.protocol, *local, *remote))
 
     def owner(self, flow: FlowId) -> ProcessId | None:
         """Return the process that holds the local end of a flow, None when that is not certain.
@@ -199,12 +200,8 @@ class Host:
         return owner
 
     def sockets_of(self, process: ProcessId) -> list[tuple[int, Socket]]:
-        """Return (netns, socket) of every socket that the process was last seen to own."""
-        return [
-            (key[0], socket)
-            for key, (_, socket) in self._sockets._entries.items()
-            if process in socket.owners
-        ]
+        """Return (netns, socket) of every socket that the process owned when its namespace was last looked at."""
+        return [(netns, socket) for netns, owned in self._owned.items() for socket in owned.get(process, ())]
 
     def forget(self, process: ProcessId) -> None:
         """Drop a process that is long gone, but for what its children inherited from it."""
@@ -230,15 +227,21 @@ class Host:
         return None
 
     def _take_sockets(self, seen: Sockets) -> None:
+        owned: dict[ProcessId, list[Socket]] = {}
         for socket in seen.sockets:
+            for owner in socket.owners:
+                owned.setdefault(owner, []).append(socket)
             if socket.state == LISTEN_STATE:
                 continue
+            self._local[seen.netns, socket.local] = None
             key = (seen.netns, socket.protocol, socket.local, socket.local_port, socket.remote, socket.remote_port)
             before = self._sockets.get(key)
-            if before and before[1].inode == socket.inode and not socket.owners:
-                continue
-            self._sockets[key] = (seen.time_ns, socket)
-        self._listening[seen.netns] = tuple(s for s in seen.sockets if s.state == LISTEN_STATE)
+            if before is None or before.inode != socket.inode or socket.owners:
+                self._sockets[key] = socket
+        self._owned.pop(seen.netns, None)
+        self._owned[seen.netns] = owned
+        while len(self._owned) > NAMESPACES_MAX:
+            del self._owned[next(iter(self._owned))]
 
     def _exit(self, gone: ProcessExited) -> None:
         self.exited[gone.process] = gone

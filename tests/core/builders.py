@@ -64,7 +64,7 @@ def brief(process: ProcessId, *, cgroup: str = "/", context: Context | None = No
                         context=context or Context())
 
 
-def finding(  # noqa: PLR0913 each field is varied by some test
+def finding(
     identity: str = "F-1",
     *,
     label: str = "mining",

@@ -154,7 +154,7 @@ def test_files_rotate_each_says_whose_it_is_and_the_oldest_leave(tmp_path: Path)
         blocks.append(block)
     record(tmp_path, blocks, file_bytes_max=8_000, total_bytes_max=30_000)
     files = recording_files(tmp_path)
-    assert 2 < len(files)
+    assert len(files) > 2
     assert sum(path.stat().st_size for path in files) <= 30_000
     assert files[0].name != "00000001.ggrec"
     first = next(iter(read_recording(files[0])))

@@ -1,0 +1,45 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpuguard.core.events import Finding
+    from gpuguard.core.records import Gap
+
+STYLES = {"confirmed": "bold red", "suspect": "yellow", "clear": "green", "unknown": "dim"}
+
+
+def clock(time_ns: int) -> str:
+    """Return a time of day to the millisecond, UTC."""
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%H:%M:%S.%f")[:-3]
+
+
+def print_findings(findings: Sequence[Finding], gaps: Sequence[Gap]) -> None:
+    """Print one row a finding, then what could not be looked at."""
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("start (UTC)", "verdict", "label", "subject", "process", "because"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        strongest = max(finding.evidence, key=lambda e: e.nats, default=None)
+        process = finding.process
+        table.add_row(
+            clock(finding.start_ns),
+            f"[{STYLES[finding.verdict]}]{finding.verdict}[/]",
+            finding.label,
+            escape(str(finding.subject)),
+            escape(f"{process.name} ({process.process.pid})") if process else "",
+            escape(strongest.text) if strongest else "",
+        )
+    console.print(table if findings else "nothing seen")
+    for gap in gaps:
+        console.print(f"[yellow]gap[/] {escape(gap.sensor)}: {escape(gap.reason)}")
