@@ -1,0 +1,957 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Frames to rows of `records.PACKET` and to facts: one parser for capture files and for the live ring.
+
+Sources: RFC 791, 8200 (extension headers), 9293, 768, 792, 4443; Linux "cooked" and other link layers from
+tcpdump.org/linktypes.html; RFC 4253 (SSH), RFC 8446 (TLS), RFC 6066, RFC 7301, RFC 1035; pcap and pcapng from
+draft-ietf-opsawg-pcap and -pcapng; TPACKET_V3 from Documentation/networking/packet_mmap.rst and linux/if_packet.h.
+
+Every byte is hostile. Each function gets a pointer with the number of bytes that are there, and reads no others;
+each loop takes at least one byte a round or has a fixed bound. No Python object is touched per packet.
+
+A fact needs the first bytes of a TCP stream in order. Per direction a `Stream` notes which sequence number is wanted
+next; only bytes in order are read. A segment from beyond a hole is passed over, and the stream goes on when the
+sender sends the missing part again (its row is written in any case); a hole that lies within a message that is not
+read anyway is jumped. Nothing is copied while messages are whole within a segment; else the beginning of one message
+waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload never looked at again, once it
+has sent NEWKEYS or its ClientHello, or is neither SSH nor TLS. The table is set-associative: a full set gives up its
+decided, else its oldest stream; the undecided ones so lost are counted.
+
+Known limits: DNS over TCP is not read; a ClientHello or KEXINIT above MESSAGE_MAX is not read; text before an SSH
+banner is followed for TEXT_MAX bytes; TCP within IP fragments is read from the first fragment only.
+"""
+
+from libc.errno cimport errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memchr, memcmp, memcpy, memset, strerror
+
+import numpy as np
+
+from gpuguard.core.records import PACKET, DnsMessage, SshBanner, SshKexInit, SshNewKeys, TlsClientHello
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+    typedef struct {
+        int64_t time_ns;
+        uint8_t source[16];
+        uint8_t destination[16];
+        uint16_t source_port;
+        uint16_t destination_port;
+        uint32_t sequence;
+        uint32_t acknowledgement;
+        uint32_t payload_bytes;
+        uint32_t frame_bytes;
+        uint8_t protocol;
+        uint8_t tcp_flags;
+        uint8_t ip_version;
+        uint8_t packet_type;
+    } gpuguard_packet_row;
+    _Static_assert(sizeof(gpuguard_packet_row) == 64, "a row is one cache line, without padding");
+    /* A stream's key is the 36 bytes from source to destination_port. */
+    _Static_assert(offsetof(gpuguard_packet_row, source) == 8, "");
+    _Static_assert(offsetof(gpuguard_packet_row, sequence) == 44, "");
+    #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+    #error "records.PACKET is little-endian"
+    #endif
+
+    /* ticks of base 10**-n or 2**-n s to ns, for any n a file may claim; the result wraps, as hostile times may. */
+    static int64_t gpuguard_ticks_ns(uint64_t ticks, unsigned resolution) {
+        unsigned n = resolution & 0x7f;
+        if (resolution & 0x80) {
+            if (n >= 64)
+                return (int64_t)(n >= 94 ? 0 : ((unsigned __int128)ticks * 1000000000u) >> n);
+            return (int64_t)(((unsigned __int128)ticks * 1000000000u) >> n);
+        }
+        for (; n > 9 && ticks; n--)
+            ticks /= 10;
+        for (; n < 9; n++)
+            ticks *= 10;
+        return (int64_t)ticks;
+    }
+    static uint32_t gpuguard_load_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+    static void gpuguard_store_release(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+    """
+    ctypedef struct Row "gpuguard_packet_row":
+        int64_t time_ns
+        uint8_t source[16]
+        uint8_t destination[16]
+        uint16_t source_port
+        uint16_t destination_port
+        uint32_t sequence
+        uint32_t acknowledgement
+        uint32_t payload_bytes
+        uint32_t frame_bytes
+        uint8_t protocol
+        uint8_t tcp_flags
+        uint8_t ip_version
+        uint8_t packet_type
+    int64_t ticks_ns "gpuguard_ticks_ns"(uint64_t ticks, unsigned resolution) noexcept nogil
+    uint32_t load_acquire "gpuguard_load_acquire"(const uint32_t* p) noexcept nogil
+    void store_release "gpuguard_store_release"(uint32_t* p, uint32_t v) noexcept nogil
+
+cdef enum:
+    SETS = 1024
+    WAYS = 8
+    MESSAGE_MAX = 16384
+    BUFFERS_MAX = 1024
+    TEXT_MAX = 16384
+    BANNER_LINE_MAX = 8192
+    SSH_PACKET_MAX = 262144
+    FACTS_MAX = 4096
+    FACTS_ROOM = 4
+    ARENA_BYTES = 1048576
+    ARENA_ROOM = 40960
+    VLAN_TAGS_MAX = 4
+    EXTENSION_HEADERS_MAX = 16
+    PACKET_TYPE_UNKNOWN = 255
+
+cdef enum:
+    OPENING = 0
+    SSH = 1
+    SSH_KEYS = 2
+    TLS = 3
+    DECIDED = 4
+
+cdef enum:
+    BANNER = 0
+    KEXINIT = 1
+    NEWKEYS = 2
+    HELLO = 3
+    DNS = 4
+
+cdef enum:
+    FIN = 1
+    SYN = 2
+
+cdef struct Stream:
+    uint8_t key[36]
+    uint32_t first      # sequence number of the first byte
+    uint32_t wanted     # of the next byte to be read
+    uint32_t skip       # bytes to pass over unread
+    uint32_t used       # when last used, counted in segments
+    uint32_t text       # bytes of text before the banner
+    uint32_t held       # bytes in the buffer
+    uint8_t* buffer
+    uint8_t state
+    uint8_t mid_line    # the text before ended within a line
+
+cdef struct FactNote:
+    uint32_t row
+    uint32_t kind
+    uint32_t a
+    uint32_t b
+    uint32_t start
+    uint32_t size
+
+cdef struct Parse:
+    Row* rows
+    uint32_t used
+    uint32_t rows_max
+    FactNote* facts
+    uint32_t facts_used
+    uint8_t* arena
+    uint32_t arena_used
+    uint16_t* tags
+    Stream* streams
+    uint8_t* scratch
+    uint64_t seed
+    uint32_t clock
+    uint32_t buffers
+    uint64_t frames
+    uint64_t other
+    uint64_t malformed
+    uint64_t streams_lost
+
+
+# -- bytes ------------------------------------------------------------------------------------------------------------
+
+cdef inline uint32_t be16(const uint8_t* p) noexcept nogil:
+    return (<uint32_t>p[0] << 8) | p[1]
+
+
+cdef inline uint32_t be32(const uint8_t* p) noexcept nogil:
+    return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
+
+
+cdef inline uint32_t least(uint32_t a, uint32_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline uint32_t above(uint32_t a, uint32_t b) noexcept nogil:
+    """a - b, 0 where that would be negative."""
+    return a - b if a > b else 0
+
+
+# -- facts ------------------------------------------------------------------------------------------------------------
+
+cdef inline bint full(Parse* s) noexcept nogil:
+    """No room left for one more packet, whatever it may hold: one packet makes at most FACTS_ROOM facts."""
+    return (s.used >= s.rows_max or s.facts_used + FACTS_ROOM > FACTS_MAX or s.arena_used + ARENA_ROOM > ARENA_BYTES)
+
+
+cdef FactNote* note(Parse* s, uint32_t kind, uint32_t a, uint32_t b) noexcept nogil:
+    cdef FactNote* fact
+    if s.facts_used >= FACTS_MAX:
+        return NULL
+    fact = &s.facts[s.facts_used]
+    s.facts_used += 1
+    fact.row = s.used
+    fact.kind = kind
+    fact.a = a
+    fact.b = b
+    fact.start = s.arena_used
+    fact.size = 0
+    return fact
+
+
+cdef void put(Parse* s, FactNote* fact, const uint8_t* p, uint32_t n) noexcept nogil:
+    if fact == NULL or n > ARENA_BYTES - s.arena_used:
+        return
+    memcpy(s.arena + s.arena_used, p, n)
+    s.arena_used += n
+    fact.size += n
+
+
+# -- SSH and TLS messages ---------------------------------------------------------------------------------------------
+# Each returns how many bytes it took (more than there are: pass over the rest), 0 if it needs more, -1 when decided.
+
+cdef int32_t kexinit(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 4253, 7.1. ``p`` is the payload after the message number, without padding."""
+    cdef uint32_t at = 16, size, lists_end = 0
+    cdef int i
+    cdef FactNote* fact
+    for i in range(10):
+        if at + 4 > n:
+            return -1
+        size = be32(p + at)
+        if size > n - at - 4:
+            return -1
+        at += 4 + size
+        if i == 7:
+            lists_end = at
+    if at + 5 > n:
+        return -1
+    fact = note(s, KEXINIT, 0, 0)
+    put(s, fact, p + 16, lists_end - 16)
+    return 1
+
+
+cdef int32_t ssh_packet(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t sequence) noexcept nogil:
+    """RFC 4253, 6: one packet before encryption. Only KEXINIT and NEWKEYS are read, the others passed over."""
+    cdef uint32_t size, padding, message
+    if n < 6:
+        return 0
+    size = be32(p)
+    padding = p[4]
+    message = p[5]
+    if size < 6 or size > SSH_PACKET_MAX or padding + 2 > size:
+        return -1
+    if message == 20:
+        if t.state == SSH_KEYS or size + 4 > MESSAGE_MAX:
+            return -1
+        if n < size + 4:
+            return 0
+        if kexinit(s, p + 6, size - padding - 2) < 0:
+            return -1
+        t.state = SSH_KEYS
+    elif message == 21:
+        if n < size + 4 and size <= 512:
+            return 0
+        if t.state == SSH_KEYS and size <= 512:
+            note(s, NEWKEYS, sequence + size + 4, 0)
+        return -1
+    elif not (1 <= message <= 19 or 30 <= message <= 49):
+        return -1
+    return <int32_t>(size + 4)
+
+
+cdef int32_t ssh_banner(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 4253, 4.2. Longer lines than its 255 bytes are taken, as OpenSSH does, so that nobody hides behind one."""
+    cdef const uint8_t* end = <const uint8_t*>memchr(p, 10, least(n, BANNER_LINE_MAX))
+    cdef uint32_t size
+    if end == NULL:
+        return -1 if n >= BANNER_LINE_MAX else 0
+    size = <uint32_t>(end - p)
+    put(s, note(s, BANNER, 0, 0), p, least(size - 1 if p[size - 1] == 13 else size, 255))
+    if size < 8 or not (memcmp(p, b"SSH-2.0-", 8) == 0 or (size >= 9 and memcmp(p, b"SSH-1.99-", 9) == 0)):
+        return -1
+    t.state = SSH
+    return <int32_t>(size + 1)
+
+
+cdef int32_t extensions(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
+    """The extensions of a ClientHello: note the server name and the ALPN names."""
+    cdef uint32_t at = 0, kind, size, name = 0, name_size = 0, alpn = 0, alpn_size = 0
+    cdef uint8_t head[2]
+    cdef FactNote* fact
+    while at < n:
+        if n - at < 4:
+            return -1
+        kind = be16(p + at)
+        size = be16(p + at + 2)
+        at += 4
+        if size > n - at:
+            return -1
+        if kind == 0 and size >= 5 and p[at + 2] == 0:
+            name = at + 5
+            name_size = be16(p + at + 3)
+            if name_size > size - 5:
+                return -1
+        elif kind == 16 and size >= 2:
+            alpn = at + 2
+            alpn_size = be16(p + at)
+            if alpn_size > size - 2:
+                return -1
+        at += size
+    fact = note(s, HELLO, 0, 0)
+    head[0] = <uint8_t>(name_size >> 8)
+    head[1] = <uint8_t>(name_size & 255)
+    put(s, fact, head, 2)
+    put(s, fact, p + name, name_size)
+    put(s, fact, p + alpn, alpn_size)
+    return 1
+
+
+cdef int32_t client_hello(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 8446, 4.1.2: the body of a ClientHello."""
+    cdef uint32_t at = 34, size
+    if n < at + 1:
+        return -1
+    at += 1 + p[at]
+    if n < at + 2:
+        return -1
+    at += 2 + be16(p + at)
+    if n < at + 1:
+        return -1
+    at += 1 + p[at]
+    if n == at:
+        return extensions(s, p, 0)
+    if n < at + 2:
+        return -1
+    size = be16(p + at)
+    if size > n - at - 2:
+        return -1
+    return extensions(s, p + at + 2, size)
+
+
+cdef int32_t tls_records(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
+    """Join the handshake bytes of the records that are there (RFC 8446, 5.1), up to the end of the first message."""
+    cdef uint32_t at = 0, joined = 0, size, part, total = 4
+    while joined < total:
+        if n - at < 5:
+            return 0
+        size = be16(p + at + 3)
+        if p[at] != 22 or p[at + 1] != 3 or size == 0 or size > 16640:
+            return -1
+        at += 5
+        part = least(least(size, n - at), MESSAGE_MAX - joined)
+        memcpy(s.scratch + joined, p + at, part)
+        joined += part
+        if joined and s.scratch[0] != 1:
+            return -1
+        if joined >= 4:
+            total = 4 + (be32(s.scratch) & 0xFFFFFF)
+            if total > MESSAGE_MAX:
+                return -1
+        if joined < total and size > n - at:
+            return 0
+        at += part
+    client_hello(s, s.scratch + 4, total - 4)
+    return -1
+
+
+cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """The first bytes of a stream: a TLS record, an SSH banner, or lines of text that may stand before one."""
+    cdef uint32_t size
+    cdef const uint8_t* end
+    if not t.mid_line:
+        if memcmp(p, b"SSH-", least(n, 4)) == 0:
+            return ssh_banner(s, t, p, n) if n >= 4 else 0
+        if t.text == 0 and p[0] == 22:
+            t.state = TLS
+            return tls_records(s, p, n)
+    end = <const uint8_t*>memchr(p, 10, n)
+    size = n if end == NULL else <uint32_t>(end - p) + 1
+    t.text += size
+    t.mid_line = end == NULL
+    if t.text > TEXT_MAX or memchr(p, 0, size) != NULL:
+        return -1
+    return <int32_t>size
+
+
+cdef int32_t message(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t sequence) noexcept nogil:
+    if t.state == OPENING:
+        return opening(s, t, p, n)
+    if t.state == TLS:
+        return tls_records(s, p, n)
+    return ssh_packet(s, t, p, n, sequence)
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+cdef void drop_buffer(Parse* s, Stream* t) noexcept nogil:
+    if t.buffer != NULL:
+        free(t.buffer)
+        t.buffer = NULL
+        s.buffers -= 1
+    t.held = 0
+
+
+cdef void decide(Parse* s, Stream* t) noexcept nogil:
+    drop_buffer(s, t)
+    t.state = DECIDED
+
+
+cdef void hold(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """Keep the beginning of a message until the rest arrives."""
+    if n >= MESSAGE_MAX:
+        decide(s, t)
+        return
+    if s.buffers < BUFFERS_MAX:
+        t.buffer = <uint8_t*>malloc(MESSAGE_MAX)
+    if t.buffer == NULL:
+        s.streams_lost += 1
+        decide(s, t)
+        return
+    s.buffers += 1
+    memcpy(t.buffer, p, n)
+    t.held = n
+
+
+cdef uint32_t read_held(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t sequence) noexcept nogil:
+    """Go on with the message in the buffer; return how many of the new bytes it took."""
+    cdef uint32_t held = t.held
+    cdef uint32_t used = least(MESSAGE_MAX - held, n)
+    cdef int32_t took
+    memcpy(t.buffer + held, p, used)
+    took = message(s, t, t.buffer, held + used, sequence - held)
+    if took == 0 and held + used < MESSAGE_MAX:
+        t.held += used
+        return used
+    # What was held was no whole message, so a message takes more than that.
+    if took <= <int32_t>held:
+        decide(s, t)
+        return n
+    drop_buffer(s, t)
+    if <uint32_t>took > held + used:
+        t.skip = <uint32_t>took - held - used
+        return used
+    return <uint32_t>took - held
+
+
+cdef void read_stream(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t sequence) noexcept nogil:
+    """Read bytes in order. Each round takes at least one byte, or is the last."""
+    cdef uint32_t at = 0, part
+    cdef int32_t took
+    while at < n and t.state != DECIDED:
+        if t.skip:
+            part = least(t.skip, n - at)
+            t.skip -= part
+            at += part
+        elif t.held:
+            at += read_held(s, t, p + at, n - at, sequence + at)
+        else:
+            took = message(s, t, p + at, n - at, sequence + at)
+            if took < 0:
+                decide(s, t)
+            elif took == 0:
+                hold(s, t, p + at, n - at)
+                return
+            else:
+                part = least(<uint32_t>took, n - at)
+                t.skip = <uint32_t>took - part
+                at += part
+
+
+cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
+    """Read what of this segment is in order and new; ``have`` of its ``size`` bytes were captured."""
+    cdef int32_t old = <int32_t>(t.wanted - sequence)
+    if old < 0:
+        if <uint32_t>(-old) > t.skip:
+            return
+        t.skip -= <uint32_t>(-old)
+        t.wanted = sequence
+        old = 0
+    if <uint32_t>old >= size:
+        return
+    size -= <uint32_t>old
+    p += least(<uint32_t>old, have)
+    have = above(have, <uint32_t>old)
+    read_stream(s, t, p, have, t.wanted)
+    t.wanted += size
+    size -= have
+    if t.state == DECIDED or size == 0:
+        return
+    # The snap length cut bytes away that will not come again. A KEXINIT so cut is lost, not where its packet ends.
+    if t.state == SSH and t.held >= 6 and t.buffer[5] == 20:
+        s.streams_lost += 1
+        t.skip = be32(t.buffer) + 4 - t.held
+        t.state = SSH_KEYS
+        drop_buffer(s, t)
+    if size > t.skip:
+        s.streams_lost += 1
+        decide(s, t)
+    else:
+        t.skip -= size
+
+
+cdef inline uint64_t stream_hash(const Row* row, uint64_t seed) noexcept nogil:
+    cdef const uint8_t* p = <const uint8_t*>row + 8
+    cdef uint64_t word, h = seed
+    cdef int i
+    for i in range(4):
+        memcpy(&word, p + 8 * i, 8)
+        h = (h ^ word) * <uint64_t>0x9E3779B97F4A7C15
+        h ^= h >> 32
+    word = (<uint64_t>row.source_port << 16) | row.destination_port
+    h = (h ^ word) * <uint64_t>0x9E3779B97F4A7C15
+    return h ^ (h >> 29)
+
+
+cdef inline Stream* find(Parse* s, const Row* row, uint64_t h) noexcept nogil:
+    cdef uint32_t base = <uint32_t>(h >> 40) % SETS * WAYS
+    cdef uint16_t tag = <uint16_t>(h | 1)
+    cdef int i
+    for i in range(WAYS):
+        if s.tags[base + i] == tag and memcmp(s.streams[base + i].key, <const uint8_t*>row + 8, 36) == 0:
+            return &s.streams[base + i]
+    return NULL
+
+
+cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
+    """Take a free way of the set, else that of its oldest decided stream, else of its oldest."""
+    cdef uint32_t base = <uint32_t>(h >> 40) % SETS * WAYS
+    cdef uint32_t chosen = base
+    cdef uint64_t age, oldest = 0
+    cdef int i
+    cdef Stream* t
+    for i in range(WAYS):
+        if s.tags[base + i] == 0:
+            chosen = base + i
+            oldest = 0
+            break
+        t = &s.streams[base + i]
+        age = (<uint64_t>(t.state == DECIDED) << 32 | <uint32_t>(s.clock - t.used)) + 1
+        if age > oldest:
+            oldest = age
+            chosen = base + i
+    t = &s.streams[chosen]
+    if oldest:
+        s.streams_lost += t.state != DECIDED
+        drop_buffer(s, t)
+    s.tags[chosen] = <uint16_t>(h | 1)
+    memset(t, 0, sizeof(Stream))
+    memcpy(t.key, <const uint8_t*>row + 8, 36)
+    return t
+
+
+cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
+    drop_buffer(s, t)
+    t.first = first
+    t.wanted = first
+    t.skip = 0
+    t.text = 0
+    t.state = OPENING
+    t.mid_line = 0
+
+
+cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
+    """One TCP segment. A stream begins with its SYN, or where that was not seen, with a banner or a ClientHello."""
+    cdef uint64_t h
+    cdef uint32_t sequence = row.sequence
+    cdef Stream* t
+    if size == 0 and not (row.tcp_flags & SYN):
+        return
+    h = stream_hash(row, s.seed)
+    t = find(s, row, h)
+    if row.tcp_flags & SYN:
+        sequence += 1
+        if t == NULL:
+            t = place(s, row, h)
+            start(s, t, sequence)
+        elif t.first != sequence:
+            start(s, t, sequence)
+    elif t == NULL:
+        if not (have >= 4 and memcmp(p, b"SSH-", 4) == 0
+                or have >= 6 and p[0] == 22 and p[1] == 3 and p[2] <= 4 and p[5] == 1):
+            return
+        t = place(s, row, h)
+        start(s, t, sequence)
+    if t.state == DECIDED:
+        return
+    s.clock += 1
+    t.used = s.clock
+    advance(s, t, sequence, p, have, size)
+    if row.tcp_flags & FIN and t.wanted == sequence + size:
+        decide(s, t)
+
+
+# -- DNS --------------------------------------------------------------------------------------------------------------
+
+cdef uint32_t dns_question(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Return where the name that begins at 12 ends; 0 if it is not one. A first name cannot be compressed."""
+    cdef uint32_t at = 12
+    while at < n and at - 12 < 255:
+        if p[at] == 0:
+            return at + 1
+        if p[at] > 63:
+            return 0
+        at += 1 + p[at]
+    return 0
+
+
+cdef uint32_t dns_answers(const uint8_t* p, uint32_t n, uint32_t at, uint32_t count, uint32_t size) noexcept nogil:
+    """The sum of RDLENGTH over the answer section, no more than the message has left."""
+    cdef uint32_t total = 0, data
+    while count:
+        count -= 1
+        while at < n and 0 < p[at] < 64:
+            at += 1 + p[at]
+        if at >= n:
+            break
+        at += 2 if p[at] >= 192 else 1
+        if at > n or n - at < 10:
+            break
+        data = least(be16(p + at + 8), above(size, at + 10))
+        total += data
+        at += 10 + data
+    return total
+
+
+cdef void dns(Parse* s, const Row* row, const uint8_t* p, uint32_t n, uint32_t size) noexcept nogil:
+    """One question, opcode QUERY. On other ports than 53 and 5353 all the rest must be what a resolver would send."""
+    cdef uint32_t flags, at, answers
+    cdef FactNote* fact
+    if n < 17 or be16(p + 4) != 1:
+        return
+    flags = be16(p + 2)
+    if flags & 0x7800:
+        return
+    at = dns_question(p, n)
+    if at == 0 or n - at < 4:
+        return
+    answers = be16(p + 6)
+    if not (row.source_port == 53 or row.destination_port == 53
+            or row.source_port == 5353 or row.destination_port == 5353):
+        if be16(p + at + 2) != 1 or flags & 0x0040 or be16(p + 10) > 2 and not (flags & 0x8000):
+            return
+        if not (flags & 0x8000) and (answers or be16(p + 8)):
+            return
+    fact = note(s, DNS, (be16(p + at) << 1) | (flags >> 15),
+                dns_answers(p, n, at + 4, answers, size) if flags & 0x8000 else 0)
+    put(s, fact, p + 12, at - 12)
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+cdef void tcp(Parse* s, Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
+    cdef uint32_t header
+    row.payload_bytes = above(size, 20)
+    if have < 20:
+        return
+    row.sequence = be32(p + 4)
+    row.acknowledgement = be32(p + 8)
+    row.tcp_flags = p[13]
+    header = (p[12] >> 4) * 4
+    if header < 20 or header > size:
+        s.malformed += 1
+        row.payload_bytes = 0
+        return
+    row.payload_bytes = size - header
+    segment(s, row, p + least(header, have), above(have, header), size - header)
+
+
+cdef inline void transport(Parse* s, Row* row, const uint8_t* p, uint32_t have, uint32_t size,
+                           bint later_fragment) noexcept nogil:
+    """Fill ports and sizes from ``size`` bytes of IP payload, of which ``have`` were captured, and end the row."""
+    row.payload_bytes = size
+    if later_fragment:
+        pass
+    elif row.protocol == 6 or row.protocol == 17:
+        if have >= 4:
+            row.source_port = <uint16_t>be16(p)
+            row.destination_port = <uint16_t>be16(p + 2)
+        if row.protocol == 6:
+            tcp(s, row, p, have, size)
+        else:
+            row.payload_bytes = above(size, 8)
+            if have > 8:
+                dns(s, row, p + 8, have - 8, size - 8)
+    elif row.protocol == 1 or row.protocol == 58:
+        row.payload_bytes = above(size, 8)
+        if have >= 2:
+            row.source_port = <uint16_t>be16(p)
+        if have >= 8:
+            row.destination_port = <uint16_t>be16(p + 4)
+            row.sequence = be16(p + 6)
+    s.used += 1
+
+
+cdef inline void ipv4(Parse* s, Row* row, const uint8_t* p, uint32_t n, uint32_t wire) noexcept nogil:
+    cdef uint32_t header, total
+    if n < 20:
+        s.malformed += 1
+        return
+    header = (p[0] & 15) * 4
+    total = be16(p + 2)
+    if total == 0:  # segmentation offload: the length did not fit or was left to the hardware
+        total = wire
+    if header < 20 or total < header:
+        s.malformed += 1
+        return
+    row.source[10] = row.source[11] = row.destination[10] = row.destination[11] = 255
+    memcpy(&row.source[12], p + 12, 4)
+    memcpy(&row.destination[12], p + 16, 4)
+    row.ip_version = 4
+    row.protocol = p[9]
+    transport(s, row, p + least(header, n), above(least(n, total), header), total - header,
+              (be16(p + 6) & 0x1FFF) != 0)
+
+
+cdef inline void ipv6(Parse* s, Row* row, const uint8_t* p, uint32_t n, uint32_t wire) noexcept nogil:
+    """Extension headers as RFC 7045 lists them; where one is not all there, the row keeps its number, portless."""
+    cdef uint32_t size, kind, length, at = 40
+    cdef bint portless = 0
+    cdef int i
+    if n < 40:
+        s.malformed += 1
+        return
+    memcpy(row.source, p + 8, 16)
+    memcpy(row.destination, p + 24, 16)
+    row.ip_version = 6
+    size = be16(p + 4)
+    kind = p[6]
+    if size == 0 and kind != 59:  # a jumbogram, or segmentation offload
+        size = above(wire, 40)
+    n = least(n, 40 + size)
+    for i in range(EXTENSION_HEADERS_MAX):
+        if not (kind == 0 or kind == 43 or kind == 44 or kind == 51 or kind == 60 or kind == 135 or kind == 139
+                or kind == 140):
+            break
+        if n - at < 8:
+            portless = 1
+            break
+        length = 8 if kind == 44 else (p[at + 1] + 2) * 4 if kind == 51 else (p[at + 1] + 1) * 8
+        if length > n - at:
+            portless = 1
+            break
+        portless = kind == 44 and (be16(p + at + 2) & 0xFFF8) != 0
+        kind = p[at]
+        at += length
+        if portless:
+            break
+    row.protocol = <uint8_t>kind
+    transport(s, row, p + at, n - at, 40 + size - at, portless)
+
+
+cdef inline void network(Parse* s, const uint8_t* p, uint32_t n, uint32_t wire, uint32_t frame_bytes,
+                         int64_t time_ns, uint32_t packet_type) noexcept nogil:
+    """One IP packet of ``wire`` bytes of which ``n`` were captured, whatever link layer it came in."""
+    cdef Row* row = &s.rows[s.used]
+    if n == 0:
+        s.malformed += 1
+        return
+    memset(row, 0, sizeof(Row))
+    row.time_ns = time_ns
+    row.frame_bytes = frame_bytes
+    row.packet_type = <uint8_t>packet_type
+    if p[0] >> 4 == 4:
+        ipv4(s, row, p, n, wire)
+    elif p[0] >> 4 == 6:
+        ipv6(s, row, p, n, wire)
+    else:
+        s.malformed += 1
+
+
+cdef bint known_link(uint32_t link) noexcept nogil:
+    return (link == 0 or link == 1 or link == 12 or link == 14 or link == 101 or link == 108 or link == 113
+            or link == 228 or link == 229 or link == 276)
+
+
+cdef void frame(Parse* s, uint32_t link, const uint8_t* p, uint32_t n, uint32_t wire, int64_t time_ns,
+                uint32_t packet_type) noexcept nogil:
+    """One frame of ``wire`` bytes of which ``n`` were captured. Not IP, or not well-formed IP: counted, no row."""
+    cdef uint32_t at = 0, kind = 0x0800
+    cdef int i
+    s.frames += 1
+    wire = n if wire < n else wire
+    if link == 1:
+        at = 14
+        kind = be16(p + 12) if n >= 14 else 0
+    elif link == 113:
+        at = 16
+        kind = be16(p + 14) if n >= 16 else 0
+        packet_type = p[1] if n >= 16 else packet_type
+    elif link == 276:
+        at = 20
+        kind = be16(p) if n >= 20 else 0
+        packet_type = p[10] if n >= 20 else packet_type
+    elif link == 0 or link == 108:  # the family number differs by system, the version of IP does not
+        at = 4
+    for i in range(VLAN_TAGS_MAX):
+        if not (kind == 0x8100 or kind == 0x88A8 or kind == 0x9100) or n < at + 4:
+            break
+        kind = be16(p + at + 2)
+        at += 4
+    if kind != 0x0800 and kind != 0x86DD or n < at:
+        s.other += 1
+        return
+    network(s, p + at, n - at, wire - at, wire, time_ns, packet_type)
+
+
+# -- Python's view ----------------------------------------------------------------------------------------------------
+
+_PRINTABLE = bytes(b if 32 <= b < 127 else 63 for b in range(256))
+_LABEL = tuple("\\" + chr(b) if b in b".\\" else chr(b) if 32 < b < 127 else f"\\{b:03d}" for b in range(256))
+
+
+def _text(data):
+    """Printable ASCII, "?" for every other byte."""
+    return data.translate(_PRINTABLE).decode("ascii")
+
+
+def _names(data):
+    return tuple(_text(data).split(",")) if data else ()
+
+
+def _kexinit(row, data):
+    lists, at = [], 0
+    for _ in range(8):
+        size = int.from_bytes(data[at:at + 4], "big")
+        lists.append(_names(data[at + 4:at + 4 + size]))
+        at += 4 + size
+    return SshKexInit(row, *lists)
+
+
+def _hello(row, data):
+    size = int.from_bytes(data[:2], "big")
+    at, names = 2 + size, []
+    while at < len(data):
+        names.append(_text(data[at + 1:at + 1 + data[at]]))
+        at += 1 + data[at]
+    return TlsClientHello(row, _text(data[2:2 + size]), tuple(names))
+
+
+def _name(data):
+    """The name as in a master file (RFC 1035, 5.1): other bytes than printable ones as backslash and three digits."""
+    at, labels = 0, []
+    while data[at]:
+        labels.append("".join(_LABEL[b] for b in data[at + 1:at + 1 + data[at]]))
+        at += 1 + data[at]
+    return ".".join(labels)
+
+
+cdef class Parser:
+    """Turns frames into rows and facts. Streams live as long as the parser, rows and facts until `take`.
+
+    ``rows_max``: rows of one block. ``seed`` goes into the hash of streams: any number where the result must not
+    depend on the run, a secret one where somebody may aim at the table.
+    """
+
+    cdef Parse s
+    cdef object rows
+
+    def __cinit__(self, *, int rows_max=8192, uint64_t seed=0):
+        if rows_max < 1:
+            raise ValueError("rows_max must be at least 1")
+        memset(&self.s, 0, sizeof(Parse))
+        self.s.rows_max = rows_max
+        self.s.seed = seed
+        self.s.facts = <FactNote*>malloc(FACTS_MAX * sizeof(FactNote))
+        self.s.arena = <uint8_t*>malloc(ARENA_BYTES)
+        self.s.scratch = <uint8_t*>malloc(MESSAGE_MAX)
+        self.s.tags = <uint16_t*>calloc(SETS * WAYS, sizeof(uint16_t))
+        self.s.streams = <Stream*>calloc(SETS * WAYS, sizeof(Stream))
+        if NULL in (self.s.facts, self.s.arena, self.s.scratch, self.s.tags, self.s.streams):
+            raise MemoryError
+        self._fresh()
+
+    def __dealloc__(self):
+        cdef int i
+        if self.s.streams != NULL:
+            for i in range(SETS * WAYS):
+                free(self.s.streams[i].buffer)
+        free(self.s.facts)
+        free(self.s.arena)
+        free(self.s.scratch)
+        free(self.s.tags)
+        free(self.s.streams)
+
+    cdef _fresh(self):
+        self.rows = np.empty(self.s.rows_max, dtype=PACKET)
+        self.s.rows = <Row*><size_t>self.rows.ctypes.data
+        self.s.used = 0
+        self.s.facts_used = 0
+        self.s.arena_used = 0
+
+    def frame(self, unsigned int link, const unsigned char[::1] data, long long time_ns, *, wire_bytes=None,
+              unsigned int packet_type=PACKET_TYPE_UNKNOWN):
+        """Parse one frame of link type ``link`` (a LINKTYPE_ of tcpdump.org). The parser must not be full."""
+        if full(&self.s):
+            raise BufferError("the parser is full: take() first")
+        if not known_link(link):
+            raise ValueError(f"link type {link} is not supported")
+        cdef uint32_t n = <uint32_t>least(<uint32_t>data.shape[0], 0x7FFFFFFF)
+        frame(&self.s, link, &data[0] if n else NULL, n, n if wire_bytes is None else wire_bytes, time_ns, packet_type)
+
+    @property
+    def full(self):
+        """Whether `take` must come before the next frame."""
+        return bool(full(&self.s))
+
+    def __len__(self):
+        return self.s.used
+
+    def take(self):
+        """Return the rows and facts since the last call, and begin anew."""
+        cdef FactNote* fact
+        cdef list facts = []
+        cdef uint32_t i
+        for i in range(self.s.facts_used):
+            fact = &self.s.facts[i]
+            data = <bytes>self.s.arena[fact.start:fact.start + fact.size]
+            if fact.kind == BANNER:
+                facts.append(SshBanner(fact.row, _text(data)))
+            elif fact.kind == KEXINIT:
+                facts.append(_kexinit(fact.row, data))
+            elif fact.kind == NEWKEYS:
+                facts.append(SshNewKeys(fact.row, fact.a))
+            elif fact.kind == HELLO:
+                facts.append(_hello(fact.row, data))
+            else:
+                facts.append(DnsMessage(fact.row, bool(fact.a & 1), _name(data), fact.a >> 1, fact.b))
+        rows, used = self.rows, self.s.used
+        if used == self.s.rows_max:
+            self._fresh()
+        else:
+            rows = rows[:used].copy()
+            self.s.used = 0
+            self.s.facts_used = 0
+            self.s.arena_used = 0
+        return rows, tuple(facts)
+
+    def counts(self):
+        """What was seen so far: frames; other (not IP); malformed; streams_lost (undecided, yet given up)."""
+        return {"frames": self.s.frames, "other": self.s.other, "malformed": self.s.malformed,
+                "streams_lost": self.s.streams_lost}
+
+
+def row_layout():
+    """Return the size of the C row and the offset of each field, to be compared with `records.PACKET`."""
+    cdef Row row
+    cdef char* base = <char*>&row
+    return sizeof(Row), {
+        "time_ns": <char*>&row.time_ns - base, "source": <char*>&row.source - base,
+        "destination": <char*>&row.destination - base, "source_port": <char*>&row.source_port - base,
+        "destination_port": <char*>&row.destination_port - base, "sequence": <char*>&row.sequence - base,
+        "acknowledgement": <char*>&row.acknowledgement - base, "payload_bytes": <char*>&row.payload_bytes - base,
+        "frame_bytes": <char*>&row.frame_bytes - base, "protocol": <char*>&row.protocol - base,
+        "tcp_flags": <char*>&row.tcp_flags - base, "ip_version": <char*>&row.ip_version - base,
+        "packet_type": <char*>&row.packet_type - base,
+    }
+
+
+include "packets_capture.pxi"
+include "packets_ring.pxi"

@@ -1,0 +1,147 @@
+# The ring that AF_PACKET shares with us: Documentation/networking/packet_mmap.rst, TPACKET_V3.
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED
+    void* MAP_FAILED
+    void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void* address, size_t length)
+
+cdef extern from "<linux/if_packet.h>" nogil:
+    enum: TP_STATUS_KERNEL, TP_STATUS_USER, TPACKET_ALIGNMENT
+    struct tpacket3_hdr:
+        uint32_t tp_next_offset
+        uint32_t tp_sec
+        uint32_t tp_nsec
+        uint32_t tp_snaplen
+        uint32_t tp_len
+        uint16_t tp_net
+    struct tpacket_hdr_v1:
+        uint32_t block_status
+        uint32_t num_pkts
+        uint32_t offset_to_first_pkt
+    union tpacket_bd_header_u:
+        tpacket_hdr_v1 bh1
+    struct tpacket_block_desc:
+        tpacket_bd_header_u hdr
+    struct sockaddr_ll:
+        uint16_t sll_protocol
+        uint16_t sll_hatype
+        uint8_t sll_pkttype
+
+cdef enum:
+    ARPHRD_ETHER = 1
+    ARPHRD_LOOPBACK = 772
+    LINK_HEADER = 48            # TPACKET_ALIGN(sizeof(struct tpacket3_hdr)): where struct sockaddr_ll begins
+
+
+cdef void ring_frame(Parse* s, const uint8_t* p, uint32_t room) noexcept nogil:
+    """One packet of a cooked (SOCK_DGRAM) ring, ``room`` bytes of its block away from the end. It begins at the
+    network header; the 14 bytes that Ethernet had before are counted, so that a file gives the same frame_bytes."""
+    cdef const tpacket3_hdr* header = <const tpacket3_hdr*>p
+    cdef const sockaddr_ll* link = <const sockaddr_ll*>(p + LINK_HEADER)
+    cdef uint32_t at = header.tp_net
+    cdef uint32_t n = header.tp_snaplen
+    cdef uint32_t wire = n if header.tp_len < n else header.tp_len
+    cdef uint32_t kind = be16(<const uint8_t*>&link.sll_protocol)
+    cdef uint32_t before = 14 if link.sll_hatype == ARPHRD_ETHER or link.sll_hatype == ARPHRD_LOOPBACK else 0
+    cdef int i
+    s.frames += 1
+    if at > room or n > room - at:
+        s.malformed += 1
+        return
+    p += at
+    at = 0
+    for i in range(VLAN_TAGS_MAX):
+        if not (kind == 0x8100 or kind == 0x88A8 or kind == 0x9100) or n < at + 4:
+            break
+        kind = be16(p + at + 2)
+        at += 4
+    if kind != 0x0800 and kind != 0x86DD:
+        s.other += 1
+        return
+    network(s, p + at, n - at, wire - at, wire + before,
+            <int64_t>header.tp_sec * 1000000000 + header.tp_nsec, link.sll_pkttype)
+
+
+cdef class Ring:
+    """A mapped TPACKET_V3 ring. The socket may be closed once it is mapped; only the mapping is used from then on."""
+
+    cdef uint8_t* base
+    cdef uint32_t block_bytes, blocks
+    cdef uint32_t block         # the one to be read next
+    cdef uint32_t at            # where in it the next packet is, 0: not begun
+    cdef uint32_t left          # packets left in it
+    cdef uint32_t bad_blocks
+
+    def __cinit__(self, int fd, unsigned int block_bytes, unsigned int blocks):
+        if not 4096 <= block_bytes <= 1 << 24 or not 1 <= blocks <= 65536:
+            raise ValueError("block size or count out of range")
+        self.block_bytes = block_bytes
+        self.blocks = blocks
+        cdef void* base = mmap(NULL, <size_t>block_bytes * blocks, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        if base == MAP_FAILED:
+            raise OSError(errno, f"the packet ring could not be mapped: {strerror(errno).decode()}")
+        self.base = <uint8_t*>base
+
+    def __dealloc__(self):
+        self.close()
+
+    def close(self):
+        """Unmap the ring; the kernel then frees the socket, if nobody else has it."""
+        if self.base != NULL:
+            munmap(self.base, <size_t>self.block_bytes * self.blocks)
+            self.base = NULL
+
+    @property
+    def malformed_blocks(self):
+        """Blocks whose inner lengths did not add up; the rest of each was passed over."""
+        return self.bad_blocks
+
+    def read(self, Parser parser not None, unsigned int blocks_max):
+        """Parse what is ready, in place, at most ``blocks_max`` blocks. True: the parser is full, take and read on."""
+        cdef Parse* s = &parser.s
+        cdef uint32_t done = 0
+        if self.base == NULL:
+            raise ValueError("the ring is closed")
+        with nogil:
+            while done < blocks_max:
+                if not self._begin():
+                    break
+                while self.left and not full(s):
+                    self._packet(s)
+                if self.left:
+                    break
+                self._release()
+                done += 1
+        return bool(self.left)
+
+    cdef bint _begin(self) noexcept nogil:
+        cdef tpacket_block_desc* head = <tpacket_block_desc*>(self.base + <size_t>self.block * self.block_bytes)
+        if self.at:
+            return 1
+        if not load_acquire(&head.hdr.bh1.block_status) & TP_STATUS_USER:
+            return 0
+        self.at = head.hdr.bh1.offset_to_first_pkt
+        self.left = head.hdr.bh1.num_pkts
+        return 1
+
+    cdef void _packet(self, Parse* s) noexcept nogil:
+        cdef const uint8_t* head = self.base + <size_t>self.block * self.block_bytes
+        cdef uint32_t step
+        if self.at > self.block_bytes - LINK_HEADER - sizeof(sockaddr_ll):
+            self.bad_blocks += 1
+            self.left = 0
+            return
+        ring_frame(s, head + self.at, self.block_bytes - self.at)
+        step = (<const tpacket3_hdr*>(head + self.at)).tp_next_offset
+        self.left -= 1
+        if self.left and (step < LINK_HEADER or step > self.block_bytes):
+            self.bad_blocks += 1
+            self.left = 0
+        self.at += step
+
+    cdef void _release(self) noexcept nogil:
+        cdef tpacket_block_desc* head = <tpacket_block_desc*>(self.base + <size_t>self.block * self.block_bytes)
+        store_release(&head.hdr.bh1.block_status, TP_STATUS_KERNEL)
+        self.block = (self.block + 1) % self.blocks
+        self.at = 0

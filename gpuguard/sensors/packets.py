@@ -1,0 +1,386 @@
+"""Packets of this host, live from the kernel or from capture files, as headers and facts: payload never leaves here.
+
+Live: the broker opens an AF_PACKET socket with a TPACKET_V3 ring (Documentation/networking/packet_mmap.rst), binds it,
+and hands over three descriptors: the socket, an epoll that watches it, and the reading end of a pipe. A packet socket
+can also send, and be bound anew; so the guard maps the ring, closes the socket at once, and waits on the epoll. What
+it keeps can read packets and nothing else.
+
+Without the socket the guard cannot ask how many packets were dropped (PACKET_STATISTICS). The flag TP_STATUS_LOSING of
+a block says that there were some, not how many, and stays until somebody asks. So a thread of the broker asks each
+second and writes the sum into the pipe. The pipe also tells each side that the other has gone: the thread then closes
+its socket, and the guard says that drops are no longer counted.
+
+The socket is of type SOCK_DGRAM: frames begin at the network header whatever the interface is, so that "all
+interfaces" may mix Ethernet, tun and WireGuard, and hardware addresses are never read. On loopback each packet passes
+twice, outgoing and incoming; the socket filter keeps the incoming one.
+
+Known limits: a packet that crosses several interfaces of one namespace (a bridge and its port, a VLAN and its device)
+is seen on each; name interfaces in the settings where that matters. Other network namespaces are not looked into.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gzip
+import io
+import os
+import select
+import socket
+import struct
+import threading
+import zlib
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+
+from gpuguard._packets import CaptureFile, Parser, Ring
+from gpuguard.core.records import Gap, Packets
+from gpuguard.messages import Answer, Opened, OpenPackets, Refused
+from gpuguard.sensors import EyeClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuguard.config import Config
+    from gpuguard.core.records import Block
+
+ROWS_MAX = 8192
+
+# -- capture files ----------------------------------------------------------------------------------------------------
+
+_READ_BYTES = 256 * 1024
+
+
+class CaptureError(Exception):
+    """A capture file could not be read on. ``offset`` counts bytes from its start, unpacked if it is compressed."""
+
+    def __init__(self, name: str, offset: int, reason: str) -> None:
+        super().__init__(f"{name}: {reason} at byte {offset}")
+        self.name = name
+        self.offset = offset
+        self.reason = reason
+
+
+def read_capture(source: str | os.PathLike[str] | BinaryIO, rows_max: int = ROWS_MAX) -> Iterator[Packets | Gap]:
+    """Yield the packets of a pcap or pcapng file, gzipped or not, in blocks of at most ``rows_max`` rows.
+
+    ``source`` is a path, or a binary file that need not seek. Memory stays bounded whatever the file claims. What was
+    passed over is a `Gap` at the end. A file that breaks off or breaks the format yields all packets before that, a
+    `Gap`, and then raises `CaptureError`.
+    """
+    parser = Parser(rows_max=rows_max)
+    capture = CaptureFile(parser)
+    name = getattr(source, "name", "capture") if hasattr(source, "read") else os.fspath(cast("str", source))
+    time_ns = 0
+    error: CaptureError | None = None
+    try:
+        for block in _blocks(str(name), source, parser, capture):
+            time_ns = block.time_ns
+            yield block
+    except CaptureError as caught:
+        error = caught
+    if len(parser):
+        block = _taken(parser, 0)
+        time_ns = block.time_ns
+        yield block
+    if capture.unsupported:
+        yield Gap(time_ns, "packets", "frames of a link type that is not read", lost=capture.unsupported)
+    if lost := parser.counts()["streams_lost"]:
+        yield Gap(time_ns, "packets", "TCP streams given up before their first messages were complete", lost=lost)
+    if error is not None:
+        yield Gap(time_ns, "packets", str(error))
+        raise error
+
+
+def _blocks(name: str, source: str | os.PathLike[str] | BinaryIO, parser: Parser, capture: CaptureFile,
+            ) -> Iterator[Packets]:
+    """Yield full blocks; what remains is in ``parser``."""
+    window = bytearray(_READ_BYTES)
+    have = 0
+    with _opened(name, source, capture) as file:
+        while got := file.readinto(memoryview(window)[have:]):
+            have += got
+            at = 0
+            while True:
+                at += _feed(name, capture, window, at, have)
+                if not parser.full:
+                    break
+                yield _taken(parser, 0)
+            window[:have - at] = window[at:have]
+            have -= at
+            if have == len(window):
+                window.extend(bytes(len(window)))
+    if have or not capture.offset:
+        raise CaptureError(name, capture.offset, "the file ends within a record" if have else "the file is empty")
+
+
+def _feed(name: str, capture: CaptureFile, window: bytearray, start: int, end: int) -> int:
+    try:
+        return capture.feed(window, start, end)
+    except ValueError as error:
+        raise CaptureError(name, capture.offset, str(error)) from error
+
+
+@contextmanager
+def _opened(name: str, source: str | os.PathLike[str] | BinaryIO, capture: CaptureFile) -> Iterator[io.BufferedIOBase]:
+    """Open ``source``, unpack it if need be, and turn every failure to read into a `CaptureError`."""
+    with ExitStack() as stack:
+        try:
+            if hasattr(source, "read"):
+                raw = io.BufferedReader(cast("io.RawIOBase", source))
+                stack.callback(raw.detach)
+            else:
+                raw = stack.enter_context(Path(source).open("rb"))
+            if raw.peek(2)[:2] == b"\x1f\x8b":
+                yield gzip.GzipFile(fileobj=raw)
+            else:
+                yield raw
+        except EOFError as error:
+            raise CaptureError(name, capture.offset, "the compressed file breaks off") from error
+        except (OSError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise CaptureError(name, capture.offset, reason) from error
+
+
+def _taken(parser: Parser, netns: int) -> Packets:
+    """Return what the parser has, stamped with the time of its last row."""
+    rows, facts = parser.take()
+    return Packets(int(rows["time_ns"][-1]), netns, rows, facts)
+
+
+# -- the broker's half ------------------------------------------------------------------------------------------------
+
+# linux/if_packet.h, asm-generic/socket.h, linux/filter.h; Python's socket module names few of them.
+_SOL_PACKET = 263
+_PACKET_RX_RING = 5
+_PACKET_STATISTICS = 6
+_PACKET_VERSION = 10
+_TPACKET_V3 = 2
+_ETH_P_ALL = 3
+_SO_ATTACH_FILTER = 26
+_SO_LOCK_FILTER = 44
+_LOAD, _EQUAL, _RETURN = 0x28, 0x15, 0x06
+_HARDWARE_TYPE, _PACKET_TYPE = 0xFFFFF000 + 28, 0xFFFFF000 + 4
+_ARPHRD_LOOPBACK = 772
+_PACKET_OUTGOING = 4
+
+_BLOCK_BYTES = 128 * 1024
+_FRAME_BYTES = 2048
+_RETIRE_MS = 20
+_RING_BYTES = range(1024 * 1024, 256 * 1024 * 1024 + 1)
+_SNAP_BYTES = range(96, 65536)
+_STATISTICS_S = 1.0
+_COUNT = struct.Struct("=Q")
+
+
+def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
+    """Open a bound, running packet ring; the descriptors, in the order of the answer, are the caller's to close."""
+    if request.snap_bytes not in _SNAP_BYTES or request.ring_bytes not in _RING_BYTES:
+        return Refused(f"packets: snap_bytes must be {_SNAP_BYTES.start} to {_SNAP_BYTES.stop - 1}, "
+                       f"ring_bytes {_RING_BYTES.start} to {_RING_BYTES.stop - 1}"), ()
+    if len(request.interface.encode()) > 15 or "\0" in request.interface:
+        return Refused("packets: an interface name has at most 15 bytes"), ()
+    where = f"interface {request.interface}" if request.interface else "all interfaces"
+    blocks = request.ring_bytes // _BLOCK_BYTES
+    with ExitStack() as stack:
+        try:
+            packets = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
+            _narrow(packets, request.snap_bytes)
+            ring = struct.pack("=7I", _BLOCK_BYTES, blocks, _FRAME_BYTES, blocks * (_BLOCK_BYTES // _FRAME_BYTES),
+                               _RETIRE_MS, 0, 0)
+            packets.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
+            packets.bind((request.interface, _ETH_P_ALL))
+            ready = stack.enter_context(select.epoll())
+            ready.register(packets.fileno(), select.EPOLLIN | select.EPOLLERR)
+            netns = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116  a link to no path
+            given = [os.dup(packets.fileno()), os.dup(ready.fileno())]
+        except OSError as error:
+            hint = "; it needs CAP_NET_RAW" if error.errno in {errno.EPERM, errno.EACCES} else ""
+            return Refused(f"packets: {where}: {error.strerror or error}{hint}"), ()
+        stack.pop_all()
+    ready.close()
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    threading.Thread(target=_report_drops, args=(packets, writing), name="packet-drops", daemon=True).start()
+    answer = Opened(("packet", "epoll", "drops"), "tpacket_v3",
+                    {"block_bytes": _BLOCK_BYTES, "blocks": blocks, "netns": netns})
+    return answer, (*given, reading)
+
+
+def _narrow(packets: socket.socket, snap_bytes: int) -> None:
+    """Set version 3 and a locked filter: no outgoing packets of loopback, no more than ``snap_bytes`` of the others."""
+    packets.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
+    program = b"".join(struct.pack("=HBBI", *step) for step in (
+        (_LOAD, 0, 0, _HARDWARE_TYPE),
+        (_EQUAL, 0, 2, _ARPHRD_LOOPBACK),
+        (_LOAD, 0, 0, _PACKET_TYPE),
+        (_EQUAL, 1, 0, _PACKET_OUTGOING),
+        (_RETURN, 0, 0, snap_bytes),
+        (_RETURN, 0, 0, 0),
+    ))
+    memory = ctypes.create_string_buffer(program, len(program))
+    packets.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
+                       struct.pack("@HP", len(program) // 8, ctypes.addressof(memory)))
+    packets.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+
+
+def _report_drops(packets: socket.socket, writing: int) -> None:
+    """Write the sum of dropped packets whenever it has grown, until the guard closes its end of the pipe."""
+    poll = select.poll()
+    poll.register(writing, 0)
+    total = told = 0
+    try:
+        while not poll.poll(_STATISTICS_S * 1000):
+            _, drops, _ = struct.unpack("=3I", packets.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 12))
+            total += drops
+            if total == told:
+                continue
+            try:
+                os.write(writing, _COUNT.pack(total))
+                told = total
+            except BlockingIOError:  # not read for long: the sum goes out with the next one
+                continue
+            except BrokenPipeError:
+                break
+    finally:
+        os.close(writing)
+        packets.close()
+
+
+# -- the guard's half -------------------------------------------------------------------------------------------------
+
+
+class Broker(Protocol):
+    """What this sensor needs of the broker's client."""
+
+    def ask(self, request: OpenPackets) -> tuple[Answer, tuple[int, ...]]:
+        """Send one request; return the answer and its descriptors."""
+        ...
+
+
+def open_sensor(broker: Broker, config: Config) -> PacketSensor:
+    """Open every interface of the settings, or all at once where none is named."""
+    if not config.packets.enabled:
+        raise EyeClosed("packets: turned off by packets.enabled in the settings")
+    sources: list[_Source] = []
+    try:
+        for interface in config.packets.interfaces or ("",):
+            sources.append(_open_source(broker, interface, config))
+        return PacketSensor(sources)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+
+
+def _open_source(broker: Broker, interface: str, config: Config) -> _Source:
+    answer, descriptors = broker.ask(
+        OpenPackets(interface, config.packets.snap_bytes, config.packets.ring_bytes))
+    try:
+        if isinstance(answer, Refused):
+            raise EyeClosed(answer.reason)
+        if not isinstance(answer, Opened) or answer.descriptors != ("packet", "epoll", "drops"):
+            raise EyeClosed("packets: the broker gave an answer that this version does not know")
+        packet, ready, drops = descriptors
+        ring = Ring(packet, answer.values["block_bytes"], answer.values["blocks"])
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+    os.close(packet)
+    return _Source(interface, ring, answer.values, ready, drops)
+
+
+class _Source:
+    """One ring, with the descriptors that came with it."""
+
+    def __init__(self, interface: str, ring: Ring, values: dict[str, int], ready: int, drops: int) -> None:
+        self.interface = interface
+        self.ready = ready
+        self._drops: int | None = drops
+        self._ring = ring
+        self._blocks = values["blocks"]
+        self._netns = values["netns"]
+        # A secret seed: whoever sends packets must not be able to choose which streams share a set.
+        self._parser = Parser(rows_max=ROWS_MAX, seed=int.from_bytes(os.urandom(8)))
+        self._told: dict[str, int] = {"dropped": 0, "streams_lost": 0, "malformed_blocks": 0}
+        self._looked_ns: int | None = None
+
+    def read(self, now_ns: int) -> list[Block]:
+        """Parse what is ready, one turn of the ring at most."""
+        blocks: list[Block] = []
+        more = True
+        while more:
+            more = self._ring.read(self._parser, self._blocks)
+            if len(self._parser):
+                blocks.append(_taken(self._parser, self._netns))
+        if self._looked_ns is None or now_ns - self._looked_ns >= _STATISTICS_S * 1e9:
+            blocks += self._gaps(now_ns)
+            self._looked_ns = now_ns
+        return blocks
+
+    def _gaps(self, now_ns: int) -> list[Block]:
+        """Say what was lost since the last time."""
+        where = self.interface or "all interfaces"
+        counts = {
+            "dropped": (self._dropped(), f"packets dropped by the kernel, the ring of {where} was full"),
+            "streams_lost": (self._parser.counts()["streams_lost"],
+                             f"TCP streams of {where} given up before their first messages were complete"),
+            "malformed_blocks": (self._ring.malformed_blocks, f"ring blocks of {where} did not add up"),
+        }
+        gaps: list[Block] = []
+        for key, (count, reason) in counts.items():
+            if count is not None and count > self._told[key]:
+                gaps.append(Gap(now_ns, "packets", reason, self._looked_ns, count - self._told[key]))
+                self._told[key] = count
+        if counts["dropped"][0] is None and self._drops is not None:
+            os.close(self._drops)
+            self._drops = None
+            gaps.append(Gap(now_ns, "packets", f"the broker has gone: drops of {where} are no longer counted",
+                            self._looked_ns))
+        return gaps
+
+    def _dropped(self) -> int | None:
+        """Return the sum that the broker wrote last, None once it has gone."""
+        if self._drops is None:
+            return None
+        try:
+            data = os.read(self._drops, 4096)
+        except BlockingIOError:
+            return self._told["dropped"]
+        if len(data) < _COUNT.size:
+            return None
+        return int(_COUNT.unpack_from(data, len(data) // _COUNT.size * _COUNT.size - _COUNT.size)[0])
+
+    def close(self) -> None:
+        self._ring.close()
+        os.close(self.ready)
+        if self._drops is not None:
+            os.close(self._drops)
+            self._drops = None
+
+
+class PacketSensor:
+    """All rings of the settings as one sensor."""
+
+    name = "packets"
+    period_ns: int | None = 1_000_000_000
+
+    def __init__(self, sources: list[_Source]) -> None:
+        self._sources = sources
+        self._epoll = select.epoll()
+        for source in sources:
+            self._epoll.register(source.ready, select.EPOLLIN)
+        self.descriptor: int | None = self._epoll.fileno()
+
+    def read(self, now_ns: int) -> list[Block]:
+        """Return the packets since the last call, interface by interface, and a `Gap` for what was lost."""
+        return [block for source in self._sources for block in source.read(now_ns)]
+
+    def close(self) -> None:
+        """Unmap the rings and close what was handed over; the broker's side follows by itself."""
+        self.descriptor = None
+        self._epoll.close()
+        for source in self._sources:
+            source.close()
+        self._sources = []
