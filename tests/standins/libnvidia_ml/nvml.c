@@ -12,7 +12,7 @@
  *   start 1760000000.5                 Unix time of second 0; without it, when the script was last written
  *   device 0 uuid GPU-1f memory_mib 81559 power_limit_w 700 sm_mhz_max 1980 loop_s 5 name NVIDIA H100 80GB HBM3
  *   at 0 device 0 gpu 98 memory 30 used_mib 900 power_w 430 temperature 51 sm_mhz 1755 mem_mhz 2619 tx_kbs 10 rx_kbs 10
- *                                      holds from then on; what is not named stays as it was. loop_s repeats the device's times
+ *                                      holds from then on; what is not named stays; loop_s repeats the device's times
  *   process device 0 pid 123 used_mib 512 sm 97 memory 20 from 3 until 60
  *   process device 0 pid_file PATH ... every pid in the file (white space between them), read at each call
  *   process device 0 pid_env NAME  ... the pid in an environment variable
@@ -40,7 +40,8 @@ enum {
 enum { DEVICES = 16, SEGMENTS = 64, ENTRIES = 64, PIDS = 256, REFUSALS = 64, FAILURES = 16, SAMPLES = 2048 };
 
 #define MIB (1024ULL * 1024ULL)
-#define SAMPLE_US 200000ULL        /* a driver keeps a short ring of per-process samples; these two are its shape here */
+/* A driver keeps a short ring of samples by process; these two are its shape here. */
+#define SAMPLE_US 200000ULL
 #define SAMPLES_KEPT_US 5000000ULL
 #define FIELD_PCIE_TX 197
 #define FIELD_PCIE_RX 198
@@ -84,11 +85,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int users;
 static struct stat seen;
 
-/* ---- the script --------------------------------------------------------------------------------------------------- */
+/* ---- the script -------------------------------------------------------------------------------------------------- */
 
 struct key { const char *name; double *number; char *text; size_t size; };
 
-/* Read "key value" pairs; a key named "name" takes the rest of the line. Anything unknown is a mistake of the script. */
+/* Read "key value" pairs; a key named "name" takes the rest of the line. Anything unknown is the script's mistake. */
 static void pairs(char *line, const struct key *keys)
 {
     char *word, *save = line;
@@ -116,11 +117,12 @@ static void read_device(char *rest)
     if (index < 0 || index >= DEVICES)
         return;
     struct device *d = &script.device[index];
-    *d = (struct device){.present = 1, .memory_mib = 81559, .power_limit_w = 700, .sm_mhz_max = 1980, .name = "NVIDIA stand-in"};
+    *d = (struct device){.present = 1, .memory_mib = 81559, .power_limit_w = 700, .sm_mhz_max = 1980};
+    snprintf(d->name, sizeof d->name, "NVIDIA stand-in");
     snprintf(d->uuid, sizeof d->uuid, "GPU-00000000-0000-0000-0000-%012d", index);
     struct key keys[] = {
-        {"uuid", NULL, d->uuid, sizeof d->uuid}, {"name", NULL, d->name, sizeof d->name}, {"memory_mib", &d->memory_mib},
-        {"power_limit_w", &d->power_limit_w}, {"sm_mhz_max", &d->sm_mhz_max}, {"loop_s", &d->loop_s}, {0}};
+        {"uuid", NULL, d->uuid, sizeof d->uuid}, {"name", NULL, d->name, sizeof d->name},
+        {"memory_mib", &d->memory_mib}, {"power_limit_w", &d->power_limit_w}, {"sm_mhz_max", &d->sm_mhz_max}, {"loop_s", &d->loop_s}, {0}};
     pairs(rest, keys);
     if (index >= script.devices)
         script.devices = index + 1;
@@ -155,8 +157,8 @@ static void read_process(char *rest)
     *e = (struct entry){.until = 1e18};
     struct key keys[] = {
         {"device", &device}, {"pid", &pid}, {"pid_file", NULL, e->pid_file, sizeof e->pid_file},
-        {"pid_env", NULL, e->pid_env, sizeof e->pid_env}, {"used_mib", &e->used_mib}, {"sm", &e->sm}, {"memory", &e->memory},
-        {"from", &e->from}, {"until", &e->until}, {0}};
+        {"pid_env", NULL, e->pid_env, sizeof e->pid_env}, {"used_mib", &e->used_mib}, {"sm", &e->sm},
+        {"memory", &e->memory}, {"from", &e->from}, {"until", &e->until}, {0}};
     pairs(rest, keys);
     e->device = (int)device;
     e->pid = (unsigned)pid;
@@ -179,8 +181,8 @@ static void read_refusal(char *rest)
 static int code_of(const char *word)
 {
     static const struct { const char *word; int code; } codes[] = {
-        {"gpu_lost", GPU_IS_LOST}, {"driver_dead", DRIVER_NOT_LOADED}, {"no_permission", NO_PERMISSION}, {"timeout", TIMEOUT},
-        {"mismatch", LIB_RM_VERSION_MISMATCH}, {"unknown", UNKNOWN}};
+        {"gpu_lost", GPU_IS_LOST}, {"driver_dead", DRIVER_NOT_LOADED}, {"no_permission", NO_PERMISSION},
+        {"timeout", TIMEOUT}, {"mismatch", LIB_RM_VERSION_MISMATCH}, {"unknown", UNKNOWN}};
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if (!strcmp(codes[i].word, word))
             return codes[i].code;
@@ -315,7 +317,7 @@ static double integral(const struct device *d, double t, size_t offset)
     return loops * once(d, d->loop_s, offset) + once(d, t - loops * d->loop_s, offset);
 }
 
-/* ---- calling ------------------------------------------------------------------------------------------------------ */
+/* ---- calling ----------------------------------------------------------------------------------------------------- */
 
 static int failure(const char *name, int device, double t)
 {
@@ -324,9 +326,11 @@ static int failure(const char *name, int device, double t)
         if (t >= f->from && t < f->until && (f->device < 0 || f->device == device))
             return f->code;
     }
-    for (int i = 0; i < script.refusals; i++)
-        if (!strcmp(script.refusal[i].name, name) && (script.refusal[i].device < 0 || script.refusal[i].device == device))
+    for (int i = 0; i < script.refusals; i++) {
+        const struct refusal *r = &script.refusal[i];
+        if (!strcmp(r->name, name) && (r->device < 0 || r->device == device))
             return NOT_SUPPORTED;
+    }
     return SUCCESS;
 }
 
@@ -472,7 +476,7 @@ API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *id, nvmlDevice_t *
     });
 }
 
-/* ---- what a device is --------------------------------------------------------------------------------------------- */
+/* ---- what a device is -------------------------------------------------------------------------------------------- */
 
 struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; };
 
@@ -520,7 +524,7 @@ API nvmlReturn_t nvmlDeviceGetMaxClockInfo(nvmlDevice_t d, int type, unsigned *m
     DEVICE_CALL("nvmlDeviceGetMaxClockInfo", *mhz = type == 2 ? 2619 : (unsigned)d->sm_mhz_max;);
 }
 
-/* ---- what it does now --------------------------------------------------------------------------------------------- */
+/* ---- what it does now -------------------------------------------------------------------------------------------- */
 
 struct memory { unsigned long long total, free, used; };
 struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
@@ -528,7 +532,8 @@ struct utilization { unsigned gpu, memory; };
 
 static struct memory memory_of(const struct device *d, double t)
 {
-    unsigned long long total = (unsigned long long)d->memory_mib * MIB, used = (unsigned long long)(level(d, t).used_mib * MIB);
+    unsigned long long total = (unsigned long long)d->memory_mib * MIB;
+    unsigned long long used = (unsigned long long)(level(d, t).used_mib * MIB);
     return (struct memory){total, total - used, used};
 }
 
@@ -623,7 +628,7 @@ API nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t d, int count, struct fiel
     });
 }
 
-/* ---- processes ---------------------------------------------------------------------------------------------------- */
+/* ---- processes --------------------------------------------------------------------------------------------------- */
 
 struct running { unsigned pid; const struct entry *entry; };
 struct process { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; };
@@ -711,7 +716,8 @@ static unsigned samples_since(const struct device *d, double t, uint64_t since_u
     return count;
 }
 
-API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t d, struct sample *list, unsigned *count, unsigned long long since_us)
+API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t d, struct sample *list, unsigned *count,
+                                                 unsigned long long since_us)
 {
     static struct sample all[SAMPLES];
     DEVICE_CALL("nvmlDeviceGetProcessUtilization", {

@@ -1,0 +1,340 @@
+"""The counter eye through the real binding, against the stand-in driver.
+
+pynvml loads its library once in a process, so each story runs in a child with its own script and clock.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuguard.config import Config, NvmlSettings
+from gpuguard.core.records import ProcessStarted
+from gpuguard.core.subjects import ProcessId
+from gpuguard.messages import Found, ReadProcess, Refused
+from gpuguard.sensors import EyeClosed
+from gpuguard.sensors.nvml import Names, open_sensor, parse_start_ticks, ratio, start_ticks
+
+STANDIN = Path(__file__).parent.parent / "standins" / "libnvidia_ml" / "build.py"
+
+ONE_GPU = """
+driver 580.95.05
+start 1760000000
+device 0 uuid GPU-a memory_mib 1000 power_limit_w 700 sm_mhz_max 1980 name NVIDIA H100 80GB HBM3
+at 0 device 0 gpu 98 memory 30 used_mib 900 power_w 430.5 temperature 51 sm_mhz 1755 mem_mhz 2619
+at 0 device 0 tx_kbs 20 rx_kbs 10 throttle 4
+process device 0 pid_env STANDIN_PID used_mib 512 sm 97 memory 20
+"""
+
+HEAD = """
+import json, os, sys, time
+from pathlib import Path
+import msgspec
+from gpuguard.config import Config, NvmlSettings
+from gpuguard.core.records import Gap
+from gpuguard.messages import Found, Refused
+from gpuguard.core.records import ProcessStarted
+from gpuguard.core.subjects import ProcessId
+from gpuguard.sensors import EyeClosed, nvml
+
+nvml.ANSWER_WAIT_S = 20.0
+
+class Broker:
+    asked = []
+    def ask(self, request):
+        self.asked.append(request.pid)
+        ticks = nvml.start_ticks(request.pid)
+        if ticks is None:
+            return Refused(reason="no such process"), ()
+        who = ProcessId("boot", request.pid, ticks)
+        return Found(processes=(ProcessStarted(0, who, None, "x", ()),)), ()
+
+broker = Broker()
+def at(second):
+    Path(os.environ["GPUGUARD_STANDIN_NVML_CLOCK"]).write_text(str(second))
+    return int((1760000000 + second) * 1e9)
+def script(text):
+    Path(os.environ["GPUGUARD_STANDIN_NVML_SCRIPT"]).write_text(text)
+def show(blocks):
+    for block in blocks:
+        print(msgspec.json.encode(block).decode())
+"""
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler: the stand-in driver cannot be built")
+    spec = importlib.util.spec_from_file_location("standin_nvml_build", STANDIN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def play(library, tmp_path):
+    """Run Python code against a script in a child; return the records that it shows."""
+
+    def run(script: str | None, code: str, **environ: str) -> list[dict]:
+        env = {**os.environ, "LD_LIBRARY_PATH": str(library.parent), "STANDIN_PID": str(os.getpid()), **environ}
+        env["GPUGUARD_STANDIN_NVML_SCRIPT"] = str(tmp_path / "script")
+        env["GPUGUARD_STANDIN_NVML_CLOCK"] = str(tmp_path / "clock")
+        if script is not None:
+            (tmp_path / "script").write_text(script)
+        command = [sys.executable, "-c", HEAD + textwrap.dedent(code)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def of(records, kind):
+    return [record for record in records if record.get("type") == kind]
+
+
+SWEEPS = """
+sensor = nvml.open_sensor(broker, Config(), now_ns=at(0))
+for second in {seconds}:
+    show(sensor.read(at(second)))
+sensor.close()
+"""
+
+
+def test_the_binding_and_nvitop_read_the_stand_in(play):
+    shown = play(ONE_GPU, """
+        import nvitop, pynvml
+        at(3)
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(b"GPU-a")
+        rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
+        device = nvitop.Device.all()[0]
+        samples = pynvml.nvmlDeviceGetProcessesUtilizationInfo(handle, 0)
+        print(json.dumps([rates.gpu, device.name(), device.power_usage(), device.memory_used(), device.driver_version(),
+                          list(device.processes()), samples[-1].smUtil,
+                          pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)]))
+        try:
+            pynvml.nvmlDeviceGetSerial(handle)
+        except pynvml.NVMLError as error:
+            print(error.value)
+    """)
+    mib = 1024 * 1024
+    name = "NVIDIA H100 80GB HBM3"
+    assert shown[0] == [98, name, 430500, 900 * mib, "580.95.05", [os.getpid()], 97, 3 * 430500]
+    assert shown[1] == 3  # NVML_ERROR_NOT_SUPPORTED for every other name
+
+
+def test_every_name_of_the_binding_is_answered(library):
+    spec = importlib.util.spec_from_file_location("standin_nvml_build", STANDIN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    names = module.binding_names()
+    symbols = library.read_bytes()
+    assert len(names) > 300
+    assert [name for name in names if name.encode() not in symbols] == []
+
+
+def test_devices_processes_and_units(play):
+    records = play(ONE_GPU, SWEEPS.format(seconds=(1, 2)))
+    device = of(records, "device_info")[0]
+    assert (device["uuid"], device["index"], device["power_limit_w"]) == ("GPU-a", 0, 700.0)
+    assert device["sm_clock_limit_hz"] == 1_980_000_000
+    assert device["memory_bytes"] == 1000 * 1024 * 1024
+    assert device["driver_version"] == "580.95.05"
+    sample = of(records, "device_sample")[1]
+    assert sample["time_ns"] == 1760000002 * 10**9
+    assert (sample["gpu_ratio"], sample["memory_ratio"], sample["power_w"]) == (0.98, 0.3, 430.5)
+    assert (sample["energy_j"], sample["temperature_c"]) == (861.0, 51.0)
+    assert (sample["sm_clock_hz"], sample["memory_clock_hz"]) == (1_755_000_000, 2_619_000_000)
+    assert (sample["pcie_tx_bytes_per_s"], sample["pcie_rx_bytes_per_s"]) == (20_000, 10_000)
+    assert sample["throttle_reasons"] == 4
+    process = of(records, "process_sample")[1]
+    assert process["process"]["pid"] == os.getpid()
+    assert process["process"]["start_ticks"] == start_ticks(os.getpid())
+    assert (process["sm_ratio"], process["memory_ratio"]) == (0.97, 0.2)
+    assert process["memory_used_bytes"] == 512 * 1024 * 1024
+    assert of(records, "gap")[0]["reason"].startswith("GPU 0 (GPU-a) has no MPS processes")
+    # The first sample has no rate yet: absent, not zero.
+    assert of(records, "device_sample")[0]["pcie_tx_bytes_per_s"] is None
+
+
+def test_processes_are_asked_for_once_a_second_at_most(play):
+    records = play(ONE_GPU, SWEEPS.format(seconds=[1 + i / 10 for i in range(11)]))
+    assert len(of(records, "device_sample")) == 11
+    assert len(of(records, "process_sample")) == 2
+
+
+def test_what_a_board_lacks_is_none_and_one_gap_for_each_field(play):
+    lacking = ONE_GPU + "not_supported nvmlDeviceGetPowerUsage\n"
+    lacking += "not_supported nvmlDeviceGetProcessUtilization device 0\n"
+    records = play(lacking, SWEEPS.format(seconds=range(1, 6)))
+    samples = of(records, "device_sample")
+    assert len(samples) == 5
+    assert all(sample["power_w"] is None and sample["energy_j"] is not None for sample in samples)
+    assert all(sample["sm_ratio"] is None for sample in of(records, "process_sample"))
+    reasons = [gap["reason"] for gap in of(records, "gap")]
+    assert sum("has no power:" in reason for reason in reasons) == 1
+    assert sum("has no process utilization:" in reason for reason in reasons) == 1
+
+
+def test_without_byte_counters_one_direction_of_one_device_is_measured_in_a_turn(play):
+    lacking = ONE_GPU + "device 1 uuid GPU-b\nat 0 device 1 tx_kbs 7 rx_kbs 8\nnot_supported nvmlDeviceGetFieldValues\n"
+    records = play(lacking, SWEEPS.format(seconds=range(1, 6)))
+    fields = ("uuid", "pcie_tx_bytes_per_s", "pcie_rx_bytes_per_s")
+    samples = [tuple(sample[name] for name in fields) for sample in of(records, "device_sample")]
+    measured = [sample for sample in samples if sample[1:] != (None, None)]
+    a, b = [("GPU-a", 20_000, None), ("GPU-a", None, 10_000)], [("GPU-b", 7_000, None), ("GPU-b", None, 8_000)]
+    assert measured[:4] == a + b
+
+
+def test_a_transient_error_is_told_when_it_begins_and_when_it_ends(play):
+    records = play(ONE_GPU + "fail 2 timeout until 4\n", SWEEPS.format(seconds=(1, 2, 3, 4)))
+    power = [gap for gap in of(records, "gap") if " power " in gap["reason"]]
+    assert ["cannot be read" in power[0]["reason"], "can be read again" in power[1]["reason"]] == [True, True]
+    assert power[1]["lost"] == 2
+    assert power[1]["since_ns"] == 1760000002 * 10**9
+    assert [sample["time_ns"] // 10**9 - 1760000000 for sample in of(records, "device_sample")] == [1, 4]
+
+
+def test_a_lost_gpu_leaves_the_others_alone_and_is_taken_back(play):
+    two = ONE_GPU + "device 1 uuid GPU-b\nat 0 device 1 gpu 5\nfail 2 gpu_lost device 1 until 6\n"
+    records = play(two, SWEEPS.format(seconds=range(1, 9)))
+    seconds = {uuid: [s["time_ns"] // 10**9 - 1760000000 for s in of(records, "device_sample") if s["uuid"] == uuid]
+               for uuid in ("GPU-a", "GPU-b")}
+    assert seconds["GPU-a"] == list(range(1, 9))
+    # Tried again after 1, 2 and 4 s: at 3, 5 (both in vain), and not before 9.
+    assert seconds["GPU-b"] == [1]
+    reasons = [gap["reason"] for gap in of(records, "gap") if "GPU-b" in gap["reason"] and "answer" in gap["reason"]]
+    assert reasons[0] == "GPU 1 (GPU-b) does not answer any more: GPU is lost"
+    assert len(reasons) == 3
+    later = play(two, SWEEPS.format(seconds=(1, 2, 3, 5, 9)))
+    assert [s["time_ns"] // 10**9 - 1760000000 for s in of(later, "device_sample") if s["uuid"] == "GPU-b"] == [1, 9]
+
+
+@pytest.mark.parametrize("how", ["driver_dead", "mismatch"])
+def test_a_dead_driver_is_a_gap_and_is_reopened(play, how):
+    records = play(ONE_GPU + f"fail 3 {how} until 5\n", SWEEPS.format(seconds=range(1, 10)))
+    assert [s["time_ns"] // 10**9 - 1760000000 for s in of(records, "device_sample")] == [1, 2, 6, 7, 8, 9]
+    gone, still, again = [gap for gap in of(records, "gap") if "driver" in gap["reason"]]
+    assert gone["reason"].startswith("the driver does not answer any more")
+    assert still["since_ns"] == again["since_ns"] == 1760000003 * 10**9
+    assert len(of(records, "device_info")) == 2  # named afresh: it may be another driver
+
+
+def test_no_driver_closes_the_eye_with_a_reason(play):
+    opening = """
+        try:
+            nvml.open_sensor(broker, Config(), now_ns=at(0))
+        except EyeClosed as closed:
+            print(json.dumps(str(closed)))
+    """
+    assert "not loaded" in play(None, opening)[0]
+    assert "different versions" in play(ONE_GPU + "fail 0 mismatch\n", opening)[0]
+    assert "no right" in play(ONE_GPU + "fail 0 no_permission\n", opening)[0]
+    assert "lists no GPU" in play("driver 1\n", opening)[0]
+
+
+def test_a_rate_that_cannot_be_is_refused():
+    with pytest.raises(EyeClosed, match="rate_hz"):
+        open_sensor(None, Config(nvml=NvmlSettings(rate_hz=1000.0)))
+
+
+def test_a_driver_that_hangs_does_not_hang_the_guard(play):
+    records = play(ONE_GPU, """
+        import threading
+        sensor = nvml.open_sensor(broker, Config(), now_ns=at(0))
+        show(sensor.read(at(1)))
+        nvml.ANSWER_WAIT_S = 0.01
+        release = threading.Event()
+        answer = sensor._driver.sweep
+        sensor._driver.sweep = lambda now_ns: (release.wait(), answer(now_ns))[1]
+        for second in (2, 3, 8, 9):
+            show(sensor.read(at(second)))
+        release.set()
+        nvml.ANSWER_WAIT_S = 20
+        while sensor._answered.empty():
+            time.sleep(0.01)
+        show(sensor.read(at(10)))
+    """)
+    hung = [gap for gap in of(records, "gap") if "NVML" in gap["reason"]]
+    assert ["has not returned" in hung[0]["reason"], "answers again" in hung[1]["reason"]] == [True, True]
+    assert hung[0]["since_ns"] == hung[1]["since_ns"] == 1760000002 * 10**9
+    assert len(of(records, "device_sample")) == 2
+
+
+def test_pids_join_while_the_driver_runs(play, tmp_path):
+    pids = tmp_path / "pids"
+    script = ONE_GPU.replace("pid_env STANDIN_PID", f"pid_file {pids}")
+    records = play(script, f"""
+        sensor = nvml.open_sensor(broker, Config(), now_ns=at(0))
+        show(sensor.read(at(1)))
+        Path({str(pids)!r}).write_text(f"{{os.getpid()}} 99999999")
+        show(sensor.read(at(2)))
+        show(sensor.read(at(3)))
+        print(json.dumps(broker.asked.count(99999999)))
+    """)
+    assert len(of([r for r in records if isinstance(r, dict)], "process_sample")) == 2
+    unnamed = [r for r in records if isinstance(r, dict) and "nobody can say" in r.get("reason", "")]
+    assert len(unnamed) == 1
+    assert records[-1] == 1
+
+
+class OneProcess:
+    """A broker that knows one pid, under the start time that it is told."""
+
+    def __init__(self, ticks):
+        self.ticks = ticks
+        self.asked = 0
+
+    def ask(self, request):
+        assert isinstance(request, ReadProcess)
+        self.asked += 1
+        if self.ticks is None:
+            return Refused(reason="gone"), ()
+        return Found(processes=(ProcessStarted(0, ProcessId("b", request.pid, self.ticks), None, "x", ()),)), ()
+
+
+def test_a_reused_pid_is_another_process(monkeypatch):
+    now = {"ticks": 100}
+    monkeypatch.setattr("gpuguard.sensors.nvml.start_ticks", lambda pid: now["ticks"])
+    broker = OneProcess(100)
+    names = Names(broker)
+    gaps = []
+    assert names.process(7, 0, gaps) == names.process(7, 1, gaps) == ProcessId("b", 7, 100)
+    assert broker.asked == 1
+    now["ticks"] = broker.ticks = 200
+    assert names.process(7, 2, gaps) == ProcessId("b", 7, 200)
+    now["ticks"] = broker.ticks = None
+    assert names.process(7, 3, gaps) is None
+    assert names.process(7, 4, gaps) is None
+    assert len(gaps) == 1
+    assert broker.asked == 3
+    names.keep(set())
+    assert (names._known, names._unnamed_until_ns) == ({}, {})
+
+
+@given(st.binary(max_size=15), st.integers(0, 2**63 - 1))
+def test_a_hostile_process_name_does_not_move_the_start_time(name, ticks):
+    rest = b" ".join([b"S", *[b"1"] * 18, str(ticks).encode(), b"2", b"3"])
+    assert parse_start_ticks(b"42 (" + name + b") " + rest) == ticks
+
+
+@given(st.binary(max_size=200))
+def test_any_stat_line_gives_a_number_or_nothing(stat):
+    ticks = parse_start_ticks(stat)
+    assert ticks is None or ticks >= 0
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_percentage_is_a_ratio_or_unknown(percent):
+    assert ratio(percent) == (percent / 100 if percent <= 100 else None)
