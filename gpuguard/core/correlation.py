@@ -7,13 +7,14 @@ calls at once leave it open: a wrong name is worse than none.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.records import ToolCall
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
+    from gpuguard.core.records import ToolCall
     from gpuguard.core.subjects import ProcessId
 
 TOOL_CALLS_MAX = 16_384
@@ -39,7 +40,7 @@ class Correlation:
         if context.span_id:
             return self._calls.get((context.trace_id, context.span_id))
         lineage = (process, *host.ancestors(process))
-        for below, agent in zip(lineage, lineage[1:], strict=False):
+        for below, agent in itertools.pairwise(lineage):
             calls = self._by_agent.get(agent)
             if calls:
                 return _only_call_during(calls, host, below)

@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
+from gpuguard.core.evidence import Evidence, EvidenceClass
 from gpuguard.core.labels import LABELS, Verdict
-
-if TYPE_CHECKING:
-    from gpuguard.core.evidence import Evidence, EvidenceClass
-    from gpuguard.core.subjects import Subject
+from gpuguard.core.subjects import Subject
 
 LOOKS_PER_YEAR = 365.25 * 86_400
 

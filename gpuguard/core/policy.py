@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
+from gpuguard.core.events import Rung
 from gpuguard.core.labels import LABELS, VERDICTS
 
 if TYPE_CHECKING:
-    from gpuguard.core.events import Finding, Rung
+    from gpuguard.core.events import Finding
 
 RUNGS: tuple[Rung, ...] = ("observe", "notify", "isolate", "throttle", "pause", "kill", "hand_over")
 
