@@ -148,6 +148,11 @@ def _hidden(text: str) -> str:
     return _LONG.sub(_long, _TOKEN.sub(MARK, text))
 
 
+def printable(text: str) -> str:
+    """Return the text with its control characters made visible, so that it cannot speak to a terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
+
 def redact_text(text: str, chars_max: int = ARGUMENT_CHARS_MAX) -> str:
     """Return the text without its secrets, its control characters and whatever exceeds ``chars_max``.
 
@@ -156,7 +161,7 @@ def redact_text(text: str, chars_max: int = ARGUMENT_CHARS_MAX) -> str:
     """
     if len(text) > SEARCHED_CHARS_MAX:
         text = text[:SEARCHED_CHARS_MAX].rpartition(" ")[0] or MARK
-    text = _hidden(_CONTROL.sub("\ufffd", text))
+    text = _hidden(printable(text))
     return text if len(text) <= chars_max else text[: chars_max - 1] + "\u2026"
 
 
