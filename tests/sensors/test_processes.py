@@ -1,0 +1,497 @@
+"""The process eye: parsing over recorded trees and hostile text, the tables over scripted events, and the live host."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuguard.config import Config, ProcessSettings
+from gpuguard.core.records import Gap, ProcessExited, ProcessStarted
+from gpuguard.core.subjects import ENVIRON_LISTED, ProcessId, context_of
+from gpuguard.messages import Found, ListProcesses, Opened, OpenProcesses, ReadProcess, Refused
+from gpuguard.sensors import EyeClosed, processes
+from gpuguard.sensors.processes import Event, Kind
+
+ROOT = Path(__file__).parents[2]
+HOSTS = ROOT / "tests" / "hosts"
+POD = HOSTS / "pod-v2" / "proc"
+HYBRID = HOSTS / "docker-hybrid" / "proc"
+SECOND_NS = 1_000_000_000
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: BPF and the proc connector are privileged")
+
+
+class Direct:
+    """A broker without a process of its own."""
+
+    def ask(self, request):
+        return processes.grant(request)
+
+
+# -- parsing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pod_process_is_read_whole_and_redacted():
+    agent = processes.read_process(2140, POD, booted_ns=10 * SECOND_NS)
+    assert agent.process == ProcessId("7d3f2c61-0000-4000-8000-5a1b6f0c9e11", 2140, 5100)
+    assert agent.parent == ProcessId("7d3f2c61-0000-4000-8000-5a1b6f0c9e11", 2101, 5000)
+    assert agent.argv == ("python3", "agent.py", "--api-key", "[redacted]")
+    assert agent.environ == {"ROCK_SANDBOX_ID": "sb-17"}
+    assert (agent.uid, agent.netns, agent.executable) == (1000, 4026532280, "/usr/bin/python3.11")
+    assert agent.time_ns == 10 * SECOND_NS + 5100 * SECOND_NS // processes.ticks_per_s()
+    context = context_of(agent.cgroup, agent.environ)
+    assert context.container_id == "4f" * 32
+    assert context.pod_uid == "0c2d9f6e-6a55-4b0e-9d37-1f4a7f0f2a11"
+
+
+def test_a_hostile_name_does_not_shift_the_fields():
+    tunnel = processes.read_process(2207, POD)
+    assert tunnel.name == "ssh) S 1 (x"
+    assert tunnel.parent.pid == 2140
+    assert tunnel.process.start_ticks == 9000
+    assert tunnel.executable == "/usr/bin/ssh (deleted)"
+    assert tunnel.argv[-1] == "relay@203.0.113.9"
+    assert set(tunnel.environ) == {"TRACEPARENT", "CUDA_VISIBLE_DEVICES"}
+
+
+def test_zombies_are_gone_but_a_dead_first_thread_is_not_the_process():
+    assert processes.read_process(2300, POD) is None
+    assert processes.read_process(2301, POD).name == "leader"
+
+
+def test_a_parent_younger_than_its_child_is_a_reused_pid():
+    assert processes.read_process(2302, POD).parent is None
+
+
+def test_no_such_process():
+    assert processes.read_process(31337, POD) is None
+
+
+def test_hybrid_hierarchies_give_the_container():
+    miner = processes.read_process(900, HYBRID)
+    assert miner.cgroup == "/docker/" + "4f" * 32
+    assert processes.read_process(1, HYBRID).cgroup == "/init.scope"
+
+
+def test_cgroup_id_is_the_inode_of_its_folder(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "cg/a/b").mkdir(parents=True)
+    (tmp_path / "proc/self/mounts").write_text(f"cgroup2 {tmp_path}/cg cgroup2 rw 0 0\n")
+    assert processes.cgroup_id("", "/a/b", tmp_path / "proc") == (tmp_path / "cg/a/b").stat().st_ino
+    assert processes.cgroup_id("", "/a/none", tmp_path / "proc") == 0
+    assert processes.cgroup_id("", "/../../etc", tmp_path / "proc") == 0
+
+
+def test_pages_cover_everybody_once():
+    pids, after = [], 0
+    while True:
+        page = processes.list_processes(after, POD, page_bytes=1)
+        pids += [found.process.pid for found in page.processes]
+        if not page.more:
+            break
+        after = page.more
+    assert pids == [1, 2, 2101, 2140, 2207, 2301, 2302, 2399]
+
+
+@given(st.text(max_size=400))
+def test_stat_parses_or_refuses(text):
+    try:
+        processes.parse_stat(text)
+    except ValueError:
+        return
+    assert ")" in text
+
+
+@given(st.text(alphabet=st.characters(blacklist_characters="\0"), max_size=64), st.integers(0, 2**40))
+def test_stat_takes_any_name(name, start):
+    fields = " ".join(["S", "7"] + ["0"] * 15 + ["3", "0", str(start), "0"])
+    stat = processes.parse_stat(f"12 ({name}) {fields}")
+    assert (stat.parent_pid, stat.threads, stat.start_ticks) == (7, 3, start)
+
+
+VARIABLES = st.dictionaries(
+    st.one_of(st.sampled_from(ENVIRON_LISTED), st.text("ABCDEFTRACEPARENT_", min_size=1, max_size=20)),
+    st.text("abc=-0123456789TRACEPARENT", max_size=40), max_size=12)
+
+
+@given(VARIABLES)
+def test_environ_gives_the_listed_variables_and_wipes_the_rest(variables):
+    raw = bytearray(b"".join(f"{name}={value}".encode() + b"\0" for name, value in variables.items()))
+    assert processes.parse_environ(raw) == {n: v for n, v in variables.items() if n in ENVIRON_LISTED}
+    assert not any(raw)
+
+
+@given(st.binary(max_size=600))
+def test_hostile_bytes_never_raise(raw):
+    processes.parse_cmdline(raw)
+    processes.parse_environ(bytearray(raw))
+    text = raw.decode(errors="replace")
+    processes.parse_cgroup(text)
+    processes.parse_uid(text)
+    processes.parse_namespace(text)
+    processes.parse_users(text)
+    processes.parse_ring(raw, 0)
+    processes.parse_connector(raw, 0)
+    processes.parse_acknowledgement(raw)
+
+
+def connector(what, *words):
+    words = (*words, *[0] * (6 - len(words)))
+    return struct.pack("=IHHIIIIIIHHIIQ6I", 76, 3, 0, 0, 0, 1, 1, 0, 0, 40, 0, what, 0, 5_000, *words)
+
+
+def test_connector_messages():
+    fork = processes.parse_connector(connector(1, 10, 10, 11, 11), 100)
+    assert (fork.kind, fork.pid, fork.parent_pid, fork.time_ns) == (Kind.FORK, 11, 10, 5_100)
+    assert processes.parse_connector(connector(1, 10, 10, 12, 10), 0) is None, "a new thread"
+    assert processes.parse_connector(connector(2, 11, 11), 0).kind == Kind.EXEC
+    ended = processes.parse_connector(connector(0x8000_0000, 11, 11, 256), 0)
+    assert (ended.kind, ended.pid, ended.exit_status, ended.whole) == (Kind.EXIT, 11, 256, False)
+    assert processes.parse_connector(connector(0x8000_0000, 12, 11, 256), 0).exit_status is None
+    assert processes.parse_acknowledgement(connector(0, 1)) == 1
+    assert processes.parse_acknowledgement(connector(2, 1)) is None
+
+
+# -- tables, over scripted events ---------------------------------------------------------------------------------------
+
+BOOT = "boot"
+
+
+class Script:
+    """A source and a broker at once: /proc is a dict."""
+
+    descriptor = None
+
+    def __init__(self):
+        self.here = {}
+        self.queue = []
+        self.lost = 0
+
+    def put(self, pid, start, parent=None, name="p"):
+        identity = ProcessId(BOOT, pid, start)
+        self.here[pid] = ProcessStarted(0, identity, parent, name, (name,), uid=5, user="five")
+        return identity
+
+    def events(self):
+        events, self.queue = self.queue, []
+        lost, self.lost = self.lost, 0
+        return events, lost
+
+    def close(self):
+        pass
+
+    def ask(self, request):
+        match request:
+            case ListProcesses():
+                return Found(tuple(self.here.values())), ()
+            case ReadProcess():
+                return Found((self.here[request.pid],) if request.pid in self.here else ()), ()
+        raise AssertionError(request)
+
+
+def sensor_of(script, mode="bpf"):
+    sensor = processes.ProcessSensor(script, script, mode, SECOND_NS)
+    return sensor, sensor.read(SECOND_NS)
+
+
+def fork(time_ns, pid, start, parent):
+    return Event(Kind.FORK, time_ns, pid, start, parent.pid, parent.start_ticks, name="f")
+
+
+def test_processes_that_were_there_are_listed_oldest_first():
+    script = Script()
+    younger, older = script.put(3, 30), script.put(9, 10)
+    _, blocks = sensor_of(script)
+    assert [block.process for block in blocks] == [older, younger]
+
+
+def test_ancestry_survives_the_parents_end():
+    script = Script()
+    agent = script.put(10, 1)
+    sensor, _ = sensor_of(script)
+    middle = ProcessId(BOOT, 11, 2)
+    # agent forks 11, 11 forks 12 and ends, 12 is given to init and executes twice.
+    init = script.put(1, 0)
+    script.put(12, 3, init, "miner")
+    script.queue = [fork(2, 11, 2, agent), fork(3, 12, 3, middle), Event(Kind.EXIT, 4, 11, 2, exit_status=0),
+                    Event(Kind.EXEC, 5, 12, 3), Event(Kind.EXEC, 6, 12, 3)]
+    blocks = sensor.read(2 * SECOND_NS)
+    started = [block for block in blocks if isinstance(block, ProcessStarted)]
+    assert [(block.process.pid, block.parent) for block in started] == [(11, agent), (12, middle), (12, middle)]
+    assert [block.time_ns for block in started] == [2, 5, 6]
+
+
+def test_a_fork_that_lasts_is_read_later_and_one_that_ends_is_not():
+    script = Script()
+    parent = script.put(10, 1)
+    sensor, _ = sensor_of(script)
+    script.put(11, 2)
+    script.queue = [fork(SECOND_NS, 11, 2, parent), fork(SECOND_NS, 12, 2, parent),
+                    Event(Kind.EXIT, SECOND_NS + 1, 12, 2, exit_status=0)]
+    assert sensor.read(SECOND_NS + 1) == []
+    blocks = sensor.read(2 * SECOND_NS)
+    assert [(block.process.pid, block.parent) for block in blocks] == [(11, parent)]
+
+
+def test_gone_before_it_was_read_is_named_by_its_event():
+    script = Script()
+    parent = script.put(10, 1)
+    sensor, _ = sensor_of(script)
+    script.queue = [Event(Kind.EXEC, 7, 11, 2, 10, 1, None, True, "true", 5, 99, 42),
+                    Event(Kind.EXIT, 8, 11, 2, exit_status=256)]
+    started, ended, gap = sensor.read(20 * SECOND_NS)
+    assert (started.process, started.parent, started.name) == (ProcessId(BOOT, 11, 2), parent, "true")
+    assert (started.user, started.netns, started.cgroup_id, started.argv) == ("five", 99, 42, ())
+    assert ended == ProcessExited(8, ProcessId(BOOT, 11, 2), 256)
+    assert (gap.lost, "arguments" in gap.reason) == (1, True)
+
+
+def test_without_a_start_time_nothing_is_invented():
+    script = Script()
+    sensor, _ = sensor_of(script, "connector")
+    script.queue = [Event(Kind.EXEC, 7, 11), Event(Kind.EXEC, 8, 12)]
+    (gap,) = sensor.read(20 * SECOND_NS)
+    assert isinstance(gap, Gap)
+    assert gap.lost == 2
+
+
+def test_a_reused_pid_is_another_process():
+    script = Script()
+    first = script.put(11, 2)
+    sensor, _ = sensor_of(script)
+    second = script.put(11, 500)
+    # Its exec event is of the first, whose /proc now shows the second: the event is believed, not /proc.
+    script.queue = [Event(Kind.EXEC, 3, 11, 2, name="first"), Event(Kind.EXIT, 4, 11, 2, exit_status=9),
+                    Event(Kind.EXEC, 5, 11, 500)]
+    blocks = [block for block in sensor.read(20 * SECOND_NS) if not isinstance(block, Gap)]
+    assert [(type(block), block.process) for block in blocks] == [
+        (ProcessStarted, first), (ProcessExited, first), (ProcessStarted, second)]
+    script.queue = [Event(Kind.EXIT, 9, 11, 2, exit_status=0)]
+    assert sensor.read(21 * SECOND_NS) == [], "a late exit of the first ends nobody"
+
+
+def test_lost_events_are_counted_and_the_host_listed_anew():
+    script = Script()
+    gone = script.put(11, 2)
+    sensor, _ = sensor_of(script)
+    del script.here[11]
+    new = script.put(12, 3)
+    script.lost = 7
+    gap, ended, started = sensor.read(2 * SECOND_NS)
+    assert (gap.lost, ended.process, ended.exit_status, started.process) == (7, gone, None, new)
+
+
+def test_polling_says_so_once_and_compares_lists():
+    script = Script()
+    one = script.put(11, 2)
+    sensor, blocks = sensor_of(script, "polling (bpf: no)")
+    assert isinstance(blocks[0], Gap)
+    assert "polling (bpf: no)" in blocks[0].reason
+    del script.here[11]
+    two = script.put(11, 9)
+    assert [(type(block), block.process) for block in sensor.read(3 * SECOND_NS)] == [
+        (ProcessExited, one), (ProcessStarted, two)]
+    assert sensor.read(4 * SECOND_NS) == []
+
+
+def test_connector_exit_of_one_thread_is_no_exit():
+    script = Script()
+    one = script.put(11, 2)
+    sensor, _ = sensor_of(script, "connector")
+    script.queue = [Event(Kind.EXIT, 5, 11, whole=False)]
+    assert sensor.read(2 * SECOND_NS) == []
+    script.queue = [Event(Kind.EXIT, 6, 11, exit_status=256, whole=False)]
+    assert sensor.read(3 * SECOND_NS) == [], "the first thread ended, others run"
+    del script.here[11]
+    assert sensor.read(4 * SECOND_NS) == [ProcessExited(6, one, 256)]
+
+
+def test_a_refusing_broker_closes_the_eye():
+    class No:
+        def ask(self, request):
+            return Refused("may not"), ()
+
+    with pytest.raises(EyeClosed, match="may not"):
+        processes.open_sensor(No(), Config())
+
+
+def test_an_unexpected_grant_is_closed_again():
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+
+    class Odd:
+        def ask(self, request):
+            return Opened(("x",), "magic"), (read_end,)
+
+    with pytest.raises(EyeClosed, match="magic"):
+        processes.open_sensor(Odd(), Config())
+    with pytest.raises(OSError):
+        os.fstat(read_end)
+
+
+# -- live -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["bpf", "connector"])
+def live(request):
+    try:
+        sensor = processes.open_sensor(Direct(), Config(processes=ProcessSettings(source=request.param)))
+    except EyeClosed as closed:
+        pytest.skip(f"{request.param} is not to be had here: {closed}")
+    sensor.read(time.time_ns())
+    yield sensor
+    sensor.close()
+    processes.release()
+
+
+def until(sensor, enough):
+    """Read until ``enough(blocks)``; the limit is there for a broken sensor only."""
+    blocks, limit = [], time.monotonic() + 10
+    while not enough(blocks) and time.monotonic() < limit:
+        select.select([sensor.descriptor], [], [], 0.02)
+        blocks += sensor.read(time.time_ns())
+    return blocks
+
+
+@needs_root
+def test_three_hundred_short_processes(live):
+    pids, blocks = [], []
+    for _ in range(300):
+        child = subprocess.Popen(["/bin/true"])
+        child.wait()
+        pids.append(child.pid)
+        blocks += live.read(time.time_ns())
+    wanted = set(pids)
+
+    def ended(blocks):
+        return {b.process.pid for b in blocks if isinstance(b, ProcessExited)} & wanted
+
+    blocks += until(live, lambda more: len(ended(blocks + more)) == 300 or live.mode == "connector")
+    started = [b for b in blocks if isinstance(b, ProcessStarted) and b.process.pid in wanted and b.name == "true"]
+    unread = sum(b.lost or 0 for b in blocks if isinstance(b, Gap)) + sum(live._unread.values())
+    assert not any("more process events" in b.reason for b in blocks if isinstance(b, Gap))
+    assert len({b.process for b in started}) == len(started)
+    assert all(b.parent.pid == os.getpid() for b in started)
+    if live.mode == "bpf":
+        assert len(started) == 300
+        assert len(ended(blocks)) == 300
+        assert all(b.exit_status == 0 for b in blocks if isinstance(b, ProcessExited) and b.process.pid in wanted)
+    else:
+        assert len(started) + unread >= 300
+
+
+@needs_root
+def test_exit_status_threads_and_identity(live):
+    code = "import threading, sys; t = threading.Thread(target=int); t.start(); t.join(); input(); sys.exit(3)"
+    environ = {**os.environ, "TRACEPARENT": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "SECRET": "s3"}
+    child = subprocess.Popen([sys.executable, "-c", code, "--token", "hunter2"], stdin=subprocess.PIPE, env=environ)
+    first = until(live, lambda bs: any(isinstance(b, ProcessStarted) and b.process.pid == child.pid for b in bs))
+    started = next(b for b in first if isinstance(b, ProcessStarted) and b.process.pid == child.pid)
+    assert started.process == processes.identify(child.pid)
+    assert started.argv[-1] == "[redacted]"
+    assert "hunter2" not in repr(first)
+    assert started.environ["TRACEPARENT"] == environ["TRACEPARENT"]
+    assert "SECRET" not in started.environ
+    assert started.netns == Path("/proc/self/ns/net").stat().st_ino
+    assert not [b for b in first if isinstance(b, ProcessExited) and b.process == started.process]
+    child.stdin.close()
+    child.wait()
+    blocks = until(live, lambda bs: any(isinstance(b, ProcessExited) and b.process == started.process for b in bs))
+    ended = [b for b in blocks if isinstance(b, ProcessExited) and b.process == started.process]
+    assert [os.waitstatus_to_exitcode(b.exit_status) for b in ended] == [1]
+
+
+@needs_root
+def test_a_killed_process_says_by_what(live):
+    child = subprocess.Popen(["sleep", "60"])
+    until(live, lambda bs: any(isinstance(b, ProcessStarted) and b.process.pid == child.pid for b in bs))
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    blocks = until(live, lambda bs: any(isinstance(b, ProcessExited) and b.process.pid == child.pid for b in bs))
+    ended = next(b for b in blocks if isinstance(b, ProcessExited) and b.process.pid == child.pid)
+    assert os.waitstatus_to_exitcode(ended.exit_status) == -signal.SIGKILL
+
+
+@needs_root
+def test_a_forked_process_that_executes_nothing_is_found(live):
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write_end)
+        os.read(read_end, 1)
+        os._exit(0)
+    blocks = until(live, lambda bs: any(isinstance(b, ProcessStarted) and b.process.pid == child for b in bs))
+    found = next(b for b in blocks if isinstance(b, ProcessStarted) and b.process.pid == child)
+    assert found.parent.pid == os.getpid()
+    os.close(write_end)
+    os.close(read_end)
+    os.waitpid(child, 0)
+
+
+INSIDE = """
+import os, subprocess, sys, time
+from gpuguard.config import Config, ProcessSettings
+from gpuguard.core.records import ProcessStarted
+from gpuguard.sensors import processes
+class Direct:
+    def ask(self, request):
+        return processes.grant(request)
+sensor = processes.open_sensor(Direct(), Config(processes=ProcessSettings(source="bpf")))
+sensor.read(time.time_ns())
+child = subprocess.Popen(["sleep", "60"])
+pids = set()
+limit = time.monotonic() + 10
+while child.pid not in pids and time.monotonic() < limit:
+    blocks = sensor.read(time.time_ns())
+    pids |= {b.process.pid for b in blocks if isinstance(b, ProcessStarted) and b.process == processes.identify(b.process.pid)}
+refused, _ = processes.grant(processes.OpenProcesses("connector"))
+print(os.getpid(), child.pid in pids, max(pids) < 100, "first pid namespace" in refused.reason)
+child.kill(); child.wait(); sensor.close(); processes.release()
+"""
+
+
+@needs_root
+def test_pids_are_those_of_the_brokers_namespace():
+    answer, descriptors = processes.grant(OpenProcesses("bpf"))
+    if isinstance(answer, Refused):
+        pytest.skip(f"bpf is not to be had here: {answer.reason}")
+    for descriptor in descriptors:
+        os.close(descriptor)
+    processes.release()
+    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", INSIDE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT,
+                          timeout=30)
+    assert done.stdout.split() == ["1", "True", "True", "True"], done.stderr
+
+
+@needs_root
+def test_the_guard_cannot_write_to_the_ring():
+    answer, descriptors = processes.grant(OpenProcesses("bpf"))
+    if isinstance(answer, Refused):
+        pytest.skip(f"bpf is not to be had here: {answer.reason}")
+    import mmap
+
+    ring, waiting = descriptors
+    with pytest.raises(PermissionError):
+        mmap.mmap(ring, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_WRITE, offset=mmap.PAGESIZE)
+    os.close(ring)
+    os.close(waiting)
+    processes.release()
+
+
+def test_polling_works_without_privileges():
+    sensor = processes.open_sensor(Direct(), Config(processes=ProcessSettings(source="polling")))
+    blocks = sensor.read(time.time_ns())
+    assert isinstance(blocks[0], Gap)
+    own = [b for b in blocks if isinstance(b, ProcessStarted) and b.process.pid == os.getpid()]
+    assert own[0].process == processes.identify(os.getpid())
+    sensor.close()
