@@ -122,7 +122,8 @@ static void read_device(char *rest)
     snprintf(d->uuid, sizeof d->uuid, "GPU-00000000-0000-0000-0000-%012d", index);
     struct key keys[] = {
         {"uuid", NULL, d->uuid, sizeof d->uuid}, {"name", NULL, d->name, sizeof d->name},
-        {"memory_mib", &d->memory_mib}, {"power_limit_w", &d->power_limit_w}, {"sm_mhz_max", &d->sm_mhz_max}, {"loop_s", &d->loop_s}, {0}};
+        {"memory_mib", &d->memory_mib}, {"power_limit_w", &d->power_limit_w},
+        {"sm_mhz_max", &d->sm_mhz_max}, {"loop_s", &d->loop_s}, {0}};
     pairs(rest, keys);
     if (index >= script.devices)
         script.devices = index + 1;
