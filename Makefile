@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # What a rebuild depends on: the package's description and everything compiled.
-SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.h ext/*/*.c ext/*/*.h)
+SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h ext/*/*.c ext/*/*.h)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint types tidy bench fuzz soak stubs lock dist clean

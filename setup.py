@@ -77,7 +77,7 @@ def extension(source: Path) -> Extension:
     name = source.stem
     return Extension(f"gpuguard._{name}", [f"ext/{name}.pyx"], include_dirs=[np.get_include(), "ext"],
                      libraries=["bpf"] if name in NEED_LIBBPF else [], extra_compile_args=["-O3"],
-                     depends=[str(header.relative_to(ROOT)) for header in sorted((ROOT / "ext").rglob("*.h"))])
+                     depends=sorted(f"ext/{one.name}" for one in (ROOT / "ext").iterdir() if one.suffix in (".h", ".pxi", ".pxd")))
 
 
 setup(
