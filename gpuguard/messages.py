@@ -38,7 +38,9 @@ class OpenProcesses(Struct, frozen=True, tag="open_processes"):
 
 
 class OpenLaunches(Struct, frozen=True, tag="open_launches"):
-    """Ask for launch events of every libcuda on this host."""
+    """Ask for launch events of every libcuda on this host, and of ``libraries`` before anyone maps them."""
+
+    libraries: tuple[str, ...] = ()
 
 
 class ScanLaunches(Struct, frozen=True, tag="scan_launches"):

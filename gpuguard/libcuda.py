@@ -1,0 +1,221 @@
+"""Where to probe a CUDA driver library: its exports, and the instruction of each that costs least to trap on.
+
+Every launch export of drivers 470 to 555 is one stub (read from the libraries of Debian's non-free packages)::
+
+    +0x0  81 3d rel32 00 ba 1c 32    cmpl $0x321cba00, gate(%rip)
+    +0xa  74 xx                      je   torn-down
+    +0xc  ff 25 rel32                jmp  *implementation(%rip)
+
+A uprobe at +0x0 is single-stepped out of line, at +0xa it is emulated by the kernel (arch/x86/kernel/uprobes.c,
+branch_setup_xol_ops and push_setup_xol_ops), some fifteen times cheaper; all arguments and the stack are still intact
+there. Anything else that is no stub is probed at a safe place at the cost of a single step, which is said.
+
+The library's bytes are hostile: offsets are checked, tables are bounded, and nothing is executed or followed.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+
+from gpuguard.core.records import LAUNCH_APIS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from mmap import mmap
+
+    Bytes = bytes | mmap
+
+EM_X86_64 = 62
+PT_LOAD, PT_NOTE = 1, 4
+SHT_DYNSYM = 11
+NT_GNU_BUILD_ID = 3
+SYMBOLS_MAX = 65_536
+SECTIONS_MAX = 4_096
+NAME_BYTES_MAX = 128
+SITES_MAX = 64
+
+# Forms of ext/bpf/launches.h.
+FORM_REGISTERS, FORM_CONFIG, FORM_GRAPH, FORM_LIST, FORM_HANDLE, FORM_HANDLE_GRID = range(6)
+CALL_LOOKUP, CALL_ALIAS, CALL_IMAGE, CALL_FILE, CALL_LINK = range(5)
+
+LAUNCH_FORMS = {
+    "cuLaunchKernel": FORM_REGISTERS,
+    "cuLaunchKernelEx": FORM_CONFIG,
+    "cuLaunchCooperativeKernel": FORM_REGISTERS,
+    "cuLaunchCooperativeKernelMultiDevice": FORM_LIST,
+    "cuGraphLaunch": FORM_GRAPH,
+    "cuLaunch": FORM_HANDLE,
+    "cuLaunchGrid": FORM_HANDLE_GRID,
+    "cuLaunchGridAsync": FORM_HANDLE_GRID,
+}
+
+CALL_FORMS = {
+    "cuModuleGetFunction": CALL_LOOKUP,
+    "cuLibraryGetKernel": CALL_LOOKUP,
+    "cuKernelGetFunction": CALL_ALIAS,
+    "cuLibraryGetModule": CALL_ALIAS,
+    "cuModuleLoadData": CALL_IMAGE,
+    "cuModuleLoadDataEx": CALL_IMAGE,
+    "cuModuleLoadFatBinary": CALL_IMAGE,
+    "cuLibraryLoadData": CALL_IMAGE,
+    "cuModuleLoad": CALL_FILE,
+    "cuLibraryLoadFromFile": CALL_FILE,
+    "cuLinkComplete": CALL_LINK,
+}
+
+Cost = Literal["emulated", "single-step"]
+
+
+class NotProbeable(Exception):
+    """This file is no CUDA driver library, or not one that may be probed; the message says why."""
+
+
+class Site(Struct, frozen=True):
+    """One place to probe: ``offset`` in the file, ``cookie`` for the program (what | form << 8)."""
+
+    symbol: str
+    offset: int
+    cookie: int
+    cost: Cost
+
+
+class Library(Struct, frozen=True):
+    """What may be probed of one library; ``refused`` holds "symbol: why" of exports that may not."""
+
+    build_id: str
+    launches: tuple[Site, ...]
+    calls: tuple[Site, ...]
+    refused: tuple[str, ...] = ()
+
+
+def read_library(data: Bytes) -> Library:
+    """Find the sites of a driver library.
+
+    Raises
+    ------
+    NotProbeable
+        If this is not an x86-64 ELF file that exports kernel launches.
+    """
+    try:
+        return _read_library(data)
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
+        message = f"malformed ELF file: {error}"
+        raise NotProbeable(message) from error
+
+
+def _read_library(data: Bytes) -> Library:
+    if bytes(data[:6]) != b"\x7fELF\x02\x01":
+        raise NotProbeable("not a little-endian 64-bit ELF file")
+    machine = struct.unpack_from("<H", data, 18)[0]
+    if machine != EM_X86_64:
+        message = f"machine {machine}: argument registers and emulated instructions are known for x86-64 only"
+        raise NotProbeable(message)
+    loads = [(start, offset, size) for kind, offset, start, size in _segments(data) if kind == PT_LOAD]
+    wanted = _wanted()
+    refused: list[str] = []
+    sites: dict[bool, dict[int, Site]] = {True: {}, False: {}}
+    for symbol, address in _exports(data, wanted):
+        offset = next((address - start + offset for start, offset, size in loads if start <= address < start + size), -1)
+        is_launch, cookie = wanted[symbol]
+        try:
+            delta, cost = choose_site(bytes(data[offset:offset + 24]) if offset >= 0 else b"")
+        except NotProbeable as error:
+            refused.append(f"{symbol}: {error}")
+            continue
+        sites[is_launch].setdefault(offset + delta, Site(symbol, offset + delta, cookie, cost))
+    if not sites[True]:
+        raise NotProbeable(f"no launch export to probe ({'; '.join(refused) or 'none exported'})")
+    return Library(
+        build_id=build_id(data),
+        launches=tuple(sites[True].values())[:SITES_MAX],
+        calls=tuple(sites[False].values())[:SITES_MAX],
+        refused=tuple(refused),
+    )
+
+
+def choose_site(code: bytes) -> tuple[int, Cost]:
+    """Return where to probe a function that begins with ``code``, and what a hit costs.
+
+    Raises
+    ------
+    NotProbeable
+        If no place is safe: a five-byte nop is rewritten into a call by kernel 6.18, which then writes below the stack
+        pointer; too few bytes cannot be judged.
+    """
+    is_stub = code[:2] == b"\x81\x3d" and code[10:11] == b"\x74" and code[12:14] == b"\xff\x25"
+    if is_stub:
+        return 10, "emulated"
+    delta = 4 if code[:4] == b"\xf3\x0f\x1e\xfa" else 0
+    rest = code[delta:]
+    if len(rest) < 16:
+        raise NotProbeable("outside the file")
+    if _is_push(rest):
+        return delta, "emulated"
+    if rest[:4] in (b"\x0f\x1f\x44\x00", b"\xcc\xcc\xcc\xcc"):
+        raise NotProbeable(f"unknown shape {rest[:5].hex(' ')}")
+    return delta, "single-step"
+
+
+def _is_push(code: bytes) -> bool:
+    """Return whether this is ``push`` of a 64-bit register, which the kernel emulates."""
+    return 0x50 <= code[0] <= 0x57 or (code[0] == 0x41 and 0x50 <= code[1] <= 0x57)
+
+
+def build_id(data: Bytes) -> str:
+    """Return the GNU build id in hex, "" if the file has none."""
+    for kind, offset, _, size in _segments(data):
+        if kind != PT_NOTE:
+            continue
+        note = bytes(data[offset:offset + min(size, 4096)])
+        at = 0
+        while at + 12 <= len(note):
+            name_bytes, text_bytes, note_type = struct.unpack_from("<III", note, at)
+            text_at = at + 12 + (name_bytes + 3 & ~3)
+            if note_type == NT_GNU_BUILD_ID and note[at + 12:at + 16] == b"GNU\0":
+                return note[text_at:text_at + text_bytes].hex()
+            at = text_at + (text_bytes + 3 & ~3)
+    return ""
+
+
+def _wanted() -> dict[str, tuple[bool, int]]:
+    """Return (is a launch, cookie) by symbol; a ``_ptsz`` twin counts as its call."""
+    found: dict[str, tuple[bool, int]] = {}
+    for name, form in LAUNCH_FORMS.items():
+        found[name] = found[f"{name}_ptsz"] = (True, LAUNCH_APIS.index(name) | form << 8)
+    for name, form in CALL_FORMS.items():
+        found[name] = (False, form << 8)
+    return found
+
+
+def _segments(data: Bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (type, file offset, address, bytes in the file) of every program header."""
+    start, = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    for i in range(min(count, SECTIONS_MAX)):
+        kind, _, offset, address, _, file_bytes = struct.unpack_from("<IIQQQQ", data, start + i * size)
+        yield kind, offset, address, file_bytes
+
+
+def _exports(data: Bytes, wanted: dict[str, tuple[bool, int]]) -> Iterator[tuple[str, int]]:
+    """Yield (name, address) of the wanted symbols that the file defines."""
+    start, = struct.unpack_from("<Q", data, 40)
+    size, count = struct.unpack_from("<HH", data, 58)
+    if count > SECTIONS_MAX:
+        raise NotProbeable(f"{count} sections")
+    for i in range(count):
+        kind, _, _, offset, file_bytes, link = struct.unpack_from("<IQQQQI", data, start + i * size + 4)
+        if kind != SHT_DYNSYM or link >= count:
+            continue
+        names_at, names_bytes = struct.unpack_from("<QQ", data, start + link * size + 24)
+        if data.find(b"cuLaunch", names_at, names_at + names_bytes) < 0:
+            continue
+        for at in range(offset, offset + min(file_bytes, SYMBOLS_MAX * 24), 24):
+            name, _, _, section, address = struct.unpack_from("<IBBHQ", data, at)
+            if not section or name >= names_bytes:
+                continue
+            text = bytes(data[names_at + name:names_at + name + NAME_BYTES_MAX]).split(b"\0", 1)[0]
+            if (symbol := text.decode("ascii", "replace")) in wanted:
+                yield symbol, address
