@@ -53,7 +53,7 @@ def main() -> int:
     root = noise.randbytes(8)
     running: list[subprocess.Popen[bytes]] = []
     with grpc.insecure_channel(address) as channel:
-        export = trace_service_pb2_grpc.TraceServiceStub(channel).Export
+        export = trace_service_pb2_grpc.TraceServiceStub(channel).Export  # type: ignore[no-untyped-call]
         for number, call in enumerate(plan):
             time.sleep(call.before_s)
             span = noise.randbytes(8)
