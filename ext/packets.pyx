@@ -136,6 +136,7 @@ cdef struct Stream:
     uint8_t* buffer
     uint8_t state
     uint8_t mid_line    # the text before ended within a line
+    uint8_t lost        # counted in streams_lost
 
 cdef struct FactNote:
     uint32_t row
@@ -399,6 +400,12 @@ cdef void drop_buffer(Parse* s, Stream* t) noexcept nogil:
     t.held = 0
 
 
+cdef void lose(Parse* s, Stream* t) noexcept nogil:
+    """Count a stream of which something was missed, once."""
+    s.streams_lost += not t.lost
+    t.lost = 1
+
+
 cdef void decide(Parse* s, Stream* t) noexcept nogil:
     drop_buffer(s, t)
     t.state = DECIDED
@@ -412,7 +419,7 @@ cdef void hold(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil
     if s.buffers < BUFFERS_MAX:
         t.buffer = <uint8_t*>malloc(MESSAGE_MAX)
     if t.buffer == NULL:
-        s.streams_lost += 1
+        lose(s, t)
         decide(s, t)
         return
     s.buffers += 1
@@ -486,12 +493,12 @@ cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint
         return
     # The snap length cut bytes away that will not come again. A KEXINIT so cut is lost, not where its packet ends.
     if t.state == SSH and t.held >= 6 and t.buffer[5] == 20:
-        s.streams_lost += 1
+        lose(s, t)
         t.skip = be32(t.buffer) + 4 - t.held
         t.state = SSH_KEYS
         drop_buffer(s, t)
     if size > t.skip:
-        s.streams_lost += 1
+        lose(s, t)
         decide(s, t)
     else:
         t.skip -= size
@@ -539,7 +546,8 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
             chosen = base + i
     t = &s.streams[chosen]
     if oldest:
-        s.streams_lost += t.state != DECIDED
+        if t.state != DECIDED:
+            lose(s, t)
         drop_buffer(s, t)
     s.tags[chosen] = <uint16_t>(h | 1)
     memset(t, 0, sizeof(Stream))
@@ -555,6 +563,7 @@ cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     t.text = 0
     t.state = OPENING
     t.mid_line = 0
+    t.lost = 0
 
 
 cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:

@@ -131,11 +131,9 @@ def _opened(name: str, source: str | os.PathLike[str] | BinaryIO, capture: Captu
                 raw = io.BufferedReader(cast("io.RawIOBase", source))
                 stack.callback(raw.detach)
             else:
-                raw = stack.enter_context(Path(source).open("rb"))
-            if raw.peek(2)[:2] == b"\x1f\x8b":
-                yield gzip.GzipFile(fileobj=raw)
-            else:
-                yield raw
+                raw = io.BufferedReader(stack.enter_context(Path(source).open("rb", buffering=0)))
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            yield gzip.GzipFile(fileobj=raw) if packed else raw
         except EOFError as error:
             raise CaptureError(name, capture.offset, "the compressed file breaks off") from error
         except (OSError, zlib.error) as error:
@@ -262,15 +260,15 @@ def open_sensor(broker: Broker, config: Config) -> PacketSensor:
     """Open every interface of the settings, or all at once where none is named."""
     if not config.packets.enabled:
         raise EyeClosed("packets: turned off by packets.enabled in the settings")
-    sources: list[_Source] = []
-    try:
+    with ExitStack() as stack:
+        sources = []
         for interface in config.packets.interfaces or ("",):
-            sources.append(_open_source(broker, interface, config))
-        return PacketSensor(sources)
-    except BaseException:
-        for source in sources:
-            source.close()
-        raise
+            source = _open_source(broker, interface, config)
+            stack.callback(source.close)
+            sources.append(source)
+        sensor = PacketSensor(sources)
+        stack.pop_all()
+    return sensor
 
 
 def _open_source(broker: Broker, interface: str, config: Config) -> _Source:
