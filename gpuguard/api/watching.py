@@ -48,7 +48,7 @@ class Ring:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End every watch."""
+        """End every watch once it has told what is there."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
@@ -80,8 +80,10 @@ class Ring:
     def _follow(self, place: int, wanted: Callable[[], bool], gap: Gap | None) -> Iterator[tuple[str, Incident | Gap]]:
         if gap:
             yield self._token(place), gap
-        while wanted() and not self.closed:
+        while wanted():
             with self._changed:
+                if place >= self._next and self.closed:
+                    return
                 if place >= self._next:
                     self._changed.wait(IDLE_S)
                 oldest = self._next - len(self._incidents)

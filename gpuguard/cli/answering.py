@@ -1,0 +1,37 @@
+"""A person's answer to a decision: what ``approve`` and ``reject`` have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from gpuguard.cli.asking import matching, running_guard, said_of, waiting
+from gpuguard.cli.output import EXIT_UNREADABLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gpuguard.core.events import Decision, Incident
+
+
+def answer(wanted: str, word: Literal["approve", "reject"], reason: str, by: str, socket: Path | None) -> None:
+    """Give the answer, and say what it was about. An incident's id answers nothing: it may hold several decisions."""
+    with running_guard(socket) as guard:
+        decision = _named(guard.incidents(), wanted)
+        guard.decide(decision.id, word, reason=reason, by=by)
+    done = "approved" if word == "approve" else "rejected"
+    click.echo(f"{done} {decision.id}: {said_of(decision)}")
+    if word == "approve" and decision.mode == "observe":
+        click.echo("the guard observes: this is written down, and nothing is done")
+
+
+def _named(incidents: list[Incident], wanted: str) -> Decision:
+    found = [one for incident in incidents for one in waiting(incident) if one.id == wanted]
+    if found:
+        return found[0]
+    meant = [one for incident in matching(incidents, wanted) for one in waiting(incident)]
+    lines = [f"  {one.id}  {said_of(one)}" for one in meant or [d for i in incidents for d in waiting(i)]]
+    said = f"gpuguard: no decision {wanted} waits for an answer" + ("; these do:" if lines else ", nor does any other")
+    click.echo("\n".join([said, *lines]), err=True)
+    raise SystemExit(EXIT_UNREADABLE)

@@ -1,0 +1,77 @@
+"""What the commands share that ask a running guard, or a recording in its place."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+from gpuguard.cli.output import EXIT_UNREADABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from gpuguard.api.client import Client
+    from gpuguard.core.events import Decision, Incident
+
+
+@contextlib.contextmanager
+def running_guard(socket: Path | None) -> Iterator[Client]:
+    """Connect to the guard; whatever goes wrong is one line on stderr and exit status 3."""
+    from gpuguard.api.client import NoGuard, NotThere, Refused, connect
+
+    try:
+        with connect(socket) as client:
+            yield client
+    except (NoGuard, NotThere, Refused) as error:
+        click.echo(f"gpuguard: {error}", err=True)
+        raise SystemExit(EXIT_UNREADABLE) from error
+
+
+def recorded_incidents(path: Path) -> list[Incident]:
+    """Return the incidents of a recording, the one that changed last at the end."""
+    from gpuguard.core.events import Incident
+    from gpuguard.recording.codec import RecordingError
+    from gpuguard.replay import replay
+
+    found: dict[str, Incident] = {}
+    try:
+        for event in replay(path):
+            if isinstance(event, Incident):
+                found.pop(event.id, None)
+                found[event.id] = event
+    except (RecordingError, OSError) as error:
+        click.echo(f"gpuguard: {path}: {error}", err=True)
+        raise SystemExit(EXIT_UNREADABLE) from error
+    return list(found.values())
+
+
+def waiting(incident: Incident) -> list[Decision]:
+    """Return the decisions of an incident that still ask for a person, as far as it tells."""
+    settled = {outcome.decision_id for outcome in incident.outcomes}
+    settled |= {decision.id for decision in incident.decisions if decision.approved_by}
+    return [one for one in incident.decisions if one.needs_approval and one.id not in settled]
+
+
+def matching(incidents: list[Incident], wanted: str) -> list[Incident]:
+    """Return the incidents that an id, or the beginning of one, names: their own, a finding's or a decision's."""
+
+    def names(incident: Incident) -> list[str]:
+        return [incident.id, *(f.id for f in incident.findings), *(d.id for d in incident.decisions)]
+
+    exact = [incident for incident in incidents if wanted in names(incident)]
+    return exact or [one for one in incidents if any(name.startswith(wanted) for name in names(one))]
+
+
+def plain(text: str) -> str:
+    """Return the text with everything that could move a terminal's cursor made visible: names are hostile input."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def said_of(decision: Decision) -> str:
+    """Return a decision in a few words: what, to whom, why."""
+    target = decision.target
+    whom = f"{target.name} ({target.process})" if target else "nobody certain"
+    return plain(f"{decision.rung} {whom}: {decision.reason}")
