@@ -1,0 +1,98 @@
+"""Kill: the tree ends, SIGTERM first, SIGKILL after the grace time. Irreversible, so only ever with an approval.
+
+In a box of its own where the host has cgroup v2: children forked meanwhile are in it, and cgroup.kill (Linux 5.14)
+takes all at once. Elsewhere by pidfds, stopping the tree before the last blow so that nothing forks past it. The
+broker goes on meanwhile: ``apply`` only begins, `finish` ends it when the grace time is over. A process in
+uninterruptible sleep outlives SIGKILL: it is reported as alive, never as killed.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from gpuguard import boxes, proctree
+from gpuguard.actions import Effect
+from gpuguard.journal import Plan
+
+if TYPE_CHECKING:
+    from gpuguard.proctree import Member
+    from gpuguard.actions import Job
+
+VERIFY_S = 1.0
+_POLL_S = 0.005
+
+
+def apply(job: Job) -> Effect:
+    """Ask the tree to end."""
+    plan = Plan(boxes=boxes.plan(proctree.tree([job.root.pid])) if boxes.mount() is not None else ())
+    job.record(plan)
+    members, plan = _gather(job, plan)
+    asked = sum(proctree.send(one, signal.SIGTERM, job.boot_id) for one in members)
+    return Effect(text=f"SIGTERM to {asked} processes, SIGKILL to what is left in {job.grace_s:g} s", plan=plan,
+                  members=members, kill_at_s=time.monotonic() + job.grace_s)
+
+
+def _gather(job: Job, plan: Plan) -> tuple[list[Member], Plan]:
+    if plan.boxes:
+        try:
+            members = boxes.fill(job.root, plan.boxes)
+            for box in plan.boxes:
+                boxes.freeze(box, on=False)
+        except OSError:
+            for box in plan.boxes:
+                boxes.empty(box, job.keep)
+        else:
+            return members, plan
+    return proctree.tree([job.root.pid]), Plan()
+
+
+def alive(effect: Effect) -> list[Member]:
+    """Return who of the tree lives, with children that came since."""
+    now = proctree.everybody()
+    known = [one.pid for one in effect.members if one.pid in now and now[one.pid].start_ticks == one.start_ticks]
+    boxed = [pid for box in effect.plan.boxes for pid in boxes.pids(box)]
+    return proctree.tree([*known, *boxed], now)
+
+
+def finish(effect: Effect) -> str:
+    """Kill what is left, and wait a bounded time until it is gone; return "" or who lives on."""
+    boot = proctree.boot_id()
+    for box in effect.plan.boxes:
+        if boxes.folder(box.path).is_dir():
+            boxes.kill(box)
+    for one in [] if effect.plan.boxes else _stood_still(effect, boot):
+        proctree.send(one, signal.SIGKILL, boot)
+    end = time.monotonic() + VERIFY_S
+    while left := alive(effect):
+        if time.monotonic() > end:
+            return "still alive: " + ", ".join(f"pid {one.pid} (state {one.state})" for one in left[:8])
+        time.sleep(_POLL_S)
+    return ""
+
+
+def _stood_still(effect: Effect, boot: str) -> list[Member]:
+    """Stop the tree until no new child turns up; return all of it."""
+    done: dict[int, Member] = {}
+    for _ in range(proctree.PASSES_MAX):
+        new = [one for one in alive(effect) if one.pid not in done]
+        if not new:
+            break
+        for one in new:
+            proctree.send(one, signal.SIGSTOP, boot)
+            done[one.pid] = one
+    return list(done.values())
+
+
+def verify(effect: Effect) -> str:
+    """Return "" when nobody of the tree is left."""
+    left = alive(effect)
+    return f"{len(left)} processes still alive" if left else ""
+
+
+def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:
+    """Open the box of those who live; the dead stay dead."""
+    del effect
+    texts = [boxes.empty(box, keep) for box in plan.boxes]
+    return "; ".join(["a kill cannot be undone", *texts])

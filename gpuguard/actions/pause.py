@@ -1,0 +1,88 @@
+"""Pause: a whole tree stands still, and goes on as if nothing had been.
+
+In a box of its own with cgroup.freeze where the host has cgroup v2: the job cannot see it, nobody can SIGCONT out of
+it. Elsewhere SIGSTOP by pidfd, parents first, until no new child turns up; who stood still before is left alone, by
+the act and by its undo. GPU work that is already queued runs on, GPU memory stays allocated, peers may time out.
+Source: Documentation/admin-guide/cgroup-v2.rst section 5.2.1; signal(7).
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from gpuguard import boxes, proctree
+from gpuguard.actions import Effect
+from gpuguard.journal import Plan
+
+if TYPE_CHECKING:
+    from gpuguard.proctree import Member
+    from gpuguard.actions import Job
+
+
+def apply(job: Job) -> Effect:
+    """Stop the tree."""
+    if boxes.mount() is not None:
+        effect = _freeze(job)
+        if effect is not None:
+            return effect
+    return _stop(job)
+
+
+def _freeze(job: Job) -> Effect | None:
+    """Freeze the tree in a box; None where this host does not let us make one."""
+    plan = Plan(boxes=boxes.plan(proctree.tree([job.root.pid])))
+    job.record(plan)
+    try:
+        members = boxes.fill(job.root, plan.boxes)
+    except OSError:
+        for box in plan.boxes:
+            boxes.empty(box, job.keep)
+        return None
+    still = boxes.wait_frozen(plan.boxes)
+    text = f"{len(members)} processes frozen" if still else f"{len(members)} processes freezing, not all stand still yet"
+    return Effect(text=text, plan=plan, members=members)
+
+
+def _stop(job: Job) -> Effect:
+    stopped: list[Member] = []
+
+    def put(new: list[Member]) -> None:
+        moving = [one for one in new if one.state not in "Tt"]
+        job.record(Plan(stopped=tuple((one.pid, one.start_ticks) for one in moving)))
+        stopped.extend(one for one in moving if proctree.send(one, signal.SIGSTOP, job.boot_id))
+
+    members = proctree.each_of_tree(job.root, put)
+    plan = Plan(stopped=tuple((one.pid, one.start_ticks) for one in stopped))
+    before = len(members) - len(stopped)
+    text = f"{len(stopped)} processes stopped by SIGSTOP" + (f", {before} stood still before" if before else "")
+    return Effect(text=text, plan=plan, members=members)
+
+
+def verify(effect: Effect) -> str:
+    """Return what of the pause does not hold; processes that left their box are put back into it."""
+    if effect.plan.boxes:
+        out = boxes.strays(effect.members, effect.plan.boxes)
+        if out:
+            boxes.recapture(out, effect.plan.boxes)
+            return f"{len(out)} processes had left the box and were put back"
+        return "" if all(boxes.is_frozen(box) for box in effect.plan.boxes) else "not all processes stand still"
+    running = [pid for pid, ticks in effect.plan.stopped
+               if (now := proctree.member(pid)) and now.start_ticks == ticks and now.state not in "TtZX"]
+    return f"{len(running)} processes run again" if running else ""
+
+
+def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:
+    """Let exactly those go on that we stopped."""
+    del effect
+    texts = [boxes.empty(box, keep) for box in plan.boxes]
+    boot = proctree.boot_id()
+    continued = 0
+    # Children first: a shell that wakes up should find its children running.
+    for pid, ticks in reversed(plan.stopped):
+        now = proctree.member(pid)
+        if now is not None and now.start_ticks == ticks and now.state == "T":
+            continued += proctree.send(now, signal.SIGCONT, boot)
+    if plan.stopped:
+        texts.append(f"{continued} processes continued")
+    return "; ".join(texts)

@@ -1,0 +1,93 @@
+"""``gpuguard audit``: is the log whole, and what does it say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from gpuguard.cli.output import EXIT_CLEAR, EXIT_FOUND, EXIT_UNREADABLE, write_line
+
+
+@click.group()
+def command() -> None:
+    """Check and show the audit log.
+
+    \b
+    Examples:
+      gpuguard audit verify
+      gpuguard audit verify /backup/gpuguard/
+      gpuguard audit show -o json --last 100
+    """
+
+
+@command.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
+def verify(path: Path | None, output: str) -> None:
+    """Check the chain of PATH: a log folder (the host's own, if not given), or one file of it by itself.
+
+    Exit status 0: whole, 1: broken (says where), 3: cannot be read. Keep the printed head elsewhere: with it, even
+    somebody who may rewrite the whole log cannot do so unseen.
+    """
+    from gpuguard import audit
+
+    path = _place(path)
+    try:
+        report = audit.verify(path)
+    except OSError as error:
+        click.echo(f"{path}: {error.strerror or error}", err=True)
+        sys.exit(EXIT_UNREADABLE)
+    if output == "json":
+        write_line(report)
+    elif report.ok:
+        click.echo(f"whole: {report.entries} entries, {report.first_seq} to {report.last_seq}, head {report.head_sha256}")
+    else:
+        where = f"{report.file} line {report.line}" if report.line else report.file
+        click.echo(f"broken at {where}: {report.problem}; {report.entries} entries before it are whole")
+    sys.exit(EXIT_CLEAR if report.ok else EXIT_FOUND)
+
+
+@command.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--last", type=click.IntRange(min=1, max=100_000), default=50, show_default=True, help="How many entries.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Form of the output.")
+def show(path: Path | None, last: int, output: str) -> None:
+    """Show the last entries, oldest first."""
+    from collections import deque
+
+    from gpuguard import audit
+
+    path = _place(path)
+    try:
+        entries = deque(audit.read(path), maxlen=last)
+    except OSError as error:
+        click.echo(f"{path}: {error.strerror or error}", err=True)
+        sys.exit(EXIT_UNREADABLE)
+    if output == "json":
+        for entry in entries:
+            write_line(entry)
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from gpuguard.cli.tables import clock
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("no.", "time (UTC)", "by", "what", "about", "text"):
+        table.add_column(name, overflow="fold")
+    for entry in entries:
+        body = entry.body
+        about = body.get("decision_id") or body.get("id") or ""
+        text = body.get("text") or body.get("reason") or ""
+        table.add_row(str(entry.seq), clock(entry.time_ns), entry.source, escape(entry.kind), escape(str(about)),
+                      escape(str(text)))
+    Console().print(table)
+
+
+def _place(path: Path | None) -> Path:
+    from gpuguard import paths
+
+    return path or paths.log_dir()

@@ -1,0 +1,51 @@
+"""``gpuguard release``: undo what is in force, with or without a running guard."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
+
+
+@click.command()
+@click.argument("decision", metavar="ID", required=False)
+@click.option("--all", "everything", is_flag=True, help="Undo everything.")
+@click.option("--list", "listing", is_flag=True, help="Only say what is in force.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
+def command(*, decision: str | None, everything: bool, listing: bool, output: str) -> None:
+    """Undo one act or all of them, as the journal knows them; also those of a guard that was killed.
+
+    \b
+    Examples:
+      gpuguard release --list
+      gpuguard release stop-1a2b3c4d
+      gpuguard release --all
+
+    Only processes that were stopped by GPUGuard go on. Exit status 0: undone, 2: wrong usage, 3: something could not be.
+    """
+    if sum((decision is not None, everything, listing)) != 1:
+        raise click.UsageError("name an ID, --all or --list")
+    from gpuguard import control
+    from gpuguard.audit import AuditFailed
+    from gpuguard.broker_client import BrokerGone
+    from gpuguard.journal import JournalFailed, JournalLocked
+
+    try:
+        with control.session() as session:
+            if listing:
+                outcomes = session.in_force()
+            else:
+                outcomes = session.release(decision or "", f"released by {control.operator()}")
+    except (BrokerGone, JournalLocked, JournalFailed, AuditFailed, OSError) as error:
+        click.echo(f"not released: {error}", err=True)
+        sys.exit(EXIT_UNREADABLE)
+    for one in outcomes:
+        if output == "json":
+            write_line(one)
+        else:
+            click.echo(f"{one.decision_id}  {one.action}  {one.outcome}  {one.process or ''}: {one.text}")
+    if not outcomes and output == "text":
+        click.echo("nothing is in force")
+    sys.exit(EXIT_CLEAR if all(one.outcome in {"done", "undone"} for one in outcomes) else EXIT_UNREADABLE)

@@ -1,0 +1,90 @@
+"""Start the guard with nothing: another uid, no groups, no capabilities, none to be gained, one socket.
+
+Each step narrows, in the only order that works: capabilities leave the bounding set while we still may remove them,
+then groups and uid go, then PR_SET_NO_NEW_PRIVS closes the way back through set-uid files. Sources: capabilities(7),
+prctl(2), memfd_create(2), linux/capability.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+from typing import TYPE_CHECKING
+
+from gpuguard import paths
+from gpuguard.proctree import PROC
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8
+_BITS = {"packets": (13, "CAP_NET_RAW"), "launches": (39, "CAP_BPF"), "processes": (12, "CAP_NET_ADMIN")}
+_SYS_ADMIN = 21
+
+
+def capabilities() -> int:
+    """Return our effective capabilities as a mask."""
+    status = (PROC / "self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+
+
+def missing_capability(eye: str) -> str:
+    """Return which capability an eye lacks here, "" if none."""
+    bit, name = _BITS.get(eye, (0, ""))
+    held = capabilities()
+    return f"needs {name}" if name and not held & (1 << bit | (1 << _SYS_ADMIN if eye == "launches" else 0)) else ""
+
+
+def sealed(content: bytes) -> int:
+    """Return a memfd with this content that nobody can change any more."""
+    descriptor = os.memfd_create("gpuguard-start", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
+    return descriptor
+
+
+def drop(identity: tuple[int, int] | None, parent: int) -> None:
+    """Give everything up. Runs in the child, between fork and exec; raises `OSError`, and then there is no guard."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    last = int((PROC / "sys/kernel/cap_last_cap").read_text())
+    if capabilities() & 1 << 8:  # CAP_SETPCAP
+        for bit in range(last + 1):
+            libc.prctl(_PR_CAPBSET_DROP, bit, 0, 0, 0)
+    if identity is not None:
+        os.setgroups([])
+        os.setresgid(identity[1], identity[1], identity[1])
+        os.setresuid(identity[0], identity[0], identity[0])
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, bytes(24)) != 0 or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "privileges could not be dropped")
+    # Changing uid clears it, so it comes last; a broker that died before it is noticed by its pid.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def spawn(command: Sequence[str], peer: socket.socket, handover: bytes,
+          identity: tuple[int, int] | None) -> subprocess.Popen[bytes]:
+    """Start the guard with its end of the pair and what it needs to know."""
+    start = sealed(handover)
+    environ = {**os.environ, paths.STATE_VARIABLE: str(paths.state_dir()),
+               paths.RUNTIME_VARIABLE: str(paths.runtime_dir()), paths.LOG_VARIABLE: str(paths.log_dir())}
+    if identity is not None:
+        home = str(paths.guard_state_dir())
+        environ |= {"HOME": home, "XDG_CACHE_HOME": f"{home}/cache", "NUMBA_CACHE_DIR": f"{home}/cache/numba"}
+    numbers = ["--broker-fd", str(peer.fileno()), "--start-fd", str(start)]
+    parent = os.getpid()
+    try:
+        return subprocess.Popen([*command, *numbers], pass_fds=(peer.fileno(), start), env=environ,
+                                stdin=subprocess.DEVNULL, start_new_session=True,
+                                preexec_fn=lambda: drop(identity, parent))  # noqa: PLW1509  we have one thread
+    finally:
+        os.close(start)

@@ -1,0 +1,79 @@
+"""Where state, sockets and logs live: the FHS for root, the XDG base directories for a user, or where told.
+
+``GPUGUARD_STATE_DIR``, ``GPUGUARD_RUNTIME_DIR`` and ``GPUGUARD_LOG_DIR`` override. The broker sets all three for the
+guard, which runs under another uid and would otherwise look elsewhere. Sources: FHS 3.0 sections 3.15, 5.8 and 5.10;
+XDG Base Directory Specification 0.8.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+STATE_VARIABLE = "GPUGUARD_STATE_DIR"
+RUNTIME_VARIABLE = "GPUGUARD_RUNTIME_DIR"
+LOG_VARIABLE = "GPUGUARD_LOG_DIR"
+
+
+def state_dir() -> Path:
+    """Return where the journal and the kill switch live."""
+    if told := os.environ.get(STATE_VARIABLE):
+        return Path(told)
+    if os.geteuid() == 0:
+        return Path("/var/lib/gpuguard")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "gpuguard"
+
+
+def runtime_dir() -> Path:
+    """Return where sockets live. Without XDG_RUNTIME_DIR a user's are kept with the state, never in a shared /tmp."""
+    if told := os.environ.get(RUNTIME_VARIABLE):
+        return Path(told)
+    if os.geteuid() == 0:
+        return Path("/run/gpuguard")
+    if given := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(given) / "gpuguard"
+    return state_dir() / "run"
+
+
+def log_dir() -> Path:
+    """Return where the audit log lives."""
+    if told := os.environ.get(LOG_VARIABLE):
+        return Path(told)
+    if os.environ.get(STATE_VARIABLE) or os.geteuid() != 0:
+        return state_dir() / "log"
+    return Path("/var/log/gpuguard")
+
+
+def guard_state_dir() -> Path:
+    """Return the one folder below `state_dir` that the unprivileged guard may write."""
+    return state_dir() / "guard"
+
+
+def guard_runtime_dir() -> Path:
+    """Return the one folder below `runtime_dir` in which the unprivileged guard may make sockets."""
+    return runtime_dir() / "guard"
+
+
+def control_socket() -> Path:
+    """Return the socket on which a running broker takes an operator's commands."""
+    return runtime_dir() / "control.sock"
+
+
+def make_dir(path: Path, *, mode: int = 0o711, uid: int | None = None, gid: int | None = None) -> Path:
+    """Make the folder and return it.
+
+    Raises `PermissionError` where it is a link, belongs to somebody else, or others may write to it: whoever can swap
+    a file in it could make the broker act on his word.
+    """
+    path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    owner = os.geteuid() if uid is None else uid
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(f"{path} is not a folder")
+    if status.st_uid not in (owner, os.geteuid()):
+        raise PermissionError(f"{path} belongs to uid {status.st_uid}, not to {owner}")
+    if uid is not None and status.st_uid != uid:
+        os.chown(path, uid, -1 if gid is None else gid, follow_symlinks=False)
+    path.chmod(mode)
+    return path
