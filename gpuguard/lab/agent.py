@@ -60,7 +60,8 @@ def main() -> int:
             start_ns = time.time_ns()
             child = _start(call, trace, span)
             running.append(child)
-            _tell(call=call.what, pid=child.pid, trace_id=trace.hex(), span_id=span.hex(), start_ns=start_ns)
+            _tell(call=call.what, pid=child.pid, trace_id=trace.hex(), span_id=span.hex(), start_ns=start_ns,
+                  cgroup=_cgroups(child.pid))
             if call.background:
                 time.sleep(call.settle_s)
             else:
@@ -75,6 +76,12 @@ def _start(call: Call, trace: bytes, span: bytes) -> subprocess.Popen[bytes]:
     environ = dict(os.environ, TRACEPARENT=f"00-{trace.hex()}-{span.hex()}-01")
     with Path(call.output).open("wb") as output:
         return subprocess.Popen(call.argv, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
+def _cgroups(pid: int) -> str:
+    """Return the control groups of a process in every hierarchy, a path a word."""
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return " ".join(line.split(":", 2)[2] for line in lines)
 
 
 def _span(call: Call, number: int, ids: tuple[bytes, bytes, bytes], start_ns: int) -> trace_pb2.Span:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from gpuguard.lab.namespaces import ROOT, LabClosed, furnish, in_network_of, is_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+STATE = ROOT / "state" / "guard"
+RECORDING = "recording"
 OTLP = "127.0.0.1:4317"
 TUNNEL_PORT = 2222
 GUARD_START_TIMEOUT_S = 20.0
@@ -46,7 +49,7 @@ _GUARD_CONFIG = """\
 mode = "{mode}"
 
 [recording]
-directory = "{record}"
+directory = "{recording}"
 """
 
 
@@ -145,7 +148,8 @@ def _join(lab: Lab, far: subprocess.Popen[bytes]) -> None:
 
 def _start_guard(lab: Lab) -> subprocess.Popen[bytes]:
     config = ROOT / "etc" / "gpuguard.toml"
-    config.write_text(_GUARD_CONFIG.format(mode=lab.settings.mode, record=lab.settings.record))
+    config.write_text(_GUARD_CONFIG.format(mode=lab.settings.mode,
+                                            recording=RECORDING if lab.settings.record else ""))
     environ = {"GPUGUARD_STATE_DIR": str(ROOT / "state"), "GPUGUARD_RUNTIME_DIR": str(ROOT / "run")}
     if lab.standins:
         lab.script = Script(ROOT / "run" / "nvml-script")
@@ -170,10 +174,13 @@ def _stop_guard(lab: Lab, guard: subprocess.Popen[bytes]) -> None:
     time.sleep(4 * POLL_S)
     if ended != 0:
         lab.tell("guard_failed", status=ended, text=_tail("guard"))
+    if lab.settings.record:
+        shutil.copytree(STATE / RECORDING, lab.settings.record, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        lab.tell("recorded", directory=lab.settings.record)
 
 
 def _forward_events(lab: Lab) -> None:
-    path = ROOT / "state" / "events.jsonl"
+    path = STATE / "events.jsonl"
     rest = b""
     offset = 0
     while True:

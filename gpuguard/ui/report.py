@@ -36,8 +36,8 @@ _READING = (
     "below zero speak for the process."),
     ("The class names the probe that a piece of evidence came from. What comes from one probe is one class, however "
     "often it speaks: two classes are two independent witnesses."),
-    ("Suspect and confirmed are thresholds on the sum; the one for confirmed follows from the rate of false alarms that "
-    "the operator has set. What was not seen weighs nothing: unknown is never innocence."),
+    ("Suspect and confirmed are thresholds on the sum; the one for confirmed follows from the rate of false alarms "
+    "that the operator has set. What was not seen weighs nothing: unknown is never innocence."),
     "Policy in mode observe writes down what it would have done and does nothing. A kill always waits for a person.",
 )
 
@@ -185,11 +185,12 @@ def evidence_table(evidence: Sequence[Evidence], zero_ns: int) -> Markup:
 def weight_bar(evidence: Evidence) -> Markup:
     """Return a bar: as long as the weight, in the colour of the class; a lighter rail is the full length."""
     share = min(1.0, abs(evidence.nats) / NATS_FULL)
+    against = " against" if evidence.nats < 0 else ""
     return tag(
         "svg",
         tag("rect", x=0, y=0, width=132, height=9, rx=2, class_="rail"),
         tag("rect", x=0, y=0, width=round(132 * share, 1), height=9, rx=2, class_="bar"),
-        class_=f"weight tone-{evidence.evidence_class}{' against' if evidence.nats < 0 else ''}", viewBox="0 0 132 9", aria_hidden="true",
+        class_=f"weight tone-{evidence.evidence_class}{against}", viewBox="0 0 132 9", aria_hidden="true",
     )
 
 

@@ -71,7 +71,8 @@ def lanes(told: Story, incident: Incident) -> list[tuple[str, list[Item]]]:
     network = [f for f in found if _on_network(f)]
     return [
         ("Tool calls", [
-            Item(c.start_ns, c.end_ns or incident.time_ns, story.call_words(c), "call", story.call_words(c)) for c in incident.tool_calls]),
+            Item(c.start_ns, c.end_ns or incident.time_ns, story.call_words(c), "call", story.call_words(c))
+            for c in incident.tool_calls]),
         ("Processes", list(_processes(found))),
         ("Network", list(_spans(network))),
         ("GPU", list(_spans(f for f in found if not _on_network(f)))),

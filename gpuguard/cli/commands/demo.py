@@ -1,0 +1,269 @@
+"""``gpuguard demo``: the incident lab, watched by the real guard, told on screen and as a page."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.text import Text
+
+    from gpuguard.core.events import Event
+    from gpuguard.lab.tale import Judgement, Tale
+
+EXIT_MISSED = 1
+EXIT_CLOSED = 3
+#: What a run takes, for the progress bar; it ends when the lab does.
+USUAL_S = 36.0
+
+REAL = "network namespaces, OpenSSH, processes, packets, OTLP spans; the guard, its broker and every sensor"
+STANDIN = "the GPU: a scripted NVML library, and a libcuda with the call sites of the real driver's"
+REPLAYED = "the GPU half: there is no stand-in here, so a recording made with one goes through the same guard"
+NO_RECORDING = "the GPU half: there is no stand-in and no recording here"
+
+EXAMPLES = """\b
+Examples:
+  gpuguard demo                        the network half live, the GPU half replayed from a recording
+  gpuguard demo --standins build/lab   both halves live, the GPU a stand-in (`make demo` builds it)
+  gpuguard demo --record recording     keep the recording; see `gpuguard replay`
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--standins", type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+              envvar="GPUGUARD_STANDINS", help="Folder of built stand-ins for the NVIDIA driver.")
+@click.option("--record", type=click.Path(file_okay=False, resolve_path=True, path_type=Path),
+              help="Keep the recording in this folder.")
+@click.option("--output", type=click.Path(file_okay=False, resolve_path=True, path_type=Path), default="demo-output",
+              show_default=True, help="Where the report goes.")
+def command(standins: Path | None, record: Path | None, output: Path) -> None:
+    """Play an incident in a lab on this machine, and watch the guard find it.
+
+    An agent's tool calls probe a network, open a reverse SSH tunnel and start a program that hashes, beside a
+    training-like job and an administrator's login. Everything happens in namespaces of its own: nothing leaves this
+    machine, and nothing is left behind. Exit status: 0 all was found, 1 not, 3 the lab could not be built.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from gpuguard.lab.namespaces import LabClosed
+    from gpuguard.ui.screen import WIDTH
+
+    console = Console(width=WIDTH, highlight=False)
+    try:
+        status = _demo(console, standins, record, output)
+    except LabClosed as closed:
+        console.print(f"[bold red]The lab could not be built:[/] {escape(str(closed))}")
+        status = EXIT_CLOSED
+    sys.exit(status)
+
+
+def _demo(console: Console, standins: Path | None, record: Path | None, output: Path) -> int:
+    from gpuguard.lab.performance import perform
+    from gpuguard.lab.scenario import Settings
+    from gpuguard.lab.tale import judge
+
+    replayed: list[Event] = [] if standins else _replayed()
+    notes = _notes(standins, replayed)
+    _opening(console, notes)
+    settings = Settings(standins=str(standins or ""), record=str(record or ""))
+    with _progress(console) as progress:
+        teller = _Teller(console, progress)
+        tale, left = perform(settings, teller.take)
+    judgement = judge(tale)
+    _told(console, tale, replayed, judgement)
+    _report(console, tale, replayed, judgement, (output, notes))
+    if record:
+        console.print(f"  recording  {record}")
+    return _closing(console, judgement, left)
+
+
+class _Teller:
+    """Writes what happens as it happens, one line each."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console = console
+        self._progress = progress
+        self._task = progress.add_task("", total=USUAL_S)
+        self._zero_ns: int | None = None
+        self._agent_began = False
+        self._turns: dict[str, str] = {}
+
+    def take(self, line: dict[str, Any], event: Event | None) -> None:
+        """Take one line of the lab."""
+        time_ns = line["time_ns"]
+        self._zero_ns = time_ns if self._zero_ns is None else self._zero_ns
+        self._progress.update(self._task, completed=(time_ns - self._zero_ns) / 1e9)
+        self._agent_began = self._agent_began or line["kind"] == "agent"
+        said = self._of_event(event) if event else _of_lab(line)
+        if said is None:
+            return
+        who, style, text = said
+        from rich.table import Table
+        from rich.text import Text
+
+        row = Table.grid(padding=(0, 1))
+        row.add_column(width=8, justify="right", style="dim")
+        row.add_column(width=7)
+        row.add_column(overflow="fold")
+        row.add_row(f"{(time_ns - self._zero_ns) / 1e9:.2f} s", Text(who, style=style), text)
+        self._console.print(row)
+
+    def _of_event(self, event: Event) -> tuple[str, str, Text] | None:
+        from rich.text import Text
+
+        from gpuguard.core.events import Decision, Finding
+        from gpuguard.core.records import Gap
+        from gpuguard.ui import screen, story
+        from gpuguard.ui.markup import visible
+
+        match event:
+            case Finding() if story.accuses(event) and self._turns.get(event.id) != event.verdict:
+                self._turns[event.id] = event.verdict
+                who = f"  {story.process_words(event.process)}, after {event.decided_after_s:.2f} s"
+                text = Text.assemble((event.label, "bold"), " ", screen.verdict(event.verdict), (visible(who), ""))
+                return "guard", "bold red", text
+            case Decision() if event.rung != "notify":
+                would = "would " if event.mode == "observe" else ""
+                asks = " after a person's approval" if event.needs_approval else ""
+                target = story.process_words(event.target)
+                return "policy", "blue", Text(visible(f"{would}{story.RUNG_WORDS[event.rung]}{asks}: {target}"))
+            case Gap() if not self._agent_began:
+                return "eye", "yellow", Text(visible(f"{event.sensor} is closed: {event.reason}"))
+            case _:
+                return None
+
+
+def _of_lab(line: dict[str, Any]) -> tuple[str, str, Text] | None:
+    from rich.text import Text
+
+    from gpuguard.ui.markup import visible
+
+    def said(who: str, style: str, text: str) -> tuple[str, str, Text]:
+        return who, style, Text(visible(text))
+
+    match line["kind"]:
+        case "link":
+            delay = f"a link of {line['delay_ms']:g} ms each way" if line["delayed"] else "a link without delay"
+            return said("lab", "dim", f"two machines in namespaces of their own, joined by {delay}")
+        case "stage" if line["name"] == "lab":
+            nested = "" if line["root"] else "; without root: sshd runs in a user namespace of its own"
+            return said("lab", "dim", f"sshd on both: {line['sshd']}{nested}")
+        case "stage" if line["name"] == "guard":
+            return said("guard", "bold", f"watching after {line['after_s']:.1f} s, mode observe")
+        case "benign":
+            return said("benign", "green", f"{line['text']} (pid {', '.join(map(str, line['pids']))})")
+        case "tool_call" if "call" in line:
+            return said("agent", "magenta", f"tool call: {_CALLS[line['call']]} (pid {line['pid']})")
+        case "first_use":
+            return said("far", "magenta", "somebody comes back through the tunnel, and types")
+        case "guard_failed":
+            return said("guard", "bold red", f"ended with status {line['status']}: {line['text']}")
+        case _:
+            return None
+
+
+_CALLS = {
+    "read": "reads a file", "probe": "probes internal addresses", "tunnel": "opens a reverse SSH tunnel",
+    "hasher": "starts a program that launches hash kernels",
+}
+
+
+def _notes(standins: Path | None, replayed: Sequence[Event]) -> list[str]:
+    if standins:
+        return [f"Real: {REAL}.", f"Stand-in: {STANDIN}."]
+    return [f"Real: {REAL}.", f"Replayed: {REPLAYED if replayed else NO_RECORDING}."]
+
+
+def _replayed() -> list[Event]:
+    """Return the events of the recording's GPU half that comes with the package, [] where there is none."""
+    from importlib.resources import as_file, files
+
+    from gpuguard.core.events import Incident
+    from gpuguard.core.labels import LABELS
+    from gpuguard.replay import replay
+
+    folder = files("gpuguard.lab").joinpath("recordings", "incident")
+    if not folder.is_dir():
+        return []
+    with as_file(folder) as path:
+        events = list(replay(path))
+    mining = {name for name in LABELS if name == "mining"}
+    return [e for e in events if isinstance(e, Incident) and mining & {f.label for f in e.findings}]
+
+
+def _opening(console: Console, notes: Sequence[str]) -> None:
+    from rich.table import Table
+
+    console.print("[bold]GPUGuard demo[/]  an agent opens a tunnel and mines: the incident, played on this machine")
+    console.print()
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=10, justify="right", style="dim")
+    table.add_column(overflow="fold")
+    for note in [*notes, "Mode: observe. Policy writes down what it would do, and does nothing."]:
+        name, _, text = note.partition(": ")
+        table.add_row(name.lower(), text)
+    console.print(table)
+    console.print()
+
+
+def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(TextColumn("  [dim]playing"), BarColumn(bar_width=60), TimeElapsedColumn(), console=console,
+                    transient=True)
+
+
+def _told(console: Console, tale: Tale, replayed: list[Event], judgement: Judgement) -> None:
+    from gpuguard.lab.tale import left_alone
+    from gpuguard.ui import screen, story
+
+    for incident in story.told_by(tale.events()).incidents:
+        screen.show_incident(console, incident)
+    if replayed:
+        screen.heading(console, "Replayed from a recording: the GPU half")
+        for incident in story.told_by(replayed).incidents:
+            screen.show_incident(console, incident)
+    screen.show_left_alone(console, left_alone(tale))
+    screen.show_measures(console, judgement.measures)
+
+
+def _report(
+    console: Console, tale: Tale, replayed: list[Event], judgement: Judgement, where: tuple[Path, list[str]],
+) -> None:
+    from gpuguard.lab.tale import left_alone
+    from gpuguard.ui.report import render
+
+    output, notes = where
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "incident.html"
+    page = render([*tale.events(), *replayed], host=platform.node(), measures=judgement.measures,
+                  left_alone=left_alone(tale), notes=[*notes, *judgement.excused])
+    path.write_text(page, encoding="utf-8")
+    console.print()
+    console.print(f"  report     {path}", soft_wrap=True)
+
+
+def _closing(console: Console, judgement: Judgement, left: list[str]) -> int:
+    from rich.text import Text
+
+    clean = "no process, namespace, rule or file of the lab is left" if not left else f"left behind: {', '.join(left)}"
+    console.print(Text(f"  cleanup    {clean}", style="" if not left else "bold red"))
+    for excuse in judgement.excused:
+        console.print(Text(f"  closed     {excuse}", style="yellow"))
+    for fault in judgement.missing:
+        console.print(Text(f"  missed     {fault}", style="bold red"))
+    for fault in judgement.accused:
+        console.print(Text(f"  accused    {fault}", style="bold red"))
+    passed = judgement.passed and not left
+    console.print(Text("  result     " + ("everything was found, and nobody else was accused" if passed else "failed"),
+                       style="bold green" if passed else "bold red"))
+    return 0 if passed else EXIT_MISSED
