@@ -188,7 +188,7 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
             ring = struct.pack("=7I", _BLOCK_BYTES, blocks, _FRAME_BYTES, blocks * (_BLOCK_BYTES // _FRAME_BYTES),
                                _RETIRE_MS, 0, 0)
             packets.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
-            packets.bind((request.interface, _ETH_P_ALL))
+            _bind(packets, request.interface)
             ready = stack.enter_context(select.epoll())
             ready.register(packets.fileno(), select.EPOLLIN | select.EPOLLERR)
             netns = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116  a link to no path
@@ -220,6 +220,16 @@ def _narrow(packets: socket.socket, snap_bytes: int) -> None:
     packets.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                        struct.pack("@HP", len(program) // 8, ctypes.addressof(memory)))
     packets.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+
+
+def _bind(packets: socket.socket, interface: str) -> None:
+    """Bind to one interface, or to all, which is index 0 in struct sockaddr_ll and has no name for Python's bind."""
+    index = socket.if_nametoindex(interface) if interface else 0
+    address = struct.pack("=HHiHBB8x", socket.AF_PACKET, socket.htons(_ETH_P_ALL), index, 0, 0, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.bind(packets.fileno(), address, len(address)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _report_drops(packets: socket.socket, writing: int) -> None:

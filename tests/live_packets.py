@@ -1,0 +1,240 @@
+"""Scenes of tests/test_packets_live.py, each in a process and network namespace of its own; prints one JSON object.
+
+The broker is a forked child that answers requests over a socket pair, as the real one does; this process is the guard,
+and makes the traffic on loopback as well. Exit status 77: this host does not allow it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from gpuguard.config import Config, PacketSettings
+from gpuguard.core.records import Block, Gap, Packets
+from gpuguard.messages import Answer, OpenPackets
+from gpuguard.sensors.packets import PacketSensor, grant, open_sensor
+
+LOOPBACK = "127.0.0.1"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def own_namespace() -> None:
+    if _libc.unshare(0x40000000) != 0:
+        sys.stderr.write(f"unshare(CLONE_NEWNET): {os.strerror(ctypes.get_errno())}\n")
+        raise SystemExit(77)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS: up, running
+
+
+class Broker:
+    """A broker's client, and the forked process at the other end."""
+
+    def __init__(self) -> None:
+        self.pair, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.pair.close()
+            with contextlib.suppress(ConnectionError):
+                serve(far)
+            os._exit(0)
+        far.close()
+
+    def ask(self, request: OpenPackets) -> tuple[Answer, tuple[int, ...]]:
+        self.pair.send(msgspec.msgpack.encode(request))
+        data, extra, _, _ = self.pair.recvmsg(65536, socket.CMSG_SPACE(64))
+        descriptors = array.array("i")
+        for _, _, part in extra:
+            descriptors.frombytes(part)
+        return msgspec.msgpack.decode(data, type=Answer), tuple(descriptors)
+
+    def threads(self) -> int:
+        self.pair.send(b"threads")
+        return int(self.pair.recv(100))
+
+    def end(self) -> None:
+        self.pair.close()
+        os.waitpid(self.pid, 0)
+
+
+def serve(pair: socket.socket) -> None:
+    while data := pair.recv(65536):
+        if data == b"threads":
+            pair.send(str(threading.active_count()).encode())
+            continue
+        answer, descriptors = grant(msgspec.msgpack.decode(data, type=OpenPackets))
+        socket.send_fds(pair, [msgspec.msgpack.encode(answer)], list(descriptors))
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def sensor_of(broker: Broker, **settings: object) -> PacketSensor:
+    return open_sensor(broker, Config(packets=PacketSettings(**settings)))
+
+
+def read_until(sensor: PacketSensor, enough: object, seconds: float = 10) -> list[Block]:
+    """Read on until ``enough(blocks)``, or until it takes too long: the assertion then fails, not this."""
+    blocks: list[Block] = []
+    end = time.monotonic() + seconds
+    while not enough(blocks) and time.monotonic() < end:
+        blocks += sensor.read(time.time_ns())
+        time.sleep(0.01)
+    return blocks
+
+
+def rows_in(blocks: list[Block]) -> int:
+    return sum(len(block.rows) for block in blocks if isinstance(block, Packets))
+
+
+def lost_in(blocks: list[Block]) -> int:
+    return sum(block.lost or 0 for block in blocks if isinstance(block, Gap))
+
+
+def converse(bulk_bytes: int) -> int:
+    """A TCP conversation on loopback: a banner, then bulk. Returns the server's port."""
+    with socket.create_server((LOOPBACK, 0)) as server, socket.create_connection(server.getsockname()) as client:
+        port = server.getsockname()[1]
+        far, _ = server.accept()
+        with far:
+            far.sendall(b"SSH-2.0-lab\r\n")
+            client.recv(100)
+            writer = threading.Thread(target=client.sendall, args=(bytes(bulk_bytes),))
+            writer.start()
+            left = bulk_bytes
+            while left:
+                left -= len(far.recv(65536))
+            writer.join()
+    return port
+
+
+def conversation(snap_bytes: int) -> dict:
+    broker = Broker()
+    sensor = sensor_of(broker, snap_bytes=snap_bytes)
+    before = time.time_ns()
+    port = converse(1_000_000)
+    fins = lambda blocks: sum(int((block.rows["tcp_flags"] & 1).sum()) for block in blocks if isinstance(block, Packets))
+    blocks = read_until(sensor, lambda blocks: fins(blocks) >= 2)
+    packets = [block for block in blocks if isinstance(block, Packets)]
+    to_server = [row for block in packets for row in block.rows if row["destination_port"] == port]
+    result = {
+        "netns": {block.netns for block in packets} == {os.stat("/proc/self/ns/net").st_ino},
+        "syns": sum(int(row["tcp_flags"]) == 2 for row in to_server),
+        "payload_bytes": sum(int(row["payload_bytes"]) for row in to_server),
+        "packet_types": sorted({int(row["packet_type"]) for row in to_server}),
+        "protocols": sorted({int(row["protocol"]) for row in to_server}),
+        "times": all(before <= row["time_ns"] <= time.time_ns() for row in to_server),
+        "in_order": all(a["time_ns"] <= b["time_ns"] for a, b in zip(to_server, to_server[1:], strict=False)),
+        "banners": [fact.text for block in packets for fact in block.facts],
+        "frame_less_payload": sorted({int(row["frame_bytes"]) - int(row["payload_bytes"]) for row in to_server
+                                      if row["payload_bytes"]}),
+        "gaps": [block.reason for block in blocks if isinstance(block, Gap)],
+    }
+    sensor.close()
+    broker.end()
+    return result
+
+
+def flood() -> dict:
+    """Far more than the ring holds while nobody reads: what was read and what was lost make up all that was sent."""
+    broker = Broker()
+    sensor = sensor_of(broker, ring_bytes=1024 * 1024)
+    sent = 20_000
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far, socket.socket(type=socket.SOCK_DGRAM) as near:
+        far.bind((LOOPBACK, 0))
+        for _ in range(sent):
+            near.sendto(bytes(1000), far.getsockname())
+    blocks = read_until(sensor, lambda blocks: rows_in(blocks) + lost_in(blocks) >= sent)
+    sensor.close()
+    broker.end()
+    return {"sent": sent, "rows": rows_in(blocks), "lost": lost_in(blocks),
+            "since": all(block.since_ns is not None for block in blocks if isinstance(block, Gap))}
+
+
+def powers() -> dict:
+    """Try to send a frame out of loopback by every descriptor that the guard has left once the sensor is open."""
+    broker = Broker()
+    _, handed = broker.ask(OpenPackets("", 2048, 1 << 23))
+    control = send_frame(handed[0])
+    for descriptor in handed:
+        os.close(descriptor)
+    sensor = sensor_of(broker)
+    left = {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, broker.pair.fileno()}
+    links = {descriptor: os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in left if is_open(descriptor)}
+    result = {"control": control, "links": sorted(links.values()), "sendto": [send_frame(one) for one in links],
+              "write": [write_frame(one) for one in links]}
+    converse(1000)
+    result["rows"] = rows_in(read_until(sensor, lambda blocks: rows_in(blocks) >= 10))
+    sensor.close()
+    broker.end()
+    return result
+
+
+def is_open(descriptor: int) -> bool:
+    return Path(f"/proc/self/fd/{descriptor}").exists()
+
+
+def send_frame(descriptor: int) -> str:
+    """Return what sendto(2) says: "sent", or the name of its error."""
+    address = struct.pack("=HHiHBB8s", socket.AF_PACKET, socket.htons(0x0800), 1, 0, 0, 6, bytes(8))
+    if _libc.sendto(descriptor, bytes(64), 64, 0, address, len(address)) == 64:
+        return "sent"
+    return errno.errorcode[ctypes.get_errno()]
+
+
+def write_frame(descriptor: int) -> str:
+    try:
+        os.write(descriptor, bytes(64))
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "sent"
+
+
+def endings() -> dict:
+    """The guard closes: the broker's thread ends. The broker ends: the guard says that drops are not counted."""
+    broker = Broker()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    sensor = sensor_of(broker, interfaces=("lo", "lo"))
+    watching = broker.threads()
+    sensor.close()
+    end = time.monotonic() + 10
+    while broker.threads() > 1 and time.monotonic() < end:
+        time.sleep(0.05)
+    left = broker.threads()
+    leaked = len(os.listdir("/proc/self/fd")) - descriptors
+    sensor = sensor_of(broker, interfaces=("lo",))
+    broker.end()
+    gone = read_until(sensor, lambda blocks: any(isinstance(block, Gap) for block in blocks))
+    converse(1000)
+    rows = rows_in(read_until(sensor, lambda blocks: rows_in(blocks) >= 10))
+    sensor.close()
+    return {"watching": watching, "left": left, "leaked": leaked, "rows_after": rows,
+            "gone": [block.reason for block in gone if isinstance(block, Gap)]}
+
+
+def refusals() -> dict:
+    asked = [OpenPackets("none0", 2048, 1 << 23), OpenPackets("", 10, 1 << 23), OpenPackets("", 2048, 1 << 40),
+             OpenPackets("x" * 16, 2048, 1 << 23), OpenPackets("lo\0", 2048, 1 << 23)]
+    answers = [grant(request) for request in asked]
+    os.setresuid(65534, 65534, 65534)
+    answers.append(grant(OpenPackets("", 2048, 1 << 23)))
+    return {"reasons": [answer.reason for answer, _ in answers], "descriptors": [len(given) for _, given in answers]}
+
+
+SCENES = {"conversation": lambda: conversation(2048), "snapped": lambda: conversation(96), "flood": flood,
+          "powers": powers, "endings": endings, "refusals": refusals}
+
+if __name__ == "__main__":
+    own_namespace()
+    print(json.dumps(SCENES[sys.argv[1]]()))
