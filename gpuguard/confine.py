@@ -1,5 +1,8 @@
 """Start the guard with nothing: another uid, no groups, no capabilities, none to be gained, one socket.
 
+The guard's process drops everything itself, once its code is loaded and before it has read a byte from anybody, as
+OpenSSH's does: an interpreter below a home that only its owner may enter could not be executed by another uid.
+
 Each step narrows, in the only order that works: capabilities leave the bounding set while we still may remove them,
 then groups and uid go, then PR_SET_NO_NEW_PRIVS closes the way back through set-uid files. Sources: capabilities(7),
 prctl(2), memfd_create(2), linux/capability.h.
@@ -52,7 +55,7 @@ def sealed(content: bytes) -> int:
 
 
 def drop(identity: tuple[int, int] | None, parent: int) -> None:
-    """Give everything up. Runs in the child, between fork and exec; raises `OSError`, and then there is no guard."""
+    """Give everything up, for good. Raises `OSError`, and then there must be no guard; ends where ``parent`` is gone."""
     libc = ctypes.CDLL(None, use_errno=True)
     last = int((PROC / "sys/kernel/cap_last_cap").read_text())
     if capabilities() & 1 << 8:  # CAP_SETPCAP
@@ -80,11 +83,11 @@ def spawn(command: Sequence[str], peer: socket.socket, handover: bytes,
     if identity is not None:
         home = str(paths.guard_state_dir())
         environ |= {"HOME": home, "XDG_CACHE_HOME": f"{home}/cache", "NUMBA_CACHE_DIR": f"{home}/cache/numba"}
-    numbers = ["--broker-fd", str(peer.fileno()), "--start-fd", str(start)]
-    parent = os.getpid()
+    numbers = ["--broker-fd", str(peer.fileno()), "--start-fd", str(start), "--parent", str(os.getpid())]
+    if identity is not None:
+        numbers += ["--uid", str(identity[0]), "--gid", str(identity[1])]
     try:
         return subprocess.Popen([*command, *numbers], pass_fds=(peer.fileno(), start), env=environ,
-                                stdin=subprocess.DEVNULL, start_new_session=True,
-                                preexec_fn=lambda: drop(identity, parent))  # noqa: PLW1509  we have one thread
+                                stdin=subprocess.DEVNULL, start_new_session=True)
     finally:
         os.close(start)

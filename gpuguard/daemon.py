@@ -6,6 +6,7 @@ once, in order of arrival, is recorded, and only then judged, so that a recordin
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -20,20 +21,23 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
-from gpuguard import sensors
+from gpuguard import confine, paths, sensors
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.config import Config
+from gpuguard.core.detectors import new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, Incident
 from gpuguard.core.guard import Guard, ProcessVerdict
 from gpuguard.core.policy import Policy
 from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Packets, Tick
-from gpuguard.messages import Act, Acted, Audit, Hello, Refused, Welcome
+from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from gpuguard.api.service import ApiServer
 
     from gpuguard.sensors import Sensor
 
@@ -43,7 +47,17 @@ PROTOCOL_VERSION = 1
 TCP_SYN = 0x02
 TCP_SYN_ACK = 0x12
 REOPEN_NS = 30_000_000_000
+NEWS_NS = 1_000_000_000
 ANSWERS_MAX = 1_024
+
+#: What sensors import when they open.
+CODE_LATER = (
+    "gpuguard._launches",
+    "gpuguard._packets",
+    "gpuguard._processes",
+    "opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc",
+    "pynvml",
+)
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -51,8 +65,6 @@ class Start(msgspec.Struct, frozen=True):
 
     config: Config
     policy: Policy
-    guard_dir: str
-    runtime_dir: str
 
 
 class Subscriber(Protocol):
@@ -98,7 +110,8 @@ class Daemon:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stop_signal = 0
         self._subscribers: list[Subscriber] = []
-        self._enforcing = False
+        self._known_outcomes: deque[tuple[str, str]] = deque(maxlen=ANSWERS_MAX)
+        self._api: ApiServer | None = None
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -110,6 +123,7 @@ class Daemon:
         self._selector.register(self._broker.descriptor, selectors.EVENT_READ, "broker")
         try:
             self._greet()
+            self._listen()
             while not self._stop_signal:
                 self._step()
         except BrokerGone as gone:
@@ -124,9 +138,18 @@ class Daemon:
         if not isinstance(answer, Welcome):
             message = f"the broker answered {answer}"
             raise BrokerGone(message)
-        self._enforcing = answer.enforcing
         self.feed(host_info(answer, self._start, time.time_ns()))
         self._audit("started", {"mode": self._start.config.guard.mode, "eyes": answer.eyes})
+
+    def _listen(self) -> None:
+        """Serve the API; without it the guard still guards."""
+        from gpuguard.api.service import ApiServer, SocketTaken
+
+        try:
+            self._api = ApiServer(self, paths.guard_runtime_dir() / "gpuguard.sock")
+        except (OSError, SocketTaken) as error:
+            log.error("no API", reason=str(error))
+            self.feed(Gap(time_ns=time.time_ns(), sensor="api", reason=str(error)))
 
     def _step(self) -> None:
         now_ns = time.time_ns()
@@ -147,6 +170,10 @@ class Daemon:
         if name == "tick":
             self._due_ns[name] = now_ns + self._start.config.guard.tick_ms * 1_000_000
             self.feed(Tick(time_ns=now_ns))
+            return
+        if name == "news":
+            self._due_ns[name] = now_ns + NEWS_NS
+            self._hear_news()
             return
         self._read(name)
 
@@ -211,9 +238,8 @@ class Daemon:
         """Tell the sensors that look on demand what they may want to look at."""
         opens = isinstance(block, Packets) and bool(((block.rows["tcp_flags"] & TCP_SYN_ACK) == TCP_SYN).any())
         for name, sensor in self._sensors.items():
-            if name == "sockets" and opens:
+            if opens and name == "sockets":
                 sensor.wake()  # type: ignore[attr-defined]
-                self._due_ns[name] = 0
             notice: Callable[[Block], None] | None = getattr(sensor, "notice", None)
             if notice:
                 notice(block)
@@ -265,9 +291,19 @@ class Daemon:
             reason=decision.reason,
         ))
         if isinstance(answer, Acted):
+            self._due_ns.setdefault("news", 0)
+            self._known_outcomes.extend((o.decision_id, o.outcome) for o in answer.outcomes)
             return list(answer.outcomes)
         reason = answer.reason if isinstance(answer, Refused) else f"the broker answered {type(answer).__name__}"
         return [self._outcome(decision, "refused", reason)]
+
+    def _hear_news(self) -> None:
+        """Hear what became of acts since: expired, undone by an operator, failed to hold."""
+        answer, _ = self._broker.ask(ListActions())
+        for outcome in answer.outcomes if isinstance(answer, Acted) else ():
+            if (outcome.decision_id, outcome.outcome) not in self._known_outcomes:
+                self._known_outcomes.append((outcome.decision_id, outcome.outcome))
+                self.feed(outcome)
 
     def _outcome(self, decision: Decision, outcome: str, text: str) -> ActionOutcome:
         return ActionOutcome(
@@ -346,6 +382,8 @@ class Daemon:
             self.feed(approval)
 
     def _close(self) -> None:
+        if self._api:
+            self._api.stop(grace_s=0.1)
         for sensor in self._sensors.values():
             sensor.close()
         now_ns = time.time_ns()
@@ -356,6 +394,32 @@ class Daemon:
                 for gap in self._recorder.close(now_ns):
                     self._events.write(gap)
             self._events.close()
+
+
+def main() -> int:
+    """Be the guard of the broker that started us; return the exit status."""
+    parser = argparse.ArgumentParser(prog="gpuguard.daemon", description=main.__doc__)
+    for name in ("--broker-fd", "--start-fd", "--parent"):
+        parser.add_argument(name, type=int, required=True)
+    for name in ("--uid", "--gid"):
+        parser.add_argument(name, type=int)
+    arguments = parser.parse_args()
+    _load_code()
+    confine.drop(None if arguments.uid is None else (arguments.uid, arguments.gid), arguments.parent)
+    with os.fdopen(arguments.start_fd, "rb") as stream:
+        start = msgspec.json.decode(stream.read(), type=Start)
+    return Daemon(BrokerClient(arguments.broker_fd), start, paths.guard_state_dir()).run()
+
+
+def _load_code() -> None:
+    """Import what will be needed while it can still be read: the code may lie where only root may look."""
+    new_detectors()
+    names = [f"gpuguard.sensors.{name}" for name in _sensor_names()]
+    for name in [*names, "gpuguard.api.service", *CODE_LATER]:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            log.warning("not loaded", module=name, reason=str(error))
 
 
 def _sensor_names() -> list[str]:
@@ -371,3 +435,7 @@ def _recorder(config: Config, guard_dir: Path) -> Recorder | None:
         file_bytes_max=settings.file_bytes_max,
         total_bytes_max=settings.total_bytes_max,
     )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

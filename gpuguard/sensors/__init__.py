@@ -18,7 +18,10 @@ class EyeClosed(Exception):
 
 
 class Sensor(Protocol):
-    """What the daemon drives: it waits on ``descriptor`` if there is one, and calls `read` at least each period."""
+    """What the daemon drives: it waits on ``descriptor`` if there is one, and calls `read` at least each period.
+
+    A sensor that also has ``notice(block)`` is shown every block of the others, to know where to look next.
+    """
 
     name: str
     descriptor: int | None

@@ -1,0 +1,50 @@
+"""``gpuguard run``: broker and guard, until a signal says stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+EXIT_REFUSED = 3
+
+
+@click.command()
+@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Settings in this file, before /etc/gpuguard and the environment.")
+@click.option("--mode", type=click.Choice(["observe", "enforce"]), help="Overrides guard.mode.")
+@click.option("--record", "directory", metavar="NAME", help="Record every block, below the guard's state folder.")
+def command(config_file: Path | None, mode: str | None, directory: str | None) -> None:
+    """Watch this host, and act by policy where the mode is enforce.
+
+    Starts the broker (with the caller's privileges) and the guard (without any). Root sees everything; anybody else
+    sees what `gpuguard doctor` says.
+
+    \b
+    Examples:
+      gpuguard run
+      gpuguard run --mode enforce --record night-shift
+    """  # noqa: D301 click's mark for text that must not be wrapped
+    from gpuguard import broker
+    from gpuguard.audit import AuditFailed
+    from gpuguard.config_sources import ConfigError, load_config
+    from gpuguard.daemon import Start
+    from gpuguard.journal import JournalFailed, JournalLocked
+    from gpuguard.policies import PolicyError, load_policy
+
+    flags: dict[str, str] = {}
+    if mode:
+        flags["guard.mode"] = mode
+    if directory:
+        flags["recording.directory"] = directory
+    try:
+        loaded = load_config(files=[config_file] if config_file else None, flags=flags)
+        start = Start(config=loaded.config, policy=load_policy())
+        status = broker.start(loaded.config, handover=msgspec.json.encode(start))
+    except (ConfigError, PolicyError) as error:
+        raise click.UsageError(str(error)) from error
+    except (JournalFailed, JournalLocked, AuditFailed, OSError) as error:
+        click.echo(f"gpuguard cannot run here: {error}", err=True)
+        raise SystemExit(EXIT_REFUSED) from error
+    raise SystemExit(status)
