@@ -22,7 +22,8 @@ class GuardSettings(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="observe writes down what policy would have done; enforce does it"),
     ] = "observe"
     alarms_per_gpu_year: Annotated[
-        float, Meta(gt=0, le=1_000_000, description="false alarms to accept per GPU and year; the delay follows from it")
+        float,
+        Meta(gt=0, le=1_000_000, description="false alarms to accept per GPU and year; the delay follows from it"),
     ] = 0.1
     tick_ms: Annotated[
         int, Meta(ge=10, le=60_000, description="how often time moves on when nothing happens, in milliseconds")

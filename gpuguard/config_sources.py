@@ -35,6 +35,9 @@ _OTHER_VARIABLES = frozenset({
     "GPUGUARD_STATE_DIR",
 })
 
+#: These speak to the stand-ins that the tests and the lab put in the place of a driver.
+_STANDINS = "GPUGUARD_STANDIN"
+
 _UNITS = {
     "_ms": "milliseconds",
     "_s": "seconds",
@@ -67,7 +70,7 @@ class _Given(Struct, frozen=True):
 
 
 def load_config(
-    flags: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     files: Sequence[Path] | None = None,
 ) -> Loaded:
@@ -76,7 +79,7 @@ def load_config(
     Parameters
     ----------
     flags
-        Dotted keys and their values as typed: ``{"guard.mode": "enforce"}``.
+        Dotted keys and their values; text is read as a person typed it: ``{"guard.mode": "enforce"}``.
     environ
         The environment, ``os.environ`` if None. ``GPUGUARD_CONFIG`` names the one file to read instead of all others.
     files
@@ -92,7 +95,7 @@ def load_config(
     for path in config_files(environ) if files is None else files:
         given += _from_file(path)
     given += _from_environ(environ)
-    given += [_Given(key, value, "flag", is_text=True) for key, value in (flags or {}).items()]
+    given += [_Given(key, value, "flag", is_text=isinstance(value, str)) for key, value in (flags or {}).items()]
     return _settle(given)
 
 
@@ -170,7 +173,7 @@ def _from_environ(environ: Mapping[str, str]) -> list[_Given]:
     variables = {_variable(key): key for key in all_keys()}
     given = []
     for name in sorted(environ):
-        if not name.startswith("GPUGUARD_") or name in _OTHER_VARIABLES:
+        if not name.startswith("GPUGUARD_") or name in _OTHER_VARIABLES or name.startswith(_STANDINS):
             continue
         if name not in variables:
             raise ConfigError(f"environment: no such setting {name}{_suggest(name, variables)}")
@@ -202,7 +205,7 @@ def _checked(one: _Given, kind: object) -> object:
     if one.is_text and get_origin(get_args(kind)[0]) is tuple:
         value = [part.strip() for part in str(value).split(",") if part.strip()]
     try:
-        return msgspec.convert(value, kind, strict=not one.is_text)  # type: ignore[call-overload,no-any-return]
+        return msgspec.convert(value, kind, strict=not one.is_text)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{one.origin}: {one.key} = {one.value!r}: {error}{_unit_hint(one)}") from error
 
