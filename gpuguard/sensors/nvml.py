@@ -60,7 +60,7 @@ DEVICE_GONE = frozenset({GPU_IS_LOST, RESET_REQUIRED})
 DRIVER_GONE = frozenset({UNINITIALIZED, DRIVER_NOT_LOADED, LIB_RM_VERSION_MISMATCH})
 
 REMEDIES = {
-    LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 is not here: no NVIDIA driver, or a container started without --gpus",
+    LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 is not here: install the NVIDIA driver, or start the container with --gpus",
     DRIVER_NOT_LOADED: "the NVIDIA kernel driver is not loaded: modprobe nvidia",
     LIB_RM_VERSION_MISMATCH: "library and kernel driver are of different versions: reboot, or reload the module",
     NO_PERMISSION: "no right to open /dev/nvidiactl and /dev/nvidia*: see the device's owner and mode",
