@@ -1,0 +1,312 @@
+"""``gpuguard classify``: judge recorded kernel launches as the running guard would have judged them live."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import math
+import sys
+import zlib
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+import numpy as np
+from msgspec import Struct
+
+from gpuguard.cli.output import EXIT_UNREADABLE, Summary, exit_status, worst, write_line, write_summary
+from gpuguard.core.events import Finding
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.guard import Guard
+from gpuguard.core.records import LAUNCH, LAUNCH_APIS, SCHEMA_VERSION, HostInfo, KernelName, Launches, Tick
+from gpuguard.core.subjects import ProcessId
+from gpuguard.kernels.launches import features
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SECOND_NS = 1_000_000_000
+INTERVAL_NS = 250_000_000
+#: The recording is taken to begin here: its own times are offsets.
+BEGIN_NS = SECOND_NS
+SETTLE_NS = 2 * SECOND_NS
+BYTES_MAX = 2 * 1024**3
+LINE_BYTES_MAX = 64 * 1024
+ROWS_MAX = 20_000_000
+NAMES_MAX = 60_000
+
+TIMES = ("t_host_us", "t_dev_us")
+GEOMETRY = ("gx", "gy", "gz", "bx", "by", "bz", "shmem")
+TELEMETRY_WORDS = ("util", "power", "clock", "temp", "dcgm", "energy", "memory_used")
+RUNTIME_APIS = {
+    "cudaLaunchKernel": "cuLaunchKernel",
+    "cudaLaunchKernelExC": "cuLaunchKernelEx",
+    "cudaLaunchCooperativeKernel": "cuLaunchCooperativeKernel",
+    "cudaGraphLaunch": "cuGraphLaunch",
+}
+
+
+class Unreadable(Exception):
+    """This input cannot be judged; the message says why."""
+
+
+class Recorded(Struct):
+    """Launches read from a file: times in ns from `BEGIN_NS` on, in order, and what each launched."""
+
+    times_ns: np.ndarray
+    keys: np.ndarray
+    table: list[tuple[str, str, tuple[int, ...]]]
+    gaps: list[str]
+
+
+def read_launches(lines: Iterator[str]) -> Recorded:
+    """Read launches from CSV lines with a header. Host times are preferred; a row without one has its device time.
+
+    Raises
+    ------
+    Unreadable
+        If the columns are not those of launches, or no row has a time.
+    """
+    reader = csv.DictReader(lines)
+    columns = reader.fieldnames or []
+    _check_columns(columns)
+    host_us: list[float] = []
+    device_us: list[float] = []
+    keys: list[int] = []
+    known: dict[tuple[str, str, tuple[int, ...]], int] = {}
+    skipped = 0
+    try:
+        for row in reader:
+            times = [_number(row.get(name)) for name in TIMES]
+            key = _key(row)
+            if all(math.isnan(one) for one in times) or key is None or len(keys) >= ROWS_MAX:
+                skipped += 1
+                continue
+            host_us.append(times[0])
+            device_us.append(times[1])
+            keys.append(known.setdefault(key, len(known)))
+    except csv.Error as error:
+        raise Unreadable(f"line {reader.line_num}: {error}") from error
+    if not keys:
+        raise Unreadable(f"no launch with a time in {reader.line_num} lines")
+    gaps = [f"{skipped} rows without a usable time or geometry were left out"] if skipped else []
+    if len(known) > NAMES_MAX:
+        gaps.append(f"{len(known)} different launches: names beyond {NAMES_MAX} may be forgotten")
+    host, device = np.array(host_us), np.array(device_us)
+    if np.isnan(host).any() and not np.isnan(host).all():
+        both = ~np.isnan(host) & ~np.isnan(device)
+        # One clock is needed: a device time stands for the host time that was usual before it.
+        shift = float(np.median((device - host)[both])) if both.any() else 0.0
+        gaps.append(f"{int(np.isnan(host).sum())} launches without a host time are placed by their device time")
+        host = np.where(np.isnan(host), device - shift, host)
+    elif np.isnan(host).all():
+        gaps.append("no host times: launches are placed by their device times")
+        host = device
+    order = np.argsort(host, kind="stable")
+    times_ns = ((host[order] - host[order[0]]) * 1e3).astype(np.int64) + BEGIN_NS
+    return Recorded(times_ns, np.array(keys)[order], list(known), gaps)
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    if any(name in columns for name in TIMES) and ("name" in columns or "gx" in columns):
+        return
+    shown = ", ".join(columns[:8]) or "none"
+    if any(word in name.lower() for name in columns for word in TELEMETRY_WORDS):
+        raise Unreadable(f"this looks like GPU telemetry (columns {shown}), which is not read yet: launches only")
+    raise Unreadable(f"not recorded launches: columns are {shown}; needed are {' or '.join(TIMES)}, and name or gx")
+
+
+def _number(text: str | None) -> float:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return math.nan
+    return value if abs(value) < 1e15 else math.nan
+
+
+def _key(row: dict[str, str]) -> tuple[str, str, tuple[int, ...]] | None:
+    """Return (name, API, geometry); None for a number that is none. What is missing is 0 or ""."""
+    try:
+        geometry = tuple(min(max(int(float(row.get(name) or 0)), 0), 2**32 - 1) for name in GEOMETRY)
+    except (ValueError, OverflowError):
+        return None
+    api = row.get("launch_api") or ""
+    return row.get("name") or "", RUNTIME_APIS.get(api, api), geometry
+
+
+def blocks_of(recorded: Recorded, process: ProcessId) -> Iterator[KernelName | Launches]:
+    """Yield what the launch sensor would have yielded: names before first use, and one block an interval."""
+    handles: dict[str, int] = {}
+    last_ns: dict[int, int] = {}
+    interval = (recorded.times_ns - BEGIN_NS) // INTERVAL_NS
+    bounds = [0, *(np.flatnonzero(np.diff(interval)) + 1).tolist(), len(interval)]
+    for start, end in itertools.pairwise(bounds):
+        times, keys = recorded.times_ns[start:end], recorded.keys[start:end]
+        for key in dict.fromkeys(keys.tolist()):
+            name = recorded.table[key][0]
+            if name not in handles:
+                handles[name] = len(handles) + 1
+                yield KernelName(int(times[0]), process, handles[name], name)
+        rows = _aggregate(times, keys, recorded, handles, last_ns)
+        rows["pid"], rows["start_ticks"] = process.pid, process.start_ticks
+        yield Launches(BEGIN_NS + (int(interval[start]) + 1) * INTERVAL_NS, rows)
+
+
+def _aggregate(
+    times: np.ndarray, keys: np.ndarray, recorded: Recorded, handles: dict[str, int], last_ns: dict[int, int],
+) -> np.ndarray:
+    """Return LAUNCH rows of one interval, as the kernel-side table would have them."""
+    present = np.unique(keys)
+    rows = np.zeros(len(present), LAUNCH)
+    for row, key in zip(rows, present.tolist(), strict=True):
+        own = times[keys == key]
+        name, api, geometry = recorded.table[key]
+        before = [last_ns[key]] if key in last_ns else []
+        gaps = np.maximum(np.diff(np.concatenate([np.array(before, np.int64), own])), 1)
+        row["gaps_log2"] = np.bincount(np.minimum(np.log2(gaps).astype(int), 39), minlength=40)
+        row["first_ns"], row["last_ns"], row["launches"] = own[0], own[-1], len(own)
+        row["kernel"] = handles[name]
+        row["api"] = LAUNCH_APIS.index(api) if api in LAUNCH_APIS else 0
+        row["grid"], row["block"], row["shared_bytes"] = geometry[:3], geometry[3:6], geometry[6]
+        last_ns[key] = int(own[-1])
+    return rows
+
+
+class Line(Struct):
+    """One window of one second, and the standing at its end."""
+
+    window: int
+    start_s: float
+    launches: int
+    kernels: int
+    geometries: int
+    top_ratio: float
+    kernel_entropy_bits: float
+    cadence_ratio: float
+    verdict: Literal["unknown", "clear", "suspect", "confirmed"]
+    label: str
+    probability: float
+    evidence: list[Evidence]
+
+
+def judge(recorded: Recorded) -> tuple[list[Line], Finding | None]:
+    """Run the recording through a `Guard`; return a line for each second with launches, and the last finding."""
+    process = ProcessId("recorded", 1, 1)
+    guard = Guard()
+    guard.receive(HostInfo(BEGIN_NS, SCHEMA_VERSION, "recorded", "recorded", 100))
+    by_second: dict[int, list[np.ndarray]] = defaultdict(list)
+    findings: list[tuple[int, Finding]] = []
+    standing: dict[int, tuple[str, str, float]] = {}
+    end_ns = int(recorded.times_ns[-1]) + SETTLE_NS
+    now_ns = BEGIN_NS
+
+    def feed(block: KernelName | Launches | Tick, second: int) -> None:
+        findings.extend((second, event) for event in guard.receive(block) if isinstance(event, Finding))
+        for one in guard.processes():
+            standing[second] = (one.verdict, one.label, one.probability)
+
+    for block in blocks_of(recorded, process):
+        second = (min(block.time_ns - 1, int(recorded.times_ns[-1])) - BEGIN_NS) // SECOND_NS
+        if isinstance(block, Launches):
+            by_second[second].append(block.rows)
+            now_ns = block.time_ns
+        feed(block, second)
+    while now_ns < end_ns:
+        now_ns += INTERVAL_NS
+        feed(Tick(now_ns), max(by_second))
+    return [_line(second, rows, standing, findings) for second, rows in sorted(by_second.items())], (
+        findings[-1][1] if findings else None)
+
+
+def _line(
+    second: int, rows: list[np.ndarray], standing: dict[int, tuple[str, str, float]],
+    findings: list[tuple[int, Finding]],
+) -> Line:
+    feature = features(np.concatenate(rows))[0][0]
+    verdict, label, probability = standing.get(second, ("unknown", "", 0.0))
+    return Line(
+        window=second, start_s=float(second), launches=int(feature["launches"]), kernels=int(feature["kernels"]),
+        geometries=int(feature["geometries"]), top_ratio=round(float(feature["top_ratio"]), 4),
+        kernel_entropy_bits=round(float(feature["kernel_entropy_bits"]), 4),
+        cadence_ratio=round(float(feature["cadence_ratio"]), 4), verdict=verdict, label=label,  # type: ignore[arg-type]
+        probability=round(probability, 6),
+        evidence=[one for at, finding in findings if at == second for one in finding.evidence],
+    )
+
+
+def summarise(lines: list[Line], finding: Finding | None, gaps: list[str]) -> Summary:
+    """Return the last line: the worst that any window came to."""
+    as_maps: list[dict[str, object]] = [
+        {"verdict": line.verdict, "label": line.label, "probability": line.probability} for line in lines]
+    top = worst(list(as_maps)) or {"verdict": "unknown", "label": "", "probability": 0.0}
+    counts: dict[str, int] = defaultdict(int)
+    for line in lines:
+        counts[line.verdict] += 1
+    shown = [*finding.evidence, *finding.counter_evidence] if finding else []
+    evidence = [
+        {"class": one.evidence_class, "kind": one.kind, "nats": round(one.nats, 2), "text": one.text} for one in shown]
+    return Summary(
+        verdict=top["verdict"], label=str(top["label"]), probability=top["probability"],  # type: ignore[arg-type]
+        evidence=evidence, counts=dict(counts), gaps=gaps)
+
+
+def _open_text(path: str) -> str:
+    try:
+        raw = sys.stdin.buffer.read(BYTES_MAX + 1) if path == "-" else Path(path).read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(raw)) as unpacked:
+                raw = unpacked.read(BYTES_MAX + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unreadable(str(error)) from error
+    if len(raw) > BYTES_MAX:
+        raise Unreadable(f"more than {BYTES_MAX} bytes")
+    if b"\0" in raw[:4096]:
+        raise Unreadable("not a text file")
+    return raw.decode("utf-8", "replace")
+
+
+@click.command()
+@click.argument("file")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def command(file: str, output: str) -> None:
+    """Judge recorded kernel launches: one line a second of recording, and a summary.
+
+    FILE is CSV, plain or gzipped ("-": standard input), with the columns t_host_us and t_dev_us (one is enough), name,
+    gx gy gz bx by bz, shmem, launch_api; missing ones weigh nothing. Exit status: 0 clear, 1 found, 3 could not read.
+
+    \b
+    gpuguard classify trace.csv.gz
+    gpuguard classify trace.csv -o json | jq .summary.verdict
+    """
+    csv.field_size_limit(LINE_BYTES_MAX)
+    try:
+        recorded = read_launches(iter(_open_text(file).splitlines()))
+    except Unreadable as error:
+        click.echo(f"{file}: {error}", err=True)
+        if output == "json":
+            write_summary(Summary("unknown", "", 0.0, [], {}, [str(error)]))
+        raise SystemExit(EXIT_UNREADABLE) from error
+    lines, finding = judge(recorded)
+    summary = summarise(lines, finding, recorded.gaps)
+    if output == "json":
+        for line in lines:
+            write_line(line)
+        write_summary(summary)
+    else:
+        _print_table(lines, summary)
+    raise SystemExit(exit_status(summary, unreadable=False))
+
+
+def _print_table(lines: list[Line], summary: Summary) -> None:
+    click.echo(f"{'second':>8} {'launches':>9} {'kernels':>8} {'top':>6} {'alike':>6}  verdict")
+    for line in lines:
+        click.echo(f"{line.start_s:8.0f} {line.launches:9d} {line.kernels:8d} {line.top_ratio:6.1%} "
+                   f"{line.cadence_ratio:6.1%}  {line.verdict} {line.label}")
+    click.echo(f"\n{summary.verdict} {summary.label} (probability {summary.probability:.3f})")
+    for one in summary.evidence:
+        click.echo(f"  {one['nats']:+} nats, {one['class']}: {one['text']}")
+    for gap in summary.gaps:
+        click.echo(f"  not seen: {gap}")

@@ -1,0 +1,307 @@
+"""Mining, from what a process launches: the names and the code of its kernels, and the shape of its launches.
+
+Benign look-alikes first, as measured on the training traces of HTA, PARAM and Kineto, one-second windows: 13 to 194
+distinct kernels in every window with more than three launches; the poorest (a linear layer alone) has 16. A decoder
+that replays one graph shows one handle at a steady beat: what a graph holds cannot be seen, so it weighs nothing. A
+one-kernel simulation or benchmark loop is, in launches, the same thing as a miner: launches alone therefore end at
+`STRUCTURE_NATS`, below suspect, whatever they do and however long. What separates the two is the code, the network,
+the counters and the tool call, each its own detector or class.
+
+Evidence of class launch: a window of launches as `signatures/steady_search.toml` describes it, until the sum reaches
+its bound; the bound is wider where the kernel that makes most of the launches bears a miner's name, since a miner's
+test program has the name but not the beat. Windows of another kind take it back, and training-like ones (many kernels,
+or collectives) take more, within `COUNTER_NATS`: a process that trains and mines is not cleared by its training.
+Evidence of class code: a launched kernel's name, and the digest of loaded code. All of it once each.
+
+Windows are closed by the time of blocks, so a recording cut elsewhere is judged alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import Struct, field
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.host import BoundedTable
+from gpuguard.core.records import KernelName, Launches, ModuleImage, ProcessExited, Tick
+from gpuguard.core.signatures import Signature, Window
+from gpuguard.core.subjects import ProcessId
+from gpuguard.kernels import launches as kernels
+
+if TYPE_CHECKING:
+    from gpuguard.core.host import Host
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+
+SECOND_NS = 1_000_000_000
+WINDOW_NS = SECOND_NS
+#: A window with fewer launches than this is kept open, to be judged with what follows, up to `WINDOW_MAX_NS`.
+LAUNCHES_MIN = 8
+WINDOW_MAX_NS = 16 * SECOND_NS
+#: Rows come at most one interval after the launches in them.
+LATE_NS = 300_000_000
+
+#: ln(250): one process in 250 that does not mine launches one kernel steadily, see signatures/steady_search.toml.
+STRUCTURE_NATS = 5.5
+#: With a miner's name on that kernel: a test program of a miner has the name, and in one case of twelve the beat too.
+NAMED_STRUCTURE_NATS = 8.0
+NAMED_FACTOR = NAMED_STRUCTURE_NATS / STRUCTURE_NATS
+#: A second kernel name of the same family says little that the first did not.
+FURTHER_NAME_NATS = 1.0
+CODE_NATS = 18.0
+
+#: Miners seen so far launch at most a handful of kernels; training has at least 13 in every window measured.
+TRAINING_KERNELS_MIN = 12
+TRAINING_LAUNCHES_MIN = 40
+COUNTER_WINDOW_NATS = -1.5
+COUNTER_NATS = -6.0
+OTHER_WINDOW_NATS = -0.6
+#: One miner in twenty launches so many kernels at once (chains of hashes), nearly all training does: ln(20) = 3, once.
+FIRST_TRAINING_NATS = 3.0
+TRAINING_NATS = 1.0
+TRAINING_NATS_MAX = 6.0
+
+PROCESSES_MAX = 8_192
+ROWS_PER_WINDOW_MAX = 16_384
+IMAGES_MAX = NAMES_MAX = 256
+
+_LAUNCH_BLIND = (
+    "graph replays hide their kernels",
+    "a miner that launches many kernels beside its own, or at random times",
+    "launches made before the probe was placed",
+)
+_CODE_BLIND = ("a renamed kernel or rebuilt code is not known", "a miner's own tests, or a copy under study")
+
+
+class Standing(Struct):
+    """One process: its open window, and what was said of it so far."""
+
+    process: ProcessId
+    window_start_ns: int = 0
+    taken_ns: int = 0
+    rows: list[np.ndarray] = field(default_factory=list)
+    row_count: int = 0
+    structure_nats: float = 0.0
+    counter_nats: float = 0.0
+    training_nats: float = 0.0
+    code_nats: float = 0.0
+    named: dict[int, str] = field(default_factory=dict)
+    judged_names: set[str] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
+
+
+class Detector:
+    """See the head of this file.
+
+    Parameters
+    ----------
+    signatures
+        What is known of mining code; None: what this package ships.
+    """
+
+    def __init__(self, signatures: tuple[Signature, ...] | None = None) -> None:
+        if signatures is None:
+            signatures = importlib.import_module("gpuguard.signature_files").shipped()
+        self._by_kind = {
+            kind: [one for one in signatures if one.kind == kind]
+            for kind in ("kernel-name", "code-sha256", "launch-structure")
+        }
+        self._standings: BoundedTable[tuple[int, int], Standing] = BoundedTable(PROCESSES_MAX)
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+        """Return what this item adds."""
+        evidence = self._close_windows(item.time_ns, host) if isinstance(item, Launches | Tick) else []
+        match item:
+            case Launches():
+                evidence += self._take(item, host)
+            case ModuleImage():
+                evidence += self._judge_image(item)
+            case KernelName() if item.code_sha256:
+                evidence += self._judge_image(item)
+            case ProcessExited():
+                standing = self._standings.pop((item.process.pid, item.process.start_ticks))
+                if standing and standing.row_count >= LAUNCHES_MIN:
+                    evidence += self._judge(standing, item.time_ns, host)
+            case _:
+                pass
+        return evidence
+
+    # -- launches -----------------------------------------------------------------------------------------------------
+
+    def _take(self, block: Launches, host: Host) -> list[Evidence]:
+        rows = block.rows
+        for pid, start_ticks in dict.fromkeys(zip(rows["pid"].tolist(), rows["start_ticks"].tolist(), strict=True)):
+            own = rows[(rows["pid"] == pid) & (rows["start_ticks"] == start_ticks)]
+            standing = self._standing(pid, start_ticks, host)
+            first_ns = int(own["first_ns"].min())
+            standing.window_start_ns = min(standing.window_start_ns, first_ns) if standing.rows else first_ns
+            own = own[:ROWS_PER_WINDOW_MAX - standing.row_count]
+            standing.rows.append(own)
+            standing.row_count += len(own)
+            standing.taken_ns = block.time_ns
+        # Row by row, so that a block cut in two gives the same evidence in the same order.
+        evidence: list[Evidence] = []
+        columns = (rows[name].tolist() for name in ("pid", "start_ticks", "kernel"))
+        for pid, start_ticks, kernel in dict.fromkeys(zip(*columns, strict=True)):
+            evidence += self._judge_name(self._standing(pid, start_ticks, host), kernel, block.time_ns, host)
+        return evidence
+
+    def _standing(self, pid: int, start_ticks: int, host: Host) -> Standing:
+        standing = self._standings.get((pid, start_ticks))
+        if standing is None:
+            known = host.process(pid)
+            if known is None or known.start_ticks != start_ticks:
+                known = ProcessId(host.info.boot_id if host.info else "", pid, start_ticks)
+            standing = Standing(process=known)
+            self._standings[pid, start_ticks] = standing
+        return standing
+
+    def _close_windows(self, now_ns: int, host: Host) -> list[Evidence]:
+        evidence: list[Evidence] = []
+        for standing in self._standings.values():
+            age_ns = now_ns - LATE_NS - standing.window_start_ns
+            # A block may come in pieces: not before a later one is its window whole.
+            if not standing.rows or age_ns < WINDOW_NS or now_ns <= standing.taken_ns:
+                continue
+            launches = sum(int(rows["launches"].sum()) for rows in standing.rows)
+            if launches >= LAUNCHES_MIN or age_ns >= WINDOW_MAX_NS:
+                evidence += self._judge(standing, now_ns, host)
+        return evidence
+
+    def _judge(self, standing: Standing, now_ns: int, host: Host) -> list[Evidence]:
+        """Close the open window and weigh it."""
+        rows = np.concatenate(standing.rows)
+        standing.rows, standing.row_count = [], 0
+        feature = kernels.features(rows)[0][0]
+        window = window_of(feature)
+        names = self._names(standing.process, rows, host)
+        start_ns = min(standing.window_start_ns, int(feature["first_ns"]))
+        if window.graph_ratio > 0.5:
+            return []
+        collectives = sum(name.startswith("nccl") for name in names.values())
+        is_training = window.launches >= TRAINING_LAUNCHES_MIN and window.kernels >= TRAINING_KERNELS_MIN
+        if is_training or collectives:
+            return self._training(standing, window, collectives, start_ns, now_ns)
+        matched = next((one for one in self._by_kind["launch-structure"] if one.matches_window(window)), None)
+        if matched:
+            return self._steady(standing, matched, window, rows, start_ns, now_ns)
+        if window.launches < LAUNCHES_MIN:
+            return []
+        return self._take_back(standing, OTHER_WINDOW_NATS, "launch-other", start_ns, now_ns, (
+            f"{window.launches} launches of {window.kernels} kernels at {window.geometries} geometries, "
+            f"{window.cadence_ratio:.0%} of the gaps alike: not the beat of a search"))
+
+    def _steady(
+        self, standing: Standing, matched: Signature, window: Window, rows: np.ndarray, start_ns: int, now_ns: int,
+    ) -> list[Evidence]:
+        top = _top_kernel(rows)
+        name = standing.named.get(top, "")
+        bound = NAMED_STRUCTURE_NATS if name else STRUCTURE_NATS
+        nats = min(matched.nats * (NAMED_FACTOR if name else 1.0), bound - standing.structure_nats)
+        if nats <= 1e-9:
+            return []
+        standing.structure_nats += nats
+        grid = "x".join(str(n) for n in rows[rows["kernel"] == top][0]["grid"].tolist())
+        text = (
+            f"{window.launches_per_s:.1f} launches/s of {window.kernels} kernel{'s' if window.kernels > 1 else ''}"
+            f"{f' ({name})' if name else ''}, grid {grid}, {window.cadence_ratio:.0%} of the gaps alike")
+        return [Evidence(now_ns, standing.process, "mining", "launch", "launch-steady-search", nats, text, start_ns,
+                         blind_spots=_LAUNCH_BLIND)]
+
+    def _training(
+        self, standing: Standing, window: Window, collectives: int, start_ns: int, now_ns: int,
+    ) -> list[Evidence]:
+        text = (f"{window.kernels} distinct kernels at {window.geometries} geometries in {window.launches} launches"
+                f"{f', {collectives} of them collectives' if collectives else ''}")
+        evidence = self._take_back(standing, COUNTER_WINDOW_NATS, "launch-training-like", start_ns, now_ns, text)
+        once = TRAINING_NATS if standing.training_nats else FIRST_TRAINING_NATS
+        nats = min(once, TRAINING_NATS_MAX - standing.training_nats)
+        if nats > 0:
+            standing.training_nats += nats
+            evidence.append(Evidence(now_ns, standing.process, "training", "launch", "launch-training-like", nats, text,
+                                     start_ns, blind_spots=("a miner that launches training kernels beside its own",)))
+        return evidence
+
+    def _take_back(
+        self, standing: Standing, nats: float, kind: str, start_ns: int, now_ns: int, text: str,
+    ) -> list[Evidence]:
+        """Take back what the structure said before, and from a training-like window somewhat more, within a bound."""
+        back = -min(-nats, standing.structure_nats)
+        beyond = max(nats - back, COUNTER_NATS - standing.counter_nats) if kind == "launch-training-like" else 0.0
+        if back + beyond > -1e-9:
+            return []
+        standing.structure_nats += back
+        standing.counter_nats += beyond
+        return [Evidence(now_ns, standing.process, "mining", "launch", kind, back + beyond, text, start_ns)]
+
+    # -- code ---------------------------------------------------------------------------------------------------------
+
+    def _judge_name(self, standing: Standing, kernel: int, now_ns: int, host: Host) -> list[Evidence]:
+        """Weigh the name of a kernel that was launched; a name that was only looked up did nothing."""
+        known = host.kernel_name(standing.process, kernel)
+        if known is None or standing.named.get(kernel) == known.name or not known.name:
+            return []
+        matched = next((one for one in self._by_kind["kernel-name"] if one.matches_name(known.name)), None)
+        if matched is None:
+            standing.named.pop(kernel, None)
+            return []
+        if len(standing.named) >= NAMES_MAX or len(standing.judged_names) >= NAMES_MAX:
+            return []
+        standing.named[kernel] = known.name
+        if known.name in standing.judged_names:
+            return []
+        standing.judged_names.add(known.name)
+        text = f"launches the kernel {known.name[:120]}, as in public miners of {matched.family}"
+        first = standing.code_nats == 0.0
+        return self._code(standing, matched.nats if first else FURTHER_NAME_NATS, "code-kernel-name", text, now_ns,
+                          known.time_ns)
+
+    def _judge_image(self, item: ModuleImage | KernelName) -> list[Evidence]:
+        digest = item.sha256 if isinstance(item, ModuleImage) else item.code_sha256
+        matched = next((one for one in self._by_kind["code-sha256"] if digest in one.match.sha256), None)
+        if matched is None:
+            return []
+        key = (item.process.pid, item.process.start_ticks)
+        standing = self._standings.get(key) or Standing(process=item.process)
+        self._standings[key] = standing
+        if digest in standing.images or len(standing.images) >= IMAGES_MAX:
+            return []
+        standing.images.add(digest)
+        text = f"loaded GPU code {digest[:16]}..., known as {matched.family}"
+        return self._code(standing, matched.nats, "code-known-image", text, item.time_ns, item.time_ns)
+
+    def _code(
+        self, standing: Standing, nats: float, kind: str, text: str, now_ns: int, start_ns: int,
+    ) -> list[Evidence]:
+        nats = min(nats, CODE_NATS - standing.code_nats)
+        if nats <= 0:
+            return []
+        standing.code_nats += nats
+        return [Evidence(now_ns, standing.process, "mining", "code", kind, nats, text, min(start_ns, now_ns),
+                         blind_spots=_CODE_BLIND)]
+
+    def _names(self, process: ProcessId, rows: np.ndarray, host: Host) -> dict[int, str]:
+        found = ((kernel, host.kernel_name(process, kernel)) for kernel in sorted(set(rows["kernel"].tolist())))
+        return {kernel: known.name for kernel, known in found if known}
+
+
+def window_of(feature: np.void) -> Window:
+    """Return the features of one process as signatures read them; a window counts as a second at least."""
+    span_s = max(int(feature["last_ns"]) - int(feature["first_ns"]), SECOND_NS) / SECOND_NS
+    return Window(
+        launches=int(feature["launches"]),
+        launches_per_s=int(feature["launches"]) / span_s,
+        kernels=int(feature["kernels"]),
+        geometries=int(feature["geometries"]),
+        cadence_ratio=float(feature["cadence_ratio"]),
+        graph_ratio=float(feature["graph_ratio"]),
+    )
+
+
+def _top_kernel(rows: np.ndarray) -> int:
+    """Return the handle with most launches, the lowest of equals."""
+    handles, inverse = np.unique(rows["kernel"], return_inverse=True)
+    return int(handles[np.argmax(np.bincount(inverse.reshape(-1), weights=rows["launches"].astype(np.float64)))])
