@@ -52,6 +52,8 @@ ANSWERS_MAX = 1_024
 
 #: What sensors import when they open.
 CODE_LATER = (
+    "concurrent.futures.thread",
+    "encodings.idna",
     "gpuguard._launches",
     "gpuguard._packets",
     "gpuguard._processes",
