@@ -82,6 +82,7 @@ def furnish() -> None:
     # Documentation/filesystems/devpts.rst.
     mount("-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=0620", "devpts", "/dev/pts")
     mount("--bind", "/dev/pts/ptmx", "/dev/ptmx")
+    _open_the_way((Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2]))
 
 
 def is_root() -> bool:
@@ -149,6 +150,27 @@ def _write_users() -> None:
     # No group "tty": sshd would hand terminals to it, which a user namespace with one group forbids.
     (ROOT / "etc/group").write_text("\n".join(groups) + "\n")
     (ROOT / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
+
+
+def _open_the_way(needed: Sequence[Path]) -> None:
+    """Let every user of the lab reach these folders, where one above them is closed to others (a home, mostly).
+
+    In this mount namespace only, the closed folder is covered by an empty one that holds just the needed.
+    """
+    ways = [(path, closed) for path in dict.fromkeys(needed) if (closed := _closed_above(path))]
+    for number, (path, _) in enumerate(ways):
+        (ROOT / "way" / str(number)).mkdir(parents=True)
+        mount("--bind", str(path), str(ROOT / "way" / str(number)))
+    for closed in dict.fromkeys(closed for _, closed in ways):
+        mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", str(closed))
+    for number, (path, _) in enumerate(ways):
+        path.mkdir(parents=True, exist_ok=True)
+        mount("--bind", str(ROOT / "way" / str(number)), str(path))
+
+
+def _closed_above(path: Path) -> Path | None:
+    """Return the highest folder above ``path`` that others may not pass through."""
+    return next((one for one in reversed(path.parents) if not one.stat().st_mode & 0o001), None)
 
 
 def _guarded(body: Callable[[], int]) -> int:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -156,13 +157,20 @@ def _start_guard(lab: Lab) -> subprocess.Popen[bytes]:
         environ |= {"LD_LIBRARY_PATH": str(lab.standins), "GPUGUARD_STANDIN_NVML_SCRIPT": str(lab.script.path)}
     started = time.monotonic()
     guard = lab.spawn([sys.executable, "-m", "gpuguard", "run", "--config", str(config)], "guard", **environ)
-    while not (ROOT / "run" / "gpuguard.sock").exists():
+    while not _takes_spans():
         if guard.poll() is not None or time.monotonic() - started > GUARD_START_TIMEOUT_S:
             raise LabClosed(f"the guard did not start: {_tail('guard')}")
         time.sleep(POLL_S)
     threading.Thread(target=_forward_events, args=(lab,), daemon=True).start()
     lab.tell("stage", name="guard", pid=guard.pid, after_s=time.monotonic() - started)
     return guard
+
+
+def _takes_spans() -> bool:
+    """Return whether the guard listens for an agent's spans: its sensors are then open."""
+    host, port = OTLP.split(":")
+    with socket.socket() as attempt:
+        return attempt.connect_ex((host, int(port))) == 0
 
 
 def _stop_guard(lab: Lab, guard: subprocess.Popen[bytes]) -> None:

@@ -127,9 +127,13 @@ class Tale:
         return min(after, default=(start_ns, None))
 
     def closed_eyes(self) -> dict[str, str]:
-        """Return the sensors that could not look when the incident began, and why."""
-        began_ns = min((call.start_ns for call in self.calls.values()), default=1 << 63)
-        return {gap.sensor: gap.reason for gap in self.events() if isinstance(gap, Gap) and gap.time_ns < began_ns}
+        """Return the sensors that could not be opened, and why."""
+        return {gap.sensor: gap.reason for gap in self.events() if isinstance(gap, Gap) and is_closed_eye(gap)}
+
+
+def is_closed_eye(gap: Gap) -> bool:
+    """Return whether a gap says that a sensor is not looking at all, from then on; others lack a part, or a while."""
+    return gap.since_ns == gap.time_ns and gap.lost is None and gap.process is None
 
 
 def judge(tale: Tale) -> Judgement:

@@ -87,8 +87,8 @@ def accuses(finding: Finding) -> bool:
 
 def accused(incident: Incident) -> list[Finding]:
     """Return the findings of an incident that accuse, in order of time."""
-    def order(finding: Finding) -> tuple[int, int, str]:
-        return finding.start_ns, min((e.time_ns for e in finding.evidence), default=finding.time_ns), finding.label
+    def order(finding: Finding) -> tuple[int, str]:
+        return min((e.time_ns for e in finding.evidence), default=finding.time_ns), finding.label
 
     return sorted((f for f in incident.findings if accuses(f)), key=order)
 
@@ -112,10 +112,10 @@ def listed(words: list[str]) -> str:
 
 
 def span_ns(incident: Incident) -> tuple[int, int]:
-    """Return when the story of an incident began and when the last thing about it was heard."""
-    starts = [incident.start_ns, *(call.start_ns for call in incident.tool_calls)]
-    ends = [incident.time_ns, *(evidence.time_ns for f in incident.findings for evidence in f.evidence)]
-    return min(starts), max(ends)
+    """Return when the first tool call or thing held against somebody began, and when the last was heard of it."""
+    evidence = [one for finding in accused(incident) for one in finding.evidence]
+    starts = [*(call.start_ns for call in incident.tool_calls), *(one.start_ns for one in evidence)]
+    return min(starts, default=incident.start_ns), max([incident.time_ns, *(one.time_ns for one in evidence)])
 
 
 def process_words(process: ProcessBrief | None) -> str:

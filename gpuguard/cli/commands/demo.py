@@ -94,7 +94,6 @@ class _Teller:
         self._progress = progress
         self._task = progress.add_task("", total=USUAL_S)
         self._zero_ns: int | None = None
-        self._agent_began = False
         self._turns: dict[str, str] = {}
 
     def take(self, line: dict[str, Any], event: Event | None) -> None:
@@ -102,7 +101,6 @@ class _Teller:
         time_ns = line["time_ns"]
         self._zero_ns = time_ns if self._zero_ns is None else self._zero_ns
         self._progress.update(self._task, completed=(time_ns - self._zero_ns) / 1e9)
-        self._agent_began = self._agent_began or line["kind"] == "agent"
         said = self._of_event(event) if event else _of_lab(line)
         if said is None:
             return
@@ -122,6 +120,7 @@ class _Teller:
 
         from gpuguard.core.events import Decision, Finding
         from gpuguard.core.records import Gap
+        from gpuguard.lab.tale import is_closed_eye
         from gpuguard.ui import screen, story
         from gpuguard.ui.markup import visible
 
@@ -136,7 +135,7 @@ class _Teller:
                 asks = " after a person's approval" if event.needs_approval else ""
                 target = story.process_words(event.target)
                 return "policy", "blue", Text(visible(f"{would}{story.RUNG_WORDS[event.rung]}{asks}: {target}"))
-            case Gap() if not self._agent_began:
+            case Gap() if is_closed_eye(event):
                 return "eye", "yellow", Text(visible(f"{event.sensor} is closed: {event.reason}"))
             case _:
                 return None
