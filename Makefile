@@ -3,6 +3,8 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# The scripted driver that the lab's GPU half plays on where there is no GPU.
+STANDINS := build/lab
 # What a rebuild depends on: the package's description and everything compiled.
 SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h ext/*/*.c ext/*/*.h)
 
@@ -18,8 +20,13 @@ $(READY): $(SOURCES)
 
 setup: $(READY)  ## make .venv/, install what is missing, build the compiled parts
 
-demo: $(READY)  ## the incident lab: a real tunnel and a real launching process, named and acted on
-	$(VENV)/bin/gpuguard demo
+$(STANDINS)/.built: $(READY) $(wildcard tests/standins/*.py tests/standins/*/*)
+	@$(PYTHON) tests/standins/build.py $(STANDINS)
+	@$(PYTHON) tests/standins/libnvidia_ml/build.py $(STANDINS)
+	@touch $@
+
+demo: $(READY) $(STANDINS)/.built  ## the incident lab: a real tunnel and a real launching process, named and acted on
+	$(VENV)/bin/gpuguard demo --standins $(STANDINS)
 
 test: $(READY)  ## all tests; what is skipped says why
 	$(PYTHON) -m pytest
@@ -49,14 +56,14 @@ fuzz: $(READY)  ## every parser under fuzz; GPUGUARD_FUZZ_SECONDS each (default 
 	  echo "== $$file"; $(PYTHON) "$$file" "$${GPUGUARD_FUZZ_SECONDS:-60}" || exit 1; \
 	done
 
-soak: $(READY)  ## the demo, twenty times in a row
-	$(PYTHON) -m gpuguard.lab.soak --times 20
+soak: $(READY) $(STANDINS)/.built  ## the demo, twenty times in a row
+	$(PYTHON) -m gpuguard.lab.soak --times 20 --standins $(STANDINS)
 
 stubs:  ## regenerate gpuguard/api/v1 (in a venv of its own: the generator forces an old protobuf)
 	@sh scripts/stubs.sh
 
 lock: $(READY)  ## record the version and digest of every signature in signatures/signatures.lock
-	$(PYTHON) -m gpuguard.core.signatures_lock signatures
+	$(PYTHON) -m gpuguard.signature_files signatures
 
 dist: $(READY)  ## wheel and sdist in dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .

@@ -24,20 +24,6 @@ if TYPE_CHECKING:
 
 FILE_BYTES_MAX = 1024 * 1024
 
-#: Variables that begin as settings do and are none.
-_OTHER_VARIABLES = frozenset({
-    "GPUGUARD_CONFIG",
-    "GPUGUARD_DATA_DIR",
-    "GPUGUARD_FUZZ_SECONDS",
-    "GPUGUARD_LOG_DIR",
-    "GPUGUARD_RUNTIME_DIR",
-    "GPUGUARD_SANDBOX_ID",
-    "GPUGUARD_STATE_DIR",
-})
-
-#: These speak to the stand-ins that the tests and the lab put in the place of a driver.
-_STANDINS = "GPUGUARD_STANDIN"
-
 _UNITS = {
     "_ms": "milliseconds",
     "_s": "seconds",
@@ -171,13 +157,14 @@ def _flatten(content: dict[str, Any], origin: str) -> Iterator[tuple[str, object
 
 def _from_environ(environ: Mapping[str, str]) -> list[_Given]:
     variables = {_variable(key): key for key in all_keys()}
+    sections = tuple(f"GPUGUARD_{section.upper()}_" for section in get_type_hints(Config))
     given = []
-    for name in sorted(environ):
-        if not name.startswith("GPUGUARD_") or name in _OTHER_VARIABLES or name.startswith(_STANDINS):
-            continue
-        if name not in variables:
+    for name in sorted(one for one in environ if one.startswith("GPUGUARD_")):
+        if name in variables:
+            given.append(_Given(variables[name], environ[name], name, is_text=True))
+        elif name.startswith(sections) or difflib.get_close_matches(name, variables, n=1, cutoff=0.85):
             raise ConfigError(f"environment: no such setting {name}{_suggest(name, variables)}")
-        given.append(_Given(variables[name], environ[name], name, is_text=True))
+        # Others begin like a setting and are none: folders, sandbox ids, what tests and labs pass on.
     return given
 
 

@@ -118,6 +118,7 @@ def test_wrong_variables_and_flags_are_named():
     said = refusal(environ={"GPUGUARD_GUARD_TICKMS": "1"})
     assert "GPUGUARD_GUARD_TICKMS" in said
     assert "did you mean GPUGUARD_GUARD_TICK_MS?" in said
+    assert "did you mean GPUGUARD_GUARD_MODE?" in refusal(environ={"GPUGUARD_GAURD_MODE": "enforce"})
     assert "GPUGUARD_NVML_RATE_HZ" in refusal(environ={"GPUGUARD_NVML_RATE_HZ": "fast"})
     assert "did you mean guard.mode?" in refusal(flags={"guard.mod": "enforce"})
 
@@ -128,7 +129,8 @@ def test_lists_in_variables_are_split_at_commas():
 
 
 def test_variables_that_are_no_settings_pass():
-    loaded = load_config(environ={"GPUGUARD_STATE_DIR": "/x", "GPUGUARD_SANDBOX_ID": "s"}, files=[])
+    names = ("STATE_DIR", "RUNTIME_DIR", "LOG_DIR", "DATA_DIR", "SANDBOX_ID", "STANDINS", "FUZZ_SECONDS")
+    loaded = load_config(environ={f"GPUGUARD_{name}": "x" for name in names}, files=[])
     assert loaded.config == Config()
 
 
