@@ -128,7 +128,7 @@ def incident_section(told: Story, incident: Incident, host: str = "") -> Markup:
         _section("Who asked for what", join_grid(found)),
         _section("Timeline", tag("div", timeline(told, incident), class_="card")),
         _section("Findings", *(finding_card(finding, start_ns) for finding in found)),
-        _section("Processes", tag("div", process_tree(incident.processes, found), class_="card")),
+        _section("Processes", tag("div", process_tree(incident), class_="card")),
         _section("What policy did", decisions_table(incident, start_ns)),
     )
 
@@ -194,12 +194,13 @@ def weight_bar(evidence: Evidence) -> Markup:
     )
 
 
-def process_tree(processes: Sequence[ProcessBrief], found: Sequence[Finding]) -> Markup:
+def process_tree(incident: Incident) -> Markup:
     """Return the processes of an incident below their ancestors; of an ancestor only the pid may be known."""
-    briefs = {p.process: p for p in processes}
-    guilty = {f.process.process for f in found if f.process}
+    briefs = {p.process: p for p in incident.processes}
+    guilty = {f.process.process for f in story.accused(incident) if f.process}
+    agents = {call.process: call.agent_name or "agent" for call in incident.tool_calls if call.process}
     below: dict[ProcessId | None, list[ProcessId]] = {}
-    for brief in processes:
+    for brief in incident.processes:
         lineage = [*reversed(brief.ancestors), brief.process]
         for parent, child in zip([None, *lineage], lineage, strict=False):
             if child not in below.setdefault(parent, []):
@@ -209,8 +210,11 @@ def process_tree(processes: Sequence[ProcessBrief], found: Sequence[Finding]) ->
         children = below.get(parent, [])
         if not children or depth > 64:
             return None
-        items = [tag("li", _process_line(child, briefs.get(child), accused=child in guilty), branch(child, depth + 1))
-                 for child in children]
+        items = [
+            tag("li", _process_line(child, briefs.get(child), agents.get(child), accused=child in guilty),
+                branch(child, depth + 1))
+            for child in children
+        ]
         return tag("ul", *items, class_="tree" if parent is None else None)
 
     return branch(None, 0) or tag("p", "No process is known.", class_="soft")
@@ -224,7 +228,7 @@ def decisions_table(incident: Incident, zero_ns: int) -> Markup:
         tag("tr",
             tag("td", _after(decision.time_ns, zero_ns), class_="time narrow"),
             tag("td", tag("strong", story.RUNG_WORDS.get(decision.rung, decision.rung)), class_="narrow"),
-            tag("td", _target(decision)),
+            tag("td", _target(decision), class_="narrow"),
             tag("td", decision.reason, tag("div", f"rule {decision.rule}, mode {decision.mode}", class_="faint mono")),
             tag("td", story.decision_words(incident, decision)))
         for decision in incident.decisions
@@ -322,9 +326,10 @@ def _process_facts(process: ProcessBrief | None) -> str:
     return f"pid {process.process.pid}{by}{where}"
 
 
-def _process_line(process: ProcessId, brief: ProcessBrief | None, *, accused: bool) -> Markup:
+def _process_line(process: ProcessId, brief: ProcessBrief | None, agent: str | None, *, accused: bool) -> Markup:
     if brief is None:
-        return tag("span", f"pid {process.pid}", class_="faint")
+        made = tag("span", f"{agent} ") if agent else None
+        return join(made, tag("span", f"pid {process.pid}{', made the tool calls' if agent else ''}", class_="faint"))
     return join(
         tag("span", f"{brief.name} ", class_="accused" if accused else None),
         tag("span", f"{_process_facts(brief)} ", class_="soft"),

@@ -90,15 +90,17 @@ def _on_network(finding: Finding) -> bool:
 
 
 def _processes(found: list[Finding]) -> Iterable[Item]:
-    """A process is drawn from the first to the last thing known about it."""
+    """A process is drawn from the first to the last thing held against it."""
     known: dict[str, list[Finding]] = {}
     for finding in found:
         if finding.process:
             known.setdefault(story.process_words(finding.process), []).append(finding)
     for words, findings in known.items():
         argv = findings[0].process.argv if findings[0].process else ()
-        yield Item(min(f.start_ns for f in findings), max(e.time_ns for f in findings for e in f.evidence), words,
-                   "process", " ".join(argv) or words)
+        evidence = [one for finding in findings for one in finding.evidence]
+        yield Item(min((e.start_ns for e in evidence), default=findings[0].start_ns),
+                   max((e.time_ns for e in evidence), default=findings[0].time_ns), words, "process",
+                   " ".join(argv) or words)
 
 
 def _spans(found: Iterable[Finding]) -> Iterable[Item]:
