@@ -41,6 +41,7 @@ FREE_BYTES_MIN = 256 * 1024 * 1024
 PROBE_BYTES = 4096
 #: uprobe_multi links came with Linux 6.6 (BPF_TRACE_UPROBE_MULTI).
 UPROBE_MULTI_SINCE = (6, 6)
+CGROUP_FREEZE_SINCE = (5, 2)
 #: First drivers that run CUDA 12 and CUDA 13 programs.
 CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
 
@@ -294,9 +295,9 @@ def pause(config: Config) -> Result:  # noqa: ARG001
     mount = boxes.mount()
     if mount is None:
         return Result("degraded", "no cgroup v2 hierarchy to write to: SIGSTOP instead", "mount cgroup2")
-    if not os.access(mount / "cgroup.procs", os.W_OK):
+    if not os.access(mount, os.W_OK | os.X_OK):
         return Result("degraded", f"{mount} is not ours to write: SIGSTOP instead", "start the broker as root")
-    if not any(mount.glob("*/cgroup.freeze")) and not os.access(mount, os.W_OK):
+    if not any(mount.glob("*/cgroup.freeze")) and kernel() < CGROUP_FREEZE_SINCE:
         return Result("degraded", "no cgroup.freeze here: SIGSTOP instead", "Linux 5.2 or later")
     return Result("open", f"cgroup.freeze below {mount}")
 

@@ -161,9 +161,10 @@ def throttle_reasons(nvml: Any, handle: Any) -> Values:
 
     Source: nvmlDeviceGetCurrentClocksEventReasons, before R535 nvmlDeviceGetCurrentClocksThrottleReasons.
     """
-    read = first_of("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
-    return {"throttle_reasons": int(read(nvml, handle))}
+    return {"throttle_reasons": int(_CLOCKS_REASONS(nvml, handle))}
 
+
+_CLOCKS_REASONS = first_of("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
 
 #: Every kind of context holds the GPU: an MPS client and a Vulkan program compute as well as a CUDA one.
 PROCESS_LISTS = {
@@ -246,6 +247,8 @@ class Driver:
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
         self._gpus: list[Gpu] = []
+        self._unopened: dict[int, BackOff] = {}
+        self._version = ""
         self._told: set[tuple[str, str]] = set()
         self._gone: BackOff | None = None
         self._gone_since_ns = 0
@@ -257,19 +260,29 @@ class Driver:
         """Initialise NVML and name its devices; raises NVMLError."""
         nvml = self._nvml
         nvml.nvmlInit()
-        version = str(nvml.nvmlSystemGetDriverVersion())
-        sweep = Sweep(time_ns=now_ns)
+        self._version = str(nvml.nvmlSystemGetDriverVersion())
         self._gpus = []
-        for index in range(min(nvml.nvmlDeviceGetCount(), DEVICES_MAX)):
+        self._unopened = {index: BackOff() for index in range(min(nvml.nvmlDeviceGetCount(), DEVICES_MAX))}
+        sweep = Sweep(time_ns=now_ns)
+        self._open_rest(sweep)
+        return sweep.blocks
+
+    def _open_rest(self, sweep: Sweep) -> None:
+        """Open every device that is not open yet, and is not to be left alone for a while."""
+        nvml = self._nvml
+        for index, back_off in list(self._unopened.items()):
+            if sweep.time_ns < back_off.until_ns:
+                continue
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
                 gpu = Gpu(index, str(nvml.nvmlDeviceGetUUID(handle)), handle)
-                sweep.blocks.append(self._describe(gpu, version, sweep))
+                sweep.blocks.append(self._describe(gpu, sweep))
             except (nvml.NVMLError, DeviceGone) as error:
-                sweep.blocks.append(_gap(now_ns, f"GPU {index} cannot be opened: {error}"))
+                sweep.blocks.append(_gap(sweep.time_ns, f"GPU {index} cannot be opened: {error}"))
+                back_off.failed(sweep.time_ns)
                 continue
             self._gpus.append(gpu)
-        return sweep.blocks
+            del self._unopened[index]
 
     @property
     def devices(self) -> int:
@@ -286,6 +299,7 @@ class Driver:
             self._processes_ns = now_ns
             sweep.uses = []
         try:
+            self._open_rest(sweep)
             for gpu in self._gpus:
                 self._sweep_gpu(gpu, sweep)
         except DriverGone as gone:
@@ -397,7 +411,7 @@ class Driver:
             # It is being given up because it fails; every handle is dropped and init is tried afresh.
             log.debug("nvmlShutdown: %s", error)
 
-    def _describe(self, gpu: Gpu, version: str, sweep: Sweep) -> Device:
+    def _describe(self, gpu: Gpu, sweep: Sweep) -> Device:
         limit_w = self._ask(gpu, sweep, "power_limit", lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000)
         total = self._ask(gpu, sweep, "memory_total", lambda n, h: int(memory_info(n, h).total))
         mhz = self._ask(gpu, sweep, "sm_clock_limit", lambda n, h: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_SM))
@@ -411,7 +425,7 @@ class Driver:
             memory_bytes=total,
             power_limit_w=limit_w,
             sm_clock_limit_hz=None if mhz is None else mhz * 1_000_000,
-            driver_version=version,
+            driver_version=self._version,
         )
 
     def _mig(self, gpu: Gpu) -> bool:
@@ -444,8 +458,9 @@ class Driver:
         }
 
     def _throughput(self, gpu: Gpu, sweep: Sweep) -> Values:
-        turn = self._throughput_turn % (2 * len(self._gpus))
-        if sweep.time_ns - self._throughput_ns < THROUGHPUT_PERIOD_NS or turn // 2 != self._gpus.index(gpu):
+        answering = [one for one in self._gpus if not one.lost]
+        turn = self._throughput_turn % (2 * len(answering))
+        if sweep.time_ns - self._throughput_ns < THROUGHPUT_PERIOD_NS or answering[turn // 2] is not gpu:
             return {}
         self._throughput_turn, self._throughput_ns = self._throughput_turn + 1, sweep.time_ns
         counter, name = ((0, "pcie_tx_bytes_per_s"), (1, "pcie_rx_bytes_per_s"))[turn % 2]

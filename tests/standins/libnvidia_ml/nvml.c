@@ -698,6 +698,12 @@ API nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t d, unsign
     DEVICE_CALL("nvmlDeviceGetGraphicsRunningProcesses_v3", *count = 0;);
 }
 
+API nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t d, unsigned *count, struct process *list)
+{
+    (void)list;
+    DEVICE_CALL("nvmlDeviceGetMPSComputeRunningProcesses_v3", *count = 0;);
+}
+
 /* The ring of samples newer than `since_us`, oldest first, one row for each process and moment. */
 static unsigned samples_since(const struct device *d, double t, uint64_t since_us, struct sample *out)
 {
