@@ -537,7 +537,7 @@ cdef class Table:
                 self.told.append((EXCHANGE, time_ns, slot, flow.asker,
                                   time_ns - flow.question_ns if time_ns > flow.question_ns else 0,
                                   flow.question_bytes, size, flow.first[0], flow.first[1], flow.answered,
-                                  flow.rtt_ns))
+                                  flow.rtt_ns, flow.payload_bytes[0], flow.payload_bytes[1]))
         elif flow.talk_ns >= 0 and gap > silence:
             flow.first[side] += 1
             flow.waiting = 1

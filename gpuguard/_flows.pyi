@@ -1,9 +1,11 @@
 """Types of the compiled flow table, `ext/flows.pyx`."""
 
+from typing import TypeAlias
+
 import numpy as np
 
 #: (kind, time_ns, slot, ...): see the constants and `FlowTable` in gpuguard.core.flows.
-Told = tuple[int | bytes | bool, ...]
+Told: TypeAlias = tuple[int | bytes | bool, ...]
 
 class Table:
     """One table of flows; what it tells is for `gpuguard.core.flows` alone."""

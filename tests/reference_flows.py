@@ -254,7 +254,7 @@ class Table:
                 flow.answered += 1
                 self.told.append((EXCHANGE, time_ns, flow.slot, flow.asker, max(0, time_ns - flow.question_ns),
                                   flow.question_bytes, size, flow.sides[0].first, flow.sides[1].first, flow.answered,
-                                  flow.rtt_ns))
+                                  flow.rtt_ns, flow.sides[0].payload_bytes, flow.sides[1].payload_bytes))
         elif flow.talk_ns is not None and time_ns - flow.talk_ns > silence:
             flow.sides[number].first += 1
             flow.waiting, flow.asker, flow.question_bytes, flow.question_ns = True, number, size, time_ns

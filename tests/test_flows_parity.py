@@ -13,9 +13,10 @@ from gpuguard import _flows
 from gpuguard.core.records import PACKET
 
 sys.path.insert(0, str(Path(__file__).parent))
-import reference_flows  # noqa: E402
+import reference_flows
 
-ADDRESSES = (b"\0" * 10 + b"\xff\xff" + bytes([10, 0, 0, 1]), b"\0" * 10 + b"\xff\xff" + bytes([10, 0, 0, 2]), b"\xfe" * 16)
+MAPPED = b"\0" * 10 + b"\xff\xff"
+ADDRESSES = (MAPPED + bytes([10, 0, 0, 1]), MAPPED + bytes([10, 0, 0, 2]), b"\xfe" * 16)
 
 packet = st.tuples(
     st.integers(-2, 200) | st.integers(0, 100_000_000),  # gap in ms
@@ -33,7 +34,8 @@ packet = st.tuples(
 def rows_of(packets):
     rows = np.zeros(len(packets), PACKET)
     now = 10**18
-    for row, (gap_ms, source, destination, near, far, sequence, size, protocol, flags) in zip(rows, packets, strict=True):
+    for row, one in zip(rows, packets, strict=True):
+        gap_ms, source, destination, near, far, sequence, size, protocol, flags = one
         now += gap_ms * 1_000_000 + 123
         row["time_ns"] = now
         row["source"] = np.frombuffer(ADDRESSES[source], "u1")
@@ -74,13 +76,23 @@ def check(fast, plain, rows, cuts, watch):
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
-@given(st.lists(packet, max_size=80), st.sampled_from((1, 2, 3, 64)), st.lists(st.integers(0, 80), max_size=4), st.booleans())
+@given(
+    st.lists(packet, max_size=80),
+    st.sampled_from((1, 2, 3, 64)),
+    st.lists(st.integers(0, 80), max_size=4),
+    st.booleans(),
+)
 def test_random(packets, size_max, cuts, watch):
     rows = rows_of(packets)
     check(*both(size_max), rows, sorted(min(cut, len(rows)) for cut in cuts), watch)
 
 
-segment = st.tuples(st.sampled_from((1, 20, 20, 21, 90, 300, 1200)), st.booleans(), st.integers(0, 12), st.sampled_from((1, 36, 76, 600, 1448)))
+segment = st.tuples(
+    st.sampled_from((1, 20, 20, 21, 90, 300, 1200)),
+    st.booleans(),
+    st.integers(0, 12),
+    st.sampled_from((1, 36, 76, 600, 1448)),
+)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -98,6 +110,7 @@ def test_conversation(segments, first_sequence):
             sequence = (sequence - 150) & 0xFFFFFFFF
         if fault in (0, 2) or fault > 3:
             numbers[back] = (sequence + size) & 0xFFFFFFFF
-        packets.append((gap_ms, int(back), 1 - int(back), 22 if back else 4000, 4000 if back else 22, sequence, size, 6, 16))
+        ends = (1, 0, 22, 4000) if back else (0, 1, 4000, 22)
+        packets.append((gap_ms, *ends, sequence, size, 6, 16))
     rows = rows_of(packets)
     check(*both(8), rows, [0, len(rows) // 2], watch=bool(len(rows) > 1))

@@ -36,8 +36,8 @@ _SPEAKERS: tuple[Speaker, Speaker] = ("initiator", "responder")
 _REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
 _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
 
-# Records answered at once are 0.96 of the typing side's and 0.25 of the other's (the answers of a far echo meet the next
-# record of the grid by chance). 64 records at 0.8 or more against 0.25 would be worth 50 nats if they were independent;
+# Records answered at once are 0.96 of the typing side's and 0.25 of the other's (the answers of a far echo meet the
+# next record of the grid by chance). 64 records at 0.8 or more against 0.25 would be worth 50 nats if they were independent;
 # they share one path and one program, so that a window counts as one observation, and is bounded by how rare the grid
 # itself is outside OpenSSH: media over TCP at 50 packets a second, one flow in a thousand.
 RHYTHM_NATS = 7.0
@@ -117,8 +117,8 @@ class FlowTable:
                 self._rhythm(seen, *one[1:])
         return seen
 
-    def _open(self, time_ns: Any, slot: Any, netns: Any, protocol: Any, near: Any, near_port: Any, far: Any,  # noqa: ANN401
-              far_port: Any, known: Any) -> FlowOpened:  # noqa: ANN401
+    def _open(self, time_ns: Any, slot: Any, netns: Any, protocol: Any, near: Any, near_port: Any, far: Any,
+              far_port: Any, known: Any) -> FlowOpened:
         flow = FlowId(
             netns=netns,
             protocol=protocol,
@@ -132,8 +132,9 @@ class FlowTable:
         self._conversations[slot] = _Conversation(flow)
         return FlowOpened(time_ns=time_ns, flow=flow)
 
-    def _exchange(self, time_ns: Any, slot: Any, first: Any, delay_ns: Any, question: Any, answer: Any,  # noqa: ANN401
-                  initiator_first: Any, responder_first: Any, answered: Any, rtt_ns: Any) -> Exchange:  # noqa: ANN401
+    def _exchange(self, time_ns: Any, slot: Any, first: Any, delay_ns: Any, question: Any, answer: Any,
+                  initiator_first: Any, responder_first: Any, answered: Any, rtt_ns: Any, near_bytes: Any,
+                  far_bytes: Any) -> Exchange:
         conversation = self._conversations[slot]
         return Exchange(
             time_ns=time_ns,
@@ -147,10 +148,12 @@ class FlowTable:
             answered=answered,
             rtt_ns=rtt_ns if rtt_ns >= 0 else None,
             carrier=conversation.carrier,
+            payload_bytes_initiator=near_bytes,
+            payload_bytes_responder=far_bytes,
         )
 
-    def _close(self, time_ns: Any, slot: Any, reason: Any, packets: Any, near_bytes: Any, far_bytes: Any,  # noqa: ANN401
-               initiator_first: Any, responder_first: Any, answered: Any) -> FlowClosed:  # noqa: ANN401
+    def _close(self, time_ns: Any, slot: Any, reason: Any, packets: Any, near_bytes: Any, far_bytes: Any,
+               initiator_first: Any, responder_first: Any, answered: Any) -> FlowClosed:
         conversation = self._conversations.pop(slot)
         return FlowClosed(
             time_ns=time_ns,
@@ -165,20 +168,20 @@ class FlowTable:
             carrier=conversation.carrier,
         )
 
-    def _segment(self, seen: list[Observation], time_ns: Any, slot: Any, side: Any, size: Any, total: Any,  # noqa: ANN401
-                 packets: Any) -> None:  # noqa: ANN401
+    def _segment(self, seen: list[Observation], time_ns: Any, slot: Any, side: Any, size: Any, total: Any,
+                 packets: Any) -> None:
         conversation = self._conversations[slot]
         if conversation.ssh is not None:
-            for use in conversation.ssh.segment(time_ns, side, size, total):
-                seen.append(_use(conversation, time_ns, packets, use))
+            uses = conversation.ssh.segment(time_ns, side, size, total)
+            seen.extend(_use(conversation, time_ns, packets, use) for use in uses)
 
-    def _rhythm(self, seen: list[Observation], time_ns: Any, slot: Any, side: Any, records: Any, grid: Any,  # noqa: ANN401
-                quick: Any, packets: Any) -> None:  # noqa: ANN401
+    def _rhythm(self, seen: list[Observation], time_ns: Any, slot: Any, side: Any, records: Any, grid: Any,
+                quick: Any, packets: Any) -> None:
         """Records on OpenSSH's grid whose every one is answered at once: their sender types, the other side serves."""
         if quick < RHYTHM_ANSWERED_MIN * records:
             return
-        text = (f"{grid} of {records} small records of the {_SPEAKERS[side]} lie 20 ms apart (keystroke chaff) and {quick} "
-                "were answered within 5 ms; how many keys they hide is unknown")
+        text = (f"{grid} of {records} small records of the {_SPEAKERS[side]} lie 20 ms apart (keystroke chaff) and "
+                f"{quick} were answered within 5 ms; how many keys they hide is unknown")
         use = Use(f"keystrokes-from-{_SPEAKERS[side]}", RHYTHM_NATS, text, ("media sent 50 times a second over TCP",))
         seen.append(_use(self._conversations[slot], time_ns, packets, use))
 

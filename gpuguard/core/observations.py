@@ -44,7 +44,7 @@ class Exchange(Struct, frozen=True, tag="exchange"):
     """After a silence one side spoke in small records and the other answered; counts are of the flow so far.
 
     ``answer_delay_ns`` is from the last record of the question to the first of the answer, as seen here.
-    ``rtt_ns`` is of the handshake, None if that was missed.
+    ``rtt_ns`` is of the handshake, None if that was missed. Byte counts are all payload of each side so far.
     """
 
     time_ns: int
@@ -58,6 +58,8 @@ class Exchange(Struct, frozen=True, tag="exchange"):
     answered: int
     rtt_ns: int | None
     carrier: str
+    payload_bytes_initiator: int = 0
+    payload_bytes_responder: int = 0
 
 
 class FlowClosed(Struct, frozen=True, tag="flow_closed"):

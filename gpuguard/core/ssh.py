@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import zlib
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from gpuguard.core.records import SshKexInit
+if TYPE_CHECKING:
+    from gpuguard.core.records import SshKexInit
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ def _tails(session: frozenset[int], no_more: int) -> set[int]:
     return {0, no_more, *session, *(one + no_more for one in session)}
 
 
-_BINDS = (b"", b"localhost", b"127.0.0.1", b"0.0.0.0", b"10.10.10.10", b"192.168.100.100", b"*", b"::1")  # noqa: S104
+_BINDS = (b"", b"localhost", b"127.0.0.1", b"0.0.0.0", b"10.10.10.10", b"192.168.100.100", b"*", b"::1")
 
 
 def _string(value: bytes) -> bytes:
@@ -283,8 +284,8 @@ def role_of(kexinit: SshKexInit) -> str:
 # client outside these (1e-2), which sends a private request first (1e-2), of just this of 20 usual sizes: 5e-6.
 REQUEST_NATS = 12.0
 # ... and is answered by a message of at most three bytes while no channel is open. Whatever else could have had that
-# size (an open of a session, a forward, a tun device) is answered by a confirmation or a failure, which are longer; only
-# a global request is answered so. What is left is a private request that wants an answer, or records misread after a
+# size (an open of a session, a forward, a tun device) is answered by a confirmation or a failure, which are longer:
+# only a global request is answered so. What is left is a private request that wants an answer, or records misread after a
 # loss that fit twice by chance (1/20 * 1/20) in a session that H0 itself makes rare (1e-3): 2e-6.
 ANSWERED_NATS = 13.0
 # A forward on a running session (`ssh -O forward`): the size may be typed data, the answer of three bytes or less may
@@ -296,9 +297,9 @@ LATER_REQUEST_NATS = 10.0
 CHANNEL_OPEN_NATS = 8.0
 # The same where no request was seen but the whole opening was: only the reading of the request can have failed.
 UNASKED_OPEN_NATS = 7.0
-# Both sides say in the key exchange which they are, and could not have finished it otherwise. Under H0 the SYN was
-# attributed to the wrong side (a forged or replayed packet), or this is a device that calls home (RFC 8071): 1e-10 on
-# a server. Where only one side says so, it may be an implementation's mistake: 1e-5.
+# Each side says in its KEXINIT which it is, and only the server can send NEWKEYS first. With two of these three signs
+# H0 is a SYN attributed to the wrong side (a forged or replayed packet), or a device that calls home (RFC 8071): 1e-10
+# on a server. One sign alone may be an implementation's mistake: 1e-5.
 SWAP_NATS = 23.0
 SWAP_ONE_NATS = 11.5
 # Benign labels accuse nobody: enough to name the flow (fusion.NAMED_NATS), more where the reading is exact.
@@ -342,7 +343,7 @@ class SshSession:
         self.client: int | None = None
         self._initiator_known = initiator_known
         self._kexinits: list[SshKexInit | None] = [None, None]
-        self._keyed = [False, False]
+        self._keyed: list[int] = []
         self._sizes: Sizes | None = None
         self._guessed = False
         self._segments = [0, 0]
@@ -371,19 +372,21 @@ class SshSession:
 
     def newkeys(self, side: int) -> list[Use]:
         """Take in that this side's records are encrypted from here on."""
-        self._keyed[side] = True
+        if side not in self._keyed:
+            self._keyed.append(side)
         one, two = self._kexinits
-        if not all(self._keyed) or one is None or two is None or (self._sizes is not None and not self._guessed):
+        if len(self._keyed) < 2 or one is None or two is None or (self._sizes is not None and not self._guessed):
             return []
-        self._guessed = self._authenticated = False
         roles = (role_of(one), role_of(two))
         if roles[0] and roles[0] == roles[1]:
             return []
-        self.client = 1 if "server" == roles[0] or "client" == roles[1] else 0
+        self._guessed = self._authenticated = False
+        # The client cannot send NEWKEYS before it has the server's part of the exchange, RFC 4253 section 8.
+        client_by_order = self._keyed[1]
+        self.client = client_by_order if roles == ("", "") else int(roles[0] == "server" or roles[1] == "client")
         suites = negotiate(*((two, one) if self.client else (one, two)))
-        if suites[0] and suites[1]:
-            self._sizes = sizes_of(suites[0], suites[1])
-        return self._swapped(roles)
+        self._sizes = sizes_of(suites[0], suites[1]) if suites[0] and suites[1] else None
+        return self._swapped(sum(map(bool, roles)) + (client_by_order == self.client))
 
     def segment(self, time_ns: int, side: int, size: int, total: int) -> list[Use]:
         """Take in so many encrypted bytes that one side sent at once; ``total`` is all that it sent so far."""
@@ -393,12 +396,12 @@ class SshSession:
             return []
         from_client = side == self.client
         if not self._authenticated:
-            return self._authenticate(time_ns, size, sizes, from_client=from_client)
+            return self._authenticate(time_ns, size, total, sizes, from_client=from_client)
         uses = self._forwarded(time_ns, size, sizes, from_client=from_client)
         if self._channel:
             uses += self._running(time_ns, size, total, sizes, from_client=from_client)
         elif from_client:
-            uses += self._ask(time_ns, size, sizes)
+            uses += self._ask(time_ns, size, total, sizes)
         else:
             uses += self._answer(time_ns, size, total, sizes)
         if from_client:
@@ -419,12 +422,12 @@ class SshSession:
             self._auth_records = 1
             self._sizes = sizes_of(suite, suite)
 
-    def _swapped(self, roles: tuple[str, str]) -> list[Use]:
+    def _swapped(self, witnesses: int) -> list[Use]:
         if self.client == 0 or not self._initiator_known:
             return []
-        both = roles == ("server", "client")
-        text = "the side that opened the connection is the SSH server, the side that was called is the client"
-        return [self._say("ssh-role-swap", SWAP_NATS if both else SWAP_ONE_NATS, text,
+        text = (f"the side that opened the connection is the SSH server, the side that was called is the client, by "
+                f"{witnesses} of 3 signs in the key exchange")
+        return [self._say("ssh-role-swap", SWAP_NATS if witnesses > 1 else SWAP_ONE_NATS, text,
                           ("devices that call home by design, RFC 8071",))]
 
     def _say(self, use: str, nats: float, text: str, blind_spots: tuple[str, ...] = ()) -> Use:
@@ -437,7 +440,7 @@ class SshSession:
 
     # -- authentication -----------------------------------------------------------------------------------------------
 
-    def _authenticate(self, time_ns: int, size: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
+    def _authenticate(self, time_ns: int, size: int, total: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
         """USERAUTH_SUCCESS is one byte long; nothing else that a server says before it is shorter than 14."""
         if size == (sizes.ignore if from_client else sizes.reply_port) and sizes.reply != sizes.reply_port:
             self._ignores[0 if from_client else 1] = True
@@ -454,7 +457,7 @@ class SshSession:
         self._auth_records += 1
         opening = {sizes.no_more, *sizes.forward_only, *(one + sizes.no_more for one in sizes.session)}
         if self._merged and size in opening:
-            return [*self._accept(time_ns), *self._ask(time_ns, size, sizes)]
+            return [*self._accept(time_ns), *self._ask(time_ns, size, total, sizes)]
         self._merged = False
         return []
 
@@ -465,7 +468,7 @@ class SshSession:
 
     # -- before a channel is open -------------------------------------------------------------------------------------
 
-    def _ask(self, time_ns: int, size: int, sizes: Sizes) -> list[Use]:
+    def _ask(self, time_ns: int, size: int, total: int, sizes: Sizes) -> list[Use]:
         if "ssh-reverse-channel-open" in self._said or (size == sizes.ignore and self._ignores[0]):
             return []
         first = not self._asked
@@ -474,9 +477,11 @@ class SshSession:
         if keepalive:
             uses = self._name("keepalive", 0.0, f"a keepalive of {size} bytes")
             if [one.size for one in self._asked] == [sizes.no_more]:
-                uses += self._name("ssh-local-forward", NAME_NATS, "a session without a channel, held open (-N), and no "
-                                   "port of the far side asked for")
+                uses += self._name("ssh-local-forward", NAME_NATS, "a session without a channel, held open (-N), and "
+                                   "no port of the far side asked for")
             return uses
+        if not first and self._session_began(size, sizes):
+            return self._running(time_ns, size, total, sizes, from_client=True)
         if not first and self._onwards(self._asked[0], sizes) and not self._forward_asked:
             self._channel = True
             return self._name("ssh-jump", NAME_FIRM_NATS, f"the first record, {self._asked[0].size} bytes, opens a "
@@ -488,6 +493,17 @@ class SshSession:
                     f"no other opening")
             return [self._say("ssh-reverse-forward-request", REQUEST_NATS, text, _SPOTS)]
         return []
+
+    def _session_began(self, size: int, sizes: Sizes) -> bool:
+        """The confirmation was missed, among other messages in one segment, if the client goes on after its open.
+
+        Nothing but no-more-sessions follows a session open before that, and no forward follows no-more-sessions.
+        """
+        last = self._asked[-1].size
+        began = any(last in (one, one + sizes.no_more) for one in sizes.session) and size != sizes.no_more
+        if began and not self._forward_asked:
+            self._channel = self._session = True
+        return began and self._session
 
     def _answer(self, time_ns: int, size: int, total: int, sizes: Sizes) -> list[Use]:
         replies, confirmed = self._split(size, sizes)
@@ -511,7 +527,8 @@ class SshSession:
             if answers and size == answers * sizes.reply:
                 return answers, False
         # Port 0 asked for: the answer carries the port. Or an IGNORE, where this server sends such.
-        return (1, False) if answers_max and size == sizes.reply_port and not self._ignores[1] else (0, False)
+        with_port = size == sizes.reply_port and "ssh-reverse-forward-request" in self._said and not self._ignores[1]
+        return (1, False) if answers_max and with_port else (0, False)
 
     def _is_forward(self, one: _Asked, sizes: Sizes) -> bool:
         first = one is self._asked[0]
@@ -545,9 +562,9 @@ class SshSession:
         if self._session:
             return []
         if self._onwards(asked[0], sizes):
-            return self._name("ssh-jump", NAME_FIRM_NATS, f"the first record, {asked[0].size} bytes, opens a connection "
-                              "onwards and nothing else")
-        return self._local(asked[-1].size)
+            return self._name("ssh-jump", NAME_FIRM_NATS, f"the first record, {asked[0].size} bytes, opens a "
+                              "connection onwards and nothing else")
+        return self._local(asked[-1].size) if asked[-1].size in sizes.direct else []
 
     def _onwards(self, first: _Asked, sizes: Sizes) -> bool:
         """Return whether a session opened with direct-tcpip (-W), alone or with no-more-sessions."""
@@ -565,13 +582,15 @@ class SshSession:
             self._open_size = size
             return []
         waiting, self._open_ns = self._open_ns, None
-        if waiting is None or size != sizes.confirm_client or "ssh-reverse-channel-open" in self._said:
+        if waiting is None or size != sizes.confirm_client:
             return []
         if not self._forward_asked and ("ssh-reverse-forward-request" in self._said or self._channel):
             return []
         nats = CHANNEL_OPEN_NATS if self._forward_asked else UNASKED_OPEN_NATS
         if not sizes.exact:
             nats /= 2
+        if "ssh-reverse-channel-open" in self._said:
+            nats = 0.0
         text = (f"the far side opened a channel into this host ({self._open_size} bytes) and it was confirmed "
                 f"({size} bytes) {(time_ns - waiting) / 1e6:.1f} ms later")
         return [self._say("ssh-reverse-channel-open", nats, text, _SPOTS)]
@@ -582,11 +601,11 @@ class SshSession:
 
     def _local(self, size: int) -> list[Use]:
         self._directs.add(size)
-        uses = self._name("ssh-local-forward", NAME_NATS, f"this side opened a connection onwards ({size} bytes) and it "
-                          "was confirmed")
+        uses = self._name("ssh-local-forward", NAME_NATS, f"this side opened a connection onwards ({size} bytes) and "
+                          "it was confirmed")
         if len(self._directs) >= 2:
-            uses += self._name("ssh-dynamic-forward", NAME_NATS + 1, f"connections onwards to names of several lengths: "
-                               f"{sorted(self._directs)} bytes")
+            uses += self._name("ssh-dynamic-forward", NAME_NATS + 1, "connections onwards to names of several "
+                               f"lengths: {sorted(self._directs)} bytes")
         return uses
 
     # -- with a channel open ------------------------------------------------------------------------------------------

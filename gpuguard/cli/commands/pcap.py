@@ -1,0 +1,228 @@
+"""``gpuguard pcap``: what the guard says of the conversations in capture files."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpuguard.cli.output import Summary, exit_status, worst, write_line, write_summary
+from gpuguard.core.events import FlowReport
+from gpuguard.core.labels import VERDICTS, Verdict
+from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Tick
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from gpuguard.core.events import Event
+    from gpuguard.core.subjects import FlowId
+
+Line = dict[str, object]
+
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True,
+              help="json: one flow a line and a summary; table: what was found, for people.")
+@click.option("--host", "hosts", metavar="ADDR", multiple=True,
+              help="An address of the host that is judged: connections into it are not its own doing. May be repeated.")
+def command(files: tuple[Path, ...], output: str, hosts: tuple[str, ...]) -> None:
+    """Judge every conversation in FILE... (pcap, pcapng, gzipped or not).
+
+    \b
+    Examples:
+      gpuguard pcap capture.pcap
+      gpuguard pcap *.pcapng.gz -o json | jq 'select(.verdict == "confirmed")'
+      gpuguard pcap capture.pcap --host 10.0.0.7 --host 2001:db8::7
+
+    Exit status: 0 clear, 1 found, 3 could not read all of it, 2 wrong usage.
+    """
+    addresses = tuple(_address(host) for host in hosts)
+    tally = _Tally()
+    for file in files:
+        for line in judge(file, addresses, tally):
+            if output == "json":
+                write_line(line)
+    if output == "json":
+        write_summary(tally.summary())
+    else:
+        _print(tally)
+    raise SystemExit(exit_status(tally.summary(), unreadable=bool(tally.unreadable)))
+
+
+class _Tally:
+    """What the summary needs of all lines; the lines themselves are not kept, but for what an operator must see."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Verdict, int] = dict.fromkeys(VERDICTS, 0)
+        self.labels: dict[tuple[str, str], int] = {}
+        self.worst: list[Line] = []
+        self.found: list[Line] = []
+        self.gaps: set[str] = set()
+        self.unreadable: list[str] = []
+
+    def add(self, line: Line, verdict: Verdict) -> None:
+        self.counts[verdict] += 1
+        key = (str(line["label"]), verdict)
+        self.labels[key] = self.labels.get(key, 0) + 1
+        top = worst([*self.worst, line])
+        self.worst = [dict(top)] if top else []
+        if verdict in ("suspect", "confirmed") and len(self.found) < 1_000:
+            self.found.append(line)
+
+    def summary(self) -> Summary:
+        top = self.worst[0] if self.worst else {"verdict": "unknown", "label": "", "probability": 0.0, "evidence": []}
+        return Summary(
+            verdict=top["verdict"],  # type: ignore[arg-type]
+            label=str(top["label"]),
+            probability=float(top["probability"]),  # type: ignore[arg-type]
+            evidence=top["evidence"],  # type: ignore[arg-type]
+            counts={str(verdict): count for verdict, count in self.counts.items()},
+            gaps=sorted(self.gaps),
+        )
+
+
+def judge(file: Path, addresses: tuple[str, ...], tally: _Tally) -> Iterator[Line]:
+    """Yield one line for each flow of a file as it ends; say on stderr what could not be read, and go on."""
+    gaps: list[str] = []
+    for event in _events(file, addresses, tally, gaps):
+        if isinstance(event, FlowReport):
+            line = _line(file, event, gaps)
+            tally.add(line, event.finding.verdict)
+            yield line
+
+
+def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[str]) -> Iterator[Event]:
+    """Drive one guard over one file. Ticks follow the packets' own time."""
+    from gpuguard.core.guard import Guard
+    from gpuguard.sensors.packets import CaptureError, read_capture
+
+    guard = Guard()
+    now_ns = 0
+    if addresses:
+        guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="", clock_ticks_per_s=100,
+                               addresses=addresses))
+    try:
+        for block in read_capture(file):
+            if isinstance(block, Gap):
+                gaps.append(f"{block.sensor}: {block.reason}")
+                continue
+            now_ns = max(now_ns, _last_ns(block))
+            yield from guard.receive(block)
+            yield from guard.receive(Tick(time_ns=now_ns))
+    except (CaptureError, OSError) as error:
+        click.echo(f"gpuguard: {file}: {error}", err=True)
+        tally.unreadable.append(str(file))
+        gaps.append(f"packets: {error}")
+    tally.gaps.update(gaps)
+    yield from guard.close(now_ns)
+
+
+def _last_ns(block: Packets) -> int:
+    return int(block.rows["time_ns"].max()) if len(block.rows) else block.time_ns
+
+
+def _line(file: Path, report: FlowReport, gaps: list[str]) -> Line:
+    closed, finding = report.closed, report.finding
+    flow = closed.flow
+    accused = finding.verdict in ("suspect", "confirmed")
+    decided = finding.decided_after_s if finding.verdict != "unknown" and finding.evidence else None
+    return {
+        "file": str(file),
+        "proto": _PROTOCOLS.get(flow.protocol, str(flow.protocol)),
+        "initiator": _end(flow.initiator, flow.initiator_port),
+        "responder": _end(flow.responder, flow.responder_port),
+        "packets": closed.packets,
+        "bytes": closed.payload_bytes_initiator + closed.payload_bytes_responder,
+        "start_ns": flow.start_ns,
+        "duration_s": max(0, closed.time_ns - flow.start_ns) / 1e9,
+        "label": finding.label,
+        "carrier": finding.carrier or closed.carrier,
+        "verdict": finding.verdict,
+        "probability": finding.probability,
+        "decided_after_s": decided,
+        "decided_after_packets": _packets_until(file, flow, decided) if accused and decided is not None else None,
+        "evidence": [
+            {"class": one.evidence_class, "text": one.text, "nats": one.nats}
+            for one in (*finding.evidence, *finding.counter_evidence)
+        ],
+        "gaps": [*gaps, *(() if flow.initiator_known else ("the opening of the flow was not captured",))],
+    }
+
+
+def _end(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _packets_until(file: Path, flow: FlowId, after_s: float) -> int | None:
+    """Return how many packets of the flow had been seen when it was decided: read again, for the few accused."""
+    from gpuguard.sensors.packets import CaptureError, read_capture
+
+    until_ns = flow.start_ns + round(after_s * 1e9)
+    near, far = _packed(flow.initiator), _packed(flow.responder)
+    icmp = flow.protocol in (1, 58)
+    count = 0
+    try:
+        for block in read_capture(file):
+            if not isinstance(block, Packets):
+                continue
+            rows = block.rows
+            ports = (rows["destination_port" if icmp else "source_port"], rows["destination_port"])
+            out = _meets(rows, ports, (near, far), (flow.initiator_port, flow.responder_port))
+            back = _meets(rows, ports, (far, near), (flow.responder_port, flow.initiator_port))
+            then = (rows["time_ns"] >= flow.start_ns) & (rows["time_ns"] <= until_ns)
+            count += int(((out | back) & then & (rows["protocol"] == flow.protocol)).sum())
+    except (CaptureError, OSError):
+        # Told already when the file was read for its verdicts; what was decided was decided before the break.
+        return count or None
+    return count
+
+
+def _meets(rows: np.ndarray, ports: tuple[np.ndarray, np.ndarray], ends: tuple[bytes, bytes],
+           numbers: tuple[int, int]) -> np.ndarray:
+    """Return which rows go from the one end to the other."""
+    source, destination = (memoryview(end) for end in ends)
+    same = (rows["source"] == source).all(axis=1) & (rows["destination"] == destination).all(axis=1)
+    meets: np.ndarray = same & (ports[0] == numbers[0]) & (ports[1] == numbers[1])
+    return meets
+
+
+def _packed(address: str) -> bytes:
+    one = ipaddress.ip_address(address)
+    return one.packed if one.version == 6 else b"\0" * 10 + b"\xff\xff" + one.packed
+
+
+def _address(text: str) -> str:
+    """Return an address in the form that flows use, RFC 5952."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not an IPv4 or IPv6 address", param_hint="--host") from error
+
+
+def _print(tally: _Tally) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if tally.found:
+        table = Table("verdict", "label", "carrier", "flow", "after", "why", title="What an operator should see")
+        for line in tally.found:
+            reasons = "\n".join(str(one["text"]) for one in line["evidence"])  # type: ignore[attr-defined]
+            after = line["decided_after_s"]
+            table.add_row(str(line["verdict"]), str(line["label"]), str(line["carrier"]),
+                          f"{line['initiator']} ->\n{line['responder']}\n{Path(str(line['file'])).name}",
+                          f"{after:.1f} s" if isinstance(after, float) else "", reasons)
+        console.print(table)
+    counted = Table("label", "verdict", "flows", title="All flows")
+    for (label, verdict), count in sorted(tally.labels.items()):
+        counted.add_row(label, verdict, str(count))
+    console.print(counted)
+    for gap in sorted(tally.gaps):
+        console.print(f"not seen: {gap}", markup=False, highlight=False)

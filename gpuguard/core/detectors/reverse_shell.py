@@ -1,0 +1,238 @@
+"""The role rule, on any carrier: this host dialled out, and then the far side asks and this host answers at once.
+
+Whoever dials is the client of nearly every protocol, and a client speaks first. In a reverse shell the far side breaks
+the silence with something small, a key or a command, and this host, which runs the shell, answers within the time that
+a local program takes, not a round trip. Neither port nor cipher nor wrapping changes that order.
+
+Benign look-alikes, and what keeps them out:
+
+- servers that speak first (SMTP, FTP, SSH banners): the opening does not count, only silences broken later;
+- pushes without an answer (``watch``, notifications, market data): answers are required;
+- symmetric protocols (peers, NCCL, databases' replication, keepalives of VPNs): the near side asks as often;
+- heartbeats (MQTT, IRC, AMQP, HTTP/2 PING, mtalk): one size, and as regular as a clock;
+- acknowledged pushes (VNC and RDP updates, event streams): the answers are all of one size, the questions are not;
+- prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
+  towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
+- an administrator who logs in: the far side has dialled.
+
+Weights: see the constants. The flow's standing is computed anew at each exchange, and only its change is told, so that
+a conversation that turns out otherwise takes its suspicion back.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.host import BoundedTable
+from gpuguard.core.observations import Exchange, FlowClosed, FlowUse
+
+if TYPE_CHECKING:
+    from gpuguard.core.host import Host
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+    from gpuguard.core.subjects import FlowId
+
+FLOWS_MAX = 8_192
+RECENT_MAX = 64
+
+#: A local program echoes or answers in a millisecond or two; a loaded host, or a command that runs, in some tens.
+AT_ONCE_NS = 40_000_000
+
+# P(seen | shell) is near 1 for all of these. Of flows that a GPU server opens, those in which the far side leads 5,
+# then 8 answered exchanges that pass every look-alike above are one in 700, then one in 8,000: counted as 0 in the flows
+# with any exchange of the public captures (some 2,000), taken at the rule-of-three bound, and one nat more for each of
+# the three exchanges that is asked for beyond the first five.
+LED_NATS = ((5, 6.5), (8, 9.0), (16, 11.0))
+# Typing: questions of one size, answered by one size (the echo), 80 ms to 1.5 s apart and irregular (a coefficient of
+# variation of 0.25 or more; log-normal gaps of people have 0.5 to 1, timers below 0.05). A program that is not a remote
+# terminal matches one exchange with 1/4 at best; exchanges are dependent, so only a third is granted for each of them:
+# ln 4 / 3 = 0.46 nats an exchange, up to 11.
+TYPED_NATS_EACH = 0.46
+TYPED_NATS_MAX = 11.0
+# Through a reverse forward that was itself seen to be asked for and opened, those weights count for the shell as well:
+# it is the tunnel's use. They are kept below this, so that more talk can still be told.
+TUNNEL_NATS_MAX = 33.0
+# Chaff windows (core.flows.RHYTHM_NATS): the second to fourth confirm the first, later ones add nothing new.
+CHAFF_NATS = (7.0, 12.0, 17.0, 21.0)
+
+TOLD_NATS_MIN = 1.0
+LEAD_MIN = 2.0
+BYTES_RATIO_MIN = 0.7
+PACE_NS = (80_000_000, 1_500_000_000)
+IRREGULAR_MIN = 0.25
+CLOCKWORK_MAX = 0.15
+
+_SPOTS = ("pasted scripts that answer with files only", "commands paced by a timer", "padding of every record",
+          "traffic merged with other channels of the same connection")
+
+
+class _Led:
+    """What is known of one flow."""
+
+    __slots__ = ("base_far", "base_near", "chaff", "led", "near", "pairs", "slow", "times_ns", "told", "tunnel", "undo")
+
+    def __init__(self) -> None:
+        self.led = 0
+        self.near = 0
+        self.slow = 0
+        self.chaff = 0
+        self.tunnel = 0.0
+        self.told = 0.0
+        self.base_near = -1
+        self.base_far = -1
+        self.pairs: deque[tuple[int, int]] = deque(maxlen=RECENT_MAX)
+        self.times_ns: deque[int] = deque(maxlen=RECENT_MAX)
+        self.undo = 0
+
+
+class Detector:
+    """Weighs who leads each conversation that this host opened."""
+
+    def __init__(self) -> None:
+        self._flows: BoundedTable[FlowId, _Led] = BoundedTable(FLOWS_MAX)
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+        """Return by how much an exchange, or what the grammar says of the flow, moves its standing."""
+        match item:
+            case Exchange():
+                return self._exchange(item, host)
+            case FlowUse():
+                return self._use(item, host)
+            case FlowClosed():
+                self._flows.pop(item.flow)
+            case _:
+                pass
+        return []
+
+    def _of(self, flow: FlowId) -> _Led:
+        led = self._flows.get(flow) or _Led()
+        self._flows[flow] = led
+        return led
+
+    def _exchange(self, item: Exchange, host: Host) -> list[Evidence]:
+        if not item.flow.initiator_known or item.flow.protocol != 6:
+            return []
+        known = self._flows.get(item.flow)
+        if known is None and item.first == "initiator":
+            # What this host leads is no news, but it counts against a lead of the far side later on.
+            known = self._of(item.flow)
+        led = known or self._of(item.flow)
+        if item.first == "initiator":
+            led.near += 1
+        elif not self._at_once(item):
+            led.slow += 1
+        else:
+            led.led += 1
+            led.pairs.append((item.question_bytes, item.answer_bytes))
+            led.times_ns.append(item.time_ns)
+            led.undo = item.time_ns
+            if led.base_near < 0:
+                led.base_near = item.payload_bytes_initiator - item.answer_bytes
+                led.base_far = item.payload_bytes_responder - item.question_bytes
+        if led.led < LED_NATS[0][0] or _spared(item.flow, host):
+            return []
+        return self._tell(item, led, item.carrier)
+
+    @staticmethod
+    def _at_once(item: Exchange) -> bool:
+        """Sooner than the far end could have had a part in it, where the round trip is long enough to say so."""
+        limit = AT_ONCE_NS
+        if item.rtt_ns is not None and item.rtt_ns > 10_000_000:
+            limit = min(limit, item.rtt_ns // 2 + 4_000_000)
+        return item.answer_delay_ns <= limit
+
+    def _use(self, item: FlowUse, host: Host) -> list[Evidence]:
+        led = self._of(item.flow) if item.use.startswith(("ssh-reverse", "keystrokes-from-responder")) else None
+        if led is None:
+            return []
+        if item.use.startswith("ssh-reverse"):
+            led.tunnel = min(TUNNEL_NATS_MAX, led.tunnel + item.nats)
+            if item.use == "ssh-reverse-channel-open" and led.undo == item.time_ns:
+                # That exchange was the opening of a channel, not a line of talk.
+                led.led -= 1
+                led.pairs.pop()
+                led.times_ns.pop()
+                led.undo = 0
+            return []
+        if item.flow.initiator_known and not _spared(item.flow, host):
+            led.chaff += 1
+            return self._tell(item, led, item.carrier)
+        return []
+
+    def _tell(self, item: Exchange | FlowUse, led: _Led, carrier: str) -> list[Evidence]:
+        nats, text = _standing(item, led)
+        change = nats - led.told
+        if abs(change) < TOLD_NATS_MIN:
+            return []
+        led.told = nats
+        return [Evidence(
+            time_ns=item.time_ns,
+            subject=item.flow,
+            label="ssh-reverse-shell" if carrier == "ssh" else "reverse-shell",
+            evidence_class="network",
+            kind="far-side-leads" if change > 0 else "far-side-leads-no-more",
+            nats=change,
+            text=text,
+            start_ns=item.flow.start_ns,
+            carrier=carrier,
+            blind_spots=_SPOTS,
+        )]
+
+
+def _spared(flow: FlowId, host: Host) -> bool:
+    """Return whether the flow came in from outside, or never leaves the host: its far end is this host's own."""
+    return host.is_local(flow.netns, flow.responder)
+
+
+def _standing(item: Exchange | FlowUse, led: _Led) -> tuple[float, str]:
+    """Return the weight of all that was seen of the flow so far, and its words."""
+    if led.chaff:
+        nats = CHAFF_NATS[min(led.chaff, len(CHAFF_NATS)) - 1]
+        text = f"{item.text} ({led.chaff} such windows)" if isinstance(item, FlowUse) else "keystroke chaff"
+        return nats + led.tunnel, text
+    nats = max((weight for count, weight in LED_NATS if led.led >= count), default=0.0)
+    ours = item.payload_bytes_initiator - led.base_near if isinstance(item, Exchange) else 0
+    theirs = item.payload_bytes_responder - led.base_far if isinstance(item, Exchange) else 0
+    pace_ns, spread = _pace(led)
+    pair, share = _usual_pair(led)
+    if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < BYTES_RATIO_MIN * theirs
+            or spread < CLOCKWORK_MAX or _acknowledges(led)):
+        return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
+                     f"pace varies by {spread:.2f}: not as a shell on this host would have it")
+    typed = share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
+    if typed:
+        nats += min(TYPED_NATS_MAX, TYPED_NATS_EACH * led.led * share)
+    nats += led.tunnel
+    text = (f"on the connection that this host opened the far side broke the silence {led.led} times with "
+            f"{'a key' if typed else 'something small'} (mostly {pair[0]} bytes) and was answered at once (mostly "
+            f"{pair[1]} bytes), this host {led.near} times; {ours} bytes out, {theirs} in, "
+            f"{pace_ns / 1e6:.0f} ms apart")
+    return nats, text
+
+
+def _pace(led: _Led) -> tuple[int, float]:
+    """Return the median gap between questions, and the coefficient of variation of the gaps."""
+    times = list(led.times_ns)
+    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
+    if len(gaps) < 2:
+        return 0, 1.0
+    mean = sum(gaps) / len(gaps)
+    variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
+    return gaps[len(gaps) // 2], variance**0.5 / mean if mean > 0 else 0.0
+
+
+def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
+    pairs = Counter(led.pairs)
+    pair, count = max(pairs.items(), key=lambda one: (one[1], one[0]), default=((0, 0), 0))
+    return pair, count / max(1, len(led.pairs))
+
+
+def _acknowledges(led: _Led) -> bool:
+    """Return whether all sorts of questions get one and the same answer: a protocol's acknowledgement."""
+    questions = Counter(question for question, _ in led.pairs)
+    answers = Counter(answer for _, answer in led.pairs)
+    size = len(led.pairs)
+    return max(answers.values()) >= 0.9 * size and max(questions.values()) <= 0.5 * size

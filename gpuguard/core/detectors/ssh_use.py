@@ -1,0 +1,44 @@
+"""What an SSH connection is used for, as its record grammar says: the names that accuse nobody, and the swapped roles.
+
+A session, a command, a copy, a forward to the far side and a jump are what SSH is for. They are named so that a reader
+sees what was cleared and why. A host that dials out and then acts as the server is not: `core.ssh` reads it from the
+key exchange.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.labels import LABELS
+from gpuguard.core.observations import FlowUse
+
+if TYPE_CHECKING:
+    from gpuguard.core.host import Host
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+
+
+class Detector:
+    """Hands uses that are labels on as evidence."""
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+        """Return the use as evidence under its own name; an inbound role swap is nobody's on this host."""
+        if not isinstance(item, FlowUse) or item.use not in LABELS or item.nats <= 0:
+            return []
+        flow = item.flow
+        if LABELS[item.use].accuses and not host.is_local(flow.netns, flow.initiator) and host.is_local(
+                flow.netns, flow.responder):
+            return []
+        return [Evidence(
+            time_ns=item.time_ns,
+            subject=flow,
+            label=item.use,
+            evidence_class="network",
+            kind=item.use,
+            nats=item.nats,
+            text=item.text,
+            start_ns=item.start_ns,
+            carrier=item.carrier,
+            blind_spots=item.blind_spots,
+        )]
