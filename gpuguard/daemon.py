@@ -32,13 +32,13 @@ from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block
 from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
+from gpuguard.signature_files import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from gpuguard.api.service import ApiServer
-
     from gpuguard.sensors import Sensor
 
 log = structlog.get_logger("gpuguard")
@@ -100,7 +100,8 @@ class Daemon:
         self._start = start
         config = start.config
         self._guard = Guard(
-            start.policy, mode=config.guard.mode, alarms_per_gpu_year=config.guard.alarms_per_gpu_year)
+            start.policy, mode=config.guard.mode, alarms_per_gpu_year=config.guard.alarms_per_gpu_year,
+            signatures=shipped())
         self._events = EventLog(guard_dir / "events.jsonl")
         self._recorder = _recorder(config, guard_dir)
         self._sensors: dict[str, Sensor] = {}
@@ -410,12 +411,18 @@ def main() -> int:
     confine.drop(None if arguments.uid is None else (arguments.uid, arguments.gid), arguments.parent)
     with os.fdopen(arguments.start_fd, "rb") as stream:
         start = msgspec.json.decode(stream.read(), type=Start)
-    return Daemon(BrokerClient(arguments.broker_fd), start, paths.guard_state_dir()).run()
+    try:
+        daemon = Daemon(BrokerClient(arguments.broker_fd), start, paths.guard_state_dir())
+    except OSError as error:
+        log.error("the guard cannot write its state: may its user enter every folder above?", reason=str(error))
+        return 3
+    return daemon.run()
 
 
 def _load_code() -> None:
     """Import what will be needed while it can still be read: the code may lie where only root may look."""
     new_detectors()
+    shipped()
     names = [f"gpuguard.sensors.{name}" for name in _sensor_names()]
     for name in [*names, "gpuguard.api.service", *CODE_LATER]:
         try:

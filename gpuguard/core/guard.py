@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from gpuguard.core.correlation import Correlation
-from gpuguard.core.detectors import new_detectors
+from gpuguard.core.detectors import Detector, new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, ProcessBrief
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import Fusion, Standing, probability
@@ -69,6 +69,8 @@ class Guard:
         ``observe`` only writes down what would have been done; ``enforce`` asks for it.
     alarms_per_gpu_year
         The false-alarm rate that the thresholds are set for, see `fusion`. Raises ValueError if not sensible.
+    signatures
+        What is known of code and launches that mine; without them, mining by launches is not recognised.
     """
 
     def __init__(
@@ -77,13 +79,14 @@ class Guard:
         *,
         mode: Literal["observe", "enforce"] = "observe",
         alarms_per_gpu_year: float = 0.1,
+        signatures: tuple[Signature, ...] = (),
     ) -> None:
         self.host = Host()
         self.incidents = Incidents()
         self._policy = policy
         self._mode: Literal["observe", "enforce"] = mode
         self._flows = FlowTable()
-        self._detectors = new_detectors()
+        self._detectors = new_detectors(signatures)
         self._fusion = Fusion(alarms_per_gpu_year)
         self._correlation = Correlation()
         self._gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
@@ -120,8 +123,14 @@ class Guard:
         self.host.receive(item)
         events = self._answer(item)
         spoken: dict[tuple[Subject, str], Standing] = {}
-        for detector in self._detectors:
-            for evidence in detector.receive(item, self.host):
+        for detector in list(self._detectors):
+            try:
+                weighed = detector.receive(item, self.host)
+            except Exception as error:  # noqa: BLE001 one blind detector must not blind the others; it is told, once
+                self._detectors.remove(detector)
+                events += self._answer(_failed(detector, item, error))
+                continue
+            for evidence in weighed:
                 standing, changed = self._fusion.receive(evidence)
                 if changed and LABELS[standing.label].accuses:
                     spoken[standing.subject, standing.label] = standing
@@ -283,3 +292,10 @@ class Guard:
             gone = self._gone.popleft()
             self._fusion.forget(gone.process)
             self.host.forget(gone.process)
+
+
+def _failed(detector: Detector, item: Block | Observation, error: Exception) -> Gap:
+    """Return what is said of a detector that stumbled: it does not look any more."""
+    name = type(detector).__module__.rpartition(".")[2]
+    reason = f"failed on {type(item).__name__} and is off until the next start: {type(error).__name__}: {error}"
+    return Gap(time_ns=item.time_ns, sensor=f"detector {name}", reason=reason, since_ns=item.time_ns)
