@@ -12,6 +12,7 @@ from gpuguard.core.guard import Guard
 from gpuguard.core.policy import DEFAULT_POLICY, Policy
 from gpuguard.core.records import Block, HostInfo
 from gpuguard.recording.reader import read_recording
+from gpuguard.signature_files import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,4 +42,5 @@ def guard_for(first: Block, policy: Policy | None = None) -> Guard:
     said = first.settings if isinstance(first, HostInfo) else {}
     settings = msgspec.json.decode(said["guard"], type=GuardSettings) if "guard" in said else GuardSettings()
     made_under = msgspec.json.decode(said["policy"], type=Policy) if "policy" in said else DEFAULT_POLICY
-    return Guard(policy or made_under, mode=settings.mode, alarms_per_gpu_year=settings.alarms_per_gpu_year)
+    return Guard(policy or made_under, mode=settings.mode, alarms_per_gpu_year=settings.alarms_per_gpu_year,
+                 signatures=shipped())

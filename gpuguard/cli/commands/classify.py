@@ -24,6 +24,7 @@ from gpuguard.core.guard import Guard
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, SCHEMA_VERSION, HostInfo, KernelName, Launches, Tick
 from gpuguard.core.subjects import ProcessId
 from gpuguard.kernels.launches import features
+from gpuguard.signature_files import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -195,7 +196,7 @@ class Line(Struct):
 def judge(recorded: Recorded) -> tuple[list[Line], Finding | None]:
     """Run the recording through a `Guard`; return a line for each second with launches, and the last finding."""
     process = ProcessId("recorded", 1, 1)
-    guard = Guard()
+    guard = Guard(signatures=shipped())
     guard.receive(HostInfo(BEGIN_NS, SCHEMA_VERSION, "recorded", "recorded", 100))
     by_second: dict[int, list[np.ndarray]] = defaultdict(list)
     findings: list[tuple[int, Finding]] = []

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 if TYPE_CHECKING:
     from gpuguard.core.evidence import Evidence
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
+    from gpuguard.core.signatures import Signature
 
 
 class Detector(Protocol):
@@ -26,8 +27,21 @@ class Detector(Protocol):
         ...
 
 
-def new_detectors() -> list[Detector]:
-    """Return one fresh instance of every detector in this folder, in order of name."""
+@runtime_checkable
+class Learner(Protocol):
+    """A detector that knows what to look for by signatures."""
+
+    def learn(self, signatures: tuple[Signature, ...]) -> None:
+        """Look for these from now on."""
+        ...
+
+
+def new_detectors(signatures: tuple[Signature, ...] = ()) -> list[Detector]:
+    """Return one fresh instance of every detector in this folder, in order of name, knowing these signatures."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return [cast("Detector", module.Detector()) for module in modules]
+    detectors = [cast("Detector", module.Detector()) for module in modules]
+    for one in detectors:
+        if isinstance(one, Learner):
+            one.learn(signatures)
+    return detectors

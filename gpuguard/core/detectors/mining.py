@@ -18,7 +18,6 @@ Windows are closed by the time of blocks, so a recording cut elsewhere is judged
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,22 +93,20 @@ class Standing(Struct):
 
 
 class Detector:
-    """See the head of this file.
+    """See the head of this file."""
 
-    Parameters
-    ----------
-    signatures
-        What is known of mining code; None: what this package ships.
-    """
+    def __init__(self) -> None:
+        self._by_kind: dict[str, list[Signature]] = {}
+        self._standings: BoundedTable[tuple[int, int], Standing] = BoundedTable(PROCESSES_MAX)
+        self.learn(())
 
-    def __init__(self, signatures: tuple[Signature, ...] | None = None) -> None:
-        if signatures is None:
-            signatures = importlib.import_module("gpuguard.signature_files").shipped()
+    def learn(self, signatures: tuple[Signature, ...]) -> None:
+        """Look for these from now on; without any, only what does not mine is told."""
+        mining = [one for one in signatures if one.label == "mining"]
         self._by_kind = {
-            kind: [one for one in signatures if one.kind == kind]
+            kind: [one for one in mining if one.kind == kind]
             for kind in ("kernel-name", "code-sha256", "launch-structure")
         }
-        self._standings: BoundedTable[tuple[int, int], Standing] = BoundedTable(PROCESSES_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what this item adds."""
