@@ -9,7 +9,7 @@ STANDINS := build/lab
 SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h ext/*/*.c ext/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types tidy bench fuzz soak stubs lock dist clean
+.PHONY: help setup demo test check lint types tidy bench fuzz asan soak stubs lock dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -50,11 +50,11 @@ bench: $(READY)  ## all benchmarks; fails if one missed its target
 	  echo "== $$file"; $(PYTHON) "$$file" || failed="$$failed $$file"; \
 	done; test -z "$$failed" || { echo "missed:$$failed"; exit 1; }
 
-fuzz: $(READY)  ## every parser under fuzz; GPUGUARD_FUZZ_SECONDS each (default 60)
-	@for file in tests/fuzz/fuzz_*.py; do \
-	  [ -e "$$file" ] || { echo "no fuzz targets"; exit 1; }; \
-	  echo "== $$file"; $(PYTHON) "$$file" "$${GPUGUARD_FUZZ_SECONDS:-60}" || exit 1; \
-	done
+fuzz: $(READY)  ## every property over fresh input, for GPUGUARD_FUZZ_SECONDS (default 300)
+	@sh scripts/fuzz.sh $(PYTHON) $${GPUGUARD_FUZZ_SECONDS:-300}
+
+asan: $(READY)  ## the packet parser's tests, built under the sanitizers of the compiler
+	@PYTHON=$(PYTHON) sh tests/asan_packets.sh -q
 
 soak: $(READY) $(STANDINS)/.built  ## the demo, twenty times in a row
 	$(PYTHON) -m gpuguard.lab.soak --times 20 --standins $(STANDINS)
