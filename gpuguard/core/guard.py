@@ -10,7 +10,7 @@ records say. The same blocks give the same events, bit for bit, however they are
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -37,6 +37,9 @@ from gpuguard.core.records import (
     ToolCall,
 )
 from gpuguard.core.subjects import FlowId, ProcessId, Subject
+
+if TYPE_CHECKING:
+    from gpuguard.core.signatures import Signature
 
 GAPS_MAX = 16
 PENDING_MAX = 1_024
