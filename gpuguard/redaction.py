@@ -116,7 +116,8 @@ def looks_random(text: str) -> bool:
     """Return whether the characters change their kind as often as drawn ones do.
 
     Of uniform base62 two neighbours differ in kind (upper, lower, digit) with probability 0.62, of base36 with 0.40;
-    in words, paths and identifiers with less than 0.3; a dash joins words and counts for nothing. Hexadecimal is never taken: digests and ids are made of it.
+    in words, paths and identifiers with less than 0.3; a dash joins words and counts for nothing. Hexadecimal is never
+    taken: digests and ids are made of it.
     """
     if len(text) < 24 or _HEX.match(text):
         return False

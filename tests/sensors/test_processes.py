@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import signal
@@ -161,7 +162,7 @@ def test_connector_messages():
     assert processes.parse_acknowledgement(connector(2, 1)) is None
 
 
-# -- tables, over scripted events ---------------------------------------------------------------------------------------
+# -- tables, over scripted events -------------------------------------------------------------------------------------
 
 BOOT = "boot"
 
@@ -423,18 +424,13 @@ def test_a_killed_process_says_by_what(live):
 
 @needs_root
 def test_a_forked_process_that_executes_nothing_is_found(live):
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(write_end)
-        os.read(read_end, 1)
-        os._exit(0)
+    code = "import os, sys; child = os.fork(); print(child, flush=True) if child else None; sys.stdin.read()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = int(parent.stdout.readline())
     blocks = until(live, lambda bs: any(isinstance(b, ProcessStarted) and b.process.pid == child for b in bs))
     found = next(b for b in blocks if isinstance(b, ProcessStarted) and b.process.pid == child)
-    assert found.parent.pid == os.getpid()
-    os.close(write_end)
-    os.close(read_end)
-    os.waitpid(child, 0)
+    assert found.parent == processes.identify(parent.pid)
+    parent.communicate(b"")
 
 
 INSIDE = """
@@ -452,7 +448,8 @@ pids = set()
 limit = time.monotonic() + 10
 while child.pid not in pids and time.monotonic() < limit:
     blocks = sensor.read(time.time_ns())
-    pids |= {b.process.pid for b in blocks if isinstance(b, ProcessStarted) and b.process == processes.identify(b.process.pid)}
+    started = [b.process for b in blocks if isinstance(b, ProcessStarted)]
+    pids |= {one.pid for one in started if one == processes.identify(one.pid)}
 refused, _ = processes.grant(processes.OpenProcesses("connector"))
 print(os.getpid(), child.pid in pids, max(pids) < 100, "first pid namespace" in refused.reason)
 child.kill(); child.wait(); sensor.close(); processes.release()
@@ -460,32 +457,103 @@ child.kill(); child.wait(); sensor.close(); processes.release()
 
 
 @needs_root
-def test_pids_are_those_of_the_brokers_namespace():
-    answer, descriptors = processes.grant(OpenProcesses("bpf"))
-    if isinstance(answer, Refused):
-        pytest.skip(f"bpf is not to be had here: {answer.reason}")
-    for descriptor in descriptors:
-        os.close(descriptor)
-    processes.release()
+def test_pids_are_those_of_the_brokers_namespace(bpf):
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", INSIDE]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT,
                           timeout=30)
     assert done.stdout.split() == ["1", "True", "True", "True"], done.stderr
 
 
-@needs_root
-def test_the_guard_cannot_write_to_the_ring():
+@pytest.fixture
+def bpf():
     answer, descriptors = processes.grant(OpenProcesses("bpf"))
     if isinstance(answer, Refused):
         pytest.skip(f"bpf is not to be had here: {answer.reason}")
-    import mmap
-
-    ring, waiting = descriptors
-    with pytest.raises(PermissionError):
-        mmap.mmap(ring, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_WRITE, offset=mmap.PAGESIZE)
-    os.close(ring)
-    os.close(waiting)
+    yield answer, descriptors
+    for descriptor in descriptors:
+        os.close(descriptor)
     processes.release()
+
+
+@needs_root
+def test_a_container_is_seen_from_outside_by_its_outer_pid(bpf):
+    from gpuguard._processes import Ring
+
+    answer, (ring_fd, _) = bpf
+    ring = Ring(ring_fd, answer.values["ring_bytes"])
+    outer = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "sleep", "60"])
+    seen, limit = [], time.monotonic() + 10
+    while not any(one.name == "sleep" and one.kind == Kind.EXEC for one in seen) and time.monotonic() < limit:
+        seen += processes.parse_ring(ring.read(64), 0)[0]
+    inner = next(one for one in seen if one.name == "sleep" and one.kind == Kind.EXEC)
+    assert inner.parent_pid == outer.pid
+    assert processes.identify(inner.pid).start_ticks == inner.start_ticks
+    assert Path(f"/proc/{inner.pid}/comm").read_text() == "sleep\n"
+    outer.kill()
+    outer.wait()
+    ring.close()
+
+
+UNPRIVILEGED = """
+import os, select, sys
+from gpuguard._processes import Ring
+ring_fd, ring_bytes, waiting = map(int, sys.argv[1:])
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+ring = Ring(ring_fd, ring_bytes)
+os.close(ring_fd)
+ring.read(10_000)
+print("mapped", flush=True)
+ready = select.epoll.fromfd(waiting).poll(10)
+print(bool(ready), len(ring.read(64)) > 0)
+"""
+
+
+@needs_root
+def test_the_ring_is_read_without_privileges(bpf):
+    ring_fd, waiting = bpf[1]
+    child = subprocess.Popen([sys.executable, "-c", UNPRIVILEGED, str(ring_fd), str(bpf[0].values["ring_bytes"]),
+                              str(waiting)], pass_fds=(ring_fd, waiting), stdout=subprocess.PIPE, cwd=ROOT)
+    assert child.stdout.readline() == b"mapped\n"
+    subprocess.run(["/bin/true"], check=True)
+    assert child.communicate()[0] == b"True True\n"
+
+
+@needs_root
+def test_a_full_ring_is_counted_and_the_host_listed_anew():
+    try:
+        sensor = processes.open_sensor(Direct(), Config(processes=ProcessSettings(source="bpf")))
+    except EyeClosed as closed:
+        pytest.skip(f"bpf is not to be had here: {closed}")
+    sensor.read(time.time_ns())
+    # Three events each, 88 bytes with their headers, into a ring of 512 KiB.
+    subprocess.run(["/bin/sh", "-c", "i=0; while [ $i -lt 2100 ]; do /bin/true; i=$((i + 1)); done"], check=True)
+    last = subprocess.Popen(["sleep", "60"])
+    while b"sleep" not in Path(f"/proc/{last.pid}/comm").read_bytes():
+        pass
+
+    def told(blocks):
+        # The first event that finds room again says how many did not.
+        subprocess.run(["/bin/true"], check=True)
+        return [b for b in blocks if isinstance(b, Gap) and "more process events" in b.reason]
+
+    blocks = until(sensor, told)
+    assert sum(gap.lost for gap in told(blocks)) > 0
+    assert sensor._known[last.pid].process == processes.identify(last.pid)
+    assert not [known for known in sensor._known.values() if known.process.pid not in (last.pid, os.getpid())
+                and known.process in {b.process for b in blocks if isinstance(b, ProcessExited)}]
+    last.kill()
+    last.wait()
+    sensor.close()
+    processes.release()
+
+
+@needs_root
+def test_the_guard_cannot_write_to_the_ring(bpf):
+    _, (ring_fd, _) = bpf
+    with pytest.raises(PermissionError):
+        mmap.mmap(ring_fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_WRITE, offset=mmap.PAGESIZE)
 
 
 def test_polling_works_without_privileges():
