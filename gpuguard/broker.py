@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -339,8 +340,12 @@ _OPERATOR_HANDLERS: dict[type, Callable[..., Reply]] = {
 
 
 def guard_identity() -> tuple[int, int] | None:
-    """Return uid and gid for the guard: the ``gpuguard`` user, else ``nobody``; None where we cannot change ours."""
-    if os.geteuid() != 0:
+    """Return uid and gid for the guard: the ``gpuguard`` user, else ``nobody``; None where we cannot change ours.
+
+    A root of a user namespace that maps nobody else (user_namespaces(7)) cannot.
+    """
+    mapped = sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines())
+    if os.geteuid() != 0 or mapped == 1:
         return None
     for name in ("gpuguard", "nobody"):
         with contextlib.suppress(KeyError):
