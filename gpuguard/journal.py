@@ -193,8 +193,10 @@ class Journal:
     def compact(self, now_ns: int) -> None:
         """Write what is in force into a new file and put it in the old one's place; on failure keep the old one."""
         recent = tuple(one for one in self.state.recent if one[0] >= now_ns - HOUR_NS)
-        lines: list[Line] = [Recent(now_ns, recent), *self.state.in_force.values()]
+        lines: list[Line] = [*self.state.in_force.values()]
         lines += [Completed(now_ns, key, text) for key, text in self.state.completed.items()]
+        # Last, for it replaces what the intents above counted again.
+        lines.append(Recent(now_ns, recent))
         data = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
         fresh = self.path.with_suffix(".new")
         fresh.unlink(missing_ok=True)

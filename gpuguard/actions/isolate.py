@@ -18,7 +18,6 @@ import ctypes
 import os
 import secrets
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
@@ -124,11 +123,12 @@ def _namespace(pid: int) -> Iterator[int | None]:
 def _sockets(pid: int) -> dict[int, int]:
     """Return descriptor by socket inode of one process; raises `OSError` if it may not be looked at."""
     found: dict[int, int] = {}
-    for entry in os.scandir(PROC / str(pid) / "fd"):
+    folder = PROC / str(pid) / "fd"
+    for name in os.listdir(folder):
         with contextlib.suppress(FileNotFoundError):
-            link = str(Path(entry.path).readlink())
+            link = str((folder / name).readlink())
             if link.startswith("socket:[") and len(found) < SOCKETS_MAX:
-                found[int(link[8:-1])] = int(entry.name)
+                found[int(link[8:-1])] = int(name)
     return found
 
 

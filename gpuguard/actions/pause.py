@@ -9,6 +9,7 @@ Source: Documentation/admin-guide/cgroup-v2.rst section 5.2.1; signal(7).
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from gpuguard import boxes, proctree
@@ -18,6 +19,9 @@ from gpuguard.journal import Plan
 if TYPE_CHECKING:
     from gpuguard.proctree import Member
     from gpuguard.actions import Job
+
+STOP_WAIT_S = 0.5
+_POLL_S = 0.002
 
 
 def apply(job: Job) -> Effect:
@@ -54,6 +58,9 @@ def _stop(job: Job) -> Effect:
 
     members = proctree.each_of_tree(job.root, put)
     plan = Plan(stopped=tuple((one.pid, one.start_ticks) for one in stopped))
+    end = time.monotonic() + STOP_WAIT_S
+    while _running(plan) and time.monotonic() < end:
+        time.sleep(_POLL_S)
     before = len(members) - len(stopped)
     text = f"{len(stopped)} processes stopped by SIGSTOP" + (f", {before} stood still before" if before else "")
     return Effect(text=text, plan=plan, members=members)
@@ -67,9 +74,14 @@ def verify(effect: Effect) -> str:
             boxes.recapture(out, effect.plan.boxes)
             return f"{len(out)} processes had left the box and were put back"
         return "" if all(boxes.is_frozen(box) for box in effect.plan.boxes) else "not all processes stand still"
-    running = [pid for pid, ticks in effect.plan.stopped
-               if (now := proctree.member(pid)) and now.start_ticks == ticks and now.state not in "TtZX"]
-    return f"{len(running)} processes run again" if running else ""
+    running = _running(effect.plan)
+    return f"{running} processes run again" if running else ""
+
+
+def _running(plan: Plan) -> int:
+    """Return how many of those that we stopped do not stand still."""
+    seen = ((proctree.member(pid), ticks) for pid, ticks in plan.stopped)
+    return sum(1 for now, ticks in seen if now and now.start_ticks == ticks and now.state not in "TtZX")
 
 
 def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:

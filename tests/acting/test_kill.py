@@ -1,0 +1,106 @@
+"""Kill: approved or not at all; the whole tree, and said to be dead only when it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from gpuguard import boxes, proctree
+from gpuguard.actions import kill
+from tests.acting.tools import act, state, until
+
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    open(sys.argv[1], "w").write("ready")
+while True:
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture(params=["boxes", "signals"])
+def way(request):
+    """Be on a host with and without cgroup v2; return how to place pids."""
+    if request.param == "boxes":
+        return request.getfixturevalue("park")
+    request.getfixturevalue("no_boxes")
+    return lambda *_: None
+
+
+@pytest.mark.parametrize("approved_by", ["", "  "])
+def test_without_an_approval_nothing_happens(enforcement, family, approved_by):
+    child, pids = family()
+    outcome = enforcement().act(act(child.pid, "kill", approved_by=approved_by), "guard")
+    assert (outcome.outcome, "approval" in outcome.text) == ("refused", True)
+    assert all(state(pid) in "RS" for pid in pids)
+
+
+def test_a_tree_that_obeys_ends_at_sigterm(enforcement, family, way):
+    child, pids = family()
+    bystander, _ = family()
+    way(*pids, bystander.pid)
+    one = enforcement()
+    outcome = one.act(act(child.pid, "kill", approved_by="alice"), "guard")
+    assert (outcome.outcome, outcome.text) == ("done", "SIGTERM to 3 processes, SIGKILL to what is left in 0.2 s")
+    until(lambda: one.tick() or not one.in_force())
+    assert [(news.outcome, news.text) for news in one.take_news()] == [("done", "all 3 processes have ended")]
+    assert child.wait() == -signal.SIGTERM
+    assert all(state(pid) in {"gone", "Z"} for pid in pids)
+    assert bystander.poll() is None
+
+
+def test_a_tree_that_does_not_is_killed_after_the_grace_time(enforcement, spawn, tmp_path, way):
+    child = spawn(STUBBORN, tmp_path / "ready")
+    until(lambda: (tmp_path / "ready").exists())
+    pids = [one.pid for one in proctree.tree([child.pid])]
+    way(*pids)
+    one = enforcement()
+    one.act(act(child.pid, "kill", approved_by="alice"), "guard")
+    assert len(one.in_force()) == 1
+    until(lambda: one.tick() or not one.in_force())
+    assert one.take_news()[0].outcome == "done"
+    assert child.wait() == -signal.SIGKILL
+    until(lambda: all(state(pid) in {"gone", "Z"} for pid in pids))
+
+
+def test_a_paused_tree_can_be_killed(enforcement, family, park):
+    child, pids = family()
+    home = park(*pids)
+    one = enforcement()
+    pause = one.act(act(child.pid), "guard")
+    one.act(act(child.pid, "kill", approved_by="alice", cgroup=home), "guard")
+    until(lambda: one.tick() or len(one.in_force()) == 1)
+    assert child.wait() in {-signal.SIGTERM, -signal.SIGKILL}, "a frozen task still takes a signal that ends it"
+    one.undo(pause.decision_id, "", "guard")
+    assert [entry for entry in boxes.folder(home).iterdir() if entry.is_dir()] == []
+
+
+def test_what_lives_on_is_never_said_to_be_dead(enforcement, spawn, no_boxes, monkeypatch):
+    child = spawn("import time; time.sleep(600)")
+    one = enforcement()
+    monkeypatch.setattr(proctree, "send", lambda *_: False)
+    monkeypatch.setattr(kill, "VERIFY_S", 0.0)
+    one.act(act(child.pid, "kill", approved_by="alice"), "guard")
+    until(lambda: one.tick() or not one.in_force())
+    [news] = one.take_news()
+    assert (news.outcome, f"still alive: pid {child.pid}" in news.text) == ("failed", True)
+    assert child.poll() is None
+
+
+def test_ending_in_the_grace_time_kills_nobody_later(enforcement, spawn, tmp_path, park):
+    child = spawn(STUBBORN, tmp_path / "ready")
+    until(lambda: (tmp_path / "ready").exists())
+    home = park(*[one.pid for one in proctree.tree([child.pid])])
+    one = enforcement()
+    outcome = one.act(act(child.pid, "kill", approved_by="alice"), "guard")
+    effect = one._effects[outcome.decision_id]
+    effect.kill_at_s = time.monotonic() + 600
+    [undone] = one.undo("", "the broker ends", "operator")
+    assert "cannot be undone" in undone.text
+    assert one.next_ns() is None
+    assert proctree.cgroup_of(child.pid) == home
+    assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)

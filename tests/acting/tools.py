@@ -1,0 +1,53 @@
+"""What the tests of acting share: a clock that can be set, requests, and waiting."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+from gpuguard import boxes, proctree
+from gpuguard.core.subjects import ProcessId
+from gpuguard.enforcement import Clock
+from gpuguard.messages import Act
+
+ROOT = Path(__file__).parents[2]
+numbers = itertools.count()
+
+
+class SetClock(Clock, frozen=True):
+    """The host's clock, moved on by ``ahead``."""
+
+    ahead: list[int]
+
+    def wall_ns(self):
+        return time.time_ns() + self.ahead[0]
+
+    def boot_ns(self):
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self.ahead[0]
+
+
+def until(condition, what="it"):
+    """Wait for a condition; the limit is there for a broken build, not for a slow machine."""
+    end = time.monotonic() + 30
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what} did not happen"
+        time.sleep(0.005)
+    return found
+
+
+def state(pid):
+    seen = proctree.member(pid)
+    return seen.state if seen else "gone"
+
+
+def process_of(pid):
+    return ProcessId(proctree.boot_id(), pid, proctree.member(pid).start_ticks)
+
+
+def act(pid, action="pause", **changes):
+    cgroup = changes.pop("cgroup", proctree.cgroup_of(pid) or "/")
+    fields = {"decision_id": f"decision-{next(numbers)}", "action": action, "target": process_of(pid),
+              "cgroup": cgroup, "cgroup_id": boxes.cgroup_id(cgroup), "ttl_s": 600.0, "approved_by": "",
+              "reason": "a test"}
+    return Act(**{**fields, **changes})
