@@ -214,16 +214,19 @@ def _judge_ties(
 
 
 def _accused(tale: Tale) -> Iterator[str]:
-    """Yield every accusation of somebody who did nothing wrong."""
+    """Yield every accusation of somebody who did nothing wrong, one taken back included."""
     guilty = {call.pid for name, call in tale.calls.items() if name != "read"} | set(tale.session)
     _, port = tale.tunnel_syn() if "tunnel" in tale.calls else (0, None)
-    for finding in _latest(tale):
-        if not accuses(finding) or _from_port(finding, port):
+    told: set[str] = set()
+    for finding in (one.event for one in tale.heard if isinstance(one.event, Finding)):
+        if finding.process is None or finding.process.process.pid in guilty or finding.id in told:
             continue
-        if finding.process is None:
-            yield f"{finding.label} {finding.verdict}: {finding.subject}, process unknown"
-        elif finding.process.process.pid not in guilty:
+        if accuses(finding):
+            told.add(finding.id)
             yield f"{finding.label} {finding.verdict}: {process_words(finding.process)}"
+    for finding in _latest(tale):
+        if accuses(finding) and finding.process is None and not _from_port(finding, port):
+            yield f"{finding.label} {finding.verdict}: {finding.subject}, process unknown"
 
 
 def _latest(tale: Tale) -> list[Finding]:

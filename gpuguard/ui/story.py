@@ -87,8 +87,9 @@ def accuses(finding: Finding) -> bool:
 
 def accused(incident: Incident) -> list[Finding]:
     """Return the findings of an incident that accuse, in order of time."""
-    def order(finding: Finding) -> tuple[int, str]:
-        return min((e.time_ns for e in finding.evidence), default=finding.time_ns), finding.label
+    def order(finding: Finding) -> tuple[int, int, str]:
+        began_ns = min((e.start_ns for e in finding.evidence), default=finding.start_ns)
+        return began_ns, min((e.time_ns for e in finding.evidence), default=finding.time_ns), finding.label
 
     return sorted((f for f in incident.findings if accuses(f)), key=order)
 

@@ -27,6 +27,7 @@ USUAL_S = 36.0
 REAL = "network namespaces, OpenSSH, processes, packets, OTLP spans; the guard, its broker and every sensor"
 STANDIN = "the GPU: a scripted NVML library, and a libcuda with the call sites of the real driver's"
 REPLAYED = "the GPU half: there is no stand-in here, so a recording made with one goes through the same guard"
+REPLAYED_CLOSED = "the GPU half, from a recording made with the launch eye open: it is closed here"
 NO_RECORDING = "the GPU half: there is no stand-in and no recording here"
 
 EXAMPLES = """\b
@@ -79,10 +80,13 @@ def _demo(console: Console, standins: Path | None, record: Path | None, output: 
         teller = _Teller(console, progress)
         tale, left = perform(settings, teller.take)
     judgement = judge(tale)
+    if standins and "launches" in tale.closed_eyes():
+        replayed = _replayed()
+        notes.append(f"Replayed: {REPLAYED_CLOSED}.")
     _told(console, tale, replayed, judgement)
     _report(console, tale, replayed, judgement, (output, notes))
     if record:
-        console.print(f"  recording  {record}")
+        console.print(f"  recording  {record}", soft_wrap=True)
     return _closing(console, judgement, left)
 
 
@@ -95,6 +99,7 @@ class _Teller:
         self._task = progress.add_task("", total=USUAL_S)
         self._zero_ns: int | None = None
         self._turns: dict[str, str] = {}
+        self._gaps: set[tuple[str, str]] = set()
 
     def take(self, line: dict[str, Any], event: Event | None) -> None:
         """Take one line of the lab."""
@@ -135,8 +140,9 @@ class _Teller:
                 asks = " after a person's approval" if event.needs_approval else ""
                 target = story.process_words(event.target)
                 return "policy", "blue", Text(visible(f"{would}{story.RUNG_WORDS[event.rung]}{asks}: {target}"))
-            case Gap() if is_closed_eye(event):
-                return "eye", "yellow", Text(visible(f"{event.sensor} is closed: {event.reason}"))
+            case Gap() if is_closed_eye(event) and (event.sensor, event.reason) not in self._gaps:
+                self._gaps.add((event.sensor, event.reason))
+                return "eye", "yellow", Text(visible(f"{event.sensor}: {event.reason}"))
             case _:
                 return None
 
