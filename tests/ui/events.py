@@ -31,12 +31,12 @@ def flow(port, start, to="10.77.0.2", to_port=22):
     return FlowId(4026532001, 6, "10.77.0.1", port, to, to_port, at(start))
 
 
-def evidence(subject, label, cls, kind, nats, start, end, text, blind=()):  # noqa: PLR0917
+def evidence(subject, label, cls, kind, nats, start, end, text, blind=()):
     return Evidence(at(end), subject, label, cls, kind, nats, text, at(start), "ssh" if cls == "network" else "",
                     tuple(blind))
 
 
-def finding(subject, label, verdict, nats, start, told, found, against, who, asked, carrier=""):  # noqa: PLR0917
+def finding(subject, label, verdict, nats, start, told, found, against, who, asked, carrier=""):
     return Finding(at(told), f"F-{label}", subject, verdict, label, carrier,
                    0.9999 if verdict == "confirmed" else 0.93, nats, at(start), told - start, tuple(found),
                    tuple(against), who, asked, TRACE)
@@ -93,7 +93,7 @@ def events(name="ssh", arguments='{"command": "ssh -N -R 2222:127.0.0.1:22 outsi
     )
     incident = Incident(
         at(28), "I-9c1f2ab77e", "open", at(3.4),
-        f"mining and scan and ssh-reverse-shell and ssh-reverse-tunnel by hasher, python3, {name}, asked for by tool call shell",
+        f"mining, scan and two more by hasher, python3, {name}, asked for by tool call shell",
         f"trace {TRACE}", "confirmed", (scan, second, shell, mining), (probed, asked, mined), (probe, ssh, miner),
         decisions, outcomes)
     admin = FlowId(4026532001, 6, "10.77.0.2", 40112, "10.77.0.1", 22, at(1))
