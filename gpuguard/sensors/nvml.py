@@ -81,16 +81,18 @@ class Broker(Protocol):
 
 
 def first_of(*names: str) -> Callable[[Any, Any], Any]:
-    """Return a reader that makes the first of these calls that the driver has: newest name first."""
+    """Return a reader that makes the first of these calls that binding and driver have: newest name first."""
 
     def reader(nvml: Any, handle: Any) -> Any:
-        for name in names[:-1]:
+        for name in names:
             try:
                 return getattr(nvml, name)(handle)
+            except AttributeError:
+                continue  # newer than the installed binding
             except nvml.NVMLError as error:
                 if error.value != FUNCTION_NOT_FOUND:
                     raise
-        return getattr(nvml, names[-1])(handle)
+        raise nvml.NVMLError(FUNCTION_NOT_FOUND)
 
     return reader
 
@@ -343,6 +345,10 @@ class Driver:
         except self._nvml.NVMLError as error:
             self._failed(gpu, sweep, what, error)
             return None
+        except AttributeError as error:
+            gpu.absent.add(what)
+            self._tell_absent(gpu, sweep, what, f"the installed nvidia-ml-py is too old: {error}")
+            return None
         if what in gpu.failing:
             since_ns, lost = gpu.failing.pop(what)
             reason = f"GPU {gpu.index} ({gpu.uuid}): {what} can be read again"
@@ -363,7 +369,7 @@ class Driver:
         if not lost:
             sweep.blocks.append(_gap(sweep.time_ns, f"GPU {gpu.index} ({gpu.uuid}): {what} cannot be read: {error}"))
 
-    def _tell_absent(self, gpu: Gpu, sweep: Sweep, what: str, error: Any) -> None:
+    def _tell_absent(self, gpu: Gpu, sweep: Sweep, what: str, error: object) -> None:
         if (gpu.uuid, what) not in self._told:
             self._told.add((gpu.uuid, what))
             sweep.blocks.append(_gap(sweep.time_ns, f"GPU {gpu.index} ({gpu.uuid}) has no {what}: {error}"))
@@ -605,6 +611,7 @@ class NvmlSensor:
         self._answered: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pending_since_ns = 0
         self._told_hung = False
+        self._told_error = ""
         self._first: list[Block] = []
         self._thread = threading.Thread(target=self._work, name="gpuguard-nvml", daemon=True)
         self._thread.start()
@@ -642,7 +649,7 @@ class NvmlSensor:
             blocks.append(_gap(now_ns, "NVML answers again", since_ns=self._pending_since_ns))
         self._pending_since_ns = 0
         if isinstance(answer, BaseException):
-            raise answer
+            return blocks + self._broken(answer, now_ns)
         blocks += answer.blocks
         return blocks + self._named(answer)
 
@@ -658,6 +665,14 @@ class NvmlSensor:
         self._told_hung = True
         reason = "a call of NVML has not returned for 5 s: the driver hangs, see dmesg for Xid messages"
         return [_gap(now_ns, reason, since_ns=self._pending_since_ns)]
+
+    def _broken(self, error: BaseException, now_ns: int) -> list[Block]:
+        """Return a `Gap` for what no driver should make happen, once for each kind of it in a row."""
+        told, self._told_error = self._told_error, type(error).__name__
+        if told == self._told_error:
+            return []
+        log.error("a round of NVML calls failed", exc_info=error)
+        return [_gap(now_ns, f"a round of NVML calls failed: {type(error).__name__}: {error}")]
 
     def _named(self, sweep: Sweep) -> list[Block]:
         if sweep.uses is None:
@@ -676,7 +691,7 @@ class NvmlSensor:
         while (task := self._asked.get()) is not None:
             try:
                 self._answered.put(task())
-            except Exception as error:  # noqa: BLE001 - it is raised again on the thread that asked
+            except Exception as error:  # noqa: BLE001 - whoever asked is told
                 self._answered.put(error)
 
 

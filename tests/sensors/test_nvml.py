@@ -280,6 +280,34 @@ def test_a_driver_that_hangs_does_not_hang_the_guard(play):
     assert len(of(records, "device_sample")) == 2
 
 
+def test_an_older_binding_lacks_names_and_the_rest_is_read(play):
+    records = play(ONE_GPU, """
+        import pynvml
+        del pynvml.nvmlDeviceGetCurrentClocksEventReasons, pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES
+        del pynvml.nvmlDeviceGetTotalEnergyConsumption
+    """ + SWEEPS.format(seconds=(1, 2, 3)).replace("\n", "\n        "))
+    sample = of(records, "device_sample")[2]
+    assert (sample["throttle_reasons"], sample["energy_j"], sample["power_w"]) == (4, None, 430.5)
+    assert [gap["reason"].split(":")[0] for gap in of(records, "gap")] == [
+        "GPU 0 (GPU-a) has no energy", "GPU 0 (GPU-a) has no PCIe byte counters"]
+    assert of(records, "device_sample")[1]["pcie_tx_bytes_per_s"] == 20_000  # measured in its place
+
+
+def test_what_no_driver_should_do_is_a_gap_and_not_the_end(play):
+    records = play(ONE_GPU, """
+        sensor = nvml.open_sensor(broker, Config(), now_ns=at(0))
+        sweep = sensor._driver.sweep
+        sensor._driver.sweep = lambda now_ns: 1 / 0
+        for second in (1, 2, 3):
+            show(sensor.read(at(second)))
+        sensor._driver.sweep = sweep
+        show(sensor.read(at(4)))
+    """)
+    assert [gap["reason"] for gap in of(records, "gap")] == [
+        "a round of NVML calls failed: ZeroDivisionError: division by zero"]
+    assert len(of(records, "device_sample")) == 1
+
+
 def test_pids_join_while_the_driver_runs(play, tmp_path):
     pids = tmp_path / "pids"
     script = ONE_GPU.replace("pid_env STANDIN_PID", f"pid_file {pids}")
