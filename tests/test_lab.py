@@ -1,4 +1,4 @@
-"""The incident lab, played without a guard: it comes up, the tunnel is made and used, and nothing of it stays behind."""
+"""The incident lab, played without a guard: it comes up, its tunnel is made and used, and nothing of it is left."""
 
 from __future__ import annotations
 

@@ -24,6 +24,9 @@ WIDTH = 100
 BAR = 12
 NATS_FULL = 14.0
 
+#: A line below the head, nothing else.
+_HEAD = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
+
 VERDICT_STYLES = {"confirmed": "bold red", "suspect": "bold yellow", "clear": "green", "unknown": "dim"}
 CLASS_STYLES = {
     "network": "cyan", "launch": "magenta", "code": "magenta", "counter": "yellow", "process": "blue",
@@ -41,17 +44,21 @@ def show_incident(console: Console, incident: Incident) -> None:
     console.print(Text(visible(story.headline(incident)), style="bold"))
     heading(console, "Who asked for what")
     console.print(_join(found))
-    heading(console, "Evidence")
-    for finding in found:
+    heading(console, "Evidence", "seconds since the first tool call" if incident.tool_calls else "")
+    for number, finding in enumerate(found):
+        if number:
+            console.print()
+        console.print(_line((f" {finding.label} ", "bold"), verdict(finding.verdict),
+                            (f"  {finding.nats:.1f} nats, {finding.id}", "dim")))
         console.print(_evidence(finding, zero_ns))
     heading(console, "What policy did")
     console.print(_decisions(incident, zero_ns))
 
 
-def heading(console: Console, text: str) -> None:
+def heading(console: Console, text: str, remark: str = "") -> None:
     """Write a heading."""
     console.print()
-    console.print(Text(text, style="bold underline" if console.is_terminal else "bold"))
+    console.print(_line((text, "bold underline"), ("  ", ""), (remark, "dim")))
 
 
 def verdict(word: str) -> Text:
@@ -110,8 +117,6 @@ def _evidence(finding: Finding, zero_ns: int) -> Table:
     table.add_column(ratio=1, overflow="fold")
     table.add_column(no_wrap=True, justify="right", width=6)
     table.add_column(no_wrap=True, width=BAR)
-    table.add_row("", "", _line((finding.label, "bold"), (" ", ""), verdict(finding.verdict)),
-                  Text(f"{finding.nats:.1f}", style="bold"), Text("nats", style="dim"))
     for one in sorted(finding.evidence, key=lambda e: -e.nats):
         table.add_row(*_evidence_row(one, zero_ns))
     for one in finding.counter_evidence:
@@ -152,7 +157,7 @@ def _decisions(incident: Incident, zero_ns: int) -> Table | Text:
 
 
 def _table(*, header: bool = False) -> Table:
-    return Table(box=box.SIMPLE_HEAD if header else None, show_header=header, header_style="dim", expand=True,
+    return Table(box=_HEAD if header else None, show_header=header, header_style="dim", expand=True,
                  padding=(0, 1), pad_edge=True, width=WIDTH)
 
 

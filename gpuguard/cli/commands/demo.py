@@ -210,10 +210,10 @@ def _opening(console: Console, notes: Sequence[str]) -> None:
 
     console.print("[bold]GPUGuard demo[/]  an agent opens a tunnel and mines: the incident, played on this machine")
     console.print()
-    table = Table.grid(padding=(0, 1))
+    table = Table.grid(padding=(0, 2))
     table.add_column(width=10, justify="right", style="dim")
     table.add_column(overflow="fold")
-    for note in [*notes, "Mode: observe. Policy writes down what it would do, and does nothing."]:
+    for note in (*notes, "Mode: observe. Policy writes down what it would do, and does nothing."):
         name, _, text = note.partition(": ")
         table.add_row(name.lower(), text)
     console.print(table)
