@@ -472,7 +472,8 @@ cdef void read_stream(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_
                 at += part
 
 
-cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
+cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have,
+                  uint32_t size) noexcept nogil:
     """Read what of this segment is in order and new; ``have`` of its ``size`` bytes were captured."""
     cdef int32_t old = <int32_t>(t.wanted - sequence)
     if old < 0:

@@ -6,8 +6,14 @@ cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void* address, size_t length)
 
+cdef extern from *:
+    """
+    #include <linux/if_packet.h>
+    _Static_assert(TPACKET_ALIGN(sizeof(struct tpacket3_hdr)) == 48, "LINK_HEADER");
+    """
+
 cdef extern from "<linux/if_packet.h>" nogil:
-    enum: TP_STATUS_KERNEL, TP_STATUS_USER, TPACKET_ALIGNMENT
+    enum: TP_STATUS_KERNEL, TP_STATUS_USER
     struct tpacket3_hdr:
         uint32_t tp_next_offset
         uint32_t tp_sec
@@ -128,7 +134,7 @@ cdef class Ring:
     cdef void _packet(self, Parse* s) noexcept nogil:
         cdef const uint8_t* head = self.base + <size_t>self.block * self.block_bytes
         cdef uint32_t step
-        if self.at > self.block_bytes - LINK_HEADER - sizeof(sockaddr_ll):
+        if self.at & 7 or self.at > self.block_bytes - LINK_HEADER - sizeof(sockaddr_ll):
             self.bad_blocks += 1
             self.left = 0
             return

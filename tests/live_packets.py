@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -98,6 +99,10 @@ def rows_in(blocks: list[Block]) -> int:
     return sum(len(block.rows) for block in blocks if isinstance(block, Packets))
 
 
+def fins_in(blocks: list[Block]) -> int:
+    return sum(int((block.rows["tcp_flags"] & 1).sum()) for block in blocks if isinstance(block, Packets))
+
+
 def lost_in(blocks: list[Block]) -> int:
     return sum(block.lost or 0 for block in blocks if isinstance(block, Gap))
 
@@ -124,18 +129,17 @@ def conversation(snap_bytes: int) -> dict:
     sensor = sensor_of(broker, snap_bytes=snap_bytes)
     before = time.time_ns()
     port = converse(1_000_000)
-    fins = lambda blocks: sum(int((block.rows["tcp_flags"] & 1).sum()) for block in blocks if isinstance(block, Packets))
-    blocks = read_until(sensor, lambda blocks: fins(blocks) >= 2)
+    blocks = read_until(sensor, lambda blocks: fins_in(blocks) >= 2)
     packets = [block for block in blocks if isinstance(block, Packets)]
     to_server = [row for block in packets for row in block.rows if row["destination_port"] == port]
     result = {
-        "netns": {block.netns for block in packets} == {os.stat("/proc/self/ns/net").st_ino},
+        "netns": {block.netns for block in packets} == {Path("/proc/self/ns/net").stat().st_ino},
         "syns": sum(int(row["tcp_flags"]) == 2 for row in to_server),
         "payload_bytes": sum(int(row["payload_bytes"]) for row in to_server),
         "packet_types": sorted({int(row["packet_type"]) for row in to_server}),
         "protocols": sorted({int(row["protocol"]) for row in to_server}),
         "times": all(before <= row["time_ns"] <= time.time_ns() for row in to_server),
-        "in_order": all(a["time_ns"] <= b["time_ns"] for a, b in zip(to_server, to_server[1:], strict=False)),
+        "in_order": all(a["time_ns"] <= b["time_ns"] for a, b in itertools.pairwise(to_server)),
         "banners": [fact.text for block in packets for fact in block.facts],
         "frame_less_payload": sorted({int(row["frame_bytes"]) - int(row["payload_bytes"]) for row in to_server
                                       if row["payload_bytes"]}),
@@ -171,7 +175,7 @@ def powers() -> dict:
         os.close(descriptor)
     sensor = sensor_of(broker)
     left = {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, broker.pair.fileno()}
-    links = {descriptor: os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in left if is_open(descriptor)}
+    links = {one: str(Path(f"/proc/self/fd/{one}").readlink()) for one in left if is_open(one)}
     result = {"control": control, "links": sorted(links.values()), "sendto": [send_frame(one) for one in links],
               "write": [write_frame(one) for one in links]}
     converse(1000)
@@ -182,7 +186,8 @@ def powers() -> dict:
 
 
 def is_open(descriptor: int) -> bool:
-    return Path(f"/proc/self/fd/{descriptor}").exists()
+    """Not so for the one that listed the folder."""
+    return Path(f"/proc/self/fd/{descriptor}").is_symlink()
 
 
 def send_frame(descriptor: int) -> str:

@@ -329,7 +329,7 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
             streams[key] = {"first": sequence, "data": b"", "facts": 0}
     elif key not in streams:
         if not (payload.startswith(b"SSH-")
-                or payload[:2] == b"\x16\x03" and len(payload) >= 6 and payload[2] <= 4 and payload[5] == 1):
+                or (payload[:2] == b"\x16\x03" and len(payload) >= 6 and payload[2] <= 4 and payload[5] == 1)):
             return []
         streams[key] = {"first": sequence, "data": b"", "facts": 0}
     stream = streams[key]

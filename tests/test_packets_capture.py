@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gpuguard._packets import CaptureFile, Parser
 from gpuguard.core.records import DnsMessage, Fact, Gap, Packets, SshBanner, SshKexInit, SshNewKeys, TlsClientHello
 from gpuguard.sensors.packets import CaptureError, read_capture
 
@@ -162,8 +163,8 @@ def test_pcapng_blocks_sections_and_resolutions(order: str) -> None:
 @pytest.mark.parametrize("resolution", [0, 3, 6, 9, 12, 19, 127, 128, 0x80 | 10, 0x80 | 63, 0x80 | 64, 255])
 def test_any_resolution(resolution: int) -> None:
     ticks = 0x1234_5678_9ABC
-    capture = section("<") + interface("<", options=option("<", 9, bytes([resolution]))) + enhanced("<", segment(), ticks)
-    rows, _, _ = read(capture)
+    face = interface("<", options=option("<", 9, bytes([resolution])))
+    rows, _, _ = read(section("<") + face + enhanced("<", segment(), ticks))
     n = resolution & 0x7F
     exact = ticks * 10**9 // (2**n if resolution & 0x80 else 10**n)
     assert rows["time_ns"].tolist() == [(exact + 2**63) % 2**64 - 2**63]
@@ -207,7 +208,7 @@ def test_a_file_cut_anywhere_loses_nothing_before_the_cut(make: object) -> None:
     (section("<") + block("<", 1, bytes(4)), "interface block too short"),
     (section("<") + block("<", 5, bytes(8))[:-1] + b"\1", "block lengths before and after differ"),
     (section("<") + interface("<") * 1025, "more than 1024 interfaces in one section"),
-    (section("<") + interface("<") + block("<", 6, struct.pack("<IIIII", 0, 0, 0, 99, 99)), "packet longer than its block"),
+    (section("<") + interface("<") + block("<", 6, struct.pack("<5I", 0, 0, 0, 9, 9)), "packet longer than its block"),
     (section("<") + interface("<") + block("<", 6, bytes(8)), "packet block too short"),
     (struct.pack("<IIII", 0x0A0D0D0A, 28, 1, 1) + bytes(12), "section header without byte-order magic"),
     (gzip.compress(pcap(FRAMES))[:-20], "the compressed file breaks off"),
@@ -256,6 +257,25 @@ def test_a_mutated_file_never_fails_otherwise(data: bytes, edits: list[tuple[int
 @settings(max_examples=400, deadline=None)
 def test_noise_never_fails_otherwise(data: bytes, head: bytes) -> None:
     until_error(head + data)
+
+
+@given(st.sampled_from([pcap(FRAMES[:8]), pcapng(FRAMES[:8]), pcapng(FRAMES[:8], ">")]),
+       st.lists(st.tuples(st.integers(0, 900), st.binary(min_size=1, max_size=4)), max_size=4), st.integers(0, 1200))
+@settings(max_examples=400, deadline=None)
+def test_nothing_is_read_past_the_end(data: bytes, edits: list[tuple[int, bytes]], cut: int) -> None:
+    """In memory of exactly that size, so that a sanitizer would see it."""
+    for at, new in edits:
+        data = data[:at] + new + data[at + len(new):]
+    exact = np.array(bytearray(data[:cut]), dtype=np.uint8)
+    parser = Parser()
+    capture = CaptureFile(parser)
+    try:
+        took = capture.feed(exact, 0, len(exact))
+    except ValueError:
+        took = capture.offset
+    assert took == capture.offset <= len(exact)
+    with pytest.raises(IndexError):
+        capture.feed(exact, 0, len(exact) + 1)
 
 
 # -- other people's captures -------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from gpuguard.core.records import Block
 
 ROWS_MAX = 8192
+BLOCKS_MAX = 16
 
 # -- capture files ----------------------------------------------------------------------------------------------------
 
@@ -315,10 +316,10 @@ class _Source:
         self._looked_ns: int | None = None
 
     def read(self, now_ns: int) -> list[Block]:
-        """Parse what is ready, one turn of the ring at most."""
+        """Parse what is ready, at most `BLOCKS_MAX` blocks; for the rest the descriptor stays ready."""
         blocks: list[Block] = []
         more = True
-        while more:
+        while more and len(blocks) < BLOCKS_MAX:
             more = self._ring.read(self._parser, self._blocks)
             if len(self._parser):
                 blocks.append(_taken(self._parser, self._netns))
