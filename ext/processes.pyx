@@ -51,8 +51,8 @@ cdef enum:
 cdef uint32_t BUSY = 1u << 31
 cdef uint32_t DISCARD = 1u << 30
 
-RECORD_BYTES = 80
-cdef size_t _RECORD_BYTES = 80
+cdef enum:
+    RECORD_BYTES_MAX = 1024
 
 
 cdef OSError _error(str what, long code):
@@ -146,10 +146,10 @@ cdef class Ring:
         self._producer = <uint8_t *>mapped
 
     def read(self, int records_max):
-        """Return up to ``records_max`` records, joined; fewer where no more are there."""
+        """Return up to ``records_max`` records; fewer where no more are there."""
         if self._consumer == NULL:
             raise ValueError("the ring is closed")
-        cdef bytearray out = bytearray()
+        cdef list out = []
         cdef unsigned long consumed = __atomic_load_n(<unsigned long *>self._consumer, ACQUIRE)
         cdef unsigned long produced = __atomic_load_n(<unsigned long *>self._producer, ACQUIRE)
         cdef uint8_t *head
@@ -162,12 +162,12 @@ cdef class Ring:
             if flagged & BUSY:
                 break
             size = flagged & ~(BUSY | DISCARD)
-            if not flagged & DISCARD and size == _RECORD_BYTES:
-                out += (<char *>head + HEADER_BYTES)[:size]
+            if not flagged & DISCARD and size <= RECORD_BYTES_MAX:
+                out.append((<char *>head + HEADER_BYTES)[:size])
                 taken += 1
             consumed += (size + HEADER_BYTES + 7) & ~<unsigned long>7
         __atomic_store_n(<unsigned long *>self._consumer, consumed, RELEASE)
-        return bytes(out)
+        return out
 
     def close(self):
         """Unmap."""

@@ -1,7 +1,5 @@
 """Types of ext/processes.pyx."""
 
-RECORD_BYTES: int
-
 class Programs:
     """The loaded, attached programs; they run until `close` or until this process ends."""
 
@@ -15,8 +13,8 @@ class Ring:
     """A mapped BPF ring; the descriptor may be closed once this exists."""
 
     def __init__(self, fd: int, ring_bytes: int) -> None: ...
-    def read(self, records_max: int) -> bytes:
-        """Return up to ``records_max`` records, joined; fewer where no more are there."""
+    def read(self, records_max: int) -> list[bytes]:
+        """Return up to ``records_max`` records; fewer where no more are there."""
 
     def close(self) -> None:
         """Unmap."""

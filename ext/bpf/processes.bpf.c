@@ -16,7 +16,8 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
-#define RING_BYTES (512 * 1024)
+#define RING_BYTES (1024 * 1024)
+#define ARGV_BYTES 512
 #define NAME_BYTES 16
 #define LEVELS_MAX 32 /* MAX_PID_NS_LEVEL, linux/pid_namespace.h */
 #define GROUP_EXIT 4  /* SIGNAL_GROUP_EXIT, linux/sched/signal.h */
@@ -35,6 +36,7 @@ typedef struct { int counter; } atomic_t;
 struct signal_struct { atomic_t live; unsigned int flags; int group_exit_code; } CO_RE;
 typedef struct { unsigned int val; } kuid_t;
 struct cred { kuid_t uid; } CO_RE;
+struct mm_struct { unsigned long arg_start, arg_end; } CO_RE;
 struct task_struct {
 	int pid;
 	int tgid;
@@ -45,11 +47,12 @@ struct task_struct {
 	struct task_struct *group_leader;
 	struct signal_struct *signal;
 	struct nsproxy *nsproxy;
+	struct mm_struct *mm;
 	const struct cred *cred;
 	char comm[NAME_BYTES];
 } CO_RE;
 
-/* Read by gpuguard/sensors/processes.py as "<QQQQQIIIIII16s". */
+/* Read by gpuguard/sensors/processes.py as "<QQQQQIIIIII16s"; of an exec "II512s" follow. */
 struct event {
 	__u64 time_ns;          /* CLOCK_BOOTTIME */
 	__u64 start_ns;         /* CLOCK_BOOTTIME, 0 never */
@@ -63,6 +66,16 @@ struct event {
 	__u32 netns;
 	__u32 exit_status;      /* as wait(2) gives it */
 	char name[NAME_BYTES];
+};
+
+/* An exec, with the first of its arguments as they lie in memory: each ended by a NUL. They are in the clear, like
+ * /proc/PID/cmdline is to everybody on the host, and redacted by who reads them here. Half of the processes that live
+ * for a millisecond are gone before their /proc can be opened. */
+struct exec_event {
+	struct event event;
+	__u32 argv_bytes; /* in all; more than ARGV_BYTES are cut */
+	__u32 unused;
+	char argv[ARGV_BYTES];
 };
 
 struct {
@@ -102,21 +115,11 @@ static __always_inline __u32 exit_status(struct task_struct *task)
 	return BPF_CORE_READ(leader, exit_code);
 }
 
-static __always_inline int report(struct task_struct *task, __u32 kind)
+static __always_inline void fill(struct event *event, struct task_struct *task, __u32 kind, __u32 pid)
 {
-	__u32 pid = pid_here(task);
-	struct task_struct *leader, *parent;
-	struct event *event;
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	struct task_struct *parent = BPF_CORE_READ(leader, real_parent, group_leader);
 
-	if (!pid)
-		return 0;
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		__sync_fetch_and_add(&lost, 1);
-		return 0;
-	}
-	leader = BPF_CORE_READ(task, group_leader);
-	parent = BPF_CORE_READ(leader, real_parent, group_leader);
 	event->time_ns = bpf_ktime_get_boot_ns();
 	event->start_ns = BPF_CORE_READ(leader, start_boottime);
 	event->parent_pid = pid_here(parent);
@@ -129,6 +132,21 @@ static __always_inline int report(struct task_struct *task, __u32 kind)
 	event->netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
 	event->exit_status = kind == EXIT ? exit_status(task) : 0;
 	bpf_core_read_str(event->name, sizeof(event->name), &leader->comm);
+}
+
+static __always_inline int report(struct task_struct *task, __u32 kind)
+{
+	__u32 pid = pid_here(task);
+	struct event *event;
+
+	if (!pid)
+		return 0;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		__sync_fetch_and_add(&lost, 1);
+		return 0;
+	}
+	fill(event, task, kind, pid);
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }
@@ -148,7 +166,29 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tp/sched_process_exec")
 int on_exec(struct bpf_raw_tracepoint_args *ctx)
 {
-	return report((struct task_struct *)ctx->args[0], EXEC);
+	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	__u32 pid = pid_here(task);
+	struct exec_event *event;
+	unsigned long start, bytes;
+
+	if (!pid)
+		return 0;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		__sync_fetch_and_add(&lost, 1);
+		return 0;
+	}
+	fill(&event->event, task, EXEC, pid);
+	start = BPF_CORE_READ(task, mm, arg_start);
+	bytes = BPF_CORE_READ(task, mm, arg_end) - start;
+	event->argv_bytes = bytes;
+	event->unused = 0;
+	if (bytes > ARGV_BYTES)
+		bytes = ARGV_BYTES;
+	if (bpf_probe_read_user(event->argv, bytes, (void *)start))
+		event->argv_bytes = 0;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
 }
 
 /* TP_PROTO(struct task_struct *p, ...), for each thread. do_exit counts signal->live down before it comes here, so

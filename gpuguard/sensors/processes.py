@@ -1,7 +1,7 @@
 """The process eye: who was started, by whom, and when it ended.
 
 Three sources, best first. *bpf*: raw tracepoints at fork, exec and exit (ext/bpf/processes.bpf.c), which carry start
-times, so that even a process that is gone at once is named. *connector*: the kernel's proc connector
+times and arguments, so that even a process that is gone at once is named. *connector*: the kernel's proc connector
 (linux/cn_proc.h), root in the first pid and network namespace only; an event there has no start time, and a process
 that is gone before its /proc was read is counted in a `Gap` and not guessed. *polling*: /proc is listed again and
 again; what lives shorter than the interval is not seen, and a `Gap` says so from the start.
@@ -465,17 +465,22 @@ class Event(NamedTuple):
     uid: int = -1
     netns: int = 0
     cgroup_id: int = 0
+    #: Redacted.
+    argv: tuple[str, ...] = ()
 
 
-_RECORD = struct.Struct("<QQQQQIIIIII16s")
+_RECORD, _ARGV = struct.Struct("<QQQQQIIIIII16s"), struct.Struct("<II")
 
 
-def parse_ring(data: bytes, booted_ns: int) -> tuple[list[Event], int]:
+def parse_ring(records: Iterable[bytes], booted_ns: int) -> tuple[list[Event], int]:
     """Return the events of ring records (struct event) and how many the ring had no room for since it was made."""
     tick_ns = 1_000_000_000 // ticks_per_s()
     events: list[Event] = []
     lost = 0
-    for row in _RECORD.iter_unpack(data[:len(data) - len(data) % _RECORD.size]):
+    for record in records:
+        if len(record) < _RECORD.size:
+            continue
+        row = _RECORD.unpack_from(record)
         at_ns, start_ns, parent_start_ns, cgroup, lost, kind, pid, parent_pid, uid, netns, status, name = row
         if kind not in (1, 2, 3):
             continue
@@ -483,8 +488,20 @@ def parse_ring(data: bytes, booted_ns: int) -> tuple[list[Event], int]:
             Kind(kind), booted_ns + at_ns, pid, start_ns // tick_ns, parent_pid, parent_start_ns // tick_ns,
             status if kind == Kind.EXIT else None, True,
             printable(name.partition(b"\0")[0].decode(errors="replace")), uid, netns, cgroup,
+            parse_ring_argv(record[_RECORD.size:]),
         ))
     return events, lost
+
+
+def parse_ring_argv(data: bytes) -> tuple[str, ...]:
+    """Return the redacted arguments of an exec; an argument that the record cuts off is left out, half a secret too."""
+    if len(data) < _ARGV.size:
+        return ()
+    size, _ = _ARGV.unpack_from(data)
+    kept = data[_ARGV.size:_ARGV.size + size]
+    if size <= len(data) - _ARGV.size:
+        return parse_cmdline(kept)
+    return (*parse_cmdline(kept[:kept.rfind(b"\0") + 1]), "\u2026")
 
 
 # linux/connector.h, linux/cn_proc.h
@@ -721,11 +738,11 @@ class ProcessSensor:
     def _start(self, event: Event) -> list[Block]:
         found = self._ask(event.pid)
         if found and event.start_ticks in (None, found.process.start_ticks):
-            return self._emit(msgspec.structs.replace(found, time_ns=event.time_ns))
+            return self._emit(msgspec.structs.replace(found, time_ns=event.time_ns, argv=found.argv or event.argv))
         if event.start_ticks is None:
             self._count("processes gone before they could be read; this source does not say when they started")
             return []
-        self._count("processes gone before their arguments could be read; the rest of each is known")
+        self._count("processes gone before their environment and cgroup path could be read; the rest is known")
         return self._emit(self._bare(event))
 
     def _count(self, reason: str) -> None:
@@ -745,7 +762,7 @@ class ProcessSensor:
             process=self._id(event),
             parent=self._parent(event),
             name=event.name,
-            argv=(),
+            argv=event.argv,
             uid=event.uid,
             user=self._users.get(event.uid, ""),
             cgroup_id=event.cgroup_id,
