@@ -727,11 +727,14 @@ class LaunchSensor:
         fd = descriptors[0]
         try:
             size = os.fstat(fd).st_size
+            if not size:
+                self._gap(image.time_ns, "GPU code not read: the memory was gone", lost=1, process=image.process)
+                return []
             if size < answer.values["claimed_bytes"]:
                 reason = f"GPU code read in part: {size} of {answer.values['claimed_bytes']} bytes"
                 self._gap(image.time_ns, reason, process=image.process)
-            with os.fdopen(os.dup(fd), "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            with mmap.mmap(fd, size, prot=mmap.PROT_READ) as code:
+                sha256 = hashlib.sha256(code).hexdigest()
         finally:
             os.close(fd)
         names = self._names.read(image.time_ns, image.process, image.module, sha256)

@@ -120,7 +120,7 @@ class Detector:
                 evidence += self._judge_image(item)
             case ProcessExited():
                 standing = self._standings.pop((item.process.pid, item.process.start_ticks))
-                if standing and standing.row_count >= LAUNCHES_MIN:
+                if standing and standing.rows:
                     evidence += self._judge(standing, item.time_ns, host)
             case _:
                 pass

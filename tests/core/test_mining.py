@@ -1,0 +1,242 @@
+"""Mining by launches: look-alikes first, then miners, renamed and not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuguard.core.detectors import mining
+from gpuguard.core.events import Finding
+from gpuguard.core.guard import Guard
+from gpuguard.core.records import LAUNCH, LAUNCH_APIS, KernelName, Launches, ModuleImage, ProcessExited, Tick
+from gpuguard.core.signatures import parse_signature
+from gpuguard.signature_files import shipped
+from tests.core.builders import SECOND, T0, pid, started
+
+INTERVAL = SECOND // 4
+P = pid(4000)
+DIGEST = "c0" * 32
+KNOWN_CODE = f"""
+id = "known"
+version = 1
+kind = "code-sha256"
+label = "mining"
+family = "a known miner"
+maturity = "test"
+nats = 18.0
+why = "a digest is chosen by nobody"
+references = ["a test"]
+[match]
+sha256 = ["{DIGEST}"]
+[[samples]]
+matches = true
+what = "itself"
+sha256 = "{DIGEST}"
+[[samples]]
+matches = false
+what = "another"
+sha256 = "{"c1" * 32}"
+"""
+
+
+def row(kernel, at_ns, count, gap_ns, *, grid=8192, process=P, api="cuLaunchKernel", spread=0):
+    one = np.zeros(1, LAUNCH)
+    one["pid"], one["start_ticks"], one["kernel"], one["api"] = (
+        process.pid, process.start_ticks, kernel, LAUNCH_APIS.index(api))
+    one["launches"], one["first_ns"], one["last_ns"] = count, at_ns, at_ns + gap_ns * (count - 1)
+    one["grid"], one["block"] = (grid, 1, 1), (128, 1, 1)
+    bucket = int(np.log2(gap_ns))
+    for i in range(count):
+        one["gaps_log2"][0, bucket + (i % (spread + 1)) * 2] += 1
+    return one
+
+
+def steady(seconds, *, kernels=1, per_s=40, process=P, begin=T0, **more):
+    """Yield what the sensor would of a steady search: ``per_s`` launches of each kernel."""
+    for i in range(seconds * 4):
+        at = begin + i * INTERVAL
+        count = max(1, per_s // 4)
+        rows = [row(k + 1, at, count, INTERVAL // count, process=process, **more) for k in range(kernels)]
+        yield Launches(at + INTERVAL, np.concatenate(rows))
+        yield Tick(at + INTERVAL + 1)
+
+
+def training(seconds, *, kernels=30, process=P, begin=T0):
+    rng = np.random.default_rng(1)
+    for i in range(seconds * 4):
+        at = begin + i * INTERVAL
+        rows = [
+            row(k + 100, at, int(rng.integers(1, 9)), 20_000, grid=int(rng.integers(1, 500)), process=process, spread=3)
+            for k in range(kernels)
+        ]
+        yield Launches(at + INTERVAL, np.concatenate(rows))
+        yield Tick(at + INTERVAL + 1)
+
+
+def judge(blocks, *names, signatures=None, process=P):
+    guard = Guard(signatures=shipped() if signatures is None else signatures)
+    for one in (process, pid(4001)):
+        guard.receive(started(one))
+    for kernel, name in enumerate(names, 1):
+        guard.receive(KernelName(T0, process, kernel, name))
+    findings = []
+    for block in blocks:
+        findings += [event for event in guard.receive(block) if isinstance(event, Finding)]
+    return guard, findings
+
+
+def standing(guard, process=P):
+    found = ((one.verdict, one.label) for one in guard.processes() if one.process.process == process)
+    return next(found, ("unknown", ""))
+
+
+# -- look-alikes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_simulation_loop_of_one_kernel_is_no_suspect_however_long():
+    guard, findings = judge(steady(120), "lbm_step")
+    assert findings == []
+    assert standing(guard)[0] == "unknown"
+
+
+def test_a_steady_inference_server_of_few_kernels_is_no_suspect():
+    _, findings = judge(steady(60, kernels=4, per_s=100), "gemm", "softmax", "rms_norm", "sample")
+    assert findings == []
+
+
+def test_decoding_by_graph_replay_weighs_nothing():
+    guard, findings = judge(steady(30, per_s=60, api="cuGraphLaunch"))
+    assert findings == []
+    assert standing(guard) == ("unknown", "")
+
+
+def test_training_is_clear_and_named():
+    guard, findings = judge(training(5))
+    assert findings == []
+    assert standing(guard) == ("clear", "training")
+
+
+def test_a_window_of_collectives_alone_is_training():
+    guard, findings = judge(steady(10, per_s=100), "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*)")
+    assert findings == []
+    assert standing(guard) == ("clear", "training")
+
+
+def test_a_name_that_is_looked_up_and_never_launched_is_nothing():
+    guard, findings = judge(training(3))
+    guard.receive(KernelName(T0, P, 7, "ethash_search"))
+    assert findings == []
+    assert guard.receive(Tick(T0 + 60 * SECOND)) == []
+
+
+def test_a_miners_own_test_program_is_at_most_a_suspect():
+    """It has the name, and launches it a few times."""
+    guard, findings = judge([Launches(T0 + SECOND, row(1, T0, 3, 1000)), Tick(T0 + 30 * SECOND)], "ethash_search")
+    assert [one.verdict for one in findings] == ["suspect"]
+    assert standing(guard)[0] == "suspect"
+
+
+# -- miners -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [
+    "ethash_search", "_Z13ethash_searchPV14Search_resultsm", "progpow_search", "BlockMiningStep1", "FluffySeed2A",
+    "void cryptonight_core_gpu_phase2<true>(int, unsigned long*)", "_Z23x11_echo512_gpu_hash_64jjPmPj",
+])
+def test_a_known_name_at_a_steady_beat_is_confirmed_in_time(name):
+    _, findings = judge(steady(6), name)
+    confirmed = next(one for one in findings if one.verdict == "confirmed")
+    assert confirmed.label == "mining"
+    assert confirmed.time_ns - T0 <= 5 * SECOND
+    assert {one.evidence_class for one in confirmed.evidence} == {"launch", "code"}
+    assert confirmed.subject == P
+
+
+def test_a_slow_miner_is_confirmed_from_longer_windows():
+    """One heavy batch a second."""
+    times = [T0 + i * SECOND for i in range(60)]
+    blocks = [block for at in times for block in (Launches(at + SECOND, row(1, at, 1, SECOND)), Tick(at + SECOND))]
+    _, findings = judge(blocks, "ethash_search")
+    assert findings[-1].verdict == "confirmed"
+
+
+def test_known_code_under_another_name_is_confirmed():
+    guard = Guard(signatures=(*shipped(), parse_signature(KNOWN_CODE, "known")))
+    guard.receive(ModuleImage(T0, P, DIGEST, 4096, "cubin"))
+    guard.receive(KernelName(T0, P, 1, "matmul", DIGEST))
+    events = [event for block in steady(6) for event in guard.receive(block)]
+    findings = [event for event in events if isinstance(event, Finding)]
+    assert findings[-1].verdict == "confirmed"
+    assert {one.kind for one in findings[-1].evidence} == {"code-known-image", "launch-steady-search"}
+
+
+def test_training_in_the_same_process_does_not_clear_a_miner():
+    blocks = list(training(10)) + list(steady(10, begin=T0 + 10 * SECOND))
+    guard, findings = judge(blocks, "ethash_search")
+    assert findings[-1].verdict == "confirmed"
+    assert standing(guard) == ("confirmed", "mining")
+
+
+def test_structure_alone_never_goes_beyond_its_bound():
+    blocks = [block for i in range(6) for block in (*steady(8, begin=T0 + i * 12 * SECOND),
+                                                    *training(4, begin=T0 + (i * 12 + 8) * SECOND))]
+    guard, findings = judge(blocks, "renamed")
+    assert findings == []
+    assert guard._fusion.best(P) is not None
+    assert all(one.nats <= mining.STRUCTURE_NATS for (_, label), one in guard._fusion._standings.items()
+               if label == "mining")
+
+
+def test_two_processes_are_judged_apart():
+    other = pid(4001)
+    blocks = sorted([*steady(5), *training(5, process=other)], key=lambda block: block.time_ns)
+    guard, findings = judge(blocks, "ethash_search")
+    assert {one.subject for one in findings} == {P}
+    assert standing(guard, other) == ("clear", "training")
+
+
+def test_the_last_window_of_a_process_is_judged_at_its_end():
+    detector = mining.Detector()
+    detector.learn(shipped())
+    guard = Guard(signatures=shipped())
+    guard.receive(started(P))
+    evidence = detector.receive(Launches(T0 + INTERVAL, row(1, T0, 40, 5_000_000)), guard.host)
+    evidence += detector.receive(ProcessExited(T0 + INTERVAL, P), guard.host)
+    assert [one.kind for one in evidence] == ["launch-steady-search"]
+
+
+def test_without_signatures_only_what_does_not_mine_is_told():
+    _, findings = judge(steady(5), "ethash_search", signatures=())
+    assert findings == []
+    guard, _ = judge(training(5), signatures=())
+    assert standing(guard) == ("clear", "training")
+
+
+# -- cutting ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_blocks_cut_anywhere_give_the_same_evidence(data):
+    blocks = sorted([*steady(4, kernels=3), *training(3, process=pid(4001))], key=lambda block: block.time_ns)
+    cut = []
+    for block in blocks:
+        if not isinstance(block, Launches):
+            cut.append(block)
+            continue
+        at = data.draw(st.integers(0, len(block.rows)))
+        cut += [Launches(block.time_ns, part) for part in (block.rows[:at], block.rows[at:]) if len(part)]
+    assert judge(cut, "ethash_search")[1] == judge(blocks, "ethash_search")[1]
+    assert evidence_of(cut) == evidence_of(blocks)
+
+
+def evidence_of(blocks):
+    detector = mining.Detector()
+    detector.learn(shipped())
+    guard = Guard()
+    for process in (P, pid(4001)):
+        guard.receive(started(process))
+    guard.host.receive(KernelName(T0, P, 1, "ethash_search"))
+    return [one for block in blocks for one in detector.receive(block, guard.host)]

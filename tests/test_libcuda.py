@@ -1,0 +1,100 @@
+"""Where a driver library is probed: the stub as drivers have it, other shapes, and hostile files."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuguard.core.records import LAUNCH_APIS
+from gpuguard.libcuda import NotProbeable, build_id, choose_site, read_library
+from tests.standins.build import build
+
+# cuLaunchKernel of driver 535.261.03.
+STUB = bytes.fromhex("813d3e938d0100ba1c32 740c ff254e9e8101 660f1f440000")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler: the stand-in driver cannot be built")
+    return build(tmp_path_factory.mktemp("standins"))["libcuda"].read_bytes()
+
+
+def test_the_stub_is_probed_at_its_emulated_branch():
+    assert choose_site(STUB) == (10, "emulated")
+
+
+@pytest.mark.parametrize(("code", "site"), [
+    ("55 4889e5 4157 4156 4155 4154 53 4883ec18 90909090", (0, "emulated")),
+    ("4157 4156 4155 4154 53 4883ec18 90909090 90909090", (0, "emulated")),
+    ("f30f1efa 55 4889e5 4157 4156 4155 4154 53 4883ec18 9090", (4, "emulated")),
+    ("f30f1efa 4883ec18 31c0 c3 9090909090909090909090909090", (4, "single-step")),
+    ("4883ec18 31c0 c3 9090909090909090909090909090", (0, "single-step")),
+])
+def test_other_shapes(code, site):
+    assert choose_site(bytes.fromhex(code)) == site
+
+
+@pytest.mark.parametrize("code", ["", "813d", "0f1f440000 4883ec18 31c0 c3 909090909090", "cccccccc" * 6])
+def test_a_shape_that_is_not_safe_is_refused(code):
+    with pytest.raises(NotProbeable):
+        choose_site(bytes.fromhex(code))
+
+
+def test_a_near_stub_is_not_taken_for_one():
+    for at in (0, 1, 10, 12, 13):
+        changed = bytearray(STUB)
+        changed[at] ^= 0xFF
+        delta, cost = choose_site(bytes(changed))
+        assert (delta, cost) != (10, "emulated")
+
+
+def test_every_export_of_the_stand_in_is_found_on_its_branch(library):
+    found = read_library(library)
+    assert {site.symbol.removesuffix("_ptsz") for site in found.launches} == set(LAUNCH_APIS)
+    assert {"cuLaunchKernel_ptsz", "cuLaunchKernelEx_ptsz", "cuGraphLaunch_ptsz"} <= {s.symbol for s in found.launches}
+    assert {"cuModuleGetFunction", "cuLibraryGetKernel", "cuKernelGetFunction"} <= {s.symbol for s in found.calls}
+    assert {site.cost for site in (*found.launches, *found.calls)} == {"emulated"}
+    assert found.refused == ()
+    assert len(found.build_id) == 40
+    for site in found.launches:
+        assert LAUNCH_APIS[site.cookie & 0xFF] == site.symbol.removesuffix("_ptsz")
+        assert library[site.offset] == 0x74
+    assert build_id(library) == found.build_id
+
+
+def test_another_machine_is_refused(library):
+    arm = bytearray(library)
+    struct.pack_into("<H", arm, 18, 183)
+    with pytest.raises(NotProbeable, match="machine 183"):
+        read_library(bytes(arm))
+
+
+def test_a_library_without_launches_is_refused(library):
+    with pytest.raises(NotProbeable, match="no launch export"):
+        read_library(library.replace(b"cuLaunch", b"xxLaunch").replace(b"cuGraphLaunch", b"xxGraphLaunch"))
+
+
+@given(st.binary(max_size=512))
+def test_bytes_that_are_no_library(data):
+    with pytest.raises(NotProbeable):
+        read_library(data)
+
+
+@given(data=st.data())
+def test_a_damaged_library_is_read_or_refused(library, data):
+    damaged = bytearray(library)
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, 63)) if data.draw(st.booleans()) else
+                data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    damaged = damaged[:data.draw(st.integers(0, len(damaged)))]
+    try:
+        found = read_library(bytes(damaged))
+    except NotProbeable:
+        return
+    for site in (*found.launches, *found.calls):
+        assert 0 <= site.offset < len(damaged)
