@@ -177,7 +177,8 @@ def test_the_timeline_is_in_order_and_holds_every_piece():
     found = moments(INCIDENT)
     assert [time_ns for time_ns, _, _ in found] == sorted(time_ns for time_ns, _, _ in found)
     kinds = {kind for _, kind, _ in found}
-    assert {"tool call", "flow", "process", "GPU", "network", "launch", "counter", "verdict", "policy", "action"} <= kinds
+    wanted = {"tool call", "flow", "process", "GPU", "network", "launch", "counter", "verdict", "policy", "action"}
+    assert wanted <= kinds
     assert sum(words.startswith("would isolate") or OUTCOME.text in words for _, _, words in found) == 1
     assert any(WOULD.rule in words for _, _, words in found)
 

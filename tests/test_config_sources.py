@@ -37,7 +37,8 @@ def test_nothing_given_is_all_defaults():
 
 
 def test_each_source_outweighs_those_before_it(tmp_path):
-    main_file = write(tmp_path, "gpuguard.toml", "[guard]\ntick_ms = 100\n[nvml]\nrate_hz = 2\n[packets]\nsnap_bytes = 96")
+    main_file = write(tmp_path, "gpuguard.toml",
+                      "[guard]\ntick_ms = 100\n[nvml]\nrate_hz = 2\n[packets]\nsnap_bytes = 96")
     drop_in = write(tmp_path, "conf.d/10.toml", "[guard]\ntick_ms = 200\n[nvml]\nrate_hz = 3.0")
     loaded = load_config(
         flags={"guard.tick_ms": "400"},

@@ -38,7 +38,9 @@ def test_an_empty_file_is_a_policy_without_rules():
     assert parse_policy("# nothing\n", "x") == Policy()
 
 
-@pytest.mark.parametrize(("written", "seconds"), [("30", 30), ("30 s", 30), ("15 min", 900), ("2h", 7200), ("1 d", 86400)])
+@pytest.mark.parametrize(("written", "seconds"), [
+    ("30", 30), ("30 s", 30), ("15 min", 900), ("2h", 7200), ("1 d", 86400),
+])
 def test_durations_as_people_write_them(written, seconds):
     policy = parse_policy(f"rules: [{{name: a, do: pause, ttl_s: {written}}}]", "x")
     assert policy.rules[0].ttl_s == seconds

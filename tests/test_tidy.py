@@ -202,7 +202,8 @@ def test_the_product_imports_no_tests():
 def test_every_module_is_used():
     """A module is used if something imports it or names it in text, or if its folder is a registry."""
     registries = ("gpuguard.core.detectors.", "gpuguard.sensors.", "gpuguard.actions.", "gpuguard.cli.commands.")
-    words = "\n".join(path.read_text() for path in (*sources("gpuguard/", "benchmarks/", "tests/"), ROOT / "Makefile"))
+    readers = (*sources("gpuguard/", "benchmarks/", "tests/"), ROOT / "Makefile")
+    words = "\n".join(path.read_text() for path in readers)
     imported = set().union(*(imported_by(path) for path in sources("gpuguard/", "kernels/", "benchmarks/")))
     dead = []
     for path in sources("gpuguard/"):
