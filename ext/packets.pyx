@@ -12,9 +12,10 @@ A fact needs the first bytes of a TCP stream in order. Per direction a `Stream` 
 next; only bytes in order are read. A segment from beyond a hole is passed over, and the stream goes on when the
 sender sends the missing part again (its row is written in any case); a hole that lies within a message that is not
 read anyway is jumped. Nothing is copied while messages are whole within a segment; else the beginning of one message
-waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload never looked at again, once it
-has sent NEWKEYS or its ClientHello, or is neither SSH nor TLS. The table is set-associative: a full set gives up its
-decided, else its oldest stream; the undecided ones so lost are counted.
+waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked at again while its place
+in the table lasts, once it has sent NEWKEYS or its ClientHello, or is neither SSH nor TLS. The table is set-
+associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted. Of a stream that
+is not in the table the first six bytes of a segment are compared with those of a banner and a ClientHello.
 
 Known limits: DNS over TCP is not read; a ClientHello or KEXINIT above MESSAGE_MAX is not read; text before an SSH
 banner is followed for TEXT_MAX bytes; TCP within IP fragments is read from the first fragment only.
@@ -70,6 +71,7 @@ cdef extern from *:
             ticks *= 10;
         return (int64_t)ticks;
     }
+    static void gpuguard_prefetch(const uint8_t *p) { __builtin_prefetch(p); }
     static uint32_t gpuguard_load_acquire(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static void gpuguard_store_release(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     """
@@ -88,6 +90,7 @@ cdef extern from *:
         uint8_t ip_version
         uint8_t packet_type
     int64_t ticks_ns "gpuguard_ticks_ns"(uint64_t ticks, unsigned resolution) noexcept nogil
+    void prefetch "gpuguard_prefetch"(const uint8_t* p) noexcept nogil
     uint32_t load_acquire "gpuguard_load_acquire"(const uint32_t* p) noexcept nogil
     void store_release "gpuguard_store_release"(uint32_t* p, uint32_t v) noexcept nogil
 
@@ -547,7 +550,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
             chosen = base + i
     t = &s.streams[chosen]
     if oldest:
-        if t.state != DECIDED:
+        if t.held or t.state == SSH or t.state == SSH_KEYS:  # else nothing was begun: a banner is known without SYN
             lose(s, t)
         drop_buffer(s, t)
     s.tags[chosen] = <uint16_t>(h | 1)
@@ -943,7 +946,7 @@ cdef class Parser:
         return rows, tuple(facts)
 
     def counts(self):
-        """What was seen so far: frames; other (not IP); malformed; streams_lost (undecided, yet given up)."""
+        """What was seen so far: frames; other (not IP); malformed; streams_lost (handshakes given up)."""
         return {"frames": self.s.frames, "other": self.s.other, "malformed": self.s.malformed,
                 "streams_lost": self.s.streams_lost}
 

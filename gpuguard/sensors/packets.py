@@ -88,7 +88,7 @@ def read_capture(source: str | os.PathLike[str] | BinaryIO, rows_max: int = ROWS
     if capture.unsupported:
         yield Gap(time_ns, "packets", "frames of a link type that is not read", lost=capture.unsupported)
     if lost := parser.counts()["streams_lost"]:
-        yield Gap(time_ns, "packets", "TCP streams given up before their first messages were complete", lost=lost)
+        yield Gap(time_ns, "packets", "SSH or TLS handshakes that could not be read to their end", lost=lost)
     if error is not None:
         yield Gap(time_ns, "packets", str(error))
         raise error
@@ -334,7 +334,7 @@ class _Source:
         counts = {
             "dropped": (self._dropped(), f"packets dropped by the kernel, the ring of {where} was full"),
             "streams_lost": (self._parser.counts()["streams_lost"],
-                             f"TCP streams of {where} given up before their first messages were complete"),
+                             f"SSH or TLS handshakes of {where} that could not be read to their end"),
             "malformed_blocks": (self._ring.malformed_blocks, f"ring blocks of {where} did not add up"),
         }
         gaps: list[Block] = []
