@@ -123,6 +123,7 @@ REPLY = 1  # REQUEST_SUCCESS and REQUEST_FAILURE; also USERAUTH_SUCCESS, RFC 425
 REPLY_WITH_PORT = 5  # to a request for port 0
 TUN_OPEN = 40  # tun@openssh.com, PROTOCOL section 2.3
 SUBSYSTEM_SFTP = 27
+KEY = 10  # channel data of one byte, RFC 4254 section 5.2
 SFTP_INIT = 18  # channel data with an SSH_FXP_INIT in it
 
 
@@ -154,6 +155,7 @@ class Sizes(NamedTuple):
 
     session: frozenset[int]
     no_more: int
+    no_more_next: frozenset[int]
     keepalive: int
     forward: frozenset[int]
     forward_only: frozenset[int]
@@ -165,6 +167,8 @@ class Sizes(NamedTuple):
     sftp: int
     sftp_init: int
     pty: int
+    key: int
+    key_echo: int
     reply: int
     reply_port: int
     confirm: int
@@ -173,7 +177,7 @@ class Sizes(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def sizes_of(client: Suite, server: Suite) -> Sizes:
+def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
     """Return what each message costs, client and server each in its own suite."""
 
     def ours(payload_bytes: int) -> int:
@@ -187,15 +191,21 @@ def sizes_of(client: Suite, server: Suite) -> Sizes:
     if client.compressed:
         forward = frozenset(_deflated(client, _forward_message(bind)) for bind in _BINDS)
         session = frozenset(_deflated(client, message) for message in _session_messages())
-    plain = {ours(NO_MORE_SESSIONS), ours(KEEPALIVE), *session}
+    no_more, no_more_next = ours(NO_MORE_SESSIONS), frozenset([ours(NO_MORE_SESSIONS)])
+    if client.compressed:
+        no_more = _deflated(client, _NO_MORE)
+        no_more_next = frozenset(_deflated(client, _NO_MORE, after=_forward_message(bind)) for bind in _BINDS)
+    # dropbear sends no such request; who does, may open with it.
+    plain = {*session} if dropbear else {no_more, ours(KEEPALIVE), *session}
     return Sizes(
         session=session,
-        no_more=ours(NO_MORE_SESSIONS),
+        no_more=no_more,
+        no_more_next=no_more_next,
         keepalive=ours(KEEPALIVE),
         forward=forward,
         # A tun device's open is of the same size as a request for localhost in some suites: its answer tells.
         forward_only=forward - plain,
-        with_forward=frozenset(one + tail for one in forward for tail in _tails(session, ours(NO_MORE_SESSIONS))),
+        with_forward=frozenset(one + tail for one in forward for tail in _tails(session, no_more)),
         forward_path=frozenset(ours(size) for size in _STREAMLOCAL_BYTES),
         ignore=ours(IGNORE),
         direct=frozenset(ours(45 + size) for size in _NAMES_BYTES),
@@ -205,6 +215,8 @@ def sizes_of(client: Suite, server: Suite) -> Sizes:
         # pty-req with the terminal modes that OpenSSH, dropbear and libssh send: above 200 bytes. Paramiko and Go send
         # few or none, and are told by what is typed.
         pty=ours(200),
+        key=ours(KEY),
+        key_echo=theirs(KEY),
         reply=theirs(REPLY),
         reply_port=theirs(REPLY_WITH_PORT),
         confirm=theirs(OPEN_CONFIRMATION),
@@ -238,12 +250,18 @@ def _session_messages() -> list[bytes]:
     ]
 
 
-def _deflated(suite: Suite, message: bytes) -> int:
-    """Return what the first message after authentication costs: zlib@openssh.com starts its stream there.
+_NO_MORE = b"\x50" + _string(b"no-more-sessions@openssh.com") + b"\x00"
+
+
+def _deflated(suite: Suite, message: bytes, after: bytes = b"") -> int:
+    """Return what the first message after authentication, or the one after it, costs: zlib@openssh.com starts there.
 
     RFC 4253 section 6.2: each message ends in a partial flush, which is 5 bytes less than a sync flush at most.
     """
     stream = zlib.compressobj()
+    if after:
+        stream.compress(after)
+        stream.flush(zlib.Z_PARTIAL_FLUSH)
     return record_bytes(suite, len(stream.compress(message) + stream.flush(zlib.Z_PARTIAL_FLUSH)))
 
 
@@ -283,10 +301,20 @@ def role_of(kexinit: SshKexInit) -> str:
 # what OpenSSH, dropbear, libssh, Paramiko, AsyncSSH and Go send, and all but private requests that RFC 4254 offers. A
 # client outside these (1e-2), which sends a private request first (1e-2), of just this of 20 usual sizes: 5e-6.
 REQUEST_NATS = 12.0
+# The same from a client that says it is OpenSSH or dropbear, whose sources show every opening there is. Who lies here
+# only makes itself readable: a fork (1e-4), a private request (1e-2), of this size (1/20): 5e-8.
+REQUEST_FAMILIAR_NATS = 16.8
+_FAMILIAR = ("SSH-2.0-OpenSSH_", "SSH-2.0-dropbear")
+# OpenSSH writes a request for a forward out at once and queues opens until no-more-sessions is queued too: seen apart,
+# another record of known size in its place (1/20). Where the first has the size of an open too, that the two were cut
+# apart by TCP (one in a thousand: both fit any window).
+PARTED_NATS = 3.0
+PARTED_OPEN_NATS = 6.9
+REQUEST_NATS_MAX = 25.0
 # ... and is answered by a message of at most three bytes while no channel is open. Whatever else could have had that
 # size (an open of a session, a forward, a tun device) is answered by a confirmation or a failure, which are longer:
-# only a global request is answered so. What is left is a private request that wants an answer, or records misread after a
-# loss that fit twice by chance (1/20 * 1/20) in a session that H0 itself makes rare (1e-3): 2e-6.
+# only a global request is answered so. What is left is a private request that wants an answer, or records misread
+# after a loss that fit twice by chance (1/20 * 1/20) in a session that H0 itself makes rare (1e-3): 2e-6.
 ANSWERED_NATS = 13.0
 # A forward on a running session (`ssh -O forward`): the size may be typed data, the answer of three bytes or less may
 # not (channel data costs more in 8-byte suites), keepalives are of another size. The rest as above, without "first".
@@ -306,12 +334,15 @@ SWAP_ONE_NATS = 11.5
 NAME_NATS = 4.0
 NAME_FIRM_NATS = 6.0
 
-# A keepalive comes after ServerAliveInterval, at least a second; a request of the opening within a moment.
+# The opening is written in one go: what follows the record before it by more than this is not part of it. A keepalive
+# comes after ServerAliveInterval, which OpenSSH counts in whole seconds of the clock.
 _OPENING_NS = 900_000_000
+_ONE_GO_NS = 20_000_000
 _ANSWER_NS = 30_000_000_000
 _TRANSFER_BYTES = 64 * 1024
 _ASKED_MAX = 16
 _HOSTKEYS_BYTES_MIN = 90
+_KEYS_MIN = 5
 # Banner, KEXINIT and the exchange itself come before the service request, from either side.
 _KEY_EXCHANGE_SEGMENTS = 3
 # A suite that was inferred from sizes is the wrong one once in 50 times, and must then fit by chance.
@@ -334,6 +365,7 @@ class _Asked(NamedTuple):
 
     time_ns: int
     size: int
+    opening: bool
 
 
 class SshSession:
@@ -351,19 +383,30 @@ class SshSession:
         self._authenticated = False
         self._auth_ns = 0
         self._auth_records = 0
+        self._server_ns = 0
+        self._turnaround_ns = 0
         self._merged = False
         self._ignores = [False, False]
         self._asked: list[_Asked] = []
         self._said: set[str] = set()
         self._channel = False
         self._session = False
+        self._requests = 0
+        self._keys = 0
         self._pty = False
         self._forward_asked = False
+        self._request_nats = 0.0
+        self._banners = ["", ""]
         self._open_ns: int | None = None
         self._open_size = 0
         self._last_client = (0, 0)
+        self._heard = 0
         self._session_bytes = [0, 0]
         self._directs: set[int] = set()
+
+    def banner(self, side: int, text: str) -> None:
+        """Take the identification string of one side in."""
+        self._banners[side] = text
 
     def kexinit(self, side: int, fact: SshKexInit) -> None:
         """Take the proposals of one side in; those of a later key exchange change nothing."""
@@ -385,7 +428,8 @@ class SshSession:
         client_by_order = self._keyed[1]
         self.client = client_by_order if roles == ("", "") else int(roles[0] == "server" or roles[1] == "client")
         suites = negotiate(*((two, one) if self.client else (one, two)))
-        self._sizes = sizes_of(suites[0], suites[1]) if suites[0] and suites[1] else None
+        dropbear = self._banners[self.client].startswith("SSH-2.0-dropbear")
+        self._sizes = sizes_of(suites[0], suites[1], dropbear=dropbear) if suites[0] and suites[1] else None
         return self._swapped(sum(map(bool, roles)) + (client_by_order == self.client))
 
     def segment(self, time_ns: int, side: int, size: int, total: int) -> list[Use]:
@@ -406,6 +450,7 @@ class SshSession:
             uses += self._answer(time_ns, size, total, sizes)
         if from_client:
             self._last_client = (time_ns, size)
+        self._heard = 0 if from_client else max(self._heard, size)
         return uses
 
     def _guess(self, side: int, size: int) -> None:
@@ -442,6 +487,11 @@ class SshSession:
 
     def _authenticate(self, time_ns: int, size: int, total: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
         """USERAUTH_SUCCESS is one byte long; nothing else that a server says before it is shorter than 14."""
+        if not from_client:
+            self._server_ns = time_ns
+        elif self._server_ns:
+            # How long the client takes from here: nothing on its own host, a round trip on the server's.
+            self._turnaround_ns = max(self._turnaround_ns, min(time_ns - self._server_ns, _OPENING_NS))
         if size == (sizes.ignore if from_client else sizes.reply_port) and sizes.reply != sizes.reply_port:
             self._ignores[0 if from_client else 1] = True
             return []
@@ -473,6 +523,8 @@ class SshSession:
             return []
         first = not self._asked
         opening = time_ns - self._auth_ns < _OPENING_NS
+        if first and size == sizes.keepalive:
+            opening = time_ns - self._auth_ns <= _ONE_GO_NS + self._turnaround_ns
         keepalive = size == sizes.keepalive and not opening
         if keepalive:
             uses = self._name("keepalive", 0.0, f"a keepalive of {size} bytes")
@@ -480,30 +532,72 @@ class SshSession:
                 uses += self._name("ssh-local-forward", NAME_NATS, "a session without a channel, held open (-N), and "
                                    "no port of the far side asked for")
             return uses
-        if not first and self._session_began(size, sizes):
+        if not first and self._session_began(time_ns, size, sizes):
             return self._running(time_ns, size, total, sizes, from_client=True)
-        if not first and self._onwards(self._asked[0], sizes) and not self._forward_asked:
+        if not first and size != sizes.no_more and self._onwards(self._asked[0], sizes) and not self._request_nats:
             self._channel = True
             return self._name("ssh-jump", NAME_FIRM_NATS, f"the first record, {self._asked[0].size} bytes, opens a "
                               "connection onwards and nothing else")
+        before = self._asked[-1] if self._asked else None
+        if before is not None:
+            opening = before.opening and time_ns - before.time_ns <= _ONE_GO_NS
+            opening = opening and (before.size != sizes.no_more or size != sizes.keepalive or size == sizes.no_more)
         if len(self._asked) < _ASKED_MAX:
-            self._asked.append(_Asked(time_ns, size))
+            self._asked.append(_Asked(time_ns, size, opening))
+        if before is not None and opening and size in sizes.no_more_next and all(
+                self._is_forward(one, sizes) for one in self._asked[:-1]):
+            return self._parted(self._asked[0], sizes)
         if first and opening and size in sizes.forward_only:
             text = (f"the first record after the login has {size} bytes, as tcpip-forward has in this cipher suite and "
                     f"no other opening")
-            return [self._say("ssh-reverse-forward-request", REQUEST_NATS, text, _SPOTS)]
+            return self._request(REQUEST_FAMILIAR_NATS if self._familiar() else REQUEST_NATS, text)
         return []
 
-    def _session_began(self, size: int, sizes: Sizes) -> bool:
+    def _request(self, nats: float, text: str) -> list[Use]:
+        """Say a request for a forward, as far as it was not yet said: what all its signs weigh together is bounded."""
+        if self._guessed and not self._request_nats:
+            nats += GUESSED_NATS
+        nats = min(nats, REQUEST_NATS_MAX - self._request_nats)
+        if nats <= 0:
+            return []
+        self._request_nats += nats
+        return [self._say("ssh-reverse-forward-request", nats, text, _SPOTS)]
+
+    def _familiar(self) -> bool:
+        return self.client is not None and self._banners[self.client].startswith(_FAMILIAR)
+
+    def _parted(self, first: _Asked, sizes: Sizes) -> list[Use]:
+        """no-more-sessions follows in a segment of its own: what came first was written out before it was thought of.
+
+        OpenSSH does so with requests for forwards only; opens are written together with it.
+        """
+        if first.size not in sizes.forward and first.size not in sizes.forward_path:
+            return []
+        alone = sizes.exact and first.size not in sizes.session and first.size not in sizes.direct
+        if alone and self._request_nats == 0.0 and self._familiar():
+            nats = REQUEST_FAMILIAR_NATS + PARTED_NATS
+        elif alone:
+            nats = PARTED_NATS
+        else:
+            nats = PARTED_OPEN_NATS
+        text = (f"a first record of {first.size} bytes was written out before no-more-sessions ({sizes.no_more} bytes) "
+                "followed, as a request for a forward is and an open is not")
+        return self._request(nats, text)
+
+    def _session_began(self, time_ns: int, size: int, sizes: Sizes) -> bool:
         """The confirmation was missed, among other messages in one segment, if the client goes on after its open.
 
         Nothing but no-more-sessions follows a session open before that, and no forward follows no-more-sessions.
         """
-        last = self._asked[-1].size
-        began = any(last in (one, one + sizes.no_more) for one in sizes.session) and size != sizes.no_more
-        if began and not self._forward_asked:
+        last = self._asked[-1]
+        alone = last.size in sizes.session and last.size != sizes.no_more
+        whole = any(last.size == one + sizes.no_more for one in sizes.session)
+        tails = {one + end for one in sizes.session for end in (0, sizes.no_more)}
+        going_on = time_ns - last.time_ns <= _ONE_GO_NS and (size in tails or size == sizes.no_more)
+        began = (whole or (alone and not going_on)) and self._heard >= sizes.confirm
+        if began:
             self._channel = self._session = True
-        return began and self._session
+        return began
 
     def _answer(self, time_ns: int, size: int, total: int, sizes: Sizes) -> list[Use]:
         replies, confirmed = self._split(size, sizes)
@@ -532,8 +626,7 @@ class SshSession:
 
     def _is_forward(self, one: _Asked, sizes: Sizes) -> bool:
         first = one is self._asked[0]
-        opening = one.time_ns - self._auth_ns < _OPENING_NS
-        return opening and (one.size in sizes.with_forward or (first and one.size in sizes.forward_path))
+        return one.opening and (one.size in sizes.with_forward or (first and one.size in sizes.forward_path))
 
     def _forward_answered(self, asked: list[_Asked], replies: int, size: int, sizes: Sizes) -> list[Use]:
         """A global request was answered, and no channel is open: a forward was asked for."""
@@ -543,25 +636,26 @@ class SshSession:
             return []
         self._forward_asked = True
         known = "ssh-reverse-forward-request" in self._said
+        if not known and not sizes.exact:
+            # Compressed, an answer is not told from the many other small messages by its size.
+            return []
         nats = ANSWERED_NATS if known else REQUEST_NATS + ANSWERED_NATS
-        if not sizes.exact and not known:
-            nats = LATER_REQUEST_NATS
-        if self._guessed:
-            nats += GUESSED_NATS
         text = (f"{'the' if known else 'a'} request of {opening[0].size} bytes was answered by {replies} record(s) of "
                 f"{sizes.reply if size != sizes.reply_port else size} bytes with no channel open: tcpip-forward")
-        return [self._say("ssh-reverse-forward-request", nats, text, _SPOTS)]
+        return self._request(nats, text)
 
     def _opened(self, asked: list[_Asked], sizes: Sizes, total: int) -> list[Use]:
         """The first channel is open; whose, follows from what was asked."""
         self._channel = True
         tails = {size + end for size in sizes.session for end in (0, sizes.no_more)}
         forwards = {0, *sizes.forward}
-        self._session = any(one.size - add in tails for one in asked for add in forwards)
+        opening = [one for one in asked if one.opening]
+        # Session, no-more-sessions and forward cost the same in some suites; what was asked last was confirmed.
+        self._session = asked[-1] in opening and any(one.size - add in tails for one in opening for add in forwards)
         self._session_bytes = [total, total]
         if self._session:
             return []
-        if self._onwards(asked[0], sizes):
+        if self._onwards(asked[0], sizes) and asked[-1].opening:
             return self._name("ssh-jump", NAME_FIRM_NATS, f"the first record, {asked[0].size} bytes, opens a "
                               "connection onwards and nothing else")
         return self._local(asked[-1].size) if asked[-1].size in sizes.direct else []
@@ -569,7 +663,7 @@ class SshSession:
     def _onwards(self, first: _Asked, sizes: Sizes) -> bool:
         """Return whether a session opened with direct-tcpip (-W), alone or with no-more-sessions."""
         alone = first.size in sizes.direct or first.size - sizes.no_more in sizes.direct
-        return alone and first.size not in sizes.with_forward and first.time_ns - self._auth_ns < _OPENING_NS
+        return alone and first.size not in sizes.with_forward and first.opening
 
     # -- forwards in use ----------------------------------------------------------------------------------------------
 
@@ -616,6 +710,13 @@ class SshSession:
                 return [] if "ssh-reverse-channel-open" in self._said else self._local(self._last_client[1])
             return []
         uses: list[Use] = []
+        if from_client:
+            self._requests += 1
+        elif self._last_client[1] == sizes.key and sizes.key_echo <= size <= 3 * sizes.key_echo and "ssh-exec" in self._said:
+            self._keys += 1
+            if self._keys == _KEYS_MIN:
+                self._pty = True
+                return self._name("ssh-interactive", NAME_FIRM_NATS, f"{_KEYS_MIN} keys were typed and echoed")
         if from_client and not self._said & {"ssh-interactive", "ssh-exec"}:
             if size >= sizes.pty:
                 self._pty = True
@@ -623,8 +724,8 @@ class SshSession:
             return self._name("ssh-exec", NAME_NATS, f"a command or subsystem was asked for ({size} bytes)")
         if not self._pty and total - self._session_bytes[0] > _TRANSFER_BYTES:
             uses += self._name("ssh-transfer", NAME_FIRM_NATS, f"{total} bytes one way and no terminal")
-        if not from_client and not self._pty and size > 200 and self._last_client[1] == sizes.sftp_init:
-            uses += self._name("ssh-transfer", NAME_FIRM_NATS, "the opening of SFTP")
+        if not from_client and size > 200 and self._last_client[1] == sizes.sftp_init and self._requests == 2:
+            uses += self._name("ssh-transfer", NAME_NATS + 1, "the opening of SFTP")
         if not from_client and size == sizes.reply:
             uses += self._later_request(time_ns, sizes)
         return uses
@@ -637,4 +738,4 @@ class SshSession:
             return []
         self._forward_asked = True
         text = f"on the running session a request of {size} bytes was answered by {sizes.reply} bytes: tcpip-forward"
-        return [self._say("ssh-reverse-forward-request", LATER_REQUEST_NATS, text, _SPOTS)]
+        return self._request(LATER_REQUEST_NATS, text)

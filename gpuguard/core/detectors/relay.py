@@ -2,8 +2,8 @@
 
 `ssh -R` and every other reverse tunnel end in the same picture: the process that dialled out opens, while the outer
 connection is in use, a connection to a port of this host or of its private network, and carries bytes between the two.
-It is seen in the kernel's socket lists alone (INET_DIAG and /proc/PID/fd), whatever the outer carrier, and it says whose
-doing it is. No name, port or key is asked.
+It is seen in the kernel's socket lists alone (INET_DIAG and /proc/PID/fd), whatever the outer carrier, and it says
+whose doing it is. No name, port or key is asked.
 
 Benign look-alikes: a client that also talks to a local database, resolver, cache or agent (nearly every process with a
 remote connection has some local one). So a local socket alone says nothing: the inner connection must open after the
@@ -39,8 +39,8 @@ LED_MIN = 3
 LOOKED_BACK_NS = 30_000_000_000
 
 # P(an inner connection of the same process opens within 50 ms of bytes from the far side | no relay): a client that
-# asks a remote service and then a local one, over and over, may do so one time in ten; that it is a connection which the
-# far side leads makes it one in a hundred flows more. H1: every channel does so.
+# asks a remote service and then a local one, over and over, may do so one time in ten; that it is a connection which
+# the far side leads makes it one in a hundred flows more. H1: every channel does so.
 OPENED_NATS = 6.5
 # What came in on the outer connection went out on the inner one, within the factor of four that key exchange, framing
 # and other channels may add: two unrelated connections of one process do so by chance once in five.

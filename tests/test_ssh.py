@@ -1,0 +1,243 @@
+"""The SSH record grammar: sizes that were measured, and openings built from the RFCs in every suite."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuguard.core import ssh
+from gpuguard.core.records import SshKexInit
+
+SUITES = {
+    "chacha20": ("chacha20-poly1305@openssh.com", "", "none"),
+    "gcm": ("aes256-gcm@openssh.com", "", "none"),
+    "etm": ("aes128-ctr", "hmac-sha2-256-etm@openssh.com", "none"),
+    "umac": ("aes128-ctr", "umac-64-etm@openssh.com", "none"),
+    "sha512": ("aes256-ctr", "hmac-sha2-512", "none"),
+    "sha1": ("aes128-ctr", "hmac-sha1", "none"),
+    "cbc": ("3des-cbc", "hmac-md5-96", "none"),
+}
+
+
+def kexinit(suite, *marks):
+    cipher, mac, compression = SUITES[suite]
+    macs = (mac or "hmac-sha2-256",)
+    return SshKexInit(0, ("curve25519-sha256", *marks), ("ssh-ed25519",), (cipher,), (cipher,), macs, macs,
+                      (compression,), (compression,))
+
+
+class Talk:
+    """One session: the client is the initiator unless swapped; time goes on by 10 ms a record."""
+
+    def __init__(self, suite="chacha20", *, swapped=False, marks=True, banner="SSH-2.0-OpenSSH_9.2p1"):
+        self.suite = ssh.suite_of(*SUITES[suite])
+        self.session = ssh.SshSession(initiator_known=True)
+        self.client = 1 if swapped else 0
+        self.now, self.totals, self.uses = 0, [0, 0], []
+        self.session.banner(self.client, banner)
+        self.session.kexinit(self.client, kexinit(suite, *(("ext-info-c",) if marks else ())))
+        self.session.kexinit(1 - self.client, kexinit(suite))
+        self.uses += self.session.newkeys(1 - self.client)
+        self.uses += self.session.newkeys(self.client)
+
+    def raw(self, size, *, client, after_ns=10_000_000):
+        side = self.client if client else 1 - self.client
+        self.now += after_ns
+        self.totals[side] += size
+        new = self.session.segment(self.now, side, size, self.totals[side])
+        self.uses += new
+        return [use.use for use in new]
+
+    def ours(self, *payloads, **how):
+        return self.raw(sum(ssh.record_bytes(self.suite, one) for one in payloads), client=True, **how)
+
+    def theirs(self, *payloads, **how):
+        return self.raw(sum(ssh.record_bytes(self.suite, one) for one in payloads), client=False, **how)
+
+    def login(self):
+        self.ours(17)
+        self.theirs(17)
+        self.ours(35)
+        self.theirs(48)
+        self.ours(270)
+        assert self.theirs(1) == ["authenticated"]
+        return self
+
+    def nats(self, use):
+        return sum(one.nats for one in self.uses if one.use == use)
+
+    def named(self):
+        return {one.use for one in self.uses}
+
+
+REQUEST = "ssh-reverse-forward-request"
+
+
+@pytest.mark.parametrize(
+    ("suite", "sizes"),
+    [  # keystroke, nested, twice nested, keepalive, its reply, tcpip-forward of localhost: as measured on the wire
+        ("chacha20", (36, 76, 116, 52, 28, 68)),
+        ("gcm", (36, 84, 132, 52, 36, 68)),
+        ("etm", (52, 116, 180, 68, 52, 84)),
+        ("umac", (28, 60, 92, 44, 28, 60)),
+        ("sha512", (96, 192, 288, 112, 80, 112)),
+        ("sha1", (52, 100, 148, 68, 36, 68)),
+    ],
+)
+def test_sizes_are_those_on_the_wire(suite, sizes):
+    one = ssh.suite_of(*SUITES[suite])
+    key = ssh.record_bytes(one, 10)
+    nested = ssh.record_bytes(one, 9 + key)
+    assert (
+        key, nested, ssh.record_bytes(one, 9 + nested), ssh.record_bytes(one, ssh.KEEPALIVE),
+        ssh.record_bytes(one, ssh.REPLY), ssh.record_bytes(one, ssh.tcpip_forward(9)),
+    ) == sizes
+
+
+@settings(derandomize=True)
+@given(st.sampled_from(sorted(SUITES)), st.integers(0, 40_000))
+def test_padding_is_legal(name, payload):
+    """RFC 4253 section 6: at least four bytes of padding, the whole a multiple of the block, no more than needed."""
+    suite = ssh.suite_of(*SUITES[name])
+    total = ssh.record_bytes(suite, payload) - suite.mac_bytes
+    padding = total - 5 - payload
+    assert 4 <= padding < 4 + suite.block_bytes
+    assert (total - (4 if suite.outside else 0)) % suite.block_bytes == 0
+
+
+def test_unknown_names_give_no_suite():
+    assert ssh.suite_of("rot13", "hmac-sha1", "none") is None
+    assert ssh.suite_of("aes128-ctr", "crc32", "none") is None
+    assert ssh.suite_of("aes128-ctr", "hmac-sha1", "lz4") is None
+
+
+def test_the_clients_first_choice_that_the_server_has():
+    def lists(ciphers):
+        return SshKexInit(0, (), (), ciphers, ciphers, ("hmac-sha1",), ("hmac-sha1",), ("none",), ("none",))
+
+    client = lists(("aes128-ctr", "chacha20-poly1305@openssh.com"))
+    server = lists(("chacha20-poly1305@openssh.com", "aes128-ctr"))
+    assert ssh.negotiate(client, server)[0].cipher == "aes128-ctr"
+    assert ssh.negotiate(client, lists(("3des-cbc",))) == (None, None)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("bind", [0, 8, 9, 15])
+def test_reverse_forward_without_a_session(suite, bind):
+    talk = Talk(suite).login()
+    talk.ours(ssh.tcpip_forward(bind))
+    talk.ours(ssh.NO_MORE_SESSIONS, after_ns=100_000)
+    talk.theirs(344)
+    talk.theirs(ssh.REPLY)
+    assert talk.nats(REQUEST) > 19.6
+    talk.now += 5 * 10**9
+    talk.theirs(ssh.forwarded_tcpip(9, 9))
+    assert talk.ours(ssh.OPEN_CONFIRMATION, after_ns=400_000) == ["ssh-reverse-channel-open"]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_reverse_forward_with_a_shell(suite, count):
+    talk = Talk(suite).login()
+    for _ in range(count):
+        talk.ours(ssh.tcpip_forward(9), after_ns=300_000)
+    talk.ours(ssh.SESSION_OPEN, ssh.NO_MORE_SESSIONS, after_ns=300_000)
+    talk.theirs(344)
+    talk.theirs(*[ssh.REPLY] * count, ssh.OPEN_CONFIRMATION)
+    assert talk.nats(REQUEST) > 19.6
+    assert "ssh-interactive" in talk.ours(350)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_reverse_forward_for_any_port(suite):
+    talk = Talk(suite).login()
+    talk.ours(ssh.tcpip_forward(9))
+    talk.ours(ssh.NO_MORE_SESSIONS)
+    talk.theirs(ssh.REPLY_WITH_PORT)
+    sizes = ssh.sizes_of(talk.suite, talk.suite)
+    known = sizes.reply == sizes.reply_port or ssh.record_bytes(talk.suite, 36) in sizes.forward_only
+    assert talk.nats(REQUEST) >= (19.6 if known else 6)
+
+
+BENIGN = {
+    "shell": ([("c", 24, 34), ("s", 344), ("s", 17), ("c", 350), ("s", 5, 9), ("s", 300), ("c", 10), ("s", 10)], "ssh-interactive"),
+    "shell, confirmed late": ([("c", 24, 34), ("s", 990), ("s", 17, 120), ("c", 350), ("s", 5), ("s", 5)], "ssh-interactive"),
+    "exec": ([("c", 24, 34), ("s", 344), ("s", 17), ("c", 27), ("s", 9, 5), ("c", 9), ("s", 120)], "ssh-exec"),
+    "plain session": ([("c", 24), ("s", 17), ("c", 40), ("s", 5)], "ssh-exec"),
+    "sftp": ([("c", 24, 34), ("s", 344), ("s", 17), ("c", 27), ("s", 9, 5), ("c", 18), ("s", 330)], "ssh-transfer"),
+    "-N -L": ([("c", 34), ("s", 344), ("w",), ("c", 63), ("s", 17), ("c", 90), ("s", 200)], "ssh-local-forward"),
+    "-D": ([("c", 34), ("s", 344), ("w",), ("c", 63), ("s", 17), ("w",), ("c", 83), ("s", 17)], "ssh-dynamic-forward"),
+    "-W": ([("c", 63, 34), ("s", 344), ("s", 17, 50), ("c", 50), ("c", 1100)], "ssh-jump"),
+    "-N and keepalives": ([("c", 34), ("s", 344), ("w",), ("c", 27), ("s", 1), ("w",), ("c", 27), ("s", 1)], "ssh-local-forward"),
+    "keepalives in a shell": ([("c", 24, 34), ("s", 17), ("c", 350), ("s", 5), ("w",), ("c", 27), ("s", 1)], "ssh-interactive"),
+    "agent": ([("c", 24, 34), ("s", 17), ("c", 400), ("s", 5), ("w",), ("s", 39), ("c", 17), ("s", 14)], "ssh-interactive"),
+    "tun": ([("c", 40), ("c", 34), ("s", 17)], None),
+}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("story", BENIGN)
+def test_other_openings_are_named_and_not_accused(suite, story):
+    steps, name = BENIGN[story]
+    talk = Talk(suite).login()
+    for who, *payloads in steps:
+        if who == "w":
+            talk.now += 2 * 10**9
+        else:
+            (talk.ours if who == "c" else talk.theirs)(*payloads)
+    assert talk.nats(REQUEST) == 0 or story == "tun"
+    assert "ssh-reverse-channel-open" not in talk.named()
+    assert name is None or name in talk.named()
+
+
+def test_forward_on_a_running_session():
+    talk = Talk().login()
+    for who, *payloads in BENIGN["shell"][0]:
+        (talk.ours if who == "c" else talk.theirs)(*payloads)
+    talk.now += 10**10
+    talk.ours(ssh.tcpip_forward(9))
+    assert talk.theirs(ssh.REPLY) == [REQUEST]
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_swapped_roles(marks):
+    talk = Talk(swapped=True, marks=marks)
+    assert [use.use for use in talk.uses] == ["ssh-role-swap"]
+    assert talk.uses[0].nats == (ssh.SWAP_NATS if marks else ssh.SWAP_ONE_NATS)
+    assert talk.session.client == 1
+
+
+def test_nothing_is_read_where_both_claim_the_same_role():
+    session = ssh.SshSession(initiator_known=True)
+    for side in (0, 1):
+        session.kexinit(side, kexinit("chacha20", "ext-info-c"))
+    assert session.newkeys(1) + session.newkeys(0) == []
+    assert session.segment(1, 0, 68, 68) == []
+
+
+def test_a_key_exchange_cut_off_by_the_snap_length_is_inferred():
+    talk = Talk()
+    talk.session = ssh.SshSession(initiator_known=True)
+    talk.session.banner(0, "SSH-2.0-OpenSSH_9.2p1")
+    for size, client in ((41, True), (41, False), (1448, True), (1088, False), (1208, True), (1448, False), (16, True)):
+        talk.raw(size, client=client)
+    talk.login()
+    talk.ours(ssh.tcpip_forward(9))
+    talk.ours(ssh.NO_MORE_SESSIONS)
+    talk.theirs(ssh.REPLY)
+    assert 19.6 <= talk.nats(REQUEST) <= ssh.REQUEST_NATS_MAX
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(sorted(SUITES)),
+    st.lists(st.tuples(st.booleans(), st.integers(1, 70_000) | st.sampled_from((28, 36, 44, 52, 60, 68, 92, 112)),
+                       st.integers(0, 2_000_000_000)), max_size=60),
+)
+def test_any_sizes_are_survived(suite, records):
+    talk = Talk(suite).login()
+    for client, size, after_ns in records:
+        talk.raw(size, client=client, after_ns=after_ns)
+    assert talk.nats(REQUEST) <= ssh.REQUEST_NATS_MAX
+    assert len(talk.session._asked) <= 16
