@@ -1,0 +1,116 @@
+"""What does watching a launch cost the process that makes it?
+
+Claim: at most 1.6 us a launch at the site that `gpuguard.libcuda` chooses, at least five times less than a probe at
+symbol+0 costs in the same run; attaching and detaching all sites of a library takes at most 0.3 s each, in the broker.
+The program and the driver are stand-ins with the real stub shape: the trap, which is nearly all of the cost, is real.
+Run: make bench-launches-overhead (root)
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gpuguard.sensors import EyeClosed, launches
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.standins.build import build
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuguard.libcuda import Library
+
+LAUNCHES = 300_000
+SLOW_LAUNCHES = 30_000
+REPEATS = 5
+CHOSEN_NS_MAX = 1_600.0
+SYMBOL_RATIO_MIN = 5.0
+HANDLE_MS_MAX = 300.0
+RESULT = Path(__file__).parent / "results" / "launches_overhead.json"
+
+
+def ns_per_launch(hasher: Path, count: int) -> float:
+    """Return the wall time of one launch, median of some runs."""
+    command = [str(hasher), "--launches", str(count), "--interval-us", "0"]
+    took = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["elapsed_ns"] / count
+            for _ in range(REPEATS)]
+    return statistics.median(took)
+
+
+def probed(library: Path, change: Callable[[Library], Library]) -> tuple[launches.LaunchProbe, float]:
+    """Probe the library at sites that ``change`` may move; return the probe and how long attaching took, in ms."""
+    probe = launches.new_probe()
+    read = launches.read_library
+    launches.read_library = lambda data: change(read(data))  # type: ignore[assignment]
+    begun = time.perf_counter()
+    try:
+        probe.add(str(library))
+    finally:
+        launches.read_library = read  # type: ignore[assignment]
+    return probe, (time.perf_counter() - begun) * 1e3
+
+
+def at_symbol(library: Library) -> Library:
+    """Move every launch site back to the first instruction of its stub."""
+    moved = tuple(msgspec.structs.replace(site, offset=site.offset - 10) for site in library.launches)
+    return msgspec.structs.replace(library, launches=moved)
+
+
+def measure(paths: dict[str, Path]) -> dict[str, float]:
+    """Measure without a probe, at the chosen site, and at symbol+0, one after another in this run."""
+    hasher, library = paths["hasher"], paths["libcuda"]
+    bare = ns_per_launch(hasher, LAUNCHES)
+    probe, attach_ms = probed(library, lambda found: found)
+    sites = sum(len(one.library.launches) + len(one.library.calls) for one in probe.watched)
+    chosen = ns_per_launch(hasher, LAUNCHES)
+    begun = time.perf_counter()
+    probe.close()
+    detach_ms = (time.perf_counter() - begun) * 1e3
+    after = ns_per_launch(hasher, LAUNCHES)
+    probe, _ = probed(library, at_symbol)
+    symbol = ns_per_launch(hasher, SLOW_LAUNCHES)
+    probe.close()
+    return {
+        "sites": sites, "bare_ns": bare, "detached_ns": after, "chosen_added_ns": chosen - bare,
+        "symbol_added_ns": symbol - bare, "symbol_ratio": (symbol - bare) / max(chosen - bare, 1.0),
+        "attach_ms": attach_ms, "detach_ms": detach_ms,
+    }
+
+
+def main() -> int:
+    """Measure, print beside the targets, write the result; return 1 where a target is missed."""
+    try:
+        launches.new_probe().close()
+    except (EyeClosed, OSError) as error:
+        print(f"not measured: {error}")
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        got = measure(build(Path(folder)))
+    rows = [
+        ("added at the chosen site", "chosen_added_ns", CHOSEN_NS_MAX, got["chosen_added_ns"] <= CHOSEN_NS_MAX),
+        ("added at symbol+0", "symbol_added_ns", None, True),
+        ("symbol+0 over chosen", "symbol_ratio", SYMBOL_RATIO_MIN, got["symbol_ratio"] >= SYMBOL_RATIO_MIN),
+        ("attach", "attach_ms", HANDLE_MS_MAX, got["attach_ms"] <= HANDLE_MS_MAX),
+        ("detach", "detach_ms", HANDLE_MS_MAX, got["detach_ms"] <= HANDLE_MS_MAX),
+        ("one launch without a probe", "bare_ns", None, True),
+        ("one launch after detaching", "detached_ns", None, True),
+    ]
+    for name, key, target, met in rows:
+        wanted = "" if target is None else f"target {target:g}"
+        print(f"{name:28} {got[key]:10.1f} {key.rpartition('_')[2]:6} {wanted} {'' if met else 'MISSED'}")
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({name: round(value, 1) for name, value in got.items()}, indent=1) + "\n")
+    return 0 if all(met for *_, met in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,116 @@
+"""`gpuguard classify`: recorded launches, what is missing in them, and what they are not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gpuguard.cli.commands.classify import Unreadable, command, judge, read_launches, summarise
+
+HEADER = "t_host_us,t_dev_us,dur_us,name,gx,gy,gz,bx,by,bz,shmem,regs,stream,device,launch_api"
+DATA = os.environ.get("GPUGUARD_DATA_DIR", "")
+TRACES = sorted(Path(DATA, "launches").glob("*.csv.gz")) if DATA else []
+
+
+def search(name, seconds=6, per_s=50):
+    return [f"{i * 1e6 / per_s},,,{name},8192,1,1,128,1,1,0,64,7,0,cudaLaunchKernel" for i in range(seconds * per_s)]
+
+
+def run(text, tmp_path, *options, packed=False):
+    file = tmp_path / ("trace.csv.gz" if packed else "trace.csv")
+    raw = text if isinstance(text, bytes) else text.encode()
+    file.write_bytes(gzip.compress(raw) if packed else raw)
+    return CliRunner().invoke(command, [str(file), *options])
+
+
+def objects(done):
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return lines[:-1], lines[-1]["summary"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_recorded_search_is_confirmed(tmp_path, packed):
+    done = run("\n".join([HEADER, *search("ethash_search")]), tmp_path, "-o", "json", packed=packed)
+    windows, summary = objects(done)
+    assert done.exit_code == 1
+    assert [one["launches"] for one in windows] == [50] * 6
+    assert windows[0]["kernels"] == 1
+    assert windows[-1]["verdict"] == "confirmed"
+    assert (summary["verdict"], summary["label"]) == ("confirmed", "mining")
+    assert {one["class"] for one in summary["evidence"]} == {"code", "launch"}
+    assert summary["counts"]["confirmed"] >= 3
+
+
+def test_a_renamed_search_is_not_confirmed_by_its_beat(tmp_path):
+    done = run("\n".join([HEADER, *search("step")]), tmp_path, "-o", "json")
+    _, summary = objects(done)
+    assert done.exit_code == 0
+    assert summary["verdict"] == "unknown"
+
+
+def test_columns_may_be_missing(tmp_path):
+    text = "t_dev_us,name\n" + "\n".join(f"{i * 20_000},ethash_search" for i in range(300))
+    done = run(text, tmp_path, "-o", "json")
+    _, summary = objects(done)
+    assert summary["verdict"] == "confirmed"
+    assert "device times" in summary["gaps"][0]
+    nameless = "t_host_us,gx,bx\n" + "\n".join(f"{i * 20_000},8192,128" for i in range(300))
+    assert objects(run(nameless, tmp_path, "-o", "json"))[1]["verdict"] == "unknown"
+
+
+def test_rows_without_use_are_told(tmp_path):
+    lines = [HEADER, *search("ethash_search"), "nan,,,x", ",,,x", "5,,,x,wide,1,1", "1e400,,,x", "not,a,row"]
+    summary = objects(run("\n".join(lines), tmp_path, "-o", "json"))[1]
+    assert summary["gaps"] == ["5 rows without a usable time or geometry were left out"]
+    assert summary["verdict"] == "confirmed"
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("timestamp,phase,gpu,power_w,gpu_util_pct\n1,a,0,70,5\n", "telemetry"),
+    ("a,b\n1,2\n", "not recorded launches"),
+    ("", "not recorded launches"),
+    (HEADER, "no launch with a time"),
+    (HEADER + "\n,,,x", "no launch with a time"),
+    (b"\x7fELF\x02\x01\x01\0\0\0\0", "not a text file"),
+    (b"\x1f\x8b\x08\0\0\0\0\0", "Compressed file ended"),
+])
+def test_what_is_no_recording_is_refused(tmp_path, text, reason):
+    done = run(text, tmp_path, "-o", "json")
+    assert done.exit_code == 3
+    assert reason in done.stderr
+    assert reason in json.loads(done.stdout)["summary"]["gaps"][0]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    done = CliRunner().invoke(command, [str(tmp_path / "none.csv")])
+    assert done.exit_code == 3
+    assert "No such file" in done.stderr
+
+
+def test_the_table_is_for_people(tmp_path):
+    done = run("\n".join([HEADER, *search("progpow_search")]), tmp_path)
+    assert done.exit_code == 1
+    assert "confirmed mining" in done.stdout
+    assert "launches the kernel progpow_search" in done.stdout
+
+
+def test_a_line_without_end_is_refused():
+    with pytest.raises(Unreadable):
+        read_launches(iter([HEADER, '1,,,"' + "x" * 1_000_000]))
+
+
+@pytest.mark.skipif(not TRACES, reason="GPUGUARD_DATA_DIR is not set: no recorded training to judge")
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name[:40])
+def test_no_recorded_training_is_accused(path):
+    with gzip.open(path, "rt") as lines:
+        recorded = read_launches(lines)
+    windows, finding = judge(recorded)
+    assert finding is None
+    summary = summarise(windows, finding, recorded.gaps)
+    assert summary.verdict == ("clear" if len(recorded.times_ns) > 1 else "unknown")
+    assert all(one.verdict in ("clear", "unknown") for one in windows)
