@@ -75,9 +75,10 @@ class Build(build_ext):
 def extension(source: Path) -> Extension:
     """Return the extension gpuguard._NAME of ext/NAME.pyx."""
     name = source.stem
+    parts = sorted(f"ext/{one.name}" for one in source.parent.iterdir() if one.suffix in (".h", ".pxi", ".pxd"))
     return Extension(f"gpuguard._{name}", [f"ext/{name}.pyx"], include_dirs=[np.get_include(), "ext"],
                      libraries=["bpf"] if name in NEED_LIBBPF else [], extra_compile_args=["-O3"],
-                     depends=sorted(f"ext/{one.name}" for one in (ROOT / "ext").iterdir() if one.suffix in (".h", ".pxi", ".pxd")))
+                     depends=parts)
 
 
 setup(

@@ -151,8 +151,10 @@ def test_public_functions_and_classes_are_documented():
 
 def speaks_for_another(owner: ast.Module | ast.ClassDef) -> bool:
     """Return whether the methods are documented elsewhere: a private class, or a form that a Protocol describes."""
-    return isinstance(owner, ast.ClassDef) and (owner.name.startswith("_") or owner.name in ("Detector", "Sensor") or any(
-        ast.unparse(base).endswith(("Servicer", "NodeVisitor", "Handler")) for base in owner.bases))
+    if not isinstance(owner, ast.ClassDef):
+        return False
+    hooks = any(ast.unparse(base).endswith(("Servicer", "NodeVisitor", "Handler")) for base in owner.bases)
+    return hooks or owner.name.startswith("_") or owner.name in ("Detector", "Sensor")
 
 
 def overloaded(node: ast.AST) -> bool:
