@@ -105,6 +105,18 @@ class RecordingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 1024 * _MIB
 
 
+class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Prometheus metrics of the guard itself and of what it sees."""
+
+    listen: Annotated[
+        str, Meta(max_length=255, description="loopback address to serve them on, as 127.0.0.1:9400; empty: none")
+    ] = ""
+    textfile: Annotated[
+        str, Meta(max_length=4096, description="file for node_exporter's textfile collector, in the guard's state "
+                                               "folder; empty: none")
+    ] = ""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that may be set in gpuguard.toml."""
 
@@ -116,3 +128,4 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     sockets: SocketSettings = field(default_factory=SocketSettings)
     toolcalls: ToolCallSettings = field(default_factory=ToolCallSettings)
     recording: RecordingSettings = field(default_factory=RecordingSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)

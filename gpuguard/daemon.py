@@ -1,4 +1,4 @@
-"""The guard process: waits on the sensors, hands their blocks to the recorder and to `core.Guard`, carries out what follows.
+"""The guard process: waits on the sensors, hands blocks to the recorder and to `core.Guard`, carries out what follows.
 
 It runs without privileges beside a broker that has them (ADR 0001). It owns time: every block passes through `feed`
 once, in order of arrival, is recorded, and only then judged, so that a recording replays to the same events.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
-from gpuguard import confine, paths, sensors
+from gpuguard import confine, logs, paths, sensors
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.config import Config
 from gpuguard.core.detectors import new_detectors
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuguard.api.service import ApiServer
+    from gpuguard.outputs.prometheus import Metrics
     from gpuguard.sensors import Sensor
 
 log = structlog.get_logger("gpuguard")
@@ -48,6 +49,7 @@ TCP_SYN = 0x02
 TCP_SYN_ACK = 0x12
 REOPEN_NS = 30_000_000_000
 NEWS_NS = 1_000_000_000
+TEXTFILE_NS = 15_000_000_000
 ANSWERS_MAX = 1_024
 
 #: What sensors import when they open.
@@ -115,6 +117,8 @@ class Daemon:
         self._subscribers: list[Subscriber] = []
         self._known_outcomes: deque[tuple[str, str]] = deque(maxlen=ANSWERS_MAX)
         self._api: ApiServer | None = None
+        self._metrics = _metrics(config)
+        self._textfile = guard_dir / config.metrics.textfile if config.metrics.textfile else None
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -145,13 +149,17 @@ class Daemon:
         self._audit("started", {"mode": self._start.config.guard.mode, "eyes": answer.eyes})
 
     def _listen(self) -> None:
-        """Serve the API; without it the guard still guards."""
+        """Serve the API and the metrics; without them the guard still guards."""
         from gpuguard.api.service import ApiServer, SocketTaken
 
+        if self._textfile:
+            self._due_ns["metrics"] = 0
         try:
             self._api = ApiServer(self, paths.guard_runtime_dir() / "gpuguard.sock")
+            if self._metrics and self._start.config.metrics.listen:
+                self._metrics.serve(self._start.config.metrics.listen)
         except (OSError, SocketTaken) as error:
-            log.error("no API", reason=str(error))
+            log.error("no API, or no metrics", reason=str(error))
             self.feed(Gap(time_ns=time.time_ns(), sensor="api", reason=str(error)))
 
     def _step(self) -> None:
@@ -177,6 +185,10 @@ class Daemon:
         if name == "news":
             self._due_ns[name] = now_ns + NEWS_NS
             self._hear_news()
+            return
+        if name == "metrics" and self._metrics and self._textfile:
+            self._due_ns[name] = now_ns + TEXTFILE_NS
+            self._metrics.write_textfile(self._textfile)
             return
         self._read(name)
 
@@ -212,11 +224,15 @@ class Daemon:
         try:
             sensor = importlib.import_module(f"gpuguard.sensors.{name}").open_sensor(self._broker, self._start.config)
         except sensors.EyeClosed as closed:
+            if self._metrics:
+                self._metrics.sensor(name, up=False)
             if first:
                 log.warning("eye closed", sensor=name, reason=str(closed))
                 self.feed(Gap(time_ns=now_ns, sensor=name, reason=str(closed), since_ns=now_ns))
             return
         log.info("eye open", sensor=name)
+        if self._metrics:
+            self._metrics.sensor(name, up=True)
         self._sensors[name] = sensor
         if sensor.descriptor is not None:
             self._selector.register(sensor.descriptor, selectors.EVENT_READ, name)
@@ -233,6 +249,8 @@ class Daemon:
                 one = waiting.popleft()
                 if self._recorder:
                     waiting.extend(self._recorder.write(one))
+                if self._metrics:
+                    self._metrics.receive(one)
                 for event in self._guard.receive(one):
                     waiting.extend(self._handle(event))
         self._notice(block)
@@ -252,6 +270,8 @@ class Daemon:
         if isinstance(event, FlowReport) and event.finding.label == "other":
             return []
         self._events.write(event)
+        if self._metrics and not isinstance(event, Gap):
+            self._metrics.receive(event)
         for subscriber in self._subscribers:
             subscriber(event)
         match event:
@@ -407,6 +427,7 @@ def main() -> int:
     for name in ("--uid", "--gid"):
         parser.add_argument(name, type=int)
     arguments = parser.parse_args()
+    logs.configure()
     _load_code()
     confine.drop(None if arguments.uid is None else (arguments.uid, arguments.gid), arguments.parent)
     with os.fdopen(arguments.start_fd, "rb") as stream:
@@ -433,6 +454,14 @@ def _load_code() -> None:
 
 def _sensor_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(sensors.__path__))
+
+
+def _metrics(config: Config) -> Metrics | None:
+    if not (config.metrics.listen or config.metrics.textfile):
+        return None
+    from gpuguard.outputs.prometheus import Metrics
+
+    return Metrics()
 
 
 def _recorder(config: Config, guard_dir: Path) -> Recorder | None:

@@ -32,15 +32,17 @@ class Running:
         self.log = folder / "log"
         self.environ = {**os.environ, "GPUGUARD_STATE_DIR": str(self.state),
                         "GPUGUARD_RUNTIME_DIR": str(folder / "run"), "GPUGUARD_TOOLCALLS_OTLP_LISTEN": "127.0.0.1:0"}
-        self.broker = subprocess.Popen([sys.executable, "-m", "gpuguard", "run", *arguments], env=self.environ,
-                                       stderr=self.log.open("w"), stdout=subprocess.DEVNULL)
+        with self.log.open("w") as stream:
+            self.broker = subprocess.Popen([sys.executable, "-m", "gpuguard", "run", *arguments], env=self.environ,
+                                           stderr=stream, stdout=subprocess.DEVNULL)
 
     def guard_pid(self) -> int:
         children = Path(f"/proc/{self.broker.pid}/task/{self.broker.pid}/children").read_text().split()
         return int(children[0])
 
-    def logged(self, text: str) -> bool:
-        return text in self.log.read_text()
+    def logged(self, event: str, sensor: str = "") -> bool:
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return any(line["event"] == event and sensor in ("", line["sensor"]) for line in lines)
 
     def stop(self) -> int:
         if self.broker.poll() is None:
@@ -79,7 +81,7 @@ def running() -> Iterator[Callable[..., Running]]:
 @ROOT_ONLY
 def test_it_sees_a_process_records_it_and_replays_to_the_same_events(running: Callable[..., Running]) -> None:
     one = running("--record", "rec")
-    until(lambda: one.logged("sensor=processes"), "the process eye opening")
+    until(lambda: one.logged("eye open", "processes"), "the process eye opening")
     marker = f"marker-{os.getpid()}"
     subprocess.run(["/bin/sh", "-c", f": {marker}; sleep 0.3"], check=True)
     time.sleep(1.5)
@@ -145,7 +147,7 @@ def test_a_second_daemon_is_refused_in_words(running: Callable[..., Running]) ->
 
 def test_closed_eyes_are_gaps(running: Callable[..., Running]) -> None:
     one = running("--record", "rec")
-    until(lambda: one.logged("eye closed") or one.logged("sensor=toolcalls"), "all eyes being tried")
+    until(lambda: one.logged("eye open", "toolcalls"), "all eyes being tried")
     one.stop()
     blocks = list(read_recording(one.state / "guard" / "rec"))
     if not Path("/dev/nvidiactl").exists():

@@ -25,14 +25,15 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
     Examples:
       gpuguard run
       gpuguard run --mode enforce --record night-shift
-    """  # noqa: D301 click's mark for text that must not be wrapped
-    from gpuguard import broker
+    """
+    from gpuguard import broker, logs
     from gpuguard.audit import AuditFailed
     from gpuguard.config_sources import ConfigError, load_config
     from gpuguard.daemon import Start
     from gpuguard.journal import JournalFailed, JournalLocked
     from gpuguard.policies import PolicyError, load_policy
 
+    logs.configure()
     flags: dict[str, str] = {}
     if mode:
         flags["guard.mode"] = mode
