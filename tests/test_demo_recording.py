@@ -12,7 +12,6 @@ import pytest
 
 import gpuguard.lab
 from gpuguard.cli.commands import demo
-from gpuguard.core.events import Incident
 from gpuguard.replay import replay
 from gpuguard.ui import story
 from gpuguard.ui.report import render
@@ -55,8 +54,10 @@ def test_it_replays_to_the_same_events(events):
 def test_the_demo_takes_the_gpu_half_from_it():
     replayed = demo._replayed()
     assert replayed
-    assert all(isinstance(event, Incident) for event in replayed)
-    assert {f.label for f in replayed[-1].findings} >= {"mining"}
+    [incident] = story.told_by(replayed).incidents
+    assert {f.label for f in incident.findings} == {"mining"}
+    assert [call.arguments for call in incident.tool_calls] == ['{"command": "./hasher &"}']
+    assert {decision.rung for decision in incident.decisions} >= {"pause", "kill"}
     assert any("recording" in note for note in demo._notes(None, replayed))
 
 

@@ -18,7 +18,7 @@ from gpuguard.ui.markup import Markup, join, tag
 from gpuguard.ui.timeline import timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gpuguard.core.events import Decision, Event, Finding, FlowReport, Incident, ProcessBrief
     from gpuguard.core.evidence import Evidence
@@ -65,6 +65,7 @@ def render(
     measures: Sequence[Measure] = (),
     left_alone: Sequence[LeftAlone] = (),
     notes: Sequence[str] = (),
+    marks: Mapping[str, str] | None = None,
 ) -> str:
     """Return the page about these events, given in the order in which the guard made them.
 
@@ -75,13 +76,15 @@ def render(
     measures, left_alone, notes
         What the caller knows beyond the events: delays against targets, who was not accused, and plain remarks that
         stand at the head (which half was a stand-in).
+    marks
+        A word beside an incident's id, by id: where it came from if not from this host now.
     """
     told = story.told_by(events)
     title = story.headline(told.incidents[0]) if len(told.incidents) == 1 else f"{len(told.incidents)} incidents"
     body = tag(
         "main",
         remarks(notes) if notes else None,
-        *(incident_section(told, incident, host) for incident in told.incidents),
+        *(incident_section(told, incident, host, (marks or {}).get(incident.id, "")) for incident in told.incidents),
         None if told.incidents else tag("h1", "Nothing to report"),
         _section("Delays", measures_table(measures)) if measures else None,
         _section("Watched and left alone", left_alone_table(left_alone, told.flows)),
@@ -106,7 +109,7 @@ def page(title: str, body: Markup) -> str:
     return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
 
 
-def incident_section(told: Story, incident: Incident, host: str = "") -> Markup:
+def incident_section(told: Story, incident: Incident, host: str = "", mark: str = "") -> Markup:
     """Return everything about one incident."""
     found = story.accused(incident)
     start_ns, end_ns = story.span_ns(incident)
@@ -115,13 +118,13 @@ def incident_section(told: Story, incident: Incident, host: str = "") -> Markup:
         "Verdict": badge(incident.verdict),
         "Began": tag("span", utc(start_ns)),
         "Seen for": tag("span", f"{(end_ns - start_ns) / 1e9:.1f} s"),
-        "Host": tag("span", host) if host else None,
+        "Host": tag("span", host) if host and not mark else None,
         "Evidence from": join(*(join(chip(name), " ") for name in classes)),
         "Story": tag("code", incident.story or "one subject"),
     }
     return tag(
         "article",
-        tag("div", f"Incident {incident.id}", class_="eyebrow"),
+        tag("div", f"Incident {incident.id}{', ' if mark else ''}{mark}", class_="eyebrow"),
         tag("h1", story.headline(incident)),
         tag("dl", *(tag("div", tag("dt", key), tag("dd", value)) for key, value in facts.items() if value),
             class_="facts"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
@@ -189,20 +189,37 @@ def _notes(standins: Path | None, replayed: Sequence[Event]) -> list[str]:
 
 
 def _replayed() -> list[Event]:
-    """Return the events of the recording's GPU half that comes with the package, [] where there is none."""
+    """Return what the guard says of the GPU half of the recording in the package, [] where there is none."""
     from importlib.resources import as_file, files
 
-    from gpuguard.core.events import Incident
-    from gpuguard.core.labels import LABELS
     from gpuguard.replay import replay
 
     folder = files("gpuguard.lab").joinpath("recordings", "incident")
     if not folder.is_dir():
         return []
     with as_file(folder) as path:
-        events = list(replay(path))
-    mining = {name for name in LABELS if name == "mining"}
-    return [e for e in events if isinstance(e, Incident) and mining & {f.label for f in e.findings}]
+        return list(_gpu_half(replay(path)))
+
+
+def _gpu_half(events: Iterable[Event]) -> Iterator[Event]:
+    """Yield what is about the hash program only: the network half of the same story is played live."""
+    import msgspec
+
+    from gpuguard.core.events import Finding, Incident
+
+    for event in events:
+        if isinstance(event, Finding) and event.label == "mining":
+            yield event
+        if isinstance(event, Incident) and any(f.label == "mining" for f in event.findings):
+            kept = tuple(f for f in event.findings if f.label == "mining")
+            ids = {f.id for f in kept}
+            calls = {f.tool_call.span_id for f in kept if f.tool_call}
+            yield msgspec.structs.replace(
+                event, findings=kept,
+                tool_calls=tuple(c for c in event.tool_calls if c.span_id in calls),
+                processes=tuple(f.process for f in kept if f.process),
+                decisions=tuple(d for d in event.decisions if d.finding_id in ids),
+            )
 
 
 def _opening(console: Console, notes: Sequence[str]) -> None:
@@ -234,7 +251,7 @@ def _told(console: Console, tale: Tale, replayed: list[Event], judgement: Judgem
     for incident in story.told_by(tale.events()).incidents:
         screen.show_incident(console, incident)
     if replayed:
-        screen.heading(console, "Replayed from a recording: the GPU half")
+        screen.heading(console, "The GPU half", "replayed from a recording")
         for incident in story.told_by(replayed).incidents:
             screen.show_incident(console, incident)
     screen.show_left_alone(console, left_alone(tale))
@@ -244,13 +261,15 @@ def _told(console: Console, tale: Tale, replayed: list[Event], judgement: Judgem
 def _report(
     console: Console, tale: Tale, replayed: list[Event], judgement: Judgement, where: tuple[Path, list[str]],
 ) -> None:
+    from gpuguard.core.events import Incident
     from gpuguard.lab.tale import left_alone
     from gpuguard.ui.report import render
 
     output, notes = where
     output.mkdir(parents=True, exist_ok=True)
     path = output / "incident.html"
-    page = render([*tale.events(), *replayed], host=platform.node(), measures=judgement.measures,
+    marks = {event.id: "replayed from a recording" for event in replayed if isinstance(event, Incident)}
+    page = render([*tale.events(), *replayed], marks=marks, host=platform.node(), measures=judgement.measures,
                   left_alone=left_alone(tale), notes=[*notes, *judgement.excused])
     path.write_text(page, encoding="utf-8")
     console.print()
