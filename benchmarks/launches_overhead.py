@@ -1,4 +1,4 @@
-"""What does watching a launch cost the process that makes it?
+"""What watching a launch costs the process that makes it.
 
 Claim: at most 1.6 us a launch at the site that `gpuguard.libcuda` chooses, at least five times less than a probe at
 symbol+0 costs in the same run; attaching and detaching all sites of a library takes at most 0.3 s each, in the broker.

@@ -5,7 +5,7 @@ is told of, that the linker's cache names, or that any process maps. In the guar
 left: a table with one row for each (process, kernel, geometry), and a ring of names and images.
 
 New libraries. A probe sits on an inode, so whoever maps a known library later is seen from the first launch. Only an
-inode never seen before (a copy in a container image, a memfd) must be found: at every scan (0.8 s) the broker reads
+inode never seen before (a copy in a container image, a memfd) must be found: at every scan (0.7 s) the broker reads
 /proc/PID/statm of each process, and only where the address space changed its maps; each file is examined once. The
 guard also asks about processes that were just executed, at once and a few times more. What such a process launched
 before it was found stays unseen, and kernels that it looked up before stay without a name: never guessed.
@@ -59,7 +59,7 @@ SECOND_NS = 1_000_000_000
 OBJECT = Path(__file__).parent.parent / "bpf" / "launches.bpf.o"
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
 
-SCAN_PERIOD_NS = 800_000_000
+SCAN_PERIOD_NS = 700_000_000
 #: After its exec a process is looked at this often: it maps libcuda when its imports get there.
 YOUNG_LOOKS_NS = (30_000_000, 120_000_000, 300_000_000)
 YOUNG_MAX = 256
@@ -68,6 +68,8 @@ IDLE_S, IDLE_WHEN_FULL_S, FULL_RATIO = 60.0, 5.0, 0.75
 MAPS_PER_SCAN = 128
 PIDS_PER_REQUEST = 1_024
 FILES_MAX = 16_384
+#: A mapped file is not opened again for this long; then it is, since inode numbers are reused.
+SEEN_S = 30.0
 LIBRARIES_MAX = 64
 LIBRARY_BYTES_MAX = 2 * 1024**3
 
@@ -151,6 +153,8 @@ class LaunchProbe:
         self._programs = programs
         self._examined: BoundedTable[tuple[int, ...], None] = BoundedTable(FILES_MAX)
         self._watched: dict[tuple[object, ...], Watched] = {}
+        self._seen: set[tuple[str, str, str]] = set()
+        self._seen_since_s = time.monotonic()
         self._sizes: dict[int, bytes] = {}
         self._swept_s = time.monotonic()
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
@@ -191,27 +195,31 @@ class LaunchProbe:
     def scan(self, pids: Iterable[int]) -> Opened:
         """Look for libraries in the maps of these processes; none named: of all whose address space changed."""
         chosen = list(itertools.islice(pids, PIDS_PER_REQUEST)) or self._changed()
+        if time.monotonic() - self._seen_since_s > SEEN_S or len(self._seen) > FILES_MAX:
+            self._seen.clear()
+            self._seen_since_s = time.monotonic()
         for pid in chosen:
-            for path, shown in _executable_maps(pid):
-                self.add(path, shown)
+            for path, mapped in _executable_maps(pid):
+                if mapped not in self._seen and self.add(path, mapped[2]):
+                    self._seen.add(mapped)
         self._sweep()
         return Opened((), self.describe(), self._counts())
 
-    def add(self, path: str, shown: str = "") -> None:
-        """Probe the file if it is a driver library not yet probed."""
+    def add(self, path: str, shown: str = "") -> bool:
+        """Probe the file if it is a driver library not yet probed; return whether it could be opened at all."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
-            return
+            return False
         try:
             found = os.fstat(fd)
             seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-            if not stat.S_ISREG(found.st_mode) or seen in self._examined:
-                return
-            self._examined[seen] = None
-            self._add_file(fd, found, shown or path)
+            if stat.S_ISREG(found.st_mode) and seen not in self._examined:
+                self._examined[seen] = None
+                self._add_file(fd, found, shown or path)
         finally:
             os.close(fd)
+        return True
 
     def _add_file(self, fd: int, found: os.stat_result, shown: str) -> None:
         try:
@@ -384,8 +392,8 @@ def _address_space(pid: str) -> bytes:
         return b""
 
 
-def _executable_maps(pid: int) -> Iterator[tuple[str, str]]:
-    """Yield (path that opens the mapped file itself, path as the process knows it) of every executable mapping.
+def _executable_maps(pid: int) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """Yield every executable mapping of a file: the path that opens it, and its device, inode and path as shown.
 
     A mapped file may be deleted, a memfd, or in another mount namespace: /proc/PID/map_files leads to it all the same.
     """
@@ -393,12 +401,10 @@ def _executable_maps(pid: int) -> Iterator[tuple[str, str]]:
         lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
-    shown: set[str] = set()
     for line in lines:
         fields = line.split(None, 5)
-        if len(fields) == 6 and "x" in fields[1] and fields[4] != "0" and fields[5] not in shown:
-            shown.add(fields[5])
-            yield f"/proc/{pid}/map_files/{fields[0]}", fields[5]
+        if len(fields) == 6 and "x" in fields[1] and fields[4] != "0":
+            yield f"/proc/{pid}/map_files/{fields[0]}", (fields[3], fields[4], fields[5])
 
 
 def _read_image(request: ReadImage) -> tuple[Answer, list[int]]:
