@@ -869,11 +869,11 @@ def open_sensor(broker: Broker, config: Config) -> ProcessSensor:
     source: Source
     mode = answer.mode.partition(" ")[0]
     if mode == "bpf" and len(descriptors) == 2:
-        from gpuguard._processes import Ring
-
         try:
+            from gpuguard._processes import Ring
+
             source = _BpfSource(Ring(descriptors[0], answer.values["ring_bytes"]), descriptors[1])
-        except (OSError, ValueError, KeyError) as error:
+        except (ImportError, OSError, ValueError, KeyError) as error:
             os.close(descriptors[1])
             raise EyeClosed(f"process events: {error}") from error
         finally:

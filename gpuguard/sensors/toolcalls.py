@@ -489,7 +489,7 @@ class ToolCallSensor:
         self.descriptor: int | None = self._queue.descriptor
         try:
             self._receiver = _Receiver(listen_address(listen), self._queue, clock_ns) if listen else None
-        except EyeClosed:
+        except (EyeClosed, ImportError):
             self._queue.close()
             raise
         self.port = self._receiver.port if self._receiver else None
@@ -565,4 +565,7 @@ def open_sensor(broker: Broker, config: Config) -> ToolCallSensor:
     settings = config.toolcalls
     if not settings.otlp_listen and not settings.files:
         raise EyeClosed("neither toolcalls.otlp_listen nor toolcalls.files is set")
-    return ToolCallSensor(broker, settings.otlp_listen, settings.files, time.time_ns)
+    try:
+        return ToolCallSensor(broker, settings.otlp_listen, settings.files, time.time_ns)
+    except ImportError as error:
+        raise EyeClosed(f"OTLP needs grpcio and opentelemetry-proto, readable by the guard's user: {error}") from error
