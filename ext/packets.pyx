@@ -12,10 +12,10 @@ A fact needs the first bytes of a TCP stream in order. Per direction a `Stream` 
 next; only bytes in order are read. A segment from beyond a hole is passed over, and the stream goes on when the
 sender sends the missing part again (its row is written in any case); a hole that lies within a message that is not
 read anyway is jumped. Nothing is copied while messages are whole within a segment; else the beginning of one message
-waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked at again while its place
-in the table lasts, once it has sent NEWKEYS or its ClientHello, or is neither SSH nor TLS. The table is set-
-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted. Of a stream that
-is not in the table the first six bytes of a segment are compared with those of a banner and a ClientHello.
+waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked at again while its
+place in the table lasts, once it has sent NEWKEYS or its ClientHello, or is neither SSH nor TLS. The table is
+set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted.
+Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
 
 Known limits: DNS over TCP is not read; a ClientHello or KEXINIT above MESSAGE_MAX is not read; text before an SSH
 banner is followed for TEXT_MAX bytes; TCP within IP fragments is read from the first fragment only.

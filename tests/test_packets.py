@@ -248,6 +248,18 @@ def test_nothing_is_read_after_newkeys() -> None:
     assert len(facts) == 3
 
 
+def test_payload_is_in_no_record() -> None:
+    """Neither what is sent before and after the key exchange, nor cookies, key shares, and UDP data."""
+    secret = b"SECRET-of-a-tenant"
+    stream = secret + b"\r\n" + SSH_STREAM.replace(bytes(1200), (secret * 67)[:1200]).replace(bytes(16), secret[:16], 1)
+    some = tcp_frames(stream + secret, list(range(7, len(stream), 90)))
+    datagram = ipv4(udp(secret), 17)
+    rows, facts = parse([*some, (101, datagram, len(datagram))])
+    assert len(facts) == 3
+    assert b"SECRET" not in rows.tobytes()
+    assert "SECRET" not in repr(facts)
+
+
 def test_lines_before_the_banner() -> None:
     stream = b"Welcome\r\nno SSH- here\r\n" + SSH_STREAM
     for step in (1, 4, 9, 50):
