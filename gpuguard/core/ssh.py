@@ -156,6 +156,7 @@ class Sizes(NamedTuple):
     session: frozenset[int]
     no_more: int
     no_more_next: frozenset[int]
+    session_next: frozenset[int]
     keepalive: int
     forward: frozenset[int]
     forward_only: frozenset[int]
@@ -192,7 +193,9 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
         forward = frozenset(_deflated(client, _forward_message(bind)) for bind in _BINDS)
         session = frozenset(_deflated(client, message) for message in _session_messages())
     no_more, no_more_next = ours(NO_MORE_SESSIONS), frozenset([ours(NO_MORE_SESSIONS)])
+    session_next = frozenset(one + no_more for one in session)
     if client.compressed:
+        session_next = frozenset(_deflated_pairs(client))
         no_more = _deflated(client, _NO_MORE)
         no_more_next = frozenset(_deflated(client, _NO_MORE, after=_forward_message(bind)) for bind in _BINDS)
     # dropbear sends no such request; who does, may open with it.
@@ -201,6 +204,7 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
         session=session,
         no_more=no_more,
         no_more_next=no_more_next,
+        session_next=session_next,
         keepalive=ours(KEEPALIVE),
         forward=forward,
         # A tun device's open is of the same size as a request for localhost in some suites: its answer tells.
@@ -278,6 +282,16 @@ _USUAL = (
 )
 _SERVICE = 17  # SERVICE_REQUEST and SERVICE_ACCEPT of "ssh-userauth": the one pair of equal size, RFC 4253 section 10
 _BY_SERVICE: dict[int, Suite] = {record_bytes(suite, _SERVICE): suite for suite in reversed(_USUAL)}
+
+
+def _deflated_pairs(suite: Suite) -> set[int]:
+    """Return what a session open and no-more-sessions in one segment cost after a request for a forward."""
+    return {
+        _deflated(suite, session, after=_forward_message(bind))
+        + _deflated(suite, _NO_MORE, after=_forward_message(bind) + session)
+        for bind in _BINDS
+        for session in _session_messages()
+    }
 
 
 # -- roles ------------------------------------------------------------------------------------------------------------
@@ -544,9 +558,10 @@ class SshSession:
             opening = opening and (before.size != sizes.no_more or size != sizes.keepalive or size == sizes.no_more)
         if len(self._asked) < _ASKED_MAX:
             self._asked.append(_Asked(time_ns, size, opening))
-        if before is not None and opening and size in sizes.no_more_next and all(
+        follows = size in sizes.no_more_next or size in sizes.session_next
+        if before is not None and opening and follows and all(
                 self._is_forward(one, sizes) for one in self._asked[:-1]):
-            return self._parted(self._asked[0], sizes)
+            return self._parted(self._asked[0], sizes, opened=size in sizes.session_next)
         if first and opening and size in sizes.forward_only:
             text = (f"the first record after the login has {size} bytes, as tcpip-forward has in this cipher suite and "
                     f"no other opening")
@@ -566,22 +581,23 @@ class SshSession:
     def _familiar(self) -> bool:
         return self.client is not None and self._banners[self.client].startswith(_FAMILIAR)
 
-    def _parted(self, first: _Asked, sizes: Sizes) -> list[Use]:
-        """no-more-sessions follows in a segment of its own: what came first was written out before it was thought of.
+    def _parted(self, first: _Asked, sizes: Sizes, *, opened: bool) -> list[Use]:
+        """What came first was written out before the session's open or no-more-sessions was thought of.
 
-        OpenSSH does so with requests for forwards only; opens are written together with it.
+        OpenSSH does so with requests for forwards only; opens are written together with no-more-sessions, and it opens
+        one session at most.
         """
         if first.size not in sizes.forward and first.size not in sizes.forward_path:
             return []
-        alone = sizes.exact and first.size not in sizes.session and first.size not in sizes.direct
+        alone = sizes.exact and (opened or first.size not in sizes.session) and first.size not in sizes.direct
         if alone and self._request_nats == 0.0 and self._familiar():
             nats = REQUEST_FAMILIAR_NATS + PARTED_NATS
         elif alone:
             nats = PARTED_NATS
         else:
             nats = PARTED_OPEN_NATS
-        text = (f"a first record of {first.size} bytes was written out before no-more-sessions ({sizes.no_more} bytes) "
-                "followed, as a request for a forward is and an open is not")
+        text = (f"a first record of {first.size} bytes was written out before {'a session' if opened else 'the end'} of "
+                "the opening followed, as a request for a forward is and an open is not")
         return self._request(nats, text)
 
     def _session_began(self, time_ns: int, size: int, sizes: Sizes) -> bool:
@@ -663,7 +679,7 @@ class SshSession:
     def _onwards(self, first: _Asked, sizes: Sizes) -> bool:
         """Return whether a session opened with direct-tcpip (-W), alone or with no-more-sessions."""
         alone = first.size in sizes.direct or first.size - sizes.no_more in sizes.direct
-        return alone and first.size not in sizes.with_forward and first.opening
+        return sizes.exact and alone and first.size not in sizes.with_forward and first.opening
 
     # -- forwards in use ----------------------------------------------------------------------------------------------
 
