@@ -235,14 +235,15 @@ class Owners:
         ``now_ns`` is of any clock that does not go back.
         """
         self._known = {inode: known for inode, known in self._known.items() if inode in inodes}
-        living = {owner: self._lives(owner) for known in self._known.values() for owner in known.owners}
+        owners = {owner for known in self._known.values() for owner in known.owners}
+        living = {owner: self._lives(owner) for owner in owners}
         if any(
             known is None or known.due_ns <= now_ns or not all(living[owner] for owner in known.owners)
             for known in (self._known.get(inode) for inode in inodes)
         ):
             self._look(inodes, now_ns)
-        owners = {inode: self._known[inode].owners for inode in inodes}
-        return owners, self._complete or all(owners.values())
+        found = {inode: self._known[inode].owners for inode in inodes}
+        return found, self._complete or all(found.values())
 
     def _look(self, inodes: set[int], now_ns: int) -> None:
         found, self._complete = walk(inodes, self._proc_root)
