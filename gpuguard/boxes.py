@@ -9,6 +9,7 @@ Source: Documentation/admin-guide/cgroup-v2.rst, sections 2.3 and 5.1 (cgroup.pr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import time
 from pathlib import Path
@@ -127,12 +128,13 @@ def recapture(members: list[Member], boxes: tuple[Box, ...]) -> None:
     """Put strays back; each into the box nearest to where it went."""
     for one in members:
         now = proctree.cgroup_of(one.pid)
-        nearest = max(boxes, key=lambda box: len(_common(box.origin, now)))
+        nearest = max(boxes, key=lambda box: _shared_parts(box.origin, now))
         _enter(one, nearest.path, now)
 
 
-def _common(one: str, other: str) -> str:
-    return one[: next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))]
+def _shared_parts(one: str, other: str) -> int:
+    pairs = zip(one.split("/"), other.split("/"), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def freeze(box: Box, *, on: bool) -> None:
@@ -206,7 +208,7 @@ def _remove(cgroup: str, keep: frozenset[str]) -> None:
         except FileNotFoundError:
             pass
         except OSError:
-            # Dying tasks are still counted for a moment; a box of another act inside this one stays until that is undone.
+            # Dying tasks count for a moment still; a box of another act inside this one stays until that is undone.
             nested = any(entry.is_dir() for entry in folder(cgroup).iterdir())
             if nested or time.monotonic() > end:
                 return

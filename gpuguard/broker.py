@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 STOP_S = 1.2
+LEAVE_S = 0.3
 COST_PER_S = 400.0
 COST_MAX = 800.0
 CONTROLS_MAX = 8
@@ -142,16 +143,18 @@ class Connection:
 class Broker:
     """The loop: the guard's connection, operators' connections, signals, deadlines."""
 
-    def __init__(self, enforcement: Enforcement, guard: socket.socket | None, control: socket.socket | None = None) -> None:
+    def __init__(self, enforcement: Enforcement, guard: socket.socket, control: socket.socket | None = None,
+                 guard_pid: int = 0) -> None:
+        """Serve the guard on its socket, and operators on the control socket. 0: the guard is in this process."""
         self._enforcement = enforcement
-        self._guard = Connection(guard, operator=False) if guard else None
+        self._guard_pid = guard_pid
+        self._guard = Connection(guard, operator=False)
         self._control = control
         self._connections: dict[Connection, float] = {}
         self._selector = selectors.DefaultSelector()
         self.stopping = False
-        self.guard_over = guard is None
-        if self._guard:
-            self._watch(self._guard)
+        self.guard_over = False
+        self._watch(self._guard)
         if control:
             self._selector.register(control, selectors.EVENT_READ, self._accept)
 
@@ -239,6 +242,8 @@ class Broker:
             raise Unpermitted(f"{type(request).__name__} is not for this connection to ask")
         if isinstance(request, Hello) == connection.greeted:
             raise Unpermitted("a connection begins with one Hello")
+        if isinstance(request, Hello) and self._guard_pid and (left := confine.left_of(self._guard_pid)):
+            raise Unpermitted(f"a guard that kept its privileges is not served: {left}")
         connection.greeted = True
         if self.stopping and isinstance(request, Act):
             return Refused("the broker is ending"), ()
@@ -402,7 +407,7 @@ def start(config: Config, *, handover: bytes = b"", argv: Sequence[str] | None =
         theirs.close()
     enforcement.ours = {os.getpid(), guard.pid}
     try:
-        return _supervise(Broker(enforcement, ours, control), guard, enforcement)
+        return _supervise(Broker(enforcement, ours, control, guard.pid), guard, enforcement)
     finally:
         control.close()
         paths.control_socket().unlink(missing_ok=True)
@@ -416,6 +421,7 @@ def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enfo
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     pidfd = os.pidfd_open(guard.pid)
     stop_at: list[float] = []
+    lost_at: list[float] = []
 
     def stop() -> None:
         with contextlib.suppress(BlockingIOError):
@@ -431,13 +437,17 @@ def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enfo
     reason = "the guard has ended"
     try:
         while not select.select([pidfd], [], [], 0)[0]:
-            if broker.guard_over and not stop_at:
+            if broker.guard_over and not lost_at:
+                # It may be on its way out: let it say its own exit status before it is asked to end.
+                lost_at.append(time.monotonic() + LEAVE_S)
+            if lost_at and not stop_at and time.monotonic() > lost_at[0]:
                 reason = "the guard's connection has ended"
                 stop()
             if stop_at and time.monotonic() > stop_at[0]:
                 reason = "the guard did not end in time"
                 break
-            broker.step(max(0.0, stop_at[0] - time.monotonic()) if stop_at else 60.0)
+            ends = stop_at or lost_at
+            broker.step(max(0.0, ends[0] - time.monotonic()) if ends else 60.0)
         return _finish(guard, enforcement, reason)
     finally:
         signal.set_wakeup_fd(before)
@@ -453,10 +463,13 @@ def _finish(guard: subprocess.Popen[bytes], enforcement: Enforcement, reason: st
     for one in left:
         _log.warning("still in force", decision_id=one.decision_id, action=one.action, process=str(one.process),
                      text=one.text)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        return guard.wait(timeout=0.05)
-    guard.kill()
-    return guard.wait()
+    try:
+        status = guard.wait(timeout=0.05)
+    except subprocess.TimeoutExpired:
+        guard.kill()
+        status = guard.wait()
+    # As a shell says it: 128 and the signal.
+    return status if status >= 0 else 128 - status
 
 
 def _release_sensors() -> None:

@@ -55,7 +55,7 @@ def sealed(content: bytes) -> int:
 
 
 def drop(identity: tuple[int, int] | None, parent: int) -> None:
-    """Give everything up, for good. Raises `OSError`, and then there must be no guard; ends where ``parent`` is gone."""
+    """Give everything up, for good. Raises `OSError`: then there must be no guard. Ends where ``parent`` is gone."""
     libc = ctypes.CDLL(None, use_errno=True)
     last = int((PROC / "sys/kernel/cap_last_cap").read_text())
     if capabilities() & 1 << 8:  # CAP_SETPCAP
@@ -72,6 +72,14 @@ def drop(identity: tuple[int, int] | None, parent: int) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def left_of(pid: int) -> str:
+    """Return what privileges a process still has, "" if it gave up everything that `drop` takes."""
+    lines = (PROC / str(pid) / "status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    held = [name for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") if int(fields[name], 16)]
+    return ", ".join(held + ([] if fields["NoNewPrivs"].strip() == "1" else ["new privileges"]))
 
 
 def spawn(command: Sequence[str], peer: socket.socket, handover: bytes,

@@ -45,6 +45,10 @@ class Control(Protocol):
         """Turn enforcement off and undo everything."""
         ...
 
+    def recover(self) -> Outcomes:
+        """Undo what a broker that is gone left in force; what a person paused stays."""
+        ...
+
     def in_force(self) -> Outcomes:
         """Return what is in force."""
         ...
@@ -71,6 +75,10 @@ class _ByBroker:
     def disarm(self, reason: str) -> Outcomes:
         return self._ask(Disarm(reason))
 
+    def recover(self) -> Outcomes:
+        # A broker that runs has done so at its start.
+        return []
+
     def in_force(self) -> Outcomes:
         return self._ask(ListActions())
 
@@ -89,6 +97,9 @@ class _ByHand:
 
     def disarm(self, reason: str) -> Outcomes:
         return self._enforcement.disarm(reason, "operator")
+
+    def recover(self) -> Outcomes:
+        return self._enforcement.recover()
 
     def in_force(self) -> Outcomes:
         return self._enforcement.in_force()

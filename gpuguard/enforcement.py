@@ -127,8 +127,9 @@ class Enforcement:
             outcome, text = "refused", str(refused)
         except (OSError, JournalFailed, AuditFailed) as error:
             outcome, text = "failed", str(error)
-        return self._say(request.decision_id, request.action, outcome, text, process=request.target, expires_ns=expires_ns,
-                         by=by, reason=request.reason[:512], approved_by=request.approved_by[:128])
+        return self._say(request.decision_id, request.action, outcome, text, process=request.target,
+                         expires_ns=expires_ns, by=by, reason=request.reason[:512],
+                         approved_by=request.approved_by[:128])
 
     def undo(self, decision_id: str, reason: str, by: By) -> list[ActionOutcome]:
         """Undo one act, or everything (""). What a person paused only a person lets go."""
@@ -136,12 +137,17 @@ class Enforcement:
         mine = [one.id for one in reversed(acts.values()) if by == "operator" or not one.by_hand]
         if decision_id in acts and decision_id not in mine:
             return [self._outcome(decision_id, "undo", "refused", "a person paused it: only a person lets it go")]
-        return [self._undo_one(one, reason, "undone") for one in ([decision_id] if decision_id else mine)]
+        outcomes = [self._undo_one(one, reason, "undone") for one in ([decision_id] if decision_id else mine)]
+        if by == "operator":
+            # The guard did not ask, so it has to be told.
+            self._news.extend(outcomes)
+        return outcomes
 
     def in_force(self) -> list[ActionOutcome]:
         """Return what is in force now."""
-        return [self._outcome(one.id, one.action, "done", self._journal.state.completed.get(one.id, "not verified yet"),
-                              process=one.process, expires_ns=one.expires_ns) for one in self._journal.state.in_force.values()]
+        acts, texts = self._journal.state.in_force, self._journal.state.completed
+        return [self._outcome(one.id, one.action, "done", texts.get(one.id, "not verified yet"), process=one.process,
+                              expires_ns=one.expires_ns) for one in acts.values()]
 
     def take_news(self) -> list[ActionOutcome]:
         """Return what changed by itself (expired, ended, did not hold) since this was asked last."""
@@ -183,7 +189,8 @@ class Enforcement:
         """Return in how many nanoseconds `tick` has something to do, None if never."""
         now = self._clock.boot_ns()
         due = [one.deadline_ns - now for one in self._journal.state.in_force.values()]
-        due += [int((effect.kill_at_s - time.monotonic()) * _NS) for effect in self._effects.values() if effect.kill_at_s]
+        kills = [effect.kill_at_s for effect in self._effects.values() if effect.kill_at_s is not None]
+        due += [int((at_s - time.monotonic()) * _NS) for at_s in kills]
         if self._effects:
             due.append(self._verify_at_ns - now)
         return max(0, min(due)) if due else None
@@ -284,7 +291,8 @@ class Enforcement:
             # Pids and start times of another boot mean other processes now.
             return self._end(intent, "undone", "the host was started again: nothing of it is left")
         try:
-            text = ACTIONS[intent.action].undo(intent.plan, self._effects.get(decision_id), self._boxes_but(decision_id))
+            effect = self._effects.get(decision_id)
+            text = ACTIONS[intent.action].undo(intent.plan, effect, self._boxes_but(decision_id))
         except OSError as error:
             # It stays in the journal: the next try, or the next start, goes on from here.
             return self._say(intent.id, intent.action, "failed", f"could not be undone: {error}",

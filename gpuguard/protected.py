@@ -63,9 +63,9 @@ def _reason(one: Member, limits: Limits, own: set[int]) -> str:
     if one.pid in own:
         return "is GPUGuard itself or the command that asks"
     cgroup = proctree.cgroup_of(one.pid)
-    inside = next((path for path in limits.protected_cgroups if cgroup == path or cgroup.startswith(path.rstrip("/") + "/")), "")
-    if inside:
-        return f"is in the protected cgroup {inside}"
+    for path in limits.protected_cgroups:
+        if cgroup == path or cgroup.startswith(path.rstrip("/") + "/"):
+            return f"is in the protected cgroup {path}"
     name = daemon_name(one.pid, limits.protected_executables)
     return f"is the host's {name}" if name else ""
 

@@ -17,8 +17,8 @@ from gpuguard.actions import Effect
 from gpuguard.journal import Plan
 
 if TYPE_CHECKING:
-    from gpuguard.proctree import Member
     from gpuguard.actions import Job
+    from gpuguard.proctree import Member
 
 VERIFY_S = 1.0
 _POLL_S = 0.005

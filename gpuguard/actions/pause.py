@@ -17,8 +17,8 @@ from gpuguard.actions import Effect
 from gpuguard.journal import Plan
 
 if TYPE_CHECKING:
-    from gpuguard.proctree import Member
     from gpuguard.actions import Job
+    from gpuguard.proctree import Member
 
 STOP_WAIT_S = 0.5
 _POLL_S = 0.002
@@ -44,8 +44,8 @@ def _freeze(job: Job) -> Effect | None:
             boxes.empty(box, job.keep)
         return None
     still = boxes.wait_frozen(plan.boxes)
-    text = f"{len(members)} processes frozen" if still else f"{len(members)} processes freezing, not all stand still yet"
-    return Effect(text=text, plan=plan, members=members)
+    text = "frozen" if still else "freezing, not all stand still yet"
+    return Effect(text=f"{len(members)} processes {text}", plan=plan, members=members)
 
 
 def _stop(job: Job) -> Effect:

@@ -105,7 +105,10 @@ def park():
 
     def into(*pids):
         path = boxes.mount() / f"acting-test-{os.getpid()}-{next(numbers)}"
-        path.mkdir()
+        try:
+            path.mkdir()
+        except OSError as error:
+            pytest.skip(f"no cgroup can be made here: {error}")
         made.append(path)
         for pid in pids:
             (path / "cgroup.procs").write_text(str(pid))

@@ -1,4 +1,4 @@
-"""What the broker checks by itself, whoever asks: mode, switch, approval, rate, time, identity, and a place to write."""
+"""What the broker checks by itself, whoever asks: mode, switch, approval, rate, time, identity, room to write."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_we_and_whoever_holds_us_are_refused(enforcement, spawn):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: others' executables cannot be read without")
 def test_init_and_kernel_threads_are_refused(enforcement):
     one = enforcement()
-    for pid in (1, 2):
+    for pid in filter(proctree.member, (1, 2)):
         assert one.act(act(pid, cgroup=proctree.cgroup_of(pid) or "/"), "guard").outcome == "refused"
     limits = Limits()
     assert "init" in protected.refusal([Member(1, 1, 0, "S", 0)], limits)
@@ -313,6 +313,7 @@ try:
             os.write(filler, b"x" * 512)
     except OSError:
         pass
+    os.close(filler)
     before = audit.verify(disk)
     outcomes = []
     second = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -362,8 +363,8 @@ def test_no_request_at_all_raises_or_acts_in_observe_mode(shared, data):
     target = data.draw(st.builds(type(process_of(child.pid)), TEXT, st.integers(-2**63, 2**64 - 1), st.integers()))
     request = data.draw(st.builds(
         Act, decision_id=TEXT, action=st.sampled_from(["isolate", "throttle", "pause", "kill"]),
-        target=st.sampled_from([process_of(child.pid), target]), cgroup=TEXT, cgroup_id=st.integers(), ttl_s=st.floats(),
-        approved_by=TEXT, reason=TEXT))
+        target=st.sampled_from([process_of(child.pid), target]), cgroup=TEXT, cgroup_id=st.integers(),
+        ttl_s=st.floats(), approved_by=TEXT, reason=TEXT))
     assert one.act(request, "guard").outcome in {"refused", "would_have"}
     assert state(child.pid) in "RS"
 

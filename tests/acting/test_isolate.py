@@ -17,7 +17,7 @@ from tests.acting.tools import act, until
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and nftables"),
-    pytest.mark.skipif(shutil.which("ip") is None or shutil.which("nsenter") is None, reason="needs iproute2, util-linux"),
+    pytest.mark.skipif(not (shutil.which("ip") and shutil.which("nsenter")), reason="needs iproute2 and util-linux"),
 ]
 
 ECHO = """
@@ -88,7 +88,8 @@ class Network:
         self.near, self.far = (spawn("", command=hold, stdout=subprocess.PIPE) for _ in range(2))
         for one in (self.near, self.far):
             assert one.stdout.readline() == b"ready\n"
-        self.inside(self.near, "ip", "link", "add", "near", "type", "veth", "peer", "name", "far", "netns", self.far.pid)
+        pair = ("near", "type", "veth", "peer", "name", "far", "netns", self.far.pid)
+        self.inside(self.near, "ip", "link", "add", *pair)
         for one, name, address in ((self.near, "near", "10.99.0.1/24"), (self.far, "far", "10.99.0.2/24")):
             self.inside(one, "ip", "addr", "add", address, "dev", name)
             self.inside(one, "ip", "link", "set", name, "up")
@@ -100,7 +101,8 @@ class Network:
         return ["nsenter", f"--net=/proc/{one.pid}/ns/net"]
 
     def inside(self, one, *command):
-        return subprocess.run([*self._enter(one), *map(str, command)], check=True, capture_output=True, text=True).stdout
+        command = [*self._enter(one), *map(str, command)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def client(self, name, *, tree=False):
         path = self._tmp_path / name
@@ -177,10 +179,10 @@ def test_without_cgroups_it_goes_by_five_tuple(enforcement, network, no_boxes):
     bystander, free = network.client("bystander")
     ahead = [0]
     one = enforcement(ahead=ahead)
+    opened = Network.counts(path)["opened"]
     done = one.act(act(target.pid, "isolate"), "guard")
     assert done.outcome == "done", done.text
     assert "weaker" in done.text
-    opened = Network.counts(path)["opened"]
     until(lambda: Network.counts(path)["opened"] > opened, "it comes back with a new connection")
     ahead[0] += 10**10
     one.tick()

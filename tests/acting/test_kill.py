@@ -55,7 +55,7 @@ def test_a_tree_that_obeys_ends_at_sigterm(enforcement, family, way):
 
 def test_a_tree_that_does_not_is_killed_after_the_grace_time(enforcement, spawn, tmp_path, way):
     child = spawn(STUBBORN, tmp_path / "ready")
-    until(lambda: (tmp_path / "ready").exists())
+    until((tmp_path / "ready").exists)
     pids = [one.pid for one in proctree.tree([child.pid])]
     way(*pids)
     one = enforcement()
@@ -93,7 +93,7 @@ def test_what_lives_on_is_never_said_to_be_dead(enforcement, spawn, no_boxes, mo
 
 def test_ending_in_the_grace_time_kills_nobody_later(enforcement, spawn, tmp_path, park):
     child = spawn(STUBBORN, tmp_path / "ready")
-    until(lambda: (tmp_path / "ready").exists())
+    until((tmp_path / "ready").exists)
     home = park(*[one.pid for one in proctree.tree([child.pid])])
     one = enforcement()
     outcome = one.act(act(child.pid, "kill", approved_by="alice"), "guard")

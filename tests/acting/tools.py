@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from gpuguard.messages import Act
 
 ROOT = Path(__file__).parents[2]
 numbers = itertools.count()
+
+
+def _maps_everybody() -> bool:
+    first = Path("/proc/self/uid_map").read_text().split()
+    return int(first[2]) > 65534
+
+
+#: Root of the host, not of a user namespace in which there is nobody else to become.
+HOST_ROOT = os.geteuid() == 0 and _maps_everybody()
 
 
 class SetClock(Clock, frozen=True):

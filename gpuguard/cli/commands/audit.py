@@ -42,7 +42,8 @@ def verify(path: Path | None, output: str) -> None:
     if output == "json":
         write_line(report)
     elif report.ok:
-        click.echo(f"whole: {report.entries} entries, {report.first_seq} to {report.last_seq}, head {report.head_sha256}")
+        span = f"{report.first_seq} to {report.last_seq}"
+        click.echo(f"whole: {report.entries} entries, {span}, head {report.head_sha256}")
     else:
         where = f"{report.file} line {report.line}" if report.line else report.file
         click.echo(f"broken at {where}: {report.problem}; {report.entries} entries before it are whole")
@@ -51,7 +52,7 @@ def verify(path: Path | None, output: str) -> None:
 
 @command.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
-@click.option("--last", type=click.IntRange(min=1, max=100_000), default=50, show_default=True, help="How many entries.")
+@click.option("--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many entries.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Form of the output.")
 def show(path: Path | None, last: int, output: str) -> None:
     """Show the last entries, oldest first."""

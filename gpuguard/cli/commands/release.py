@@ -12,9 +12,10 @@ from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
 @click.command()
 @click.argument("decision", metavar="ID", required=False)
 @click.option("--all", "everything", is_flag=True, help="Undo everything.")
+@click.option("--leftovers", is_flag=True, help="Undo what a guard that was killed left in force.")
 @click.option("--list", "listing", is_flag=True, help="Only say what is in force.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
-def command(*, decision: str | None, everything: bool, listing: bool, output: str) -> None:
+def command(*, decision: str | None, everything: bool, leftovers: bool, listing: bool, output: str) -> None:
     """Undo one act or all of them, as the journal knows them; also those of a guard that was killed.
 
     \b
@@ -23,10 +24,11 @@ def command(*, decision: str | None, everything: bool, listing: bool, output: st
       gpuguard release stop-1a2b3c4d
       gpuguard release --all
 
-    Only processes that were stopped by GPUGuard go on. Exit status 0: undone, 2: wrong usage, 3: something could not be.
+    Only processes that GPUGuard stopped go on; --leftovers leaves alone what a person stopped. Exit status 0: undone,
+    2: wrong usage, 3: something could not be.
     """
-    if sum((decision is not None, everything, listing)) != 1:
-        raise click.UsageError("name an ID, --all or --list")
+    if sum((decision is not None, everything, leftovers, listing)) != 1:
+        raise click.UsageError("name an ID, --all, --leftovers or --list")
     from gpuguard import control
     from gpuguard.audit import AuditFailed
     from gpuguard.broker_client import BrokerGone
@@ -36,6 +38,8 @@ def command(*, decision: str | None, everything: bool, listing: bool, output: st
         with control.session() as session:
             if listing:
                 outcomes = session.in_force()
+            elif leftovers:
+                outcomes = session.recover()
             else:
                 outcomes = session.release(decision or "", f"released by {control.operator()}")
     except (BrokerGone, JournalLocked, JournalFailed, AuditFailed, OSError) as error:

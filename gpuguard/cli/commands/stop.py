@@ -31,7 +31,7 @@ def seconds(_: click.Context, __: click.Parameter, value: str) -> int:
 @click.option("--agent", help="Sandbox id, container id (12 digits or more), or name of a cgroup.")
 @click.option("--job", help="Slurm or Ray job id.")
 @click.option("--pid", type=click.IntRange(min=2), help="One process and all that it started.")
-@click.option("--for", "ttl_s", default="1h", callback=seconds, show_default=True, help="Let go by itself after so long.")
+@click.option("--for", "ttl_s", default="1h", callback=seconds, show_default=True, help="Let go after so long.")
 @click.option("--reason", default="", help="Why, for the audit log.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
 def command(*, agent: str | None, job: str | None, pid: int | None, ttl_s: int, reason: str, output: str) -> None:
