@@ -305,7 +305,7 @@ class Daemon:
             return [self._outcome(decision, "refused", f"{decision.rung}: nobody to do it to, or no way to do it yet")]
         answer, _ = self._broker.ask(Act(
             decision_id=decision.id,
-            action=decision.rung,  # type: ignore[arg-type]
+            action=decision.rung,
             target=target.process,
             cgroup=target.cgroup,
             cgroup_id=target.cgroup_id,
