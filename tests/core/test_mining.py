@@ -204,7 +204,16 @@ def test_the_last_window_of_a_process_is_judged_at_its_end():
     guard.receive(started(P))
     evidence = detector.receive(Launches(T0 + INTERVAL, row(1, T0, 40, 5_000_000)), guard.host)
     evidence += detector.receive(ProcessExited(T0 + INTERVAL, P), guard.host)
+    assert evidence == []
+    evidence += detector.receive(Tick(T0 + 2 * SECOND), guard.host)
     assert [one.kind for one in evidence] == ["launch-steady-search"]
+
+
+def test_rows_that_come_after_the_end_of_a_process_do_not_begin_anew():
+    blocks = [*steady(10), ProcessExited(T0 + 10 * SECOND, P), *steady(3, begin=T0 + 10 * SECOND)]
+    guard, findings = judge([*blocks, Tick(T0 + 20 * SECOND), Tick(T0 + 90 * SECOND)], "lbm_step")
+    assert findings == []
+    assert len(next(one for one in guard._detectors if isinstance(one, mining.Detector))._standings) == 0
 
 
 def test_without_signatures_only_what_does_not_mine_is_told():

@@ -42,6 +42,7 @@ LAUNCHES_MIN = 8
 WINDOW_MAX_NS = 16 * SECOND_NS
 #: Rows come at most one interval after the launches in them.
 LATE_NS = 300_000_000
+ENDED_KEPT_NS = 60 * SECOND_NS
 
 #: ln(250): one process in 250 that does not mine launches one kernel steadily, see signatures/steady_search.toml.
 STRUCTURE_NATS = 5.5
@@ -81,6 +82,7 @@ class Standing(Struct):
     process: ProcessId
     window_start_ns: int = 0
     taken_ns: int = 0
+    ended_ns: int = 0
     rows: list[np.ndarray] = field(default_factory=list)
     row_count: int = 0
     structure_nats: float = 0.0
@@ -119,9 +121,10 @@ class Detector:
             case KernelName() if item.code_sha256:
                 evidence += self._judge_image(item)
             case ProcessExited():
-                standing = self._standings.pop((item.process.pid, item.process.start_ticks))
-                if standing and standing.rows:
-                    evidence += self._judge(standing, item.time_ns, host)
+                # Its last rows may come after its end, and must not find a standing that begins anew.
+                standing = self._standings.get((item.process.pid, item.process.start_ticks))
+                if standing:
+                    standing.ended_ns = item.time_ns
             case _:
                 pass
         return evidence
@@ -160,11 +163,14 @@ class Detector:
         evidence: list[Evidence] = []
         for standing in self._standings.values():
             age_ns = now_ns - LATE_NS - standing.window_start_ns
+            ended = bool(standing.ended_ns) and now_ns - standing.ended_ns > WINDOW_NS
+            if ended and now_ns - standing.ended_ns > ENDED_KEPT_NS:
+                self._standings.pop((standing.process.pid, standing.process.start_ticks))
             # A block may come in pieces: not before a later one is its window whole.
-            if not standing.rows or age_ns < WINDOW_NS or now_ns <= standing.taken_ns:
+            if not standing.rows or now_ns <= standing.taken_ns or (age_ns < WINDOW_NS and not ended):
                 continue
             launches = sum(int(rows["launches"].sum()) for rows in standing.rows)
-            if launches >= LAUNCHES_MIN or age_ns >= WINDOW_MAX_NS:
+            if launches >= LAUNCHES_MIN or age_ns >= WINDOW_MAX_NS or ended:
                 evidence += self._judge(standing, now_ns, host)
         return evidence
 
