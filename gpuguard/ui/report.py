@@ -20,7 +20,7 @@ from gpuguard.ui.timeline import timeline
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from gpuguard.core.events import Decision, Event, Finding, FlowReport, Incident, ProcessBrief
+    from gpuguard.core.events import Decision, Event, Finding, Incident, ProcessBrief
     from gpuguard.core.evidence import Evidence
     from gpuguard.core.records import Gap
     from gpuguard.core.subjects import ProcessId
@@ -87,7 +87,7 @@ def render(
         *(incident_section(told, incident, host, (marks or {}).get(incident.id, "")) for incident in told.incidents),
         None if told.incidents else tag("h1", "Nothing to report"),
         _section("Delays", measures_table(measures)) if measures else None,
-        _section("Watched and left alone", left_alone_table(left_alone, told.flows)),
+        _section("Watched and left alone", left_alone_table(left_alone, told)),
         _section("Where the guard could not look", gaps_list(told.gaps)),
         _section("How to read this", tag("div", *(tag("p", text) for text in _READING), class_="card")),
         tag("footer", "Made by GPUGuard from its own event log. This file loads nothing from anywhere."),
@@ -239,10 +239,16 @@ def decisions_table(incident: Incident, zero_ns: int) -> Markup:
     return tag("div", _table(("After", "Step", "To", "Because", "What became of it"), rows), class_="card")
 
 
-def left_alone_table(left_alone: Sequence[LeftAlone], flows: Sequence[FlowReport]) -> Markup:
-    """Return who was watched and not accused: as the caller knows it, and as the guard named their flows."""
+def left_alone_table(left_alone: Sequence[LeftAlone], told: Story) -> Markup:
+    """Return who was watched and not accused: as the caller knows it, and as the guard named their flows.
+
+    A flow that nothing can be said of is only counted, and what belongs to an accused process is no part of this.
+    """
+    guilty = {f.process.process for i in told.incidents for f in story.accused(i) if f.process}
+    flows = [f for f in told.flows if not story.accuses(f.finding)
+             and (f.finding.process is None or f.finding.process.process not in guilty)]
+    named = [f for f in flows if f.finding.verdict == "clear" and f.finding.label != "other"]
     rows = [tag("tr", tag("td", one.who), tag("td", one.what), tag("td", one.said)) for one in left_alone]
-    named = [flow for flow in flows if not story.accuses(flow.finding)]
     rows += [
         tag("tr",
             tag("td", story.process_words(flow.finding.process)),
@@ -250,8 +256,10 @@ def left_alone_table(left_alone: Sequence[LeftAlone], flows: Sequence[FlowReport
             tag("td", badge(flow.finding.verdict), f" {flow.finding.label}"))
         for flow in named[:FLOWS_SHOWN]
     ]
-    if len(named) > FLOWS_SHOWN:
-        rows.append(tag("tr", tag("td", f"and {len(named) - FLOWS_SHOWN} flows more", colspan="3")))
+    rest = len(flows) - min(len(named), FLOWS_SHOWN)
+    if rest:
+        counted = f"and {rest} flow{'s' if rest > 1 else ''} more that nothing speaks against"
+        rows.append(tag("tr", tag("td", counted, colspan="3", class_="soft")))
     table = _table(("Who", "What", "What the guard said"), rows)
     return tag("div", table if rows else tag("p", "Nobody else was seen at work."), class_="card")
 
