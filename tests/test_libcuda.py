@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from gpuguard.core.records import LAUNCH_APIS
 from gpuguard.libcuda import NotProbeable, build_id, choose_site, read_library
+from gpuguard.sensors.launches import _cached_libraries
 from tests.standins.build import build
 
 # cuLaunchKernel of driver 535.261.03.
@@ -77,6 +80,23 @@ def test_another_machine_is_refused(library):
 def test_a_library_without_launches_is_refused(library):
     with pytest.raises(NotProbeable, match="no launch export"):
         read_library(library.replace(b"cuLaunch", b"xxLaunch").replace(b"cuGraphLaunch", b"xxGraphLaunch"))
+
+
+def installed():
+    """Return a real driver library: what GPUGUARD_LIBCUDA names, else what the linker finds."""
+    named = os.environ.get("GPUGUARD_LIBCUDA", "")
+    return Path(named) if named else next(map(Path, _cached_libraries()), None)
+
+
+@pytest.mark.skipif(installed() is None, reason="no NVIDIA driver library here (GPUGUARD_LIBCUDA may name one)")
+def test_a_real_driver_is_probed_on_emulated_instructions_only():
+    found = read_library(installed().read_bytes())
+    assert {site.symbol.removesuffix("_ptsz") for site in found.launches} >= {
+        "cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel", "cuGraphLaunch"}
+    assert {"cuModuleGetFunction", "cuLibraryGetKernel", "cuKernelGetFunction", "cuModuleLoadData"} <= {
+        site.symbol for site in found.calls}
+    assert {site.cost for site in (*found.launches, *found.calls)} == {"emulated"}
+    assert found.refused == ()
 
 
 @given(st.binary(max_size=512))

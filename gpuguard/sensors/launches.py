@@ -32,7 +32,7 @@ import numpy as np
 from msgspec import Struct
 
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.records import LAUNCH, Block, Gap, KernelName, Launches, ModuleImage, ProcessStarted
+from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Block, Gap, KernelName, Launches, ModuleImage, ProcessStarted
 from gpuguard.core.subjects import ProcessId
 from gpuguard.libcuda import (
     CALL_ALIAS,
@@ -589,6 +589,10 @@ class KernelNames:
             waiting.append((handle, name))
         return KernelName(time_ns, process, handle, name, self._code.get((process, module)) or "")
 
+    def knows(self, process: ProcessId, handle: int) -> bool:
+        """Return whether this handle's name is known."""
+        return (process, handle) in self._names
+
     def aliased(self, time_ns: int, process: ProcessId, handle: int, original: int) -> KernelName | None:
         """The same kernel, or the same module, was given out under another handle."""
         known = self._names.get((process, original))
@@ -633,6 +637,7 @@ class LaunchSensor:
         self._counted = _launches.read_counters(self._counters_fd)
         self._refused = opened.values.get("refused", 0)
         self._young: list[tuple[int, int]] = []
+        self._nameless: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
         self._scanned_ns = self._rows_read_ns = 0
         self._gaps: list[Block] = []
         if self._refused:
@@ -756,7 +761,26 @@ class LaunchSensor:
             self._gap(now_ns, str(error))
             return []
         rows = self._deltas.take(self._keys[:count], self._values[:count], boot_ns)
+        self._tell_nameless(rows, now_ns)
         return [Launches(now_ns, rows)] if len(rows) else []
+
+    def _tell_nameless(self, rows: np.ndarray, now_ns: int) -> None:
+        """Say once of a process that it launches kernels which it looked up before it was watched.
+
+        Not at the first sight: the name may be in the ring still, since the ring was read before the rows.
+        """
+        graph = LAUNCH_APIS.index("cuGraphLaunch")
+        columns = (rows[rows["api"] != graph][name].tolist() for name in ("pid", "start_ticks", "kernel"))
+        nameless: set[ProcessId] = set()
+        for pid, start_ticks, kernel in set(zip(*columns, strict=True)):
+            process = ProcessId(self._boot_id, pid, start_ticks)
+            if not self._names.knows(process, kernel):
+                nameless.add(process)
+        for process in nameless:
+            told = self._nameless.get(process)
+            if told is False:
+                self._gap(now_ns, "kernels without a name: looked up before the probe was placed", process=process)
+            self._nameless[process] = told is not None
 
     def _count_gaps(self, now_ns: int) -> None:
         from gpuguard import _launches

@@ -21,11 +21,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuguard.config import Config
-from gpuguard.core.records import LAUNCH_APIS, Gap, KernelName, Launches, ModuleImage, ProcessStarted
+from gpuguard.core.events import Finding
+from gpuguard.core.guard import Guard
+from gpuguard.core.records import (
+    LAUNCH_APIS,
+    Gap,
+    HostInfo,
+    KernelName,
+    Launches,
+    ModuleImage,
+    ProcessStarted,
+    Tick,
+)
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, OpenLaunches, ReadImage, Refused, ScanLaunches
 from gpuguard.sensors import EyeClosed, launches
 from gpuguard.sensors.launches import KEY, VALUE, KernelNames, LaunchDeltas, image_extent, start_ticks_of
+from gpuguard.signature_files import shipped
 from tests.standins.build import build
 
 SECOND = 1_000_000_000
@@ -385,6 +397,47 @@ def test_a_deleted_library_is_probed_through_its_mapping(tmp_path, standins):
     finally:
         launches.release()
         sensor.close()
+
+
+def test_kernels_looked_up_too_early_have_no_name_and_that_is_said(standins):
+    process = run(standins["hasher"], "--seconds", 1.5, "--interval-us", 5000)
+    time.sleep(0.3)
+    sensor = launches.open_sensor(Direct(), settings(standins["libcuda"]))
+    try:
+        blocks, _ = read_all(sensor, [process])
+    finally:
+        launches.release()
+        sensor.close()
+    assert rows_of(blocks, process)["launches"].sum() > 0
+    assert records_of(KernelName, blocks, process) == []
+    assert [one.reason for one in records_of(Gap, blocks, process)] == [
+        "kernels without a name: looked up before the probe was placed"]
+
+
+def test_a_miner_is_confirmed_while_training_and_a_simulation_are_left_alone(eye, standins):
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    guard = Guard(signatures=shipped())
+    guard.receive(HostInfo(time.time_ns(), 1, boot_id, "here", 100))
+    miner, renamed, trainer = processes = [
+        run(standins["hasher"], "--seconds", 4.6),
+        run(standins["hasher"], "--seconds", 4.6, "--kernel", "lbm_step", "--interval-us", 2500),
+        run(standins["trainer"], "--seconds", 4.6),
+    ]
+    findings = []
+    while any(process.poll() is None for process in processes):
+        now_ns = time.time_ns()
+        for block in [*eye.read(now_ns), Tick(now_ns)]:
+            findings += [event for event in guard.receive(block) if isinstance(event, Finding)]
+        time.sleep(0.05)
+    said = {process.pid: json.loads(process.communicate()[0]) for process in processes}
+    own = [one for one in findings if one.subject.pid in said]
+    assert {one.subject.pid for one in own} == {miner.pid}
+    confirmed = next(one for one in own if one.verdict == "confirmed")
+    assert confirmed.time_ns - said[miner.pid]["first_launch_ns"] <= 5 * SECOND
+    assert {one.evidence_class for one in confirmed.evidence} == {"code", "launch"}
+    verdicts = {one.process.process.pid: (one.verdict, one.label) for one in guard.processes()}
+    assert verdicts[trainer.pid] == ("clear", "training")
+    assert verdicts[renamed.pid][0] == "unknown"
 
 
 def test_two_names_of_one_file_are_probed_once(standins, tmp_path):
