@@ -38,8 +38,8 @@ _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
 
 # Records answered at once are 0.96 of the typing side's and 0.25 of the other's (the answers of a far echo meet the
 # next record of the grid by chance). 64 records at 0.8 or more against 0.25 would be worth 50 nats if they were
-# independent; they share one path and one program, so that a window counts as one observation, and is bounded by how rare the grid
-# itself is outside OpenSSH: media over TCP at 50 packets a second, one flow in a thousand.
+# independent; they share one path and one program, so that a window counts as one observation, and is bounded by
+# how rare the grid itself is outside OpenSSH: media over TCP at 50 packets a second, one flow in a thousand.
 RHYTHM_NATS = 7.0
 RHYTHM_ANSWERED_MIN = 0.8
 

@@ -352,6 +352,8 @@ NAME_FIRM_NATS = 6.0
 # comes after ServerAliveInterval, which OpenSSH counts in whole seconds of the clock.
 _OPENING_NS = 900_000_000
 _ONE_GO_NS = 20_000_000
+# Where a keepalive costs what the opening's records cost, only the pace of one loop in one process tells them apart.
+_ONE_GO_ALIKE_NS = 5_000_000
 _ANSWER_NS = 30_000_000_000
 _TRANSFER_BYTES = 64 * 1024
 _ASKED_MAX = 16
@@ -554,7 +556,8 @@ class SshSession:
                               "connection onwards and nothing else")
         before = self._asked[-1] if self._asked else None
         if before is not None:
-            opening = before.opening and time_ns - before.time_ns <= _ONE_GO_NS
+            go_ns = _ONE_GO_ALIKE_NS if sizes.no_more == sizes.keepalive else _ONE_GO_NS
+            opening = before.opening and time_ns - before.time_ns <= go_ns
             opening = opening and (before.size != sizes.no_more or size != sizes.keepalive or size == sizes.no_more)
         if len(self._asked) < _ASKED_MAX:
             self._asked.append(_Asked(time_ns, size, opening))
@@ -596,8 +599,9 @@ class SshSession:
             nats = PARTED_NATS
         else:
             nats = PARTED_OPEN_NATS
-        text = (f"a first record of {first.size} bytes was written out before {'a session' if opened else 'the end'} of "
-                "the opening followed, as a request for a forward is and an open is not")
+        text = (f"a first record of {first.size} bytes was written out before "
+                f"{'a session was opened' if opened else 'no-more-sessions'}, as a request for a forward is and an "
+                "open is not")
         return self._request(nats, text)
 
     def _session_began(self, time_ns: int, size: int, sizes: Sizes) -> bool:
@@ -728,7 +732,8 @@ class SshSession:
         uses: list[Use] = []
         if from_client:
             self._requests += 1
-        elif self._last_client[1] == sizes.key and sizes.key_echo <= size <= 3 * sizes.key_echo and "ssh-exec" in self._said:
+        elif (self._last_client[1] == sizes.key and sizes.key_echo <= size <= 3 * sizes.key_echo
+              and "ssh-exec" in self._said):
             self._keys += 1
             if self._keys == _KEYS_MIN:
                 self._pty = True

@@ -1,0 +1,211 @@
+"""Reverse tunnel, reverse shell, relay and SSH use: look-alikes first, then what they are there to find."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gpuguard.core.detectors import relay, reverse_shell, reverse_tunnel, ssh_use
+from gpuguard.core.host import Host
+from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowUse
+from gpuguard.core.records import HostInfo, ProcessStarted, Socket, Sockets, Tick
+from gpuguard.core.subjects import FlowId, ProcessId
+
+MS = 1_000_000
+START = 10**18
+FLOW = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", 443, START)
+CONFIRMED = 19.6
+SUSPECT = 6.0
+
+
+def talk(rows, *, carrier="tls", flow=FLOW, rtt_ns=30 * MS, out=100, into=100):
+    """Exchanges of (who spoke first, gap ms, question, answer, delay ms); bytes grow by question and answer."""
+    now, counts, seen = START, [0, 0], []
+    for first, gap_ms, question, answer, delay_ms in rows:
+        now += round(gap_ms * MS)
+        counts[first == "responder"] += 1
+        near, far = (answer, question) if first == "responder" else (question, answer)
+        out, into = out + near, into + far
+        seen.append(Exchange(
+            time_ns=now + round(delay_ms * MS), flow=flow, first=first, answer_delay_ns=round(delay_ms * MS),
+            question_bytes=question, answer_bytes=answer, initiator_first=counts[0], responder_first=counts[1],
+            answered=sum(counts), rtt_ns=rtt_ns, carrier=carrier, payload_bytes_initiator=out,
+            payload_bytes_responder=into,
+        ))
+    return seen
+
+
+def judge(items, *, host=None, detector=None):
+    """Return the standing weight by label, each as the guard would add it up: never below nothing."""
+    host = host or Host()
+    detector = detector or reverse_shell.Detector()
+    totals = {}
+    for item in items:
+        for one in detector.receive(item, host):
+            totals[one.label] = max(0.0, totals.get(one.label, 0.0) + one.nats)
+            assert one.text
+            assert one.start_ns <= one.time_ns
+    return totals
+
+
+def typing(count, size=98, seed=1):
+    rng = random.Random(seed)
+    return [("responder", min(1400, 90 + rng.lognormvariate(4.3, 0.8)), size, size, 0.4) for _ in range(count)]
+
+
+LOOK_ALIKES = {
+    "heartbeat": [("responder", 5000 + 3 * (i % 2), 40, 40, 0.3) for i in range(200)],
+    "fast heartbeat": [("responder", 250, 40, 40, 0.3) for _ in range(200)],
+    "acknowledged pushes": [("responder", 100 + 37 * (i % 29), 60 + 13 * (i % 31), 10, 1) for i in range(200)],
+    "peers": [(("responder", "initiator")[i % 2], 100 + 91 * (i % 17), 60, 60, 1) for i in range(200)],
+    "a user far from the server": [("initiator", 130 + 31 * (i % 13), 36, 36, 33) for i in range(200)],
+    "prompts answered by a script": [("responder", 150 + 41 * (i % 7), 90 + 29 * (i % 11), 9 + i % 8, 1)
+                                     for i in range(200)],
+    "answers from far away": [("responder", 130 + 31 * (i % 13), 36, 36, 31) for i in range(200)],
+    "a few": typing(4),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_look_alikes_weigh_nothing(name):
+    assert judge(talk(LOOK_ALIKES[name])).get("reverse-shell", 0.0) < SUSPECT
+
+
+def test_typing_from_the_far_side_is_confirmed():
+    totals = judge(talk(typing(8)))
+    assert totals["reverse-shell"] >= SUSPECT
+    assert judge(talk(typing(30)))["reverse-shell"] >= CONFIRMED
+
+
+def test_a_line_shell_is_suspect():
+    rng = random.Random(3)
+    rows = [("responder", rng.uniform(800, 4000), rng.randint(5, 25), rng.randint(5, 90), 0.2) for _ in range(10)]
+    assert SUSPECT <= judge(talk(rows, carrier="tcp", rtt_ns=None))["reverse-shell"] < CONFIRMED
+
+
+def test_ssh_is_named_as_such_and_a_tunnel_adds_to_it():
+    request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
+    alone = judge(talk(typing(6), carrier="ssh"))
+    assert list(alone) == ["ssh-reverse-shell"]
+    assert SUSPECT <= alone["ssh-reverse-shell"] < 10
+    assert judge([request, *talk(typing(6), carrier="ssh")])["ssh-reverse-shell"] > 25
+
+
+def test_openings_of_channels_are_no_talk():
+    items = []
+    for one in talk([("responder", 300 + 91 * (i % 7), 92, 44, 0.3) for i in range(30)], carrier="ssh"):
+        items += [one, FlowUse(one.time_ns, FLOW, "ssh-reverse-channel-open", "ssh", 0.0, "opened", START, 50)]
+    assert judge(items) == {}
+
+
+def test_chaff_tells_who_types():
+    windows = [FlowUse(START + i, FLOW, "keystrokes-from-responder", "tls", 7.0, "chaff", START, 99) for i in range(4)]
+    assert judge(windows[:1])["reverse-shell"] >= SUSPECT
+    assert judge(windows)["reverse-shell"] >= CONFIRMED
+    mine = [FlowUse(START + i, FLOW, "keystrokes-from-initiator", "tls", 7.0, "chaff", START, 99) for i in range(4)]
+    assert judge(mine) == {}
+
+
+def test_what_turns_out_otherwise_is_taken_back():
+    rows = typing(10) + [("initiator", 300, 60, 60, 30)] * 20
+    assert judge(talk(typing(10)))["reverse-shell"] >= SUSPECT
+    assert judge(talk(rows))["reverse-shell"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", 443, START, initiator_known=False),
+        FlowId(0, 17, "10.0.0.2", 40_000, "203.0.113.9", 443, START),
+        FlowId(0, 6, "127.0.0.1", 40_000, "127.0.0.1", 443, START),
+    ],
+)
+def test_nothing_is_concluded_where_the_direction_says_nothing(flow):
+    assert judge(talk(typing(40), flow=flow)) == {}
+
+
+def test_an_administrator_who_logs_in_is_left_alone():
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    assert judge(talk(typing(40)), host=host) == {}
+
+
+def test_the_detector_stays_bounded_and_forgets_closed_flows():
+    detector = reverse_shell.Detector()
+    for port in range(reverse_shell.FLOWS_MAX + 100):
+        flow = FlowId(0, 6, "10.0.0.2", port % 65536, "203.0.113.9", 443, START + port)
+        detector.receive(talk(typing(1), flow=flow)[0], Host())
+    assert len(detector._flows) == reverse_shell.FLOWS_MAX
+    detector.receive(FlowClosed(START, flow, "closed", 9, 1, 1, 0, 1, 1, "tls"), Host())
+    assert len(detector._flows) == reverse_shell.FLOWS_MAX - 1
+
+
+def use(name, nats=25.0, flow=FLOW):
+    return FlowUse(START + 5, flow, name, "ssh", nats, "seen", START, 30, ("padding",))
+
+
+def test_a_request_and_its_use_are_evidence_of_a_tunnel():
+    host, detector = Host(), reverse_tunnel.Detector()
+    (request,) = detector.receive(use("ssh-reverse-forward-request"), host)
+    assert (request.label, request.evidence_class, request.nats) == ("ssh-reverse-tunnel", "network", 25.0)
+    assert request.blind_spots == ("padding",)
+    assert detector.receive(use("ssh-reverse-channel-open", 0.0), host) == []
+    assert detector.receive(use("authenticated", 0.0), host) == []
+    assert detector.receive(Tick(START), host) == []
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    assert detector.receive(use("ssh-reverse-forward-request"), host) == []
+
+
+def test_uses_that_are_labels_are_named():
+    host, detector = Host(), ssh_use.Detector()
+    assert [one.label for one in detector.receive(use("ssh-jump", 6.0), host)] == ["ssh-jump"]
+    assert [one.label for one in detector.receive(use("ssh-role-swap", 23.0), host)] == ["ssh-role-swap"]
+    assert detector.receive(use("ssh-reverse-forward-request"), host) == []
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    assert detector.receive(use("ssh-role-swap", 23.0), host) == []
+    assert detector.receive(use("ssh-exec", 4.0), host) != []
+
+
+TUNNEL = ProcessId("boot", 4170, 900)
+OTHER = ProcessId("boot", 4180, 950)
+
+
+def sockets(now_ns, inner_owner, sent=5000, received=6000):
+    outer = Socket(6, FLOW.initiator, FLOW.initiator_port, FLOW.responder, FLOW.responder_port, 1, 11, 0, (TUNNEL,),
+                   31_000, 7000, received)
+    inner = Socket(6, "127.0.0.1", 44_314, "127.0.0.1", 22, 1, 12, 0, (inner_owner,), 30, sent, 100)
+    return Sockets(now_ns, 0, (outer, inner))
+
+
+def relayed(inner_owner, *, opened_after_ms, **counts):
+    host, detector = Host(), relay.Detector()
+    for process in (TUNNEL, OTHER):
+        host.receive(ProcessStarted(START, process, None, "x", ("x",)))
+    inner = FlowId(0, 6, "127.0.0.1", 44_314, "127.0.0.1", 22, START + opened_after_ms * MS)
+    items = [
+        use("ssh-reverse-forward-request"),
+        FlowOpened(inner.start_ns, inner),
+        FlowUse(START + 2 * MS, FLOW, "ssh-reverse-channel-open", "ssh", 8.0, "opened", START, 40),
+        sockets(START + 900 * MS, inner_owner, **counts),
+        sockets(START + 2900 * MS, inner_owner, **counts),
+    ]
+    seen = []
+    for item in items:
+        host.receive(item)
+        seen += detector.receive(item, host)
+    return seen
+
+
+def test_one_process_that_holds_both_ends():
+    seen = relayed(TUNNEL, opened_after_ms=1)
+    assert [one.kind for one in seen] == ["one-process-both-ends", "like-amounts"]
+    assert {(one.subject, one.label, one.evidence_class) for one in seen} == {(FLOW, "ssh-reverse-tunnel", "process")}
+    assert "pid 4170" in seen[0].text
+    assert seen[0].nats >= SUSPECT
+
+
+def test_no_relay_where_another_process_time_or_amount_is_seen():
+    assert relayed(OTHER, opened_after_ms=1) == []
+    assert relayed(TUNNEL, opened_after_ms=-5000) == []
+    assert [one.kind for one in relayed(TUNNEL, opened_after_ms=1, sent=50, received=9000)] == ["one-process-both-ends"]
