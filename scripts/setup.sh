@@ -60,14 +60,14 @@ install_packages() { # install_packages NAME...
 }
 
 system_packages() {
-    packages=$(missing_packages)
+    packages=$(missing_packages | sed 's, *$,,')
     [ -n "$packages" ] || return 0
     # Word splitting is meant: the list is of package names.
     # shellcheck disable=SC2086
     if [ "$(id -u)" = 0 ] && have apt-get && install_packages $packages; then
         return 0
     fi
-    say "not here, and not mine to install: $packages(as root: apt-get install $packages)"
+    say "not here, and not mine to install: $packages (as root: apt-get install $packages, then make -B setup)"
 }
 
 unpack_sshd() { # a private SSH server for the lab, and the two things it needs beside what every Debian has
