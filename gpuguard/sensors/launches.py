@@ -79,7 +79,8 @@ PTX_BYTES_MAX = 4 * 1024 * 1024
 IMAGES_PER_READ = 8
 IMAGES_WAITING_MAX = 512
 HANDLES_MAX = 65_536
-NAMES_PER_MODULE_MAX = 8_192
+#: Names that wait for the digest of their module, which is read within moments.
+MODULES_WAITING_MAX, NAMES_PER_MODULE_MAX = 256, 2_048
 EVENTS_PER_READ = 4_096
 #: A row is looked at again when it was touched at most this long before the last read.
 SLACK_NS = SECOND_NS
@@ -574,7 +575,7 @@ class KernelNames:
     def __init__(self) -> None:
         self._names: BoundedTable[tuple[ProcessId, int], tuple[str, int]] = BoundedTable(HANDLES_MAX)
         self._code: BoundedTable[tuple[ProcessId, int], str] = BoundedTable(HANDLES_MAX)
-        self._waiting: BoundedTable[tuple[ProcessId, int], list[tuple[int, str]]] = BoundedTable(HANDLES_MAX)
+        self._waiting: BoundedTable[tuple[ProcessId, int], list[tuple[int, str]]] = BoundedTable(MODULES_WAITING_MAX)
 
     def loaded(self, process: ProcessId, module: int) -> None:
         """A module was loaded; its code is not read yet."""

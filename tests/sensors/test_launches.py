@@ -339,6 +339,38 @@ def test_an_image_of_a_process_that_is_gone_is_a_gap(eye, standins):
     assert rows_of(blocks, process)["launches"].sum() == 1
 
 
+def test_a_full_table_loses_nothing_unsaid(eye, standins):
+    """One process with more geometries than the table has rows: what is not counted is counted as lost."""
+    process = run(standins["hasher"], "--launches", 80_000, "--interval-us", 0, "--vary-grid")
+    bystander = run(standins["hasher"], "--launches", 500, "--interval-us", 1000)
+    blocks, said = read_all(eye, [process, bystander])
+    assert said[process.pid]["launches"] == 80_000
+    made = sum(int(rows_of(blocks, one)["launches"].sum()) for one in (process, bystander))
+    lost = sum(one.lost for one in blocks if isinstance(one, Gap) and "table of kernels is full" in one.reason)
+    assert 80_000 - 65_536 <= lost <= 80_500 - 60_000
+    assert 80_500 - lost <= made <= 80_500
+
+
+def test_rows_that_are_idle_are_swept_and_no_launch_with_them(eye, standins, monkeypatch):
+    from gpuguard import _launches
+
+    monkeypatch.setattr(launches, "SWEEP_PERIOD_S", 0.0)
+    monkeypatch.setattr(launches, "IDLE_S", 0.1)
+    # Each launch comes after its row of before was swept.
+    process = run(standins["hasher"], "--launches", 5, "--interval-us", 400_000, "--jitter-us", 0)
+    blocks = []
+    while process.poll() is None:
+        blocks += eye.read(time.time_ns())
+        launches.grant(ScanLaunches((process.pid,)))
+        time.sleep(0.03)
+    more, _ = read_all(eye, [process])
+    assert rows_of([*blocks, *more], process)["launches"].tolist() == [1] * 5
+    time.sleep(0.15)
+    launches.grant(ScanLaunches((os.getpid(),)))
+    count = _launches.read_rows(eye.rows_fd, launches._bytes_of(eye._keys), launches._bytes_of(eye._values))
+    assert process.pid not in eye._keys["pid"][:count].tolist()
+
+
 def test_the_guard_cannot_write_the_table(eye):
     from gpuguard import _launches
 

@@ -70,7 +70,7 @@ IMAGES_MAX = NAMES_MAX = 256
 
 _LAUNCH_BLIND = (
     "graph replays hide their kernels",
-    "a miner that launches many kernels beside its own, or at random times",
+    "a miner that launches many kernels beside its own, varies its grid, or launches at random times",
     "launches made before the probe was placed",
 )
 _CODE_BLIND = ("a renamed kernel or rebuilt code is not known", "a miner's own tests, or a copy under study")

@@ -2,9 +2,9 @@
  * one stream synchronisation a launch, read a few bytes of result) and computes no hash at all.
  *
  *   hasher [--kernel NAME]... [--image FILE] [--api kernel|ptsz|ex|coop] [--library] [--grid N] [--block N]
- *          [--shared BYTES] [--interval-us N] [--jitter-us N] [--delay-ms N] [--launches N] [--seconds S]
+ *          [--shared BYTES] [--interval-us N] [--jitter-us N] [--delay-ms N] [--launches N] [--seconds S] [--vary-grid]
  *
- * Launches go round the kernels in order. Ends after --launches or --seconds (0: never), and then prints one JSON line
+ * Launches go round the kernels in order, with --vary-grid each at a grid one larger than the last. Ends after --launches or --seconds (0: never), and then prints one JSON line
  * with the launches made, when the first was, and how long all took.
  */
 #include <getopt.h>
@@ -18,16 +18,16 @@ static volatile sig_atomic_t stopped;
 static void stop(int signal) { (void)signal; stopped = 1; }
 
 int main(int argc, char **argv) {
-    enum { KERNEL = 256, IMAGE, API, LIBRARY, GRID, BLOCK, SHARED, INTERVAL, JITTER, DELAY, LAUNCHES, SECONDS };
+    enum { KERNEL = 256, IMAGE, API, LIBRARY, GRID, BLOCK, SHARED, INTERVAL, JITTER, DELAY, LAUNCHES, SECONDS, VARY };
     static const struct option options[] = {
         {"kernel", 1, 0, KERNEL}, {"image", 1, 0, IMAGE}, {"api", 1, 0, API}, {"library", 0, 0, LIBRARY},
         {"grid", 1, 0, GRID}, {"block", 1, 0, BLOCK}, {"shared", 1, 0, SHARED}, {"interval-us", 1, 0, INTERVAL},
         {"jitter-us", 1, 0, JITTER}, {"delay-ms", 1, 0, DELAY}, {"launches", 1, 0, LAUNCHES},
-        {"seconds", 1, 0, SECONDS}, {0}};
+        {"seconds", 1, 0, SECONDS}, {"vary-grid", 0, 0, VARY}, {0}};
     char *names[KERNELS_MAX];
     void *kernels[KERNELS_MAX];
     const char *path = NULL, *api = "kernel";
-    unsigned count = 0, grid = 8192, block = 128, shared = 0, library = 0;
+    unsigned count = 0, grid = 8192, block = 128, shared = 0, library = 0, vary = 0;
     long interval_us = 20000, jitter_us = 200, delay_ms = 0, launches_max = 0;
     double seconds = 0;
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) switch (option) {
@@ -43,6 +43,7 @@ int main(int argc, char **argv) {
         case DELAY: delay_ms = strtol(optarg, NULL, 0); break;
         case LAUNCHES: launches_max = strtol(optarg, NULL, 0); break;
         case SECONDS: seconds = strtod(optarg, NULL); break;
+        case VARY: vary = 1; break;
         default: return 2;
     }
     if (!count) names[count++] = "ethash_search";
@@ -87,6 +88,8 @@ int main(int argc, char **argv) {
         else if (!strcmp(api, "ptsz")) check(cuLaunchKernel_ptsz(kernel, grid, 1, 1, block, 1, 1, shared, stream, NULL, NULL), "cuLaunchKernel_ptsz");
         else check(cuLaunchKernel(kernel, grid, 1, 1, block, 1, 1, shared, stream, NULL, NULL), "cuLaunchKernel");
         made++;
+        grid += vary;
+        config.grid[0] = grid;
         check(cuStreamSynchronize(stream), "cuStreamSynchronize");
         check(cuMemcpyDtoH_v2(results, buffer, sizeof results), "cuMemcpyDtoH");
         if (interval_us) {
