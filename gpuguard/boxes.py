@@ -19,7 +19,7 @@ from msgspec import Struct
 from gpuguard import proctree
 from gpuguard.proctree import BOX_PREFIX, PROC, Member
 
-FREEZE_WAIT_S = 1.0
+FREEZE_WAIT_S = 0.5
 REMOVE_WAIT_S = 0.5
 _POLL_S = 0.002
 
@@ -186,6 +186,19 @@ def empty(box: Box, keep: frozenset[str]) -> str:
                 moved += 1
     _remove(box.path, keep)
     return f"{moved} processes put back into cgroup {home}"
+
+
+def empty_all(boxes: tuple[Box, ...], keep: frozenset[str]) -> str:
+    """Empty all boxes and return what was done; one that fails does not keep the others shut. Raises `OSError`."""
+    texts, errors = [], []
+    for box in boxes:
+        try:
+            texts.append(empty(box, keep))
+        except OSError as error:
+            errors.append(f"{box.path}: {error}")
+    if errors:
+        raise OSError("; ".join(errors))
+    return "; ".join(texts)
 
 
 def _home(box: Box, keep: frozenset[str]) -> str:

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from gpuguard.protected import Limits
 
 VERSION = 1
-STOP_S = 1.2
+STOP_S = 1.0
 LEAVE_S = 0.3
 COST_PER_S = 400.0
 COST_MAX = 800.0
@@ -98,8 +98,9 @@ class Unpermitted(Exception):
 class Connection:
     """One peer: its socket, who it is, and how much it may still ask."""
 
-    def __init__(self, peer: socket.socket, *, operator: bool) -> None:
+    def __init__(self, peer: socket.socket, *, operator: bool, pid: int = 0) -> None:
         self.peer = peer
+        self.pid = pid
         self.operator = operator
         self.greeted = operator
         self._budget = COST_MAX
@@ -186,12 +187,12 @@ class Broker:
         if self._control is None:
             return
         peer, _ = self._control.accept()
-        _, uid, _ = struct.unpack("=iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        pid, uid, _ = struct.unpack("=iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in {0, os.geteuid()} or len(self._connections) > CONTROLS_MAX:
             _log.warning("operator connection refused", uid=uid)
             peer.close()
             return
-        self._watch(Connection(peer, operator=True))
+        self._watch(Connection(peer, operator=True, pid=pid))
 
     def _end(self, connection: Connection) -> None:
         if connection not in self._connections:
@@ -245,6 +246,7 @@ class Broker:
         if isinstance(request, Hello) and self._guard_pid and (left := confine.left_of(self._guard_pid)):
             raise Unpermitted(f"a guard that kept its privileges is not served: {left}")
         connection.greeted = True
+        self._enforcement.asking = connection.pid
         if self.stopping and isinstance(request, Act):
             return Refused("the broker is ending"), ()
         return handler(self._enforcement, request)
@@ -368,11 +370,13 @@ def listen_control() -> socket.socket:
             raise FileExistsError(f"{path} is not a socket")
         path.unlink()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     before = os.umask(0o177)
     try:
-        listening.bind(str(path))
+        listening.bind(paths.short(path, folder))
     finally:
         os.umask(before)
+        os.close(folder)
     listening.listen(CONTROLS_MAX)
     return listening
 

@@ -109,10 +109,17 @@ def _connect() -> BrokerClient | None:
     """Return a connection to a running broker, None where none listens."""
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        opened.connect(str(paths.control_socket()))
+        folder = os.open(paths.runtime_dir(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            opened.connect(paths.short(paths.control_socket(), folder))
+        finally:
+            os.close(folder)
     except (FileNotFoundError, ConnectionRefusedError):
         opened.close()
         return None
+    except OSError:
+        opened.close()
+        raise
     return BrokerClient(opened.detach())
 
 

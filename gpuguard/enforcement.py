@@ -37,6 +37,7 @@ DISARMED_NAME = "disarmed"
 VERIFY_PERIOD_S = 1.0
 VERIFY_SHARE = 50  # looking whether acts hold takes at most a fiftieth of our time, however large the trees
 NEWS_MAX = 256
+AUDIT_BYTES_PER_HOUR = 64 * 1024 * 1024
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")
 _NS = 1_000_000_000
 
@@ -87,6 +88,7 @@ class Enforcement:
         """Take the journal and the audit log; raises `JournalLocked`, `JournalFailed`, `AuditFailed` or `OSError`."""
         self.limits = limits or Limits()
         self.ours: set[int] = set()
+        self.asking = 0
         self._enforcing = enforcing
         self._disarmed = False
         self._switch = state / DISARMED_NAME
@@ -96,6 +98,7 @@ class Enforcement:
         self._problems: dict[str, str] = {}
         self._news: deque[ActionOutcome] = deque(maxlen=NEWS_MAX)
         self._verify_at_ns = 0
+        self._budget, self._budget_ns = AUDIT_BYTES_PER_HOUR, self._clock.boot_ns()
         self._journal = Journal(state)
         try:
             self._audit = Log(logs)
@@ -170,6 +173,12 @@ class Enforcement:
 
     def enter(self, time_ns: int, source: Literal["guard", "operator"], kind: str, body: dict[str, object]) -> None:
         """Append an entry of somebody else to the audit log; raises `AuditFailed`."""
+        now_ns, size = self._clock.boot_ns(), len(msgspec.msgpack.encode(body)) + len(kind)
+        earned = (now_ns - self._budget_ns) * AUDIT_BYTES_PER_HOUR // HOUR_NS
+        self._budget, self._budget_ns = min(AUDIT_BYTES_PER_HOUR, self._budget + earned), now_ns
+        if size > self._budget:
+            raise AuditFailed("the guard wrote more than it may in an hour: no disk is filled at its word")
+        self._budget -= size
         self._audit.append(time_ns, source, kind, body)
 
     # -- what time brings --
@@ -189,7 +198,7 @@ class Enforcement:
         """Return in how many nanoseconds `tick` has something to do, None if never."""
         now = self._clock.boot_ns()
         due = [one.deadline_ns - now for one in self._journal.state.in_force.values()]
-        kills = [effect.kill_at_s for effect in self._effects.values() if effect.kill_at_s is not None]
+        kills = [effect.due_s for effect in self._effects.values() if effect.due_s is not None]
         due += [int((at_s - time.monotonic()) * _NS) for at_s in kills]
         if self._effects:
             due.append(self._verify_at_ns - now)
@@ -201,9 +210,8 @@ class Enforcement:
         look = now >= self._verify_at_ns
         for one in list(self._journal.state.in_force.values()):
             effect = self._effects.get(one.id)
-            if effect is not None and effect.kill_at_s is not None:
-                if time.monotonic() >= effect.kill_at_s or (look and not kill.alive(effect)):
-                    self._finish_kill(one, effect)
+            if effect is not None and effect.due_s is not None:
+                self._go_on_killing(one, effect, look=look)
             elif now >= one.deadline_ns:
                 self._news.append(self._undo_one(one.id, "its time is over", "expired"))
         if look:
@@ -250,7 +258,7 @@ class Enforcement:
             if root is None:
                 raise Refusal(f"process {request.target.pid} has ended")
             _check_cgroup(request)
-            reason = refusal(proctree.tree([root.pid]), self.limits, self.ours)
+            reason = refusal(proctree.tree([root.pid]), self.limits, self.ours | {self.asking})
             if reason:
                 raise Refusal(reason)
             yield root
@@ -310,13 +318,18 @@ class Enforcement:
             text = f"{text}; not written down: {error}"
         return self._say(intent.id, intent.action, over, text, process=intent.process)
 
-    def _finish_kill(self, intent: Intent, effect: Effect) -> None:
-        problem = kill.finish(effect)
-        boxes_left = kill.undo(effect.plan, None, self._boxes_but(intent.id)) if not problem else ""
-        _log.debug("kill finished", decision_id=intent.id, boxes=boxes_left)
-        self._effects.pop(intent.id, None)
-        text = problem or f"all {len(effect.members)} processes have ended"
-        self._news.append(self._end(intent, "failed" if problem else "done", text))
+    def _go_on_killing(self, intent: Intent, effect: Effect, *, look: bool) -> None:
+        due = time.monotonic() >= (effect.due_s or 0.0)
+        problem = kill.verify(effect) if due or look else "not looked at"
+        if problem and due and not effect.struck:
+            kill.strike(effect)
+        elif problem and due:
+            self._effects.pop(intent.id)
+            self._news.append(self._end(intent, "failed", problem))
+        elif not problem:
+            self._effects.pop(intent.id)
+            kill.undo(effect.plan, None, self._boxes_but(intent.id))
+            self._news.append(self._end(intent, "done", f"all {len(effect.members)} processes have ended"))
 
     def _verify_all(self) -> None:
         for decision_id, effect in list(self._effects.items()):

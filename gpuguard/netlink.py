@@ -97,6 +97,8 @@ def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
 def _answers(opened: socket.socket, wanted: Iterable[int]) -> Iterator[tuple[int, bytes]]:
     """Yield (kind, body) until each wanted sequence number was acknowledged, or a dump is done; raises `OSError`."""
     waiting = set(wanted)
+    # An error of the batch as a whole names its begin, one before; what is older was given up on.
+    oldest = min(waiting, default=0) - 1
     while waiting:
         data = opened.recv(RECEIVE_BYTES)
         offset = 0
@@ -108,7 +110,7 @@ def _answers(opened: socket.socket, wanted: Iterable[int]) -> Iterator[tuple[int
             offset += length + (-length % 4)
             if kind == _NLMSG_ERROR:
                 number = -struct.unpack_from("=i", body)[0]
-                if number:
+                if number and sequence >= oldest:
                     raise OSError(number, f"netlink: {os.strerror(number)}")
                 waiting.discard(sequence)
             elif kind == _NLMSG_DONE:

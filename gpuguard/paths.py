@@ -14,6 +14,7 @@ from pathlib import Path
 STATE_VARIABLE = "GPUGUARD_STATE_DIR"
 RUNTIME_VARIABLE = "GPUGUARD_RUNTIME_DIR"
 LOG_VARIABLE = "GPUGUARD_LOG_DIR"
+_SOCKET_NAME_MAX = 108
 
 
 def state_dir() -> Path:
@@ -60,6 +61,11 @@ def control_socket() -> Path:
     return runtime_dir() / "control.sock"
 
 
+def short(path: Path, folder: int) -> str:
+    """Return a name for ``path`` through an open descriptor of its folder: unix(7) takes no more than 107 bytes."""
+    return str(path) if len(os.fsencode(path)) < _SOCKET_NAME_MAX else f"/proc/self/fd/{folder}/{path.name}"
+
+
 def make_dir(path: Path, *, mode: int = 0o711, uid: int | None = None, gid: int | None = None) -> Path:
     """Make the folder and return it.
 
@@ -67,12 +73,12 @@ def make_dir(path: Path, *, mode: int = 0o711, uid: int | None = None, gid: int 
     a file in it could make the broker act on his word.
     """
     path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    owner = os.geteuid() if uid is None else uid
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise PermissionError(f"{path} is not a folder")
-    if status.st_uid not in (owner, os.geteuid()):
-        raise PermissionError(f"{path} belongs to uid {status.st_uid}, not to {owner}")
+    # A folder that was an earlier guard's is handed on: it lies in one of ours.
+    if uid is None and status.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to uid {status.st_uid}, not to {os.geteuid()}")
     if uid is not None and status.st_uid != uid:
         os.chown(path, uid, -1 if gid is None else gid, follow_symlinks=False)
     path.chmod(mode)

@@ -39,11 +39,15 @@ class Namespace(Struct):
 
 
 class Effect(Struct):
-    """What an act did: the text for people, and what lives only as long as this process."""
+    """What an act did: the text for people, and what lives only as long as this process.
+
+    ``due_s`` (monotonic) is when a kill has its next step: the last blow, or, once ``struck``, giving up on it.
+    """
 
     text: str
     plan: Plan
     members: list[Member] = field(default_factory=list)
     namespaces: list[Namespace] = field(default_factory=list)
     mark: int = 0
-    kill_at_s: float | None = None
+    due_s: float | None = None
+    struck: bool = False

@@ -38,6 +38,10 @@ FLOW_RULES_MAX = 1024
 _LISTEN = 10
 _PIDFD_GETFD = 438
 _MARK_BASE = 0x6700_0000
+#: Without the bits by which kube-proxy marks packets to be dropped or masqueraded (0x8000, 0x4000).
+_MARK_FREE = 0x00FF_3FFF
+#: PROC_CGROUP_INIT_INO of linux/proc_ns.h.
+_FIRST_CGROUP_NAMESPACE = 0xEFFF_FFFB
 _LOOPBACK_V6 = bytes(15) + b"\1"
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -54,8 +58,9 @@ class Cut(Struct):
 
 def apply(job: Job) -> Effect:
     """Cut the tree off."""
-    mark = _MARK_BASE | secrets.randbits(24)
-    plan = Plan(boxes=boxes.plan(proctree.tree([job.root.pid])) if boxes.mount() is not None else ())
+    mark = _MARK_BASE | secrets.randbits(24) & _MARK_FREE
+    usable = boxes.mount() is not None and _counts_from_the_root()
+    plan = Plan(boxes=boxes.plan(proctree.tree([job.root.pid])) if usable else ())
     job.record(plan)
     members, plan = _box(job, plan)
     effect = Effect(text="", plan=plan, members=members, mark=mark)
@@ -76,14 +81,18 @@ def apply(job: Job) -> Effect:
     return effect
 
 
+def _counts_from_the_root() -> bool:
+    """Return whether levels as we count them are the kernel's: before Linux 6.11 it ignored cgroup namespaces."""
+    return (PROC / "self/ns/cgroup").stat().st_ino == _FIRST_CGROUP_NAMESPACE
+
+
 def _box(job: Job, plan: Plan) -> tuple[list[Member], Plan]:
     """Put the tree into boxes; where this host allows none, go without."""
     if plan.boxes:
         try:
             return boxes.fill(job.root, plan.boxes), plan
         except OSError:
-            for box in plan.boxes:
-                boxes.empty(box, job.keep)
+            boxes.empty_all(plan.boxes, job.keep)
     return proctree.tree([job.root.pid]), Plan()
 
 
@@ -95,7 +104,7 @@ def _describe(effect: Effect, cut: Cut) -> str:
         parts.append(f"{cut.shared} sockets shared with processes outside the tree left alone")
     if cut.unreadable:
         parts.append(f"{cut.unreadable} processes whose sockets could not be read")
-    return "; ".join(parts + cut.notes)
+    return "; ".join(parts + cut.notes[:4])
 
 
 def _namespaces(members: list[Member]) -> dict[int, int]:
@@ -268,8 +277,8 @@ def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:
         _unmark(effect)
         texts.append(f"{len(effect.namespaces)} tables removed")
         effect.namespaces.clear()
-    texts += [boxes.empty(box, keep) for box in plan.boxes]
-    return "; ".join(texts) or "its table went with the process that held it"
+    texts.append(boxes.empty_all(plan.boxes, keep))
+    return "; ".join(filter(None, texts)) or "its table went with the process that held it"
 
 
 def _unmark(effect: Effect) -> None:

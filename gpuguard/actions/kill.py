@@ -2,8 +2,9 @@
 
 In a box of its own where the host has cgroup v2: children forked meanwhile are in it, and cgroup.kill (Linux 5.14)
 takes all at once. Elsewhere by pidfds, stopping the tree before the last blow so that nothing forks past it. The
-broker goes on meanwhile: ``apply`` only begins, `finish` ends it when the grace time is over. A process in
-uninterruptible sleep outlives SIGKILL: it is reported as alive, never as killed.
+broker goes on meanwhile: ``apply`` only begins, `strike` comes when the grace time is over, and then it is watched
+until the last one is gone: freeing pinned GPU memory takes its time. A process in uninterruptible sleep outlives
+SIGKILL: it is reported as alive, never as killed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from gpuguard.actions import Job
     from gpuguard.proctree import Member
 
-VERIFY_S = 1.0
-_POLL_S = 0.005
+GONE_S = 30.0
 
 
 def apply(job: Job) -> Effect:
@@ -31,7 +31,7 @@ def apply(job: Job) -> Effect:
     members, plan = _gather(job, plan)
     asked = sum(proctree.send(one, signal.SIGTERM, job.boot_id) for one in members)
     return Effect(text=f"SIGTERM to {asked} processes, SIGKILL to what is left in {job.grace_s:g} s", plan=plan,
-                  members=members, kill_at_s=time.monotonic() + job.grace_s)
+                  members=members, due_s=time.monotonic() + job.grace_s)
 
 
 def _gather(job: Job, plan: Plan) -> tuple[list[Member], Plan]:
@@ -41,8 +41,7 @@ def _gather(job: Job, plan: Plan) -> tuple[list[Member], Plan]:
             for box in plan.boxes:
                 boxes.freeze(box, on=False)
         except OSError:
-            for box in plan.boxes:
-                boxes.empty(box, job.keep)
+            boxes.empty_all(plan.boxes, job.keep)
         else:
             return members, plan
     return proctree.tree([job.root.pid]), Plan()
@@ -56,20 +55,15 @@ def alive(effect: Effect) -> list[Member]:
     return proctree.tree([*known, *boxed], now)
 
 
-def finish(effect: Effect) -> str:
-    """Kill what is left, and wait a bounded time until it is gone; return "" or who lives on."""
+def strike(effect: Effect) -> None:
+    """Kill what is left."""
     boot = proctree.boot_id()
     for box in effect.plan.boxes:
         if boxes.folder(box.path).is_dir():
             boxes.kill(box)
     for one in [] if effect.plan.boxes else _stood_still(effect, boot):
         proctree.send(one, signal.SIGKILL, boot)
-    end = time.monotonic() + VERIFY_S
-    while left := alive(effect):
-        if time.monotonic() > end:
-            return "still alive: " + ", ".join(f"pid {one.pid} (state {one.state})" for one in left[:8])
-        time.sleep(_POLL_S)
-    return ""
+    effect.struck, effect.due_s = True, time.monotonic() + GONE_S
 
 
 def _stood_still(effect: Effect, boot: str) -> list[Member]:
@@ -88,11 +82,10 @@ def _stood_still(effect: Effect, boot: str) -> list[Member]:
 def verify(effect: Effect) -> str:
     """Return "" when nobody of the tree is left."""
     left = alive(effect)
-    return f"{len(left)} processes still alive" if left else ""
+    return "still alive: " + ", ".join(f"pid {one.pid} (state {one.state})" for one in left[:8]) if left else ""
 
 
 def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:
     """Open the box of those who live; the dead stay dead."""
     del effect
-    texts = [boxes.empty(box, keep) for box in plan.boxes]
-    return "; ".join(["a kill cannot be undone", *texts])
+    return "; ".join(filter(None, ["a kill cannot be undone", boxes.empty_all(plan.boxes, keep)]))

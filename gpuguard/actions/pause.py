@@ -40,8 +40,7 @@ def _freeze(job: Job) -> Effect | None:
     try:
         members = boxes.fill(job.root, plan.boxes)
     except OSError:
-        for box in plan.boxes:
-            boxes.empty(box, job.keep)
+        boxes.empty_all(plan.boxes, job.keep)
         return None
     still = boxes.wait_frozen(plan.boxes)
     text = "frozen" if still else "freezing, not all stand still yet"
@@ -87,7 +86,6 @@ def _running(plan: Plan) -> int:
 def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:
     """Let exactly those go on that we stopped."""
     del effect
-    texts = [boxes.empty(box, keep) for box in plan.boxes]
     boot = proctree.boot_id()
     continued = 0
     # Children first: a shell that wakes up should find its children running.
@@ -95,6 +93,5 @@ def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:
         now = proctree.member(pid)
         if now is not None and now.start_ticks == ticks and now.state == "T":
             continued += proctree.send(now, signal.SIGCONT, boot)
-    if plan.stopped:
-        texts.append(f"{continued} processes continued")
-    return "; ".join(texts)
+    text = f"{continued} processes continued" if plan.stopped else ""
+    return "; ".join(filter(None, [text, boxes.empty_all(plan.boxes, keep)]))

@@ -353,6 +353,16 @@ def test_a_full_disk_refuses_acts_keeps_records_and_still_undoes(tmp_path):
     assert done.stdout.endswith("proven\n"), done.stderr
 
 
+def test_the_guard_cannot_fill_the_disk_with_words(enforcement, monkeypatch):
+    monkeypatch.setattr("gpuguard.enforcement.AUDIT_BYTES_PER_HOUR", 10_000)
+    ahead = [0]
+    one = enforcement(ahead=ahead)
+    with pytest.raises(audit.AuditFailed, match="in an hour"):
+        list(map(lambda _: one.enter(1, "guard", "finding", {"text": "x" * 990}), range(11)))  # noqa: C417
+    ahead[0] = 600 * NS_PER_S
+    one.enter(1, "guard", "finding", {"text": "x" * 990})
+
+
 TEXT = st.text(max_size=70)
 
 

@@ -17,7 +17,7 @@ from tests.acting.tools import act, until
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and nftables"),
-    pytest.mark.skipif(not (shutil.which("ip") and shutil.which("nsenter")), reason="needs iproute2 and util-linux"),
+    pytest.mark.skipif(not all(map(shutil.which, ("ip", "nft", "nsenter"))), reason="needs ip, nft and nsenter"),
 ]
 
 ECHO = """
@@ -149,14 +149,16 @@ def test_a_tree_is_cut_off_and_comes_back(enforcement, network, park):
     assert Network.counts(path)["errors"] > 0
     assert Network.counts(free)["errors"] == 0
     grows(free, ["tcp", "udp", "lo"])
-    ruleset = network.inside(network.near, "nft", "list", "ruleset") if shutil.which("nft") else "flags owner"
+    ruleset = network.inside(network.near, "nft", "-s", "list", "ruleset")
     assert "flags owner" in ruleset
+    network.inside(network.near, "nft", "flush", "ruleset")
+    assert network.inside(network.near, "nft", "-s", "list", "ruleset") == ruleset, "nobody else can take it away"
     one.tick()
     assert one.take_news() == []
     one.undo(done.decision_id, "enough", "guard")
     grows(path, ["tcp", "udp", "lo"])
     assert {proctree.cgroup_of(pid) for pid in pids} == {home}
-    assert not shutil.which("nft") or network.inside(network.near, "nft", "list", "ruleset") == ""
+    assert network.inside(network.near, "nft", "list", "ruleset") == ""
 
 
 def test_isolated_then_paused_then_released(enforcement, network, park):

@@ -83,7 +83,7 @@ def test_what_lives_on_is_never_said_to_be_dead(enforcement, spawn, no_boxes, mo
     child = spawn("import time; time.sleep(600)")
     one = enforcement()
     monkeypatch.setattr(proctree, "send", lambda *_: False)
-    monkeypatch.setattr(kill, "VERIFY_S", 0.0)
+    monkeypatch.setattr(kill, "GONE_S", 0.0)
     one.act(act(child.pid, "kill", approved_by="alice"), "guard")
     until(lambda: one.tick() or not one.in_force())
     [news] = one.take_news()
@@ -98,7 +98,7 @@ def test_ending_in_the_grace_time_kills_nobody_later(enforcement, spawn, tmp_pat
     one = enforcement()
     outcome = one.act(act(child.pid, "kill", approved_by="alice"), "guard")
     effect = one._effects[outcome.decision_id]
-    effect.kill_at_s = time.monotonic() + 600
+    effect.due_s = time.monotonic() + 600
     [undone] = one.undo("", "the broker ends", "operator")
     assert "cannot be undone" in undone.text
     assert one.next_ns() is None
