@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from gpuguard.core.events import Finding
-from gpuguard.core.records import Gap
+from gpuguard.core.events import Finding, Incident
+from gpuguard.core.records import ActionOutcome, Gap
 from gpuguard.lab.tale import Tale, is_closed_eye, judge, left_alone
 from gpuguard.ui import screen, story
 from tests.ui import events as made
@@ -127,6 +127,35 @@ def test_lost_events_are_no_closed_eye():
     assert not is_closed_eye(Gap(made.at(0), "launches", "3 events lost", None, 3))
     assert not judge(tale_of([Gap(made.at(0), "launches", "3 lost", None, 3),
                               *without(made.events(), "mining")])).passed
+
+
+def cut(after_s=10.7):
+    """Return the events of a run whose tunnel was cut off, and nothing that was seen of its use."""
+    done = ActionOutcome(made.at(after_s), "D-2", "isolate", "done", "cut off", made.process(59, "ssh", []).process)
+
+    def changed(event):
+        if isinstance(event, Incident):
+            return msgspec.structs.replace(event, outcomes=(done,))
+        if isinstance(event, Finding) and event.verdict == "confirmed" and event.label.startswith("ssh"):
+            return msgspec.structs.replace(event, evidence=event.evidence[:1])
+        return event
+
+    return [changed(event) for event in made.events()]
+
+
+def test_a_tunnel_that_was_cut_needs_no_use():
+    tale = tale_of(cut())
+    tale.session = ()
+    assert judge(tale).passed
+    assert len(judge(tale).measures) == 2
+
+
+def test_a_tunnel_that_was_cut_and_used_all_the_same_is_a_fault():
+    assert any("all the same" in fault for fault in judge(tale_of(cut())).missing)
+
+
+def test_a_tunnel_that_was_cut_too_late_was_used():
+    assert any("use of the tunnel" in fault for fault in judge(tale_of(cut(after_s=14))).missing)
 
 
 def test_a_guard_that_failed_fails_the_run():

@@ -18,14 +18,19 @@ WAIT_S = 3.0
 
 
 class Footprint(Struct, frozen=True):
-    """What a lab consists of, seen from outside: (pid, start time in ticks) and the inodes of its namespaces."""
+    """What a lab consists of, seen from outside: (pid, start time in ticks) and the inodes of its namespaces.
+
+    ``boxes`` are the control groups of other guards that were there before: the only thing that a lab makes outside of
+    its namespaces, and only where its guard acts; None where it does not.
+    """
 
     processes: tuple[tuple[int, str], ...]
     namespaces: tuple[str, ...]
+    boxes: tuple[str, ...] | None = None
 
 
-def footprint(first: int) -> Footprint:
-    """Return what runs below process ``first`` now, itself included."""
+def footprint(first: int, *, acts: bool = False) -> Footprint:
+    """Return what runs below process ``first`` now, itself included. Ask before the lab's guard acts, if it may."""
     waiting, found = [first], []
     while waiting:
         pid = waiting.pop()
@@ -34,7 +39,7 @@ def footprint(first: int) -> Footprint:
             waiting += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     ours = _namespaces_of("self")
     theirs = {name for pid, _ in found for name in _namespaces_of(str(pid))} - ours
-    return Footprint(tuple(found), tuple(sorted(theirs)))
+    return Footprint(tuple(found), tuple(sorted(theirs)), tuple(_boxes()) if acts else None)
 
 
 def remaining(before: Footprint, wait_s: float = WAIT_S) -> list[str]:
@@ -53,6 +58,8 @@ def _left(before: Footprint) -> list[str]:
                 left.append(f"process {pid}")
     used = {name for path in Path("/proc").glob("[0-9]*") for name in _namespaces_of(path.name)}
     left += [f"namespace {name}" for name in before.namespaces if name in used]
+    if before.boxes is not None:
+        left += [f"control group {path}" for path in sorted(_boxes() - set(before.boxes))]
     if str(ROOT) in Path("/proc/self/mountinfo").read_text() or ROOT.exists():
         left.append(f"files in {ROOT}")
     return left
@@ -64,6 +71,11 @@ def _start_of(pid: int) -> str:
     if fields[0] == "Z":
         raise ProcessLookupError(pid)
     return fields[19]
+
+
+def _boxes() -> set[str]:
+    """Return the control groups that guards have put somebody into (actions/isolate.py)."""
+    return {str(path) for path in Path("/sys/fs/cgroup").rglob("gpuguard-*") if path.is_dir()}
 
 
 def _namespaces_of(process: str) -> set[str]:

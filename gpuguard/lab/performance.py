@@ -42,7 +42,7 @@ def perform(
             line = json.loads(text)
             listener(line, tale.take(line))
             if line["kind"] == "agent":
-                before = leftovers.footprint(lab.pid)
+                before = leftovers.footprint(lab.pid, acts=settings.mode == "enforce")
             ended = ended or (line["kind"] == "stage" and line["name"] == "end")
         said = lab.stderr.read().decode(errors="replace").strip() if lab.stderr else ""
     finally:

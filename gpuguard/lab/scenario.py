@@ -162,7 +162,7 @@ def _start_guard(lab: Lab) -> subprocess.Popen[bytes]:
             raise LabClosed(f"the guard did not start: {_tail('guard')}")
         time.sleep(POLL_S)
     threading.Thread(target=_forward_events, args=(lab,), daemon=True).start()
-    lab.tell("stage", name="guard", pid=guard.pid, after_s=time.monotonic() - started)
+    lab.tell("stage", name="guard", pid=guard.pid, mode=lab.settings.mode, after_s=time.monotonic() - started)
     return guard
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gpuguard.core.events import Event, Finding
+from gpuguard.core.events import Event, Finding, Incident
 from gpuguard.core.records import Gap
 from gpuguard.core.subjects import FlowId
 from gpuguard.ui.report import LeftAlone, Measure
@@ -131,6 +131,15 @@ class Tale:
         return {gap.sensor: gap.reason for gap in self.events() if isinstance(gap, Gap) and is_closed_eye(gap)}
 
 
+def was_cut(tale: Tale) -> bool:
+    """Return whether the tunnel was cut off before anybody came to use it."""
+    outcomes = [o for e in tale.events() if isinstance(e, Incident) for o in e.outcomes]
+    before_ns = tale.first_use_ns or 1 << 63
+    pid = tale.calls["tunnel"].pid
+    return any(o.action == "isolate" and o.outcome == "done" and o.time_ns < before_ns
+               and o.process is not None and o.process.pid == pid for o in outcomes)
+
+
 def is_closed_eye(gap: Gap) -> bool:
     """Return whether a gap says that a sensor is not looking at all, from then on; others lack a part, or a while."""
     return gap.since_ns == gap.time_ns and gap.lost is None and gap.process is None
@@ -174,7 +183,10 @@ def _judge_tunnel(tale: Tale, measures: list[Measure], missing: list[str]) -> No
     named = _first(tale, about)
     measures.append(_measure("reverse tunnel requested: named after the SYN", named, syn_ns, REQUESTED_S))
     used = _first(tale, lambda f: about(f) and any(e.kind == _USED for e in f.evidence))
-    if tale.first_use_ns:
+    if was_cut(tale):
+        if tale.session:
+            missing.append("the tunnel was cut off, and somebody came through all the same")
+    elif tale.first_use_ns:
         measures.append(_measure("tunnel used: named after first use", used, tale.first_use_ns, USED_S))
         if named is None or named.time_ns > tale.first_use_ns:
             missing.append("the tunnel was not named before it was used")

@@ -29,11 +29,14 @@ STANDIN = "the GPU: a scripted NVML library, and a libcuda with the call sites o
 REPLAYED = "the GPU half: there is no stand-in here, so a recording made with one goes through the same guard"
 REPLAYED_CLOSED = "the GPU half, from a recording made with the launch eye open: it is closed here"
 NO_RECORDING = "the GPU half: there is no stand-in and no recording here"
+WATCHES = "Mode: observe. Policy writes down what it would do, and does nothing."
+ACTS = "Mode: enforce. Policy acts, on the processes of the lab; all of it is undone at the end."
 
 EXAMPLES = """\b
 Examples:
   gpuguard demo                        the network half live, the GPU half replayed from a recording
   gpuguard demo --standins build/lab   both halves live, the GPU a stand-in (`make demo` builds it)
+  gpuguard demo --enforce              policy acts: the tunnel is cut before it is used, the hash program paused
   gpuguard demo --record recording     keep the recording; see `gpuguard replay`
 """
 
@@ -41,11 +44,13 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--standins", type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
               envvar="GPUGUARD_STANDINS", help="Folder of built stand-ins for the NVIDIA driver.")
+@click.option("--enforce", is_flag=True, help="Let policy act, on the lab's processes only. (A run that is killed "
+              "by SIGKILL while it acts may leave an empty control group.)")
 @click.option("--record", type=click.Path(file_okay=False, resolve_path=True, path_type=Path),
               help="Keep the recording in this folder.")
 @click.option("--output", type=click.Path(file_okay=False, resolve_path=True, path_type=Path), default="demo-output",
               show_default=True, help="Where the report goes.")
-def command(standins: Path | None, record: Path | None, output: Path) -> None:
+def command(standins: Path | None, record: Path | None, output: Path, *, enforce: bool) -> None:
     """Play an incident in a lab on this machine, and watch the guard find it.
 
     An agent's tool calls probe a network, open a reverse SSH tunnel and start a program that hashes, beside a
@@ -60,22 +65,24 @@ def command(standins: Path | None, record: Path | None, output: Path) -> None:
 
     console = Console(width=WIDTH, highlight=False)
     try:
-        status = _demo(console, standins, record, output)
+        status = _demo(console, standins, record, output, enforce=enforce)
     except LabClosed as closed:
         console.print(f"[bold red]The lab could not be built:[/] {escape(str(closed))}")
         status = EXIT_CLOSED
     sys.exit(status)
 
 
-def _demo(console: Console, standins: Path | None, record: Path | None, output: Path) -> int:
+def _demo(console: Console, standins: Path | None, record: Path | None, output: Path, *, enforce: bool) -> int:
     from gpuguard.lab.performance import perform
     from gpuguard.lab.scenario import Settings
     from gpuguard.lab.tale import judge
 
     replayed: list[Event] = [] if standins else _replayed()
     notes = _notes(standins, replayed)
+    notes.append(ACTS if enforce else WATCHES)
     _opening(console, notes)
-    settings = Settings(standins=str(standins or ""), record=str(record or ""))
+    mode = "enforce" if enforce else "observe"
+    settings = Settings(standins=str(standins or ""), record=str(record or ""), mode=mode)
     with _progress(console) as progress:
         teller = _Teller(console, progress)
         tale, left = perform(settings, teller.take)
@@ -163,13 +170,13 @@ def _of_lab(line: dict[str, Any]) -> tuple[str, str, Text] | None:
             nested = "" if line["root"] else "; without root: sshd runs in a user namespace of its own"
             return said("lab", "dim", f"sshd on both: {line['sshd']}{nested}")
         case "stage" if line["name"] == "guard":
-            return said("guard", "bold", f"watching after {line['after_s']:.1f} s, mode observe")
+            return said("guard", "bold", f"watching after {line['after_s']:.1f} s, mode {line['mode']}")
         case "benign":
             return said("benign", "green", f"{line['text']} (pid {', '.join(map(str, line['pids']))})")
         case "tool_call" if "call" in line:
             return said("agent", "magenta", f"tool call: {_CALLS[line['call']]} (pid {line['pid']})")
         case "first_use":
-            return said("far", "magenta", "somebody comes back through the tunnel, and types")
+            return said("far", "magenta", "somebody comes to the tunnel's other end, to type in a shell of the node")
         case "guard_failed":
             return said("guard", "bold red", f"ended with status {line['status']}: {line['text']}")
         case _:
@@ -230,7 +237,7 @@ def _opening(console: Console, notes: Sequence[str]) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(width=10, justify="right", style="dim")
     table.add_column(overflow="fold")
-    for note in (*notes, "Mode: observe. Policy writes down what it would do, and does nothing."):
+    for note in notes:
         name, _, text = note.partition(": ")
         table.add_row(name.lower(), text)
     console.print(table)
