@@ -9,7 +9,7 @@ STANDINS := build/lab
 SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h ext/*/*.c ext/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types tidy bench fuzz asan soak stubs lock dist clean
+.PHONY: help setup demo test check lint types tidy bench fuzz asan soak stubs lock reference dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -64,6 +64,9 @@ stubs:  ## regenerate gpuguard/api/v1 (in a venv of its own: the generator force
 
 lock: $(READY)  ## record the version and digest of every signature in signatures/signatures.lock
 	$(PYTHON) -m gpuguard.signature_files signatures
+
+reference: $(READY)  ## rewrite the table of settings in docs/configuration.md
+	$(PYTHON) scripts/reference.py
 
 dist: $(READY)  ## wheel and sdist in dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .

@@ -48,6 +48,7 @@ class Client:
     def __init__(self, path: Path, timeout_s: float = TIMEOUT_S) -> None:
         self._path = path
         self._timeout_s = timeout_s
+        self._closed = False
         self._channel = grpc.insecure_channel(
             f"unix:{path}", options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)])
         self._stub = gpuguard_pb2_grpc.GuardServiceStub(self._channel)
@@ -60,6 +61,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; a watch in another thread ends."""
+        self._closed = True
         self._channel.close()
 
     def processes(self, verdicts: Sequence[Verdict] = ()) -> list[ProcessVerdict]:
@@ -107,6 +109,8 @@ class Client:
                 item = from_message(one.incident, Incident) if incident else from_message(one.gap, Gap)
                 yield one.resume_token, item
         except grpc.RpcError as error:
+            if self._closed:
+                return
             raise self._explained(error) from error
 
     def decide(self, decision_id: str, answer: Literal["approve", "reject"], reason: str = "", by: str = "") -> None:
@@ -124,7 +128,8 @@ class Client:
 
     def _explained(self, error: grpc.RpcError) -> Exception:
         code, said = error.code(), error.details() or ""
-        if code == grpc.StatusCode.UNAVAILABLE:
+        # CANCELLED: the guard stopped before it could say so.
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return NoGuard(_why_not(self._path))
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return NoGuard(f"the guard on {self._path} did not answer within {self._timeout_s:g} s")

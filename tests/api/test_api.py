@@ -237,6 +237,23 @@ def test_stopping_ends_watches_and_removes_the_socket(guard, path):
     assert guard.subscribers == []
 
 
+def test_a_client_that_closes_ends_its_own_watch(server, path):
+    one = connect(path)
+    ended = threading.Event()
+
+    def watch() -> None:
+        for _ in one.watch():
+            pass
+        ended.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    time.sleep(0.2)
+    one.close()
+    assert ended.wait(10)
+    watcher.join(10)
+
+
 def test_the_socket_is_its_owners_alone(server, path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.stat().st_uid == os.geteuid()
