@@ -31,6 +31,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 PROCESSES_MAX = 32_768
+ENDED_MAX = 8_192
 SOCKETS_MAX = 32_768
 KERNELS_MAX = 65_536
 SAMPLES_MAX = 4_096
@@ -93,7 +94,7 @@ class Host:
         self._local: BoundedTable[tuple[int, str], None] = BoundedTable(SAMPLES_MAX)
         self._flow_owner: BoundedTable[FlowId, ProcessId] = BoundedTable(SOCKETS_MAX)
         self._kernels: BoundedTable[tuple[ProcessId, int], KernelName] = BoundedTable(KERNELS_MAX)
-        self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(PROCESSES_MAX)
+        self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(ENDED_MAX)
         self._images: BoundedTable[ProcessId, deque[ModuleImage]] = BoundedTable(PROCESSES_MAX)
 
     def receive(self, item: Block | Observation) -> None:
