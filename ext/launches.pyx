@@ -1,8 +1,8 @@
 # cython: language_level=3
 """Load the launch programs and place their probes (broker); read rows and ring (guard).
 
-The broker's half is `Programs`: it goes through libbpf, except for the one thing that libbpf 1.1 lacks, a uprobe_multi
-link (linux/bpf.h of 6.6: BPF_TRACE_UPROBE_MULTI = 48, union bpf_attr.link_create.uprobe_multi), which is one bpf(2) call
+The broker's half is `Programs`: it goes through libbpf, except for what libbpf 1.1 lacks, a uprobe_multi link
+(linux/bpf.h of 6.6: BPF_TRACE_UPROBE_MULTI = 48, union bpf_attr.link_create.uprobe_multi), which is one bpf(2) call
 here. All sites of a library are one link: 24 single perf uprobes take seconds to detach.
 
 The guard's half, `Ring` and `read_rows`, works on passed descriptors: the ring as the kernel lays it out
@@ -99,8 +99,8 @@ cdef extern from *:
         return syscall(SYS_bpf, BPF_MAP_GET_FD_BY_ID, &attr, sizeof attr);
     }
     """
-    int attach_multi(int program, const char *path, const unsigned long *offsets, const unsigned long *cookies, unsigned count,
-                     unsigned returning) nogil
+    int attach_multi(int program, const char *path, const unsigned long *offsets, const unsigned long *cookies,
+                     unsigned count, unsigned returning) nogil
     int narrowed(int map) nogil
     unsigned long __atomic_load_n(const unsigned long *, int) nogil
     void __atomic_store_n(unsigned long *, unsigned long, int) nogil

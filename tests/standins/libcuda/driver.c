@@ -31,8 +31,14 @@ static const struct { const char *name; void *address; } exports[] = {
 
 API standin_cuInit(unsigned flags) { initialised = 1; return flags ? INVALID_VALUE : SUCCESS; }
 API standin_cuDriverGetVersion(int *version) { *version = 12020; return SUCCESS; }
-API standin_cuGetErrorName(int error, const char **text) { *text = error ? "CUDA_ERROR_UNKNOWN" : "CUDA_SUCCESS"; return SUCCESS; }
-API standin_cuGetErrorString(int error, const char **text) { *text = error ? "unknown error" : "no error"; return SUCCESS; }
+API standin_cuGetErrorName(int error, const char **text) {
+    *text = error ? "CUDA_ERROR_UNKNOWN" : "CUDA_SUCCESS";
+    return SUCCESS;
+}
+API standin_cuGetErrorString(int error, const char **text) {
+    *text = error ? "unknown error" : "no error";
+    return SUCCESS;
+}
 
 API standin_cuGetProcAddress_v2(const char *symbol, void **address, int version, uint64_t flags, int *status) {
     char wanted[128];
@@ -58,7 +64,11 @@ API standin_cuGetProcAddress(const char *symbol, void **address, int version, ui
 
 API standin_cuDeviceGetCount(int *count) { *count = 1; return initialised ? SUCCESS : NOT_INITIALIZED; }
 API standin_cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal ? INVALID_VALUE : SUCCESS; }
-API standin_cuDeviceGetName(char *name, int size, int device) { (void)device; snprintf(name, size, "GPUGuard stand-in GPU"); return SUCCESS; }
+API standin_cuDeviceGetName(char *name, int size, int device) {
+    (void)device;
+    snprintf(name, size, "GPUGuard stand-in GPU");
+    return SUCCESS;
+}
 API standin_cuDeviceGetUuid(uint8_t *uuid, int device) { (void)device; memset(uuid, 0x5a, 16); return SUCCESS; }
 API standin_cuDeviceGetUuid_v2(uint8_t *uuid, int device) { return standin_cuDeviceGetUuid(uuid, device); }
 API standin_cuDeviceGetAttribute(int *value, int attribute, int device) {
@@ -68,12 +78,21 @@ API standin_cuDeviceGetAttribute(int *value, int attribute, int device) {
     return SUCCESS;
 }
 API standin_cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = (size_t)80 << 30; return SUCCESS; }
-API standin_cuDeviceGetPCIBusId(char *id, int size, int device) { (void)device; snprintf(id, size, "0000:00:00.0"); return SUCCESS; }
+API standin_cuDeviceGetPCIBusId(char *id, int size, int device) {
+    (void)device;
+    snprintf(id, size, "0000:00:00.0");
+    return SUCCESS;
+}
 
 static char context[1];
 API standin_cuDevicePrimaryCtxRetain(void **ctx, int device) { (void)device; *ctx = context; return SUCCESS; }
 API standin_cuDevicePrimaryCtxRelease_v2(int device) { (void)device; return SUCCESS; }
-API standin_cuCtxCreate_v2(void **ctx, unsigned flags, int device) { (void)flags; (void)device; *ctx = context; return initialised ? SUCCESS : NOT_INITIALIZED; }
+API standin_cuCtxCreate_v2(void **ctx, unsigned flags, int device) {
+    (void)flags;
+    (void)device;
+    *ctx = context;
+    return initialised ? SUCCESS : NOT_INITIALIZED;
+}
 API standin_cuCtxDestroy_v2(void *ctx) { (void)ctx; return SUCCESS; }
 API standin_cuCtxSetCurrent(void *ctx) { (void)ctx; return SUCCESS; }
 API standin_cuCtxGetCurrent(void **ctx) { *ctx = context; return SUCCESS; }
@@ -127,9 +146,14 @@ static int launched(void *function) {
 }
 #define LAUNCH_ARGUMENTS void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, \
                          unsigned shared, void *stream, void **parameters
-#define UNUSED_ARGUMENTS (void)gx, (void)gy, (void)gz, (void)bx, (void)by, (void)bz, (void)shared, (void)stream, (void)parameters
+#define UNUSED_ARGUMENTS \
+    (void)gx, (void)gy, (void)gz, (void)bx, (void)by, (void)bz, (void)shared, (void)stream, (void)parameters
 API standin_cuLaunchKernel(LAUNCH_ARGUMENTS, void **extra) { UNUSED_ARGUMENTS; (void)extra; return launched(function); }
-API standin_cuLaunchKernel_ptsz(LAUNCH_ARGUMENTS, void **extra) { UNUSED_ARGUMENTS; (void)extra; return launched(function); }
+API standin_cuLaunchKernel_ptsz(LAUNCH_ARGUMENTS, void **extra) {
+    UNUSED_ARGUMENTS;
+    (void)extra;
+    return launched(function);
+}
 API standin_cuLaunchCooperativeKernel(LAUNCH_ARGUMENTS) { UNUSED_ARGUMENTS; return launched(function); }
 API standin_cuLaunchCooperativeKernel_ptsz(LAUNCH_ARGUMENTS) { UNUSED_ARGUMENTS; return launched(function); }
 API standin_cuLaunchKernelEx(const LaunchConfig *config, void *function, void **parameters, void **extra) {
@@ -144,21 +168,55 @@ API standin_cuLaunchCooperativeKernelMultiDevice(void **list, unsigned count, un
     return list && count ? launched(list[0]) : INVALID_VALUE;
 }
 API standin_cuLaunch(void *function) { return launched(function); }
-API standin_cuLaunchGrid(void *function, int width, int height) { (void)width; (void)height; return launched(function); }
-API standin_cuLaunchGridAsync(void *function, int width, int height, void *stream) { (void)width; (void)height; (void)stream; return launched(function); }
-API standin_cuFuncSetBlockShape(void *function, int x, int y, int z) { (void)function; (void)x; (void)y; (void)z; return SUCCESS; }
+API standin_cuLaunchGrid(void *function, int width, int height) {
+    (void)width;
+    (void)height;
+    return launched(function);
+}
+API standin_cuLaunchGridAsync(void *function, int width, int height, void *stream) {
+    (void)width;
+    (void)height;
+    (void)stream;
+    return launched(function);
+}
+API standin_cuFuncSetBlockShape(void *function, int x, int y, int z) {
+    (void)function;
+    (void)x;
+    (void)y;
+    (void)z;
+    return SUCCESS;
+}
 
 API standin_cuGraphCreate(void **graph, unsigned flags) { (void)flags; *graph = malloc(1); return SUCCESS; }
-API standin_cuGraphInstantiateWithFlags(void **exec, void *graph, uint64_t flags) { (void)graph; (void)flags; *exec = malloc(1); return SUCCESS; }
+API standin_cuGraphInstantiateWithFlags(void **exec, void *graph, uint64_t flags) {
+    (void)graph;
+    (void)flags;
+    *exec = malloc(1);
+    return SUCCESS;
+}
 API standin_cuGraphLaunch(void *exec, void *stream) { (void)stream; return launched(exec); }
 API standin_cuGraphLaunch_ptsz(void *exec, void *stream) { (void)stream; return launched(exec); }
 API standin_cuGraphDestroy(void *graph) { free(graph); return SUCCESS; }
 
-API standin_cuMemAlloc_v2(uint64_t *address, size_t bytes) { static uint64_t next = (uint64_t)1 << 40; *address = next; next += bytes; return SUCCESS; }
+API standin_cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+    static uint64_t next = (uint64_t)1 << 40;
+    *address = next;
+    next += bytes;
+    return SUCCESS;
+}
 API standin_cuMemFree_v2(uint64_t address) { (void)address; return SUCCESS; }
-API standin_cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) { (void)to; (void)from; (void)bytes; return SUCCESS; }
+API standin_cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+    (void)to;
+    (void)from;
+    (void)bytes;
+    return SUCCESS;
+}
 API standin_cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) { (void)from; memset(to, 0, bytes); return SUCCESS; }
-API standin_cuMemGetInfo_v2(size_t *left, size_t *total) { *left = (size_t)79 << 30; *total = (size_t)80 << 30; return SUCCESS; }
+API standin_cuMemGetInfo_v2(size_t *left, size_t *total) {
+    *left = (size_t)79 << 30;
+    *total = (size_t)80 << 30;
+    return SUCCESS;
+}
 API standin_cuStreamCreate(void **stream, unsigned flags) { (void)flags; *stream = malloc(1); return SUCCESS; }
 API standin_cuStreamDestroy_v2(void *stream) { free(stream); return SUCCESS; }
 API standin_cuStreamSynchronize(void *stream) { (void)stream; return SUCCESS; }

@@ -18,10 +18,11 @@ int cuModuleGetFunction(void **, void *, const char *);
 int cuLibraryLoadData(void **, const void *, void *, void **, unsigned, void *, void **, unsigned);
 int cuLibraryGetKernel(void **, void *, const char *);
 int cuKernelGetFunction(void **, void *);
-int cuLaunchKernel(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
-int cuLaunchKernel_ptsz(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
+#define GEOMETRY unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned
+int cuLaunchKernel(void *, GEOMETRY, void *, void **, void **);
+int cuLaunchKernel_ptsz(void *, GEOMETRY, void *, void **, void **);
 int cuLaunchKernelEx(const LaunchConfig *, void *, void **, void **);
-int cuLaunchCooperativeKernel(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **);
+int cuLaunchCooperativeKernel(void *, GEOMETRY, void *, void **);
 int cuGraphCreate(void **, unsigned);
 int cuGraphInstantiateWithFlags(void **, void *, uint64_t);
 int cuGraphLaunch(void *, void *);
@@ -76,7 +77,8 @@ static inline void *make_cubin(char *const *names, unsigned count, unsigned code
     sections[1] = (Elf64_Shdr){.sh_name = 1, .sh_type = SHT_STRTAB, .sh_offset = strings_at, .sh_size = strings};
     string += sprintf(string, ".shstrtab") + 1;
     for (unsigned i = 0; i < count; i++) {
-        for (unsigned b = 0; b < code; b++) image[text_at + (size_t)i * code + b] = (char)(b * 31 + strlen(names[i]) * 7 + i);
+        for (unsigned b = 0; b < code; b++)
+            image[text_at + (size_t)i * code + b] = (char)(b * 31 + strlen(names[i]) * 7 + i);
         sections[i + 2] = (Elf64_Shdr){.sh_name = string - (image + strings_at), .sh_type = SHT_PROGBITS,
                                        .sh_flags = SHF_ALLOC | SHF_EXECINSTR, .sh_offset = text_at + (size_t)i * code,
                                        .sh_size = code};

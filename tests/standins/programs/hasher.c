@@ -4,8 +4,8 @@
  *   hasher [--kernel NAME]... [--image FILE] [--api kernel|ptsz|ex|coop] [--library] [--grid N] [--block N]
  *          [--shared BYTES] [--interval-us N] [--jitter-us N] [--delay-ms N] [--launches N] [--seconds S] [--vary-grid]
  *
- * Launches go round the kernels in order, with --vary-grid each at a grid one larger than the last. Ends after --launches or --seconds (0: never), and then prints one JSON line
- * with the launches made, when the first was, and how long all took.
+ * Launches go round the kernels in order, with --vary-grid each at a grid one larger than the last. Ends after
+ * --launches or --seconds (0: never), and then prints one JSON line with the launches made, when the first was, and how long all took.
  */
 #include <getopt.h>
 #include <signal.h>
@@ -81,11 +81,16 @@ int main(int argc, char **argv) {
     LaunchConfig config = {.grid = {grid, 1, 1}, .block = {block, 1, 1}, .shared = shared, .stream = stream};
     unsigned seed = 12345, results[4];
     long made = 0;
-    while (!stopped && (!launches_max || made < launches_max) && (!(seconds > 0) || now_ns() - started < seconds * 1e9)) {
+    int64_t end = seconds > 0 ? started + (int64_t)(seconds * 1e9) : INT64_MAX;
+    while (!stopped && (!launches_max || made < launches_max) && now_ns() < end) {
         void *kernel = kernels[made % count];
         if (!strcmp(api, "ex")) check(cuLaunchKernelEx(&config, kernel, NULL, NULL), "cuLaunchKernelEx");
-        else if (!strcmp(api, "coop")) check(cuLaunchCooperativeKernel(kernel, grid, 1, 1, block, 1, 1, shared, stream, NULL), "cuLaunchCooperativeKernel");
-        else if (!strcmp(api, "ptsz")) check(cuLaunchKernel_ptsz(kernel, grid, 1, 1, block, 1, 1, shared, stream, NULL, NULL), "cuLaunchKernel_ptsz");
+        else if (!strcmp(api, "coop"))
+            check(cuLaunchCooperativeKernel(kernel, grid, 1, 1, block, 1, 1, shared, stream, NULL),
+                  "cuLaunchCooperativeKernel");
+        else if (!strcmp(api, "ptsz"))
+            check(cuLaunchKernel_ptsz(kernel, grid, 1, 1, block, 1, 1, shared, stream, NULL, NULL),
+                  "cuLaunchKernel_ptsz");
         else check(cuLaunchKernel(kernel, grid, 1, 1, block, 1, 1, shared, stream, NULL, NULL), "cuLaunchKernel");
         made++;
         grid += vary;
@@ -98,7 +103,7 @@ int main(int argc, char **argv) {
             sleep_until(next + (jitter_us ? (int64_t)(seed >> 8) % (jitter_us * 1000LL) : 0));
         }
     }
-    printf("{\"program\":\"hasher\",\"launches\":%ld,\"kernels\":%u,\"first_launch_ns\":%lld,\"elapsed_ns\":%lld}\n", made,
-           count, wall.tv_sec * 1000000000LL + wall.tv_nsec, (long long)(now_ns() - started));
+    printf("{\"program\":\"hasher\",\"launches\":%ld,\"kernels\":%u,\"first_launch_ns\":%lld,\"elapsed_ns\":%lld}\n",
+           made, count, wall.tv_sec * 1000000000LL + wall.tv_nsec, (long long)(now_ns() - started));
     return 0;
 }

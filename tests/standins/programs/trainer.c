@@ -1,6 +1,6 @@
 /* STAND-IN for a training job: it makes the driver calls of one data-parallel training step after another and computes
- * nothing. A step is: wait for data (a few ms to tens of ms), forward (a burst of about 120 launches of some 25 kernels),
- * backward (about 200 in reverse, NCCL all-reduce between), optimizer (one long burst of one kernel at many
+ * nothing. A step is: wait for data (a few ms to tens of ms), forward (a burst of about 110 launches of 14 kernels),
+ * backward (about 100 of 12 others, NCCL all-reduce between), optimizer (one long burst of one kernel at many
  * geometries), now and then an evaluation or a checkpoint pause. Names and geometries are made up after the style of
  * PyTorch, cuBLAS, cuDNN and NCCL kernels.
  *
@@ -74,7 +74,9 @@ static unsigned random_below(unsigned bound) {
 }
 
 static void launch(unsigned i, unsigned scale, void *on) {
-    check(cuLaunchKernel(handles[i], kernels[i].grid * scale, 1, 1, kernels[i].block, 1, 1, kernels[i].shared, on, NULL, NULL), "cuLaunchKernel");
+    const Kernel *k = &kernels[i];
+    check(cuLaunchKernel(handles[i], k->grid * scale, 1, 1, k->block, 1, 1, k->shared, on, NULL, NULL),
+          "cuLaunchKernel");
     made++;
     /* Host time between launches of eager mode: mostly 5-15 us, now and then a Python detour. */
     int64_t until = now_ns() + 4000 + random_below(11000) + (random_below(40) ? 0 : 150000);
@@ -142,7 +144,8 @@ int main(int argc, char **argv) {
         check(cuKernelGetFunction(&handles[i], kernel), "cuKernelGetFunction");
     }
     int64_t started = now_ns();
-    for (long done = 0; !stopped && (!steps || done < steps) && (!(seconds > 0) || now_ns() - started < seconds * 1e9); done++) {
+    int64_t end = seconds > 0 ? started + (int64_t)(seconds * 1e9) : INT64_MAX;
+    for (long done = 0; !stopped && (!steps || done < steps) && now_ns() < end; done++) {
         int64_t next = now_ns() + (step_ms / 2 + (step_ms ? random_below(step_ms) : 0)) * 1000000LL;
         step(layers);
         if (done % 20 == 19) forward(layers, 1);             /* evaluation */
