@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 VERSION = 1
 STOP_S = 1.0
 LEAVE_S = 0.3
+# A closed terminal or Ctrl-C ends it as orderly as a service manager does.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 COST_PER_S = 400.0
 COST_MAX = 800.0
 CONTROLS_MAX = 8
@@ -422,7 +424,7 @@ def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enfo
     """Serve until the guard has ended or a signal says stop; then undo everything."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, lambda *_: None) for number in _STOP_SIGNALS}
     pidfd = os.pidfd_open(guard.pid)
     stop_at: list[float] = []
     lost_at: list[float] = []
@@ -453,6 +455,10 @@ def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enfo
             ends = stop_at or lost_at
             broker.step(max(0.0, ends[0] - time.monotonic()) if ends else 60.0)
         return _finish(guard, enforcement, reason)
+    except BaseException:
+        # Whatever went wrong here, nobody's work stays stopped for it.
+        _finish(guard, enforcement, "the broker failed")
+        raise
     finally:
         signal.set_wakeup_fd(before)
         for number, handler in handlers.items():

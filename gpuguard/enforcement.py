@@ -328,8 +328,12 @@ class Enforcement:
             self._news.append(self._end(intent, "failed", problem))
         elif not problem:
             self._effects.pop(intent.id)
-            kill.undo(effect.plan, None, self._boxes_but(intent.id))
-            self._news.append(self._end(intent, "done", f"all {len(effect.members)} processes have ended"))
+            text = f"all {len(effect.members)} processes have ended"
+            try:
+                kill.undo(effect.plan, None, self._boxes_but(intent.id))
+            except OSError as error:
+                text = f"{text}; its empty cgroup stays behind: {error}"
+            self._news.append(self._end(intent, "done", text))
 
     def _verify_all(self) -> None:
         for decision_id, effect in list(self._effects.items()):

@@ -372,6 +372,33 @@ def test_sigterm_undoes_all_and_ends_also_when_the_guard_does_not(start, target,
     assert not paths.control_socket().exists()
 
 
+BUG = """
+real = broker.Broker.step
+def step(self, wait_s):
+    real(self, wait_s)
+    if self._enforcement.in_force():
+        raise RuntimeError("a bug")
+broker.Broker.step = step
+"""
+
+
+def test_a_bug_in_the_broker_undoes_all_and_ends_the_guard(start, target):
+    child = start(WAITING, target.pid, BUG)
+    assert child.wait() == 1
+    assert not still(target.pid)
+    assert state(target.pid) in "RS"
+    assert CliRunner().invoke(release.command, ["--list"]).output == "nothing is in force\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_closed_terminal_undoes_all(start, target, number):
+    child = start(WAITING, target.pid)
+    assert said(child).startswith("done")
+    child.send_signal(number)
+    child.wait()
+    assert not still(target.pid)
+
+
 def test_a_guard_that_breaks_the_table_is_ended(start, target):
     child = start(ACTING + "broker._socket.send(b'nonsense'); time.sleep(600)", target.pid)
     assert said(child).startswith("done")

@@ -67,6 +67,21 @@ def test_a_tree_that_does_not_is_killed_after_the_grace_time(enforcement, spawn,
     until(lambda: all(state(pid) in {"gone", "Z"} for pid in pids))
 
 
+def test_a_kernel_without_cgroup_kill_is_no_obstacle(enforcement, spawn, tmp_path, park, monkeypatch):
+    child = spawn(STUBBORN, tmp_path / "ready")
+    until((tmp_path / "ready").exists)
+    park(*[one.pid for one in proctree.tree([child.pid])])
+
+    def absent(_):
+        raise FileNotFoundError(2, "no cgroup.kill")
+
+    monkeypatch.setattr(boxes, "kill", absent)
+    one = enforcement()
+    one.act(act(child.pid, "kill", approved_by="alice"), "guard")
+    until(lambda: one.tick() or not one.in_force())
+    assert child.wait() == -signal.SIGKILL
+
+
 def test_a_paused_tree_can_be_killed(enforcement, family, park):
     child, pids = family()
     home = park(*pids)
