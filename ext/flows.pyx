@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The flow table: one pass over packet rows, no Python object but for what is told.
 
-Sizes are of TCP payload as the sender's sequence numbers order it (RFC 9293 section 3.4): what was sent again, keepalive
-probes and overlaps add nothing, a hole is filled by whoever arrives later. `tests/reference_flows.py` is the same table
-written for the eye; the two must agree on every input.
+Sizes are of TCP payload as the sender's sequence numbers order it (RFC 9293 section 3.4): what was sent again,
+keepalive probes and overlaps add nothing, a hole is filled by whoever arrives later. `tests/reference_flows.py` is the
+same table written for the eye; the two must agree on every input.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -67,6 +67,7 @@ cdef struct Flow:
     uint16_t small[2]
     uint16_t grid[2]
     uint16_t quick[2]
+    uint32_t dug[2]
     uint32_t hole_start[2][2]
     uint32_t hole_end[2][2]
     uint32_t strange[2]
@@ -499,6 +500,7 @@ cdef class Table:
         flow.hole_start[side][flow.holes[side]] = start
         flow.hole_end[side][flow.holes[side]] = end
         flow.holes[side] += 1
+        flow.dug[side] += 1
 
     cdef uint32_t fill(self, Flow *flow, int side, uint32_t sequence, uint32_t end, uint32_t *start) noexcept:
         """Take what a late segment brings to the first hole that it touches; what lies before it there is given up."""
@@ -596,5 +598,5 @@ cdef class Table:
             return 0
         else:
             flow.large_side = side
-        self.told.append((SEGMENT, time_ns, slot, side, size, total, flow.packets))
+        self.told.append((SEGMENT, time_ns, slot, side, size, total, flow.packets, flow.dug[0], flow.dug[1]))
         return 0

@@ -17,6 +17,7 @@ HOLE_BYTES_MAX = 1 << 24
 class Side:
     expected: int | None = None
     holes: list[tuple[int, int]] = field(default_factory=list)
+    dug: int = 0
     strange: int | None = None
     watched: int = 0
     watch_from: int = 0
@@ -230,6 +231,7 @@ class Table:
             sequence = side.expected
         if ahead > 0:
             side.holes = [*side.holes, (side.expected, sequence)][-2:]
+            side.dug += 1
         side.expected = end
         return sequence, (end - sequence) & 0xFFFFFFFF
 
@@ -297,4 +299,5 @@ class Table:
             return
         else:
             flow.large_side = number
-        self.told.append((SEGMENT, time_ns, flow.slot, number, size, total, flow.packets))
+        dug = (one.dug for one in flow.sides)
+        self.told.append((SEGMENT, time_ns, flow.slot, number, size, total, flow.packets, *dug))

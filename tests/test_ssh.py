@@ -153,7 +153,7 @@ def test_reverse_forward_with_a_shell(suite, count):
 def test_a_reverse_forward_for_any_port(suite):
     talk = Talk(suite).login()
     talk.ours(ssh.tcpip_forward(9))
-    talk.ours(ssh.NO_MORE_SESSIONS)
+    talk.ours(ssh.NO_MORE_SESSIONS, after_ns=300_000)
     talk.theirs(ssh.REPLY_WITH_PORT)
     sizes = ssh.sizes_of(talk.suite, talk.suite)
     known = sizes.reply == sizes.reply_port or ssh.record_bytes(talk.suite, 36) in sizes.forward_only
@@ -206,6 +206,15 @@ def test_forward_on_a_running_session():
     assert talk.theirs(ssh.REPLY) == [REQUEST]
 
 
+@pytest.mark.parametrize("suite", ["chacha20", "gcm", "etm"])
+def test_forward_on_a_connection_held_open(suite):
+    """`ssh -M -N`, then `ssh -O forward`: no channel, so that even 16-byte blocks hide no data in the answer."""
+    talk = Talk(suite).login()
+    talk.now += 10**10
+    talk.ours(ssh.tcpip_forward(9))
+    assert talk.theirs(ssh.REPLY) == [REQUEST]
+
+
 @pytest.mark.parametrize("marks", [True, False])
 def test_swapped_roles(marks):
     talk = Talk(swapped=True, marks=marks)
@@ -247,3 +256,13 @@ def test_any_sizes_are_survived(suite, records):
         talk.raw(size, client=client, after_ns=after_ns)
     assert talk.nats(REQUEST) <= ssh.REQUEST_NATS_MAX
     assert len(talk.session._asked) <= 16
+
+
+def test_a_lost_open_makes_no_forward_of_what_follows():
+    """The session's open is missing from the capture; the command after it has the size of a forward."""
+    talk = Talk().login()
+    talk.theirs(344)
+    size = ssh.record_bytes(talk.suite, ssh.tcpip_forward(9))
+    uses = talk.session.segment(talk.now + 10**6, talk.client, size, 9999, holes=(1, 0))
+    uses += talk.session.segment(talk.now + 10**7, 1 - talk.client, 28, 9999, holes=(1, 0))
+    assert REQUEST not in {one.use for one in uses}

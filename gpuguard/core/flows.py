@@ -169,10 +169,10 @@ class FlowTable:
         )
 
     def _segment(self, seen: list[Observation], time_ns: Any, slot: Any, side: Any, size: Any, total: Any,
-                 packets: Any) -> None:
+                 packets: Any, near_holes: Any, far_holes: Any) -> None:
         conversation = self._conversations[slot]
         if conversation.ssh is not None:
-            uses = conversation.ssh.segment(time_ns, side, size, total)
+            uses = conversation.ssh.segment(time_ns, side, size, total, holes=(near_holes, far_holes))
             seen.extend(_use(conversation, time_ns, packets, use) for use in uses)
 
     def _rhythm(self, seen: list[Observation], time_ns: Any, slot: Any, side: Any, records: Any, grid: Any,

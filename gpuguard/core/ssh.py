@@ -413,6 +413,7 @@ class SshSession:
         self._forward_asked = False
         self._request_nats = 0.0
         self._banners = ["", ""]
+        self._holes = self._auth_holes = (0, 0)
         self._open_ns: int | None = None
         self._open_size = 0
         self._last_client = (0, 0)
@@ -448,8 +449,12 @@ class SshSession:
         self._sizes = sizes_of(suites[0], suites[1], dropbear=dropbear) if suites[0] and suites[1] else None
         return self._swapped(sum(map(bool, roles)) + (client_by_order == self.client))
 
-    def segment(self, time_ns: int, side: int, size: int, total: int) -> list[Use]:
-        """Take in so many encrypted bytes that one side sent at once; ``total`` is all that it sent so far."""
+    def segment(self, time_ns: int, side: int, size: int, total: int, *, holes: tuple[int, int] = (0, 0)) -> list[Use]:
+        """Take in so many encrypted bytes that one side sent at once; ``total`` is all that it sent so far.
+
+        ``holes`` counts for each side how often a segment came before the one ahead of it, or without it.
+        """
+        self._holes = holes
         sizes = self._sizes
         if sizes is None:
             self._guess(side, size)
@@ -530,6 +535,7 @@ class SshSession:
     def _accept(self, time_ns: int) -> list[Use]:
         self._authenticated = True
         self._auth_ns = time_ns
+        self._auth_holes = self._holes
         return [self._say("authenticated", 0.0, "the server accepted the login")]
 
     # -- before a channel is open -------------------------------------------------------------------------------------
@@ -559,6 +565,8 @@ class SshSession:
             go_ns = _ONE_GO_ALIKE_NS if sizes.no_more == sizes.keepalive else _ONE_GO_NS
             opening = before.opening and time_ns - before.time_ns <= go_ns
             opening = opening and (before.size != sizes.no_more or size != sizes.keepalive or size == sizes.no_more)
+        # What is missing may be the session's open: then the first record that was seen is not the first that was sent.
+        opening = opening and self._holes[self.client or 0] == self._auth_holes[self.client or 0]
         if len(self._asked) < _ASKED_MAX:
             self._asked.append(_Asked(time_ns, size, opening))
         follows = size in sizes.no_more_next or size in sizes.session_next
@@ -625,6 +633,8 @@ class SshSession:
         asked = [one for one in self._asked if time_ns - one.time_ns < _ANSWER_NS]
         if replies and asked and not self._forward_asked:
             uses += self._forward_answered(asked, replies, size, sizes)
+        if replies == 0 and size == sizes.reply:
+            uses += self._later_request(time_ns, sizes)
         if confirmed and asked and "ssh-reverse-channel-open" not in self._said:
             uses += self._opened(asked, sizes, total)
         return uses
@@ -692,7 +702,8 @@ class SshSession:
         if not from_client:
             quiet = time_ns - self._last_client[0] > 1_000_000
             fits = size in sizes.forwarded or not sizes.exact
-            self._open_ns = time_ns if fits and quiet and not self._session and self._setup_over(time_ns) else None
+            may = self._forward_asked or not self._session
+            self._open_ns = time_ns if fits and quiet and may and self._setup_over(time_ns) else None
             self._open_size = size
             return []
         waiting, self._open_ns = self._open_ns, None
@@ -752,10 +763,12 @@ class SshSession:
         return uses
 
     def _later_request(self, time_ns: int, sizes: Sizes) -> list[Use]:
-        """A global request on a running session, `ssh -O forward`: an answer shorter than any data can be."""
+        """A global request later on, `ssh -O forward`: its answer is shorter than any data can be, or none may flow."""
         when, size = self._last_client
-        unmistakable = sizes.exact and sizes.reply < sizes.reply_port
-        if not unmistakable or size not in sizes.forward_only or time_ns - when > 1_000_000_000 or self._forward_asked:
+        unmistakable = sizes.exact and (sizes.reply < sizes.reply_port or not self._channel)
+        # no-more-sessions is over by now, whatever it costs; a keepalive or another session may come at any time.
+        forward = size in sizes.forward and size != sizes.keepalive and size not in sizes.session
+        if not unmistakable or not forward or time_ns - when > 1_000_000_000 or self._forward_asked:
             return []
         self._forward_asked = True
         text = f"on the running session a request of {size} bytes was answered by {sizes.reply} bytes: tcpip-forward"

@@ -43,8 +43,8 @@ AT_ONCE_NS = 40_000_000
 
 # P(seen | shell) is near 1 for all of these. Of flows that a GPU server opens, those in which the far side leads 5,
 # then 8 answered exchanges that pass every look-alike above are one in 700, then one in 8,000: counted as 0 in the
-# flows with any exchange of the public captures (some 2,000), taken at the rule-of-three bound, and one nat more for each
-# of the three exchanges that is asked for beyond the first five.
+# flows with any exchange of the public captures (some 2,000), taken at the rule-of-three bound, and one nat more for
+# each of the three exchanges that is asked for beyond the first five.
 LED_NATS = ((5, 6.5), (8, 9.0), (16, 11.0))
 # Typing: questions of one size, answered by one size (the echo), 80 ms to 1.5 s apart and irregular (a coefficient of
 # variation of 0.25 or more; log-normal gaps of people have 0.5 to 1, timers below 0.05). A program that is not a remote
