@@ -118,7 +118,8 @@ def _read_library(data: Bytes) -> Library:
     refused: list[str] = []
     sites: dict[bool, dict[int, Site]] = {True: {}, False: {}}
     for symbol, address in _exports(data, wanted):
-        offset = next((address - start + offset for start, offset, size in loads if start <= address < start + size), -1)
+        inside = (address - start + offset for start, offset, size in loads if start <= address < start + size)
+        offset = next(inside, -1)
         is_launch, cookie = wanted[symbol]
         try:
             delta, cost = choose_site(bytes(data[offset:offset + 24]) if offset >= 0 else b"")

@@ -132,7 +132,8 @@ def _ids(column: np.ndarray) -> np.ndarray:
     """Return a small number for each distinct value, in order of value."""
     if column.dtype.names is None:
         return np.unique(column, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    parts = [np.ascontiguousarray(column[name]).reshape(len(column), -1).astype(np.uint64) for name in column.dtype.names]
+    fields = (np.ascontiguousarray(column[name]) for name in column.dtype.names)
+    parts = [field.reshape(len(column), -1).astype(np.uint64) for field in fields]
     return np.unique(np.concatenate(parts, axis=1), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 

@@ -19,7 +19,8 @@ while [ "$(date +%s)" -lt "$end" ]; do
     left=$((end - $(date +%s)))
     printf 'round %s, %s s left\n' "$round" "$left"
     # What exceeds the time is stopped, not failed: 124 is timeout's own status.
-    timeout --signal=INT "$((left + 5))" "$python" -m pytest -q -m hypothesis --hypothesis-profile=fuzz --timeout=0 tests \
+    timeout --signal=INT "$((left + 5))" \
+        "$python" -m pytest -q -m hypothesis --hypothesis-profile=fuzz --timeout=0 tests \
         || { status=$?; [ "$status" = 124 ] && break; exit "$status"; }
 done
 printf 'nothing found in %s s\n' "$seconds"

@@ -16,9 +16,9 @@ HEAD = "| setting | default | meaning |\n|---|---|---|\n"
 
 def rows() -> str:
     """Return one row a setting."""
+    defaults = {key: msgspec.json.encode(value_of(Config(), key)).decode() for key in all_keys()}
     return "".join(
-        f"| `{key}` | `{msgspec.json.encode(value_of(Config(), key)).decode()}` | {kind.__metadata__[0].description} |\n"
-        for key, kind in all_keys().items())
+        f"| `{key}` | `{defaults[key]}` | {kind.__metadata__[0].description} |\n" for key, kind in all_keys().items())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PATH=$PWD/$venv/bin:$PATH "$venv/bin/python" -m grpc_tools.protoc \
     gpuguard/v1/gpuguard.proto
 # The package is gpuguard.v1 on the wire, gpuguard.api.v1 in Python.
 sed -i 's/^from gpuguard\.v1 import/from gpuguard.api.v1 import/' "$out"/gpuguard/v1/*.py "$out"/gpuguard/v1/*.pyi
-sed -i 's/^import gpuguard\.v1\.gpuguard_pb2$/import gpuguard.api.v1.gpuguard_pb2/; s/gpuguard\.v1\.gpuguard_pb2\./gpuguard.api.v1.gpuguard_pb2./g' \
-    "$out"/gpuguard/v1/gpuguard_pb2_grpc.pyi
+sed -i -e 's/^import gpuguard\.v1\.gpuguard_pb2$/import gpuguard.api.v1.gpuguard_pb2/' \
+    -e 's/gpuguard\.v1\.gpuguard_pb2\./gpuguard.api.v1.gpuguard_pb2./g' "$out"/gpuguard/v1/gpuguard_pb2_grpc.pyi
 mkdir -p gpuguard/api/v1
 cp "$out"/gpuguard/v1/* gpuguard/api/v1/

@@ -1,4 +1,4 @@
-"""Signatures: what is known of GPU code that mines, as data. Text in, checked structures out; who reads files is outside.
+"""Signatures: what is known of GPU code that mines, as data. Text in, checked structures out; files are read outside.
 
 A signature is one TOML document that carries its own proof: samples that it must match and samples that it must not.
 One without both, or one that fails its own samples, is refused. Names of kernels are hints: renaming clears nobody, and
