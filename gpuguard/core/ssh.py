@@ -765,7 +765,9 @@ class SshSession:
     def _later_request(self, time_ns: int, sizes: Sizes) -> list[Use]:
         """A global request later on, `ssh -O forward`: its answer is shorter than any data can be, or none may flow."""
         when, size = self._last_client
-        unmistakable = sizes.exact and (sizes.reply < sizes.reply_port or not self._channel)
+        # Without a channel, if none can have been opened unseen, even where a key's echo costs what an answer does.
+        no_data = not self._channel and self._holes == self._auth_holes
+        unmistakable = sizes.exact and (no_data or (self._channel and sizes.reply < sizes.reply_port))
         # no-more-sessions is over by now, whatever it costs; a keepalive or another session may come at any time.
         forward = size in sizes.forward and size != sizes.keepalive and size not in sizes.session
         if not unmistakable or not forward or time_ns - when > 1_000_000_000 or self._forward_asked:
