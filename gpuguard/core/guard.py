@@ -170,7 +170,7 @@ class Guard:
 
     def _finding(self, standing: Standing, time_ns: int) -> Finding:
         subject = standing.subject
-        start_ns = subject.start_ns if isinstance(subject, FlowId) else standing.start_ns
+        start_ns = self._start_ns(standing)
         process, call, trace_id = self._join(subject)
         return Finding(
             time_ns=time_ns,
@@ -190,6 +190,14 @@ class Guard:
             trace_id=trace_id,
             gaps=tuple(self._gaps),
         )
+
+    def _start_ns(self, standing: Standing) -> int:
+        """Return when the subject began. A window of counters may begin before the process that it speaks of."""
+        subject = standing.subject
+        if isinstance(subject, FlowId):
+            return subject.start_ns
+        started = self.host.processes.get(subject) if isinstance(subject, ProcessId) else None
+        return max(standing.start_ns, started.time_ns) if started else standing.start_ns
 
     def _join(self, subject: Subject) -> tuple[ProcessBrief | None, ToolCall | None, str]:
         """Return whose a subject is: process, tool call, trace."""
