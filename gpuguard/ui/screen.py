@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,8 +15,6 @@ from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from gpuguard.core.events import Finding, Incident
     from gpuguard.core.evidence import Evidence
@@ -32,6 +32,11 @@ CLASS_STYLES = {
     "network": "cyan", "launch": "magenta", "code": "magenta", "counter": "yellow", "process": "blue",
     "toolcall": "blue", "external": "white",
 }
+
+
+def console_for_people() -> Console:
+    """Return a console as wide as the terminal, but no wider than can be read at a glance."""
+    return Console(width=min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns), highlight=False)
 
 
 def show_incident(console: Console, incident: Incident) -> None:
@@ -158,7 +163,7 @@ def _decisions(incident: Incident, zero_ns: int) -> Table | Text:
 
 def _table(*, header: bool = False) -> Table:
     return Table(box=_HEAD if header else None, show_header=header, header_style="dim", expand=True,
-                 padding=(0, 1), pad_edge=True, width=WIDTH)
+                 padding=(0, 1), pad_edge=True)
 
 
 def _two(first: str, second: str) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gpuguard.ui.markup import visible
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
     from rich.text import Text
 
     from gpuguard.core.events import Event
@@ -31,6 +35,10 @@ REPLAYED_CLOSED = "the GPU half, from a recording made with the launch eye open:
 NO_RECORDING = "the GPU half: there is no stand-in and no recording here"
 WATCHES = "Mode: observe. Policy writes down what it would do, and does nothing."
 ACTS = "Mode: enforce. Policy acts, on the processes of the lab; all of it is undone at the end."
+ROOTLESS = (
+    "Rootless: eBPF is closed, so processes are polled and launches are not seen. Isolate drops and aborts the "
+    "connections of a tree, pause is SIGSTOP."
+)
 
 EXAMPLES = """\b
 Examples:
@@ -57,13 +65,12 @@ def command(standins: Path | None, record: Path | None, output: Path, *, enforce
     training-like job and an administrator's login. Everything happens in namespaces of its own: nothing leaves this
     machine, and nothing is left behind. Exit status: 0 all was found, 1 not, 3 the lab could not be built.
     """
-    from rich.console import Console
     from rich.markup import escape
 
     from gpuguard.lab.namespaces import LabClosed
-    from gpuguard.ui.screen import WIDTH
+    from gpuguard.ui.screen import console_for_people
 
-    console = Console(width=WIDTH, highlight=False)
+    console = console_for_people()
     try:
         status = _demo(console, standins, record, output, enforce=enforce)
     except LabClosed as closed:
@@ -80,6 +87,8 @@ def _demo(console: Console, standins: Path | None, record: Path | None, output: 
     replayed: list[Event] = [] if standins else _replayed()
     notes = _notes(standins, replayed)
     notes.append(ACTS if enforce else WATCHES)
+    if os.geteuid() != 0:
+        notes.append(ROOTLESS)
     _opening(console, notes)
     mode = "enforce" if enforce else "observe"
     settings = Settings(standins=str(standins or ""), record=str(record or ""), mode=mode)
@@ -91,10 +100,10 @@ def _demo(console: Console, standins: Path | None, record: Path | None, output: 
         replayed = _replayed()
         notes.append(f"Replayed: {REPLAYED_CLOSED}.")
     _told(console, tale, replayed, judgement)
-    _report(console, tale, replayed, judgement, (output, notes))
+    kept = {"report": _report(tale, replayed, judgement, (output, notes))}
     if record:
-        console.print(f"  recording  {record}", soft_wrap=True)
-    return _closing(console, judgement, left)
+        kept["recording"] = record
+    return _closing(console, judgement, left, kept)
 
 
 class _Teller:
@@ -134,7 +143,6 @@ class _Teller:
         from gpuguard.core.records import Gap
         from gpuguard.lab.tale import is_closed_eye
         from gpuguard.ui import screen, story
-        from gpuguard.ui.markup import visible
 
         match event:
             case Finding() if story.accuses(event) and self._turns.get(event.id) != event.verdict:
@@ -156,8 +164,6 @@ class _Teller:
 
 def _of_lab(line: dict[str, Any]) -> tuple[str, str, Text] | None:
     from rich.text import Text
-
-    from gpuguard.ui.markup import visible
 
     def said(who: str, style: str, text: str) -> tuple[str, str, Text]:
         return who, style, Text(visible(text))
@@ -230,17 +236,9 @@ def _gpu_half(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def _opening(console: Console, notes: Sequence[str]) -> None:
-    from rich.table import Table
-
     console.print("[bold]GPUGuard demo[/]  an agent opens a tunnel and mines: the incident, played on this machine")
     console.print()
-    table = Table.grid(padding=(0, 2))
-    table.add_column(width=10, justify="right", style="dim")
-    table.add_column(overflow="fold")
-    for note in notes:
-        name, _, text = note.partition(": ")
-        table.add_row(name.lower(), text)
-    console.print(table)
+    console.print(_facts((note.partition(": ")[0].lower(), note.partition(": ")[2]) for note in notes))
     console.print()
 
 
@@ -265,9 +263,8 @@ def _told(console: Console, tale: Tale, replayed: list[Event], judgement: Judgem
     screen.show_measures(console, judgement.measures)
 
 
-def _report(
-    console: Console, tale: Tale, replayed: list[Event], judgement: Judgement, where: tuple[Path, list[str]],
-) -> None:
+def _report(tale: Tale, replayed: list[Event], judgement: Judgement, where: tuple[Path, list[str]]) -> Path:
+    """Write the page, and return where it is."""
     from gpuguard.core.events import Incident
     from gpuguard.lab.tale import left_alone
     from gpuguard.ui.report import render
@@ -279,22 +276,35 @@ def _report(
     page = render([*tale.events(), *replayed], marks=marks, host=platform.node(), measures=judgement.measures,
                   left_alone=left_alone(tale), notes=[*notes, *judgement.excused])
     path.write_text(page, encoding="utf-8")
-    console.print()
-    console.print(f"  report     {path}", soft_wrap=True)
+    return path
 
 
-def _closing(console: Console, judgement: Judgement, left: list[str]) -> int:
+def _closing(console: Console, judgement: Judgement, left: list[str], kept: Mapping[str, Path]) -> int:
     from rich.text import Text
 
-    clean = "no process, namespace, rule or file of the lab is left" if not left else f"left behind: {', '.join(left)}"
-    console.print(Text(f"  cleanup    {clean}", style="" if not left else "bold red"))
-    for excuse in judgement.excused:
-        console.print(Text(f"  closed     {excuse}", style="yellow"))
-    for fault in judgement.missing:
-        console.print(Text(f"  missed     {fault}", style="bold red"))
-    for fault in judgement.accused:
-        console.print(Text(f"  accused    {fault}", style="bold red"))
     passed = judgement.passed and not left
-    console.print(Text("  result     " + ("everything was found, and nobody else was accused" if passed else "failed"),
-                       style="bold green" if passed else "bold red"))
+    clean = "no process, namespace, rule or file of the lab is left"
+    rows = [("cleanup", f"left behind: {', '.join(left)}" if left else clean, "bold red" if left else "")]
+    rows += [("closed", excuse, "yellow") for excuse in judgement.excused]
+    rows += [("missed", fault, "bold red") for fault in judgement.missing]
+    rows += [("accused", fault, "bold red") for fault in judgement.accused]
+    rows.append(("result", "everything was found, and nobody else was accused" if passed else "failed",
+                 "bold green" if passed else "bold red"))
+    console.print()
+    for name, path in kept.items():
+        # Not folded, so that it can be copied whole.
+        console.print(Text.assemble((f"{name:>10}  ", "dim"), visible(str(path))), soft_wrap=True)
+    console.print(_facts((name, Text(visible(text), style=style)) for name, text, style in rows))
     return 0 if passed else EXIT_MISSED
+
+
+def _facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Return names and what is to be said of each, aligned."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=10, justify="right", style="dim")
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, text)
+    return table
