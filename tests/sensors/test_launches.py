@@ -355,17 +355,18 @@ def test_rows_that_are_idle_are_swept_and_no_launch_with_them(eye, standins, mon
     from gpuguard import _launches
 
     monkeypatch.setattr(launches, "SWEEP_PERIOD_S", 0.0)
-    monkeypatch.setattr(launches, "IDLE_S", 0.1)
+    monkeypatch.setattr(launches, "IDLE_S", 0.4)
     # Each launch comes after its row of before was swept.
-    process = run(standins["hasher"], "--launches", 5, "--interval-us", 400_000, "--jitter-us", 0)
+    process = run(standins["hasher"], "--launches", 4, "--interval-us", 700_000, "--jitter-us", 0)
     blocks = []
     while process.poll() is None:
+        eye._rows_read_ns = 0
         blocks += eye.read(time.time_ns())
         launches.grant(ScanLaunches((process.pid,)))
         time.sleep(0.03)
     more, _ = read_all(eye, [process])
-    assert rows_of([*blocks, *more], process)["launches"].tolist() == [1] * 5
-    time.sleep(0.15)
+    assert rows_of([*blocks, *more], process)["launches"].tolist() == [1] * 4
+    time.sleep(0.45)
     launches.grant(ScanLaunches((os.getpid(),)))
     count = _launches.read_rows(eye.rows_fd, launches._bytes_of(eye._keys), launches._bytes_of(eye._values))
     assert process.pid not in eye._keys["pid"][:count].tolist()

@@ -5,7 +5,8 @@
  *          [--shared BYTES] [--interval-us N] [--jitter-us N] [--delay-ms N] [--launches N] [--seconds S] [--vary-grid]
  *
  * Launches go round the kernels in order, with --vary-grid each at a grid one larger than the last. Ends after
- * --launches or --seconds (0: never), and then prints one JSON line with the launches made, when the first was, and how long all took.
+ * --launches or --seconds (0: never), and then prints one JSON line with the launches made, when the first was, and how
+ * long all took.
  */
 #include <getopt.h>
 #include <signal.h>
