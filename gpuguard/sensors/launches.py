@@ -103,6 +103,8 @@ COUNTERS = (
     "names or images lost: the ring is full",
     "launches of processes that this pid namespace does not show",
 )
+FOREIGN = 3
+FOREIGN_PERIOD_NS = 60 * SECOND_NS
 
 ELF_MACHINE_CUDA = 190  # EM_CUDA of elf.h
 FATBIN_MAGIC = 0xBA55ED50  # fatbinary_section.h: magic u32, version u16, header bytes u16, payload bytes u64
@@ -635,7 +637,8 @@ class LaunchSensor:
         self._deltas = LaunchDeltas(self._ticks_per_s, offset_ns)
         self._names = KernelNames()
         self._images: list[_Image] = []
-        self._counted = _launches.read_counters(self._counters_fd)
+        self._counted = list(_launches.read_counters(self._counters_fd))
+        self._foreign_told_ns = 0
         self._refused = opened.values.get("refused", 0)
         self._young: list[tuple[int, int]] = []
         self._nameless: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
@@ -787,7 +790,11 @@ class LaunchSensor:
         from gpuguard import _launches
 
         counted = _launches.read_counters(self._counters_fd)
-        for reason, now, before in zip(COUNTERS, counted, self._counted, strict=True):
-            if now > before:
-                self._gap(now_ns, reason, lost=now - before)
-        self._counted = counted
+        for i, (now, before) in enumerate(zip(counted, self._counted, strict=True)):
+            # Processes out of our sight may launch for ever: that is said now and then, all else at once.
+            waits = i == FOREIGN and now_ns - self._foreign_told_ns < FOREIGN_PERIOD_NS
+            if now == before or waits:
+                continue
+            self._gap(now_ns, COUNTERS[i], lost=now - before)
+            self._counted[i] = now
+            self._foreign_told_ns = now_ns if i == FOREIGN else self._foreign_told_ns

@@ -452,9 +452,9 @@ def test_a_miner_is_confirmed_while_training_and_a_simulation_are_left_alone(eye
     guard = Guard(signatures=shipped())
     guard.receive(HostInfo(time.time_ns(), 1, boot_id, "here", 100))
     miner, renamed, trainer = processes = [
-        run(standins["hasher"], "--seconds", 4.6),
-        run(standins["hasher"], "--seconds", 4.6, "--kernel", "lbm_step", "--interval-us", 2500),
-        run(standins["trainer"], "--seconds", 4.6),
+        run(standins["hasher"], "--seconds", 4.0),
+        run(standins["hasher"], "--seconds", 4.0, "--kernel", "lbm_step", "--interval-us", 2500),
+        run(standins["trainer"], "--seconds", 4.0),
     ]
     findings = []
     while any(process.poll() is None for process in processes):
