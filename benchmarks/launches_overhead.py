@@ -16,9 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import msgspec
 
+from gpuguard.libcuda import read_library
 from gpuguard.sensors import EyeClosed, launches
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -49,14 +51,10 @@ def ns_per_launch(hasher: Path, count: int) -> float:
 def probed(library: Path, change: Callable[[Library], Library]) -> tuple[launches.LaunchProbe, float]:
     """Probe the library at sites that ``change`` may move; return the probe and how long attaching took, in ms."""
     probe = launches.new_probe()
-    read = launches.read_library
-    launches.read_library = lambda data: change(read(data))  # type: ignore[assignment]
-    begun = time.perf_counter()
-    try:
+    with mock.patch.object(launches, "read_library", lambda data: change(read_library(data))):
+        begun = time.perf_counter()
         probe.add(str(library))
-    finally:
-        launches.read_library = read  # type: ignore[assignment]
-    return probe, (time.perf_counter() - begun) * 1e3
+        return probe, (time.perf_counter() - begun) * 1e3
 
 
 def at_symbol(library: Library) -> Library:
