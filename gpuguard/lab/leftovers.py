@@ -65,7 +65,7 @@ def _left(before: Footprint) -> list[str]:
     return left
 
 
-def _start_of(pid: int) -> str:
+def _start_of(pid: int | str) -> str:
     """Return field 22 of /proc/PID/stat, proc(5); a zombie that its parent has yet to reap counts as gone."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     if fields[0] == "Z":
@@ -79,8 +79,10 @@ def _boxes() -> set[str]:
 
 
 def _namespaces_of(process: str) -> set[str]:
-    found = set()
-    for kind in ("net", "pid", "mnt", "user"):
-        with contextlib.suppress(OSError):
+    """Return the namespaces of a process; none of one that has ended and only waits to be reaped."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        _start_of(process)
+        for kind in ("net", "pid", "mnt", "user"):
             found.add(str(Path(f"/proc/{process}/ns/{kind}").readlink()))
     return found
