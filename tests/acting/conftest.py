@@ -63,12 +63,22 @@ def spawn():
 
     yield start
     for child in made:
-        for one in proctree.tree([child.pid]) if child.poll() is None else []:
+        # By descent and by session: an orphan has lost the first, a guard has a session of its own.
+        theirs = proctree.tree([child.pid]) if child.poll() is None else []
+        for pid in {one.pid for one in theirs} | _session(child.pid):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(one.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         child.wait()
         if child.stdout:
             child.stdout.close()
+
+
+def _session(leader):
+    found = set()
+    for pid in proctree.everybody():
+        with contextlib.suppress(ProcessLookupError):
+            found |= {pid} if os.getsid(pid) == leader else set()
+    return found
 
 
 FAMILY = """
