@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpuguard.core.guard import Guard
     from gpuguard.core.labels import LABELS, Label, Verdict
     from gpuguard.core.policy import Policy
-    from gpuguard.replay import replay
+    from gpuguard.replaying import replay
 
 _HOMES = {
     "Client": "gpuguard.api.client",
@@ -30,7 +30,7 @@ _HOMES = {
     "Policy": "gpuguard.core.policy",
     "Verdict": "gpuguard.core.labels",
     "connect": "gpuguard.api.client",
-    "replay": "gpuguard.replay",
+    "replay": "gpuguard.replaying",
 }
 
 __all__ = [  # noqa: RUF022 - by kind

@@ -32,7 +32,7 @@ from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block
 from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
-from gpuguard.signature_files import shipped
+from gpuguard.signature_files import shipped, shipped_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +90,7 @@ def host_info(welcome: Welcome, start: Start, time_ns: int) -> HostInfo:
         settings={
             "guard": msgspec.json.encode(start.config.guard).decode(),
             "policy": msgspec.json.encode(start.policy).decode(),
+            "signatures": msgspec.json.encode(shipped_texts()).decode(),
         },
     )
 
@@ -150,12 +151,13 @@ class Daemon:
 
     def _listen(self) -> None:
         """Serve the API and the metrics; without them the guard still guards."""
+        from gpuguard.api import socket_path
         from gpuguard.api.service import ApiServer, SocketTaken
 
         if self._textfile:
             self._due_ns["metrics"] = 0
         try:
-            self._api = ApiServer(self, paths.guard_runtime_dir() / "gpuguard.sock")
+            self._api = ApiServer(self, socket_path())
             if self._metrics and self._start.config.metrics.listen:
                 self._metrics.serve(self._start.config.metrics.listen)
         except (OSError, SocketTaken) as error:
@@ -410,6 +412,7 @@ class Daemon:
         for sensor in self._sensors.values():
             sensor.close()
         now_ns = time.time_ns()
+        self.feed(Tick(time_ns=now_ns))
         with self._lock:
             for event in self._guard.close(now_ns):
                 self._handle(event)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuguard.core.signatures import Signature, SignatureError, lock_of, parse_signatures
+from gpuguard.core.signatures import Signature, SignatureError, lock_of, parse_signature, parse_signatures
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -40,10 +40,18 @@ def read_texts(folder: Traversable) -> dict[str, str]:
 
 
 @functools.cache
-def shipped() -> tuple[Signature, ...]:
-    """Return the signatures of this package, checked against their lock. Raises SignatureError."""
+def shipped_texts() -> dict[str, str]:
+    """Return the text of every signature of this package, after checking it against the lock. Raises SignatureError."""
     folder = importlib.resources.files("gpuguard") / "signatures"
-    return parse_signatures(read_texts(folder), (folder / LOCK).read_text())
+    texts = read_texts(folder)
+    parse_signatures(texts, (folder / LOCK).read_text())
+    return texts
+
+
+@functools.cache
+def shipped() -> tuple[Signature, ...]:
+    """Return the signatures of this package. Raises SignatureError."""
+    return tuple(parse_signature(text, stem) for stem, text in sorted(shipped_texts().items()))
 
 
 def main(folder: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from gpuguard.core.records import Gap, HostInfo, ProcessStarted
 from gpuguard.recording.reader import read_recording
-from gpuguard.replay import replay
+from gpuguard.replaying import replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from gpuguard.lab import namespaces, secure_shell
 from gpuguard.lab.performance import perform
 from gpuguard.lab.scenario import Settings
 from gpuguard.lab.tale import judge
-from gpuguard.replay import replay
+from gpuguard.replaying import replay
 from gpuguard.ui import story
 
 STANDINS = Path(__file__).parent / "standins"

@@ -12,7 +12,7 @@ import pytest
 
 import gpuguard.lab
 from gpuguard.cli.commands import demo
-from gpuguard.replay import replay
+from gpuguard.replaying import replay
 from gpuguard.ui import story
 from gpuguard.ui.report import render
 

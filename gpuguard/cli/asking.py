@@ -34,7 +34,7 @@ def recorded_incidents(path: Path) -> list[Incident]:
     """Return the incidents of a recording, the one that changed last at the end."""
     from gpuguard.core.events import Incident
     from gpuguard.recording.codec import RecordingError
-    from gpuguard.replay import replay
+    from gpuguard.replaying import replay
 
     found: dict[str, Incident] = {}
     try:

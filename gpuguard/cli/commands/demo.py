@@ -205,7 +205,7 @@ def _replayed() -> list[Event]:
     """Return what the guard says of the GPU half of the recording in the package, [] where there is none."""
     from importlib.resources import as_file, files
 
-    from gpuguard.replay import replay
+    from gpuguard.replaying import replay
 
     folder = files("gpuguard.lab").joinpath("recordings", "incident")
     if not folder.is_dir():

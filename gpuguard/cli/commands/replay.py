@@ -8,8 +8,9 @@ import click
 
 from gpuguard.cli.output import EXIT_UNREADABLE, Summary, exit_status, write_line, write_summary
 from gpuguard.cli.tables import print_findings
-from gpuguard.core.events import Event, Finding, FlowReport, Gap
+from gpuguard.core.events import Event, Finding, FlowReport
 from gpuguard.core.labels import VERDICTS
+from gpuguard.core.records import Gap
 
 
 @click.command()
@@ -30,7 +31,7 @@ def command(recording: Path, output: str, policy_files: tuple[Path, ...]) -> Non
     """
     from gpuguard.policies import load_policy
     from gpuguard.recording.codec import RecordingError
-    from gpuguard.replay import replay
+    from gpuguard.replaying import replay
 
     policy = load_policy(policy_files) if policy_files else None
     standing: dict[str, Finding] = {}

@@ -11,8 +11,9 @@ from gpuguard.config import GuardSettings
 from gpuguard.core.guard import Guard
 from gpuguard.core.policy import DEFAULT_POLICY, Policy
 from gpuguard.core.records import Block, HostInfo
+from gpuguard.core.signatures import parse_signature
 from gpuguard.recording.reader import read_recording
-from gpuguard.signature_files import shipped
+from gpuguard.signature_files import shipped_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,5 +43,10 @@ def guard_for(first: Block, policy: Policy | None = None) -> Guard:
     said = first.settings if isinstance(first, HostInfo) else {}
     settings = msgspec.json.decode(said["guard"], type=GuardSettings) if "guard" in said else GuardSettings()
     made_under = msgspec.json.decode(said["policy"], type=Policy) if "policy" in said else DEFAULT_POLICY
-    return Guard(policy or made_under, mode=settings.mode, alarms_per_gpu_year=settings.alarms_per_gpu_year,
-                 signatures=shipped())
+    texts = msgspec.json.decode(said["signatures"], type=dict[str, str]) if "signatures" in said else shipped_texts()
+    return Guard(
+        policy or made_under,
+        mode=settings.mode,
+        alarms_per_gpu_year=settings.alarms_per_gpu_year,
+        signatures=tuple(parse_signature(text, stem) for stem, text in sorted(texts.items())),
+    )
