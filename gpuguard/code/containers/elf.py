@@ -1,0 +1,178 @@
+"""ELF64: cubins, and the sections of host libraries that hold fatbins.
+
+A cubin is plain ELF64 with machine 190 (EM_CUDA): one ``.text.<kernel>`` a kernel, ``.nv.constant<bank>`` with literals
+and tables (bank 0 holds parameters, one a kernel), ``.nv.global.init`` with initialised globals, ``.nv.info.<kernel>``.
+The architecture is in e_flags: bits 0-7 up to ABI version 7 (CUDA 12), bits 8-15 from version 8 (CUDA 13); LLVM's
+BinaryFormat/ELF.h names both. Layout: System V ABI, chapter 4 (ELF header, section header).
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from gpuguard.code.containers.images import Malformed, printable
+
+MAGIC = b"\x7fELF\x02\x01\x01"  # 64 bits, little-endian, version 1
+HEADER_BYTES = 64
+SECTION_BYTES = 64
+PROGRAM_BYTES = 56
+MACHINE_CUDA = 190
+SECTIONS_MAX = 400_000
+# C++ kernels of template libraries have names of several thousand characters.
+_NAME_BYTES_MAX = 1 << 16
+_ABI_WIDE_SM = 8
+_SHT_NOBITS = 8
+_SHN_XINDEX = 0xFFFF
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_HOST_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A section that has bytes in the file."""
+
+    name: str
+    kind: int
+    offset: int
+    size: int
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """The machine code of one kernel or device function, with its padding."""
+
+    name: str
+    text: memoryview
+    offset: int
+
+
+class Cubin(msgspec.Struct, frozen=True):
+    """What of a cubin is judged."""
+
+    sm: int
+    kernels: tuple[Kernel, ...]
+    constants: tuple[memoryview, ...]
+
+
+class _Header(msgspec.Struct, frozen=True):
+    machine: int
+    abi: int
+    flags: int
+    program_end: int
+    section_offset: int
+    section_count: int
+    names_index: int
+
+
+def _header(data: bytes | memoryview) -> _Header:
+    if len(data) < HEADER_BYTES or bytes(data[:7]) != MAGIC:
+        raise Malformed("no ELF64 header")
+    (ident, _, machine, _, _, program_offset, section_offset, flags, _, program_size, program_count, section_size,
+     section_count, names_index) = _HEADER.unpack(data[:HEADER_BYTES])
+    if section_count and section_size != SECTION_BYTES:
+        raise Malformed(f"section headers of {section_size} bytes")
+    if program_count and program_size != PROGRAM_BYTES:
+        raise Malformed(f"program headers of {program_size} bytes")
+    program_end = program_offset + program_count * PROGRAM_BYTES if program_count else 0
+    return _Header(machine, ident[8], flags, program_end, section_offset, section_count, names_index)
+
+
+def is_cubin(head: bytes) -> bool:
+    """Return whether these first 64 bytes are the header of a cubin."""
+    return len(head) >= 20 and head[:7] == MAGIC and int.from_bytes(head[18:20], "little") == MACHINE_CUDA
+
+
+def tables_end(head: bytes) -> int:
+    """Return how many bytes the file has at least, by its header: the end of its header tables."""
+    header = _header(head)
+    # With more than 65,279 sections the count is 0 here and stands in the first section header.
+    count = max(header.section_count, 1)
+    return max(HEADER_BYTES, header.program_end, header.section_offset + count * SECTION_BYTES)
+
+
+def extent(data: bytes) -> int:
+    """Return the size of an ELF file whose header tables are all in ``data``."""
+    header = _header(data)
+    ends = [offset + size for _, kind, offset, size in _entries(data, header) if kind != _SHT_NOBITS]
+    return max(tables_end(data), *ends, 0)
+
+
+def _entries(data: bytes | memoryview, header: _Header) -> list[tuple[int, int, int, int]]:
+    """Return (name, type, offset, size) of each section header."""
+    count = header.section_count
+    if not header.section_offset:
+        return []
+    end = header.section_offset + SECTION_BYTES
+    if end > len(data):
+        raise Malformed("the section headers lie outside the file")
+    if count == 0:
+        count = _SECTION.unpack(data[header.section_offset:end])[5]
+    if count > SECTIONS_MAX:
+        raise Malformed(f"{count} sections")
+    end = header.section_offset + count * SECTION_BYTES
+    if end > len(data):
+        raise Malformed("the section headers lie outside the file")
+    rows = _SECTION.iter_unpack(data[header.section_offset:end])
+    return [(row[0], row[1], row[4], row[5]) for row in rows]
+
+
+def sections(data: bytes | memoryview) -> list[Section]:
+    """Return all sections. Raise `Malformed` where one lies outside the file."""
+    header = _header(data)
+    entries = _entries(data, header)
+    if not entries:
+        return []
+    index = header.names_index
+    if index == _SHN_XINDEX:
+        index = _SECTION.unpack(data[header.section_offset:header.section_offset + SECTION_BYTES])[6]
+    if index >= len(entries):
+        raise Malformed("the section of names does not exist")
+    _, _, names_offset, names_size = entries[index]
+    if names_offset + names_size > len(data):
+        raise Malformed("the names of the sections lie outside the file")
+    names = bytes(data[names_offset:names_offset + names_size])
+    return [_section(names, entry, len(data)) for entry in entries]
+
+
+def _section(names: bytes, entry: tuple[int, int, int, int], size_bytes: int) -> Section:
+    name, kind, offset, size = entry
+    end = names.find(b"\0", name, name + _NAME_BYTES_MAX)
+    if end < 0 and entry != (0, 0, 0, 0):
+        raise Malformed("a section's name has no end")
+    shown = printable(names[name:end])
+    if kind == _SHT_NOBITS:
+        return Section(shown, kind, offset, 0)
+    if offset + size > size_bytes:
+        raise Malformed(f"section {shown} lies outside the file")
+    return Section(shown, kind, offset, size)
+
+
+def read_cubin(data: bytes) -> Cubin:
+    """Return kernels and constants of a cubin, as views into ``data``. Raise `Malformed` if it is none."""
+    header = _header(data)
+    if header.machine != MACHINE_CUDA:
+        raise Malformed(f"machine {header.machine} is no GPU")
+    view = memoryview(data)
+    kernels, constants = [], []
+    for section in sections(data):
+        part = view[section.offset:section.offset + section.size]
+        if section.name.startswith(".text."):
+            kernels.append(Kernel(section.name.removeprefix(".text."), part, section.offset))
+        elif section.size and _holds_constants(section.name):
+            constants.append(part)
+    if sum(len(kernel.text) for kernel in kernels) > len(data) or sum(map(len, constants)) > len(data):
+        raise Malformed("sections overlap")
+    sm = header.flags >> 8 & 0xFF if header.abi >= _ABI_WIDE_SM else header.flags & 0xFF
+    return Cubin(sm, tuple(kernels), tuple(constants))
+
+
+def _holds_constants(name: str) -> bool:
+    """Return whether a section holds literals or tables: not the parameters, which are bank 0."""
+    bank = name.removeprefix(".nv.constant")
+    return name.startswith((".nv.global.init", ".rodata")) or (bank != name and not bank.startswith("0"))
+
+
+def fatbin_sections(sections_of: list[Section]) -> list[Section]:
+    """Return which sections of a host library are there to hold fatbins."""
+    return [one for one in sections_of if one.name in _HOST_SECTIONS]

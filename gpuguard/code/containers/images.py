@@ -1,0 +1,90 @@
+"""What the readers yield: images of GPU code, and what kept them from reading more; and the bounds they keep.
+
+A reader never fails as a whole. What it cannot read is a `Flaw` with a place and a reason: a length that does not fit
+is a finding of its own, since the driver would refuse such a file too and an honest tool does not write it.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Literal
+
+import msgspec
+
+#: No image larger than this is taken apart; the largest seen in a vendor's library has 60 MB.
+IMAGE_BYTES_MAX = 160 << 20
+#: PTX is text; the largest seen has 6 MB.
+PTX_BYTES_MAX = 32 << 20
+#: An image of a container, in an archive of a release, in a wheel, in a tar: enough for anything honest.
+DEPTH_MAX = 6
+IMAGES_MAX = 1_000_000
+#: What a file may unpack to: so much in any case, and beyond it so many times its own size.
+EXPANDED_FREE_BYTES = 2 << 30
+EXPANDED_RATIO_MAX = 100
+NAME_CHARACTERS_MAX = 512
+
+Kind = Literal["cubin", "ptx", "other"]
+
+
+class Malformed(ValueError):
+    """The bytes contradict themselves. The text says how."""
+
+
+class Exhausted(Exception):
+    """A file unpacks to more than any honest one does; nothing more is read of it."""
+
+
+class Image(msgspec.Struct, frozen=True):
+    """One piece of GPU code. ``data`` is unpacked; ``arch`` is "sm_90", or "compute_90" for PTX."""
+
+    path: str  # the file, and "!/member" for each archive it lies in
+    container: str  # what it lies in, from the outside in: "zip/fatbin/zstd"
+    offset: int  # in the innermost file
+    kind: Kind
+    arch: str
+    sha256: str
+    data: bytes
+
+
+class Flaw(msgspec.Struct, frozen=True):
+    """What could not be read. ``malformed``: the bytes are wrong; ``unread``: a bound of ours, or encrypted."""
+
+    path: str
+    container: str
+    offset: int
+    kind: Literal["malformed", "unread"]
+    reason: str
+
+
+class Budget:
+    """What reading one file may cost; shared by all that lies in it."""
+
+    def __init__(self, size_bytes: int, *, depth_max: int = DEPTH_MAX, images_max: int = IMAGES_MAX) -> None:
+        self.depth_max = depth_max
+        self.images_left = images_max
+        self.left_bytes = EXPANDED_FREE_BYTES + EXPANDED_RATIO_MAX * size_bytes
+
+    def expand(self, count: int) -> None:
+        """Count unpacked bytes. Raise `Exhausted` when they are too many."""
+        self.left_bytes -= count
+        if self.left_bytes < 0:
+            raise Exhausted("unpacks to more than any honest file of its size")
+
+    def image(self) -> None:
+        """Count one image. Raise `Exhausted` when there are too many."""
+        self.images_left -= 1
+        if self.images_left < 0:
+            raise Exhausted("holds more images than any honest file")
+
+
+def make_image(path: str, container: str, offset: int, kind: Kind, arch: str, data: bytes) -> Image:
+    """Return the image of these bytes, hashed."""
+    return Image(path, container, offset, kind, arch, sha256(data).hexdigest(), data)
+
+
+def printable(name: bytes | str) -> str:
+    """Return a name from a file so that it can be shown: control characters and broken UTF-8 escaped, cut."""
+    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in
+                    text[:NAME_CHARACTERS_MAX].encode("utf-8", "backslashreplace").decode())
+    return shown if len(text) <= NAME_CHARACTERS_MAX else f"{shown}..."

@@ -1,0 +1,238 @@
+"""PTX text: what the driver compiles at load time, when no machine code for the GPU comes with it.
+
+A tokenizer, no parser: comments go, a function's body is cut into statements, and each instruction is counted under the
+mnemonic of the machine instruction that ptxas makes of it, as far as that can be said without allocating registers
+(64-bit integer work counts double; moves, which ptxas mostly removes, and address conversions do not count). Source:
+PTX ISA 9.0, chapters 4 (syntax) and 9 (instruction set).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gpuguard.code.containers.images import PTX_BYTES_MAX, Malformed, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NEEDLE = b".version "
+STATEMENTS_MAX = 4_000_000
+CONSTANT_BYTES_MAX = 16 << 20
+_TEXT = re.compile(rb"[\t\n\r\x0b\x0c -~\x80-\xff]*")
+_HEAD = re.compile(rb"\.version[ \t]+\d+\.\d+\s[^\0]{0,600}?\.target[ \t]+sm_(\d{2,3})")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
+_FUNCTION = re.compile(r"\.(entry|func)\b\s*(?:\([^()]{0,4096}\)\s*)?([A-Za-z_$%][\w$]*)")
+_BRACE = re.compile(r"[{}]")
+_INSTRUCTION = re.compile(
+    r"(?:[\w$]+:\s*)*(?:@!?%?[\w$]+\s+)?([a-z][a-z0-9_]*)((?:[.:][A-Za-z0-9_]+)*)\s*(.*)", re.DOTALL)
+_NUMBER = re.compile(r"(?<![\w.%$])-?(?:0[xX][0-9A-Fa-f]+|\d+)[uU]?(?![\w.])")
+_TABLE = re.compile(r"\.(?:const|global)\b[^;={]{0,256}?\.([bsu](?:8|16|32|64))\s+[\w$]+\s*(?:\[[^\]]{0,32}\]\s*)*=\s*\{([^{};]*)\}")
+_TYPE = re.compile(r"\.(?:f|s|u|b|bf|tf|e)\d+(?:x\d)?")
+
+
+class PtxKernel(msgspec.Struct, frozen=True):
+    """The instructions of one function, under the mnemonics of machine code."""
+
+    name: str
+    opcodes: dict[str, int]
+    immediates: tuple[int, ...]  # of integer instructions, as 32-bit words
+    luts: dict[int, int]  # truth tables of lop3
+    rotates: int
+    n_instr: int
+
+
+class PtxModule(msgspec.Struct, frozen=True):
+    """A module; ``constants`` are its initialised tables, as they lie in memory."""
+
+    sm: int
+    kernels: tuple[PtxKernel, ...]
+    constants: tuple[bytes, ...]
+
+
+def architecture(head: bytes) -> str:
+    """Return "compute_90" if these bytes begin a PTX module, else ""."""
+    found = _HEAD.match(head)
+    return f"compute_{int(found[1])}" if found else ""
+
+
+def text_extent(data: bytes) -> int:
+    """Return how many of these bytes are text."""
+    found = _TEXT.match(data)
+    return found.end() if found else 0
+
+
+def read_ptx(data: bytes) -> PtxModule:
+    """Return the functions of a module. Raise `Malformed` where a body does not end or there is too much of it."""
+    if len(data) > PTX_BYTES_MAX:
+        raise Malformed(f"{len(data)} bytes of PTX")
+    head = data.find(NEEDLE)
+    found = _HEAD.match(data, head) if head >= 0 else None
+    if not found:
+        raise Malformed("PTX without .version and .target")
+    text = _COMMENT.sub(" ", data[head:text_extent(data)].decode("utf-8", "replace"))
+    budget = [STATEMENTS_MAX]
+    kernels = tuple(_kernel(name, body, budget) for name, body in _bodies(text))
+    return PtxModule(int(found[1]), kernels, tuple(_tables(text)))
+
+
+def _bodies(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, body) of each function that has one."""
+    at = 0
+    while found := _FUNCTION.search(text, at):
+        at = found.end()
+        opens = text.find("{", at)
+        ends = text.find(";", at)
+        if opens < 0 or 0 <= ends < opens:
+            continue  # a declaration
+        depth, close = 0, -1
+        for brace in _BRACE.finditer(text, opens):
+            depth += 1 if brace[0] == "{" else -1
+            if depth == 0:
+                close = brace.start()
+                break
+        if close < 0:
+            raise Malformed(f"the body of {printable(found[2])} does not end")
+        yield printable(found[2]), text[opens + 1:close]
+        at = close + 1
+
+
+def _kernel(name: str, body: str, budget: list[int]) -> PtxKernel:
+    opcodes: Counter[str] = Counter()
+    luts: Counter[int] = Counter()
+    immediates: list[int] = []
+    rotates = 0
+    statements = re.split(r"[;{}]", body)
+    budget[0] -= len(statements)
+    if budget[0] < 0:
+        raise Malformed(f"more than {STATEMENTS_MAX} statements")
+    for statement in statements:
+        found = _INSTRUCTION.match(statement.strip())
+        if not found:
+            continue
+        base, modifiers, operands = found[1], found[2], found[3]
+        types = _TYPE.findall(modifiers)
+        mnemonic, count = _mnemonic(base, modifiers, types, operands)
+        if not mnemonic:
+            continue
+        opcodes[mnemonic] += count
+        if base in _INTEGER and types and types[-1][1] in "sub" and not types[-1].startswith(".bf"):
+            immediates += _words(operands, wide=types[-1].endswith("64"))
+        rotates += _is_rotate(base, operands)
+        if base == "lop3":
+            luts.update(number & 0xFF for number in _numbers(operands)[-1:])
+    return PtxKernel(name, dict(opcodes), tuple(immediates), dict(luts), rotates, sum(opcodes.values()))
+
+
+def _numbers(operands: str) -> list[int]:
+    return [int(one.rstrip("uU"), 0) if not _octal(one) else 0 for one in _NUMBER.findall(operands) if len(one) <= 24]
+
+
+def _octal(number: str) -> bool:
+    """Python refuses numbers that begin with a zero; PTX reads them as octal, and no table is written so."""
+    digits = number.lstrip("-").rstrip("uU")
+    return len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
+
+
+def _words(operands: str, *, wide: bool) -> list[int]:
+    numbers = _numbers(operands)
+    low = [number & 0xFFFF_FFFF for number in numbers]
+    return low + [number >> 32 & 0xFFFF_FFFF for number in numbers] if wide else low
+
+
+def _is_rotate(base: str, operands: str) -> bool:
+    """A funnel shift of a register with itself."""
+    if base != "shf":
+        return False
+    names = [one.strip() for one in operands.split(",")]
+    return len(names) == 4 and names[1] == names[2]
+
+
+_INTEGER = {
+    "xor": "LOP3", "and": "LOP3", "or": "LOP3", "not": "LOP3", "lop3": "LOP3", "cnot": "LOP3",
+    "shf": "SHF", "shl": "SHF", "shr": "SHF", "bfe": "SHF", "bfi": "LOP3", "szext": "SGXT", "bmsk": "BMSK",
+    "prmt": "PRMT", "brev": "BREV", "popc": "POPC", "clz": "FLO", "bfind": "FLO", "fns": "FLO",
+    "add": "IADD3", "sub": "IADD3", "addc": "IADD3", "subc": "IADD3", "neg": "IADD3", "sad": "IADD3", "abs": "IABS",
+    "mul": "IMAD", "mad": "IMAD", "mad24": "IMAD", "mul24": "IMAD", "madc": "IMAD", "div": "IMAD", "rem": "IMAD",
+    "dp4a": "IDP", "dp2a": "IDP", "setp": "ISETP", "set": "ISETP", "selp": "SEL", "slct": "SEL",
+    "min": "IMNMX", "max": "IMNMX",
+}
+_FLOAT = {
+    "add": "ADD", "sub": "ADD", "neg": "ADD", "abs": "ADD", "mul": "MUL", "fma": "FMA", "mad": "FMA",
+    "setp": "SETP", "set": "SETP", "min": "MNMX", "max": "MNMX", "selp": "SEL", "slct": "SEL",
+}
+_OTHER = {
+    "bra": "BRA", "brx": "BRX", "call": "CALL", "ret": "RET", "exit": "EXIT", "trap": "BPT", "nanosleep": "NANOSLEEP",
+    "bar": "BAR", "barrier": "BAR", "membar": "MEMBAR", "fence": "MEMBAR", "mbarrier": "SYNCS", "shfl": "SHFL",
+    "vote": "VOTE", "match": "MATCH", "redux": "REDUX", "activemask": "VOTE", "elect": "VOTE",
+    "ldmatrix": "LDSM", "stmatrix": "STSM", "tex": "TEX", "tld4": "TEX", "suld": "SULD", "sust": "SUST",
+    "red": "RED", "prefetch": "CCTL", "prefetchu": "CCTL", "ldu": "LDG", "copysign": "LOP3", "testp": "FSETP",
+    "ex2": "MUFU", "lg2": "MUFU", "rcp": "MUFU", "sqrt": "MUFU", "rsqrt": "MUFU", "sin": "MUFU", "cos": "MUFU",
+    "tanh": "MUFU",
+}
+_STATES = {"global": "G", "shared": "S", "local": "L"}
+
+
+def _mnemonic(base: str, modifiers: str, types: list[str], operands: str) -> tuple[str, int]:
+    """Return the mnemonic of machine code and how many instructions of it; "" for what ptxas removes."""
+    if base == "mov":
+        return ("S2R", 1) if re.search(r"%(?:n?tid|n?ctaid|laneid|warpid|clock|smid)", operands) else ("", 0)
+    if base in ("ld", "st", "atom", "cp"):
+        return _memory(base, modifiers)
+    if base in ("mma", "wmma", "wgmma", "tcgen05"):
+        return _matrix(base, modifiers, types)
+    if base == "cvt":
+        return _conversion(types)
+    if base in _OTHER:
+        return _OTHER[base], 1
+    last = types[-1] if types else ""
+    if last.startswith((".f", ".bf")):
+        if base == "div":
+            return "MUFU", 1
+        kind = "D" if last == ".f64" else "H" if last.startswith((".f16", ".bf16")) else "F"
+        return (f"{kind}{_FLOAT[base]}{'2' if kind == 'H' else ''}", 1) if base in _FLOAT else ("", 0)
+    count = 2 if last.endswith("64") else 1
+    return (_INTEGER[base], count) if base in _INTEGER else ("", 0)
+
+
+def _memory(base: str, modifiers: str) -> tuple[str, int]:
+    if base == "cp":
+        return ("LDGSTS", 1) if ".async" in modifiers and "group" not in modifiers else ("", 0)
+    if ".param" in modifiers or ".const" in modifiers:
+        return ("LDC", 1) if base == "ld" else ("", 0)
+    state = next((letter for name, letter in _STATES.items() if f".{name}" in modifiers), "")
+    return {"ld": "LD", "st": "ST", "atom": "ATOM"}[base] + state, 1
+
+
+def _matrix(base: str, modifiers: str, types: list[str]) -> tuple[str, int]:
+    if not re.search(r"\.(?:mma|mma_async|sync\.aligned\.m\d+)", modifiers):
+        return ("LDSM", 1) if ".load" in modifiers else ("", 0)
+    kind = "D" if ".f64" in types else "I" if set(types) & {".s8", ".u8", ".s4", ".u4", ".b1"} else "H"
+    return f"{kind}{'G' if base == 'wgmma' else ''}MMA", 1
+
+
+def _conversion(types: list[str]) -> tuple[str, int]:
+    if len(types) < 2:
+        return "", 0
+    to_float, from_float = (one.startswith((".f", ".bf", ".tf", ".e")) for one in types[:2])
+    if to_float and from_float:
+        return "F2F", 1
+    return ("I2F", 1) if to_float else ("F2I", 1) if from_float else ("", 0)
+
+
+def _tables(text: str) -> Iterator[bytes]:
+    """Yield the initialised tables of a module, as they lie in memory."""
+    left = CONSTANT_BYTES_MAX
+    for found in _TABLE.finditer(text):
+        width = int(found[1][1:]) // 8
+        numbers = _numbers(found[2])
+        left -= width * len(numbers)
+        if left < 0:
+            raise Malformed(f"more than {CONSTANT_BYTES_MAX} bytes of tables")
+        letter = {1: "B", 2: "H", 4: "I", 8: "Q"}[width]
+        mask = (1 << 8 * width) - 1
+        yield struct.pack(f"<{len(numbers)}{letter}", *(number & mask for number in numbers))
