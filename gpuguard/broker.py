@@ -37,6 +37,7 @@ from gpuguard.messages import (
     Act,
     Acted,
     Answer,
+    Approve,
     Audit,
     Disarm,
     Done,
@@ -294,6 +295,14 @@ def _stop(enforcement: Enforcement, request: Act) -> Reply:
     return Acted((enforcement.act(request, "operator"),)), ()
 
 
+def _approve(enforcement: Enforcement, request: Approve) -> Reply:
+    try:
+        enforcement.approve(request)
+    except (proctree.Refusal, AuditFailed, OSError) as error:
+        return Refused(str(error)), ()
+    return Done(), ()
+
+
 def _undo(enforcement: Enforcement, request: Undo) -> Reply:
     return Acted(tuple(enforcement.undo(request.decision_id, request.reason[:512], by="guard"))), ()
 
@@ -339,6 +348,7 @@ _HANDLERS: dict[type, Callable[..., Reply]] = {
 #: Everything that an operator's command may ask.
 _OPERATOR_HANDLERS: dict[type, Callable[..., Reply]] = {
     Act: _stop,
+    Approve: _approve,
     Undo: _undo_any,
     ListActions: _list_only,
     Disarm: _disarm_for_good,

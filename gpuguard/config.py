@@ -117,6 +117,25 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
 
 
+class ActionSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on acting, whatever policy says; the broker holds them. What is protected by default stays protected."""
+
+    acts_per_hour: Annotated[int, Meta(ge=0, le=10_000, description="acts the guard may ask for in an hour")] = 12
+    kills_per_hour: Annotated[int, Meta(ge=0, le=10_000, description="kills in an hour, each approved by a person")] = 4
+    ttl_s_max: Annotated[
+        float, Meta(gt=0, le=30 * 86_400.0, description="longest time that an act may stay in force, in seconds")
+    ] = 86_400.0
+    grace_s: Annotated[
+        float, Meta(ge=0, le=600, description="time between SIGTERM and SIGKILL, in seconds")
+    ] = 10.0
+    protected_executables: Annotated[
+        tuple[str, ...], Meta(description="names of host daemons never to act on, beside the built-in ones")
+    ] = ()
+    protected_cgroups: Annotated[
+        tuple[str, ...], Meta(description="cgroup paths below which nobody is acted on")
+    ] = ()
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that may be set in gpuguard.toml."""
 
@@ -129,3 +148,4 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     toolcalls: ToolCallSettings = field(default_factory=ToolCallSettings)
     recording: RecordingSettings = field(default_factory=RecordingSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    actions: ActionSettings = field(default_factory=ActionSettings)

@@ -18,7 +18,7 @@ from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.core.records import ActionOutcome
 from gpuguard.enforcement import DISARMED_NAME, Enforcement
 from gpuguard.journal import JournalLocked
-from gpuguard.messages import Act, Acted, Disarm, ListActions, Refused, Undo
+from gpuguard.messages import Act, Acted, Approve, Disarm, Done, ListActions, Refused, Undo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,6 +147,22 @@ def session() -> Iterator[Control]:
         yield _ByHand(enforcement)
     finally:
         enforcement.close("a command by hand has ended", undo=False)
+
+
+def approve(decision_id: str, process: ProcessId, reason: str, by: str = "") -> None:
+    """Tell the running broker that a person approves one decision about one process.
+
+    Raises `BrokerGone` where none runs or it does not take the approval, `OSError` where it cannot be reached.
+    """
+    client = _connect()
+    if client is None:
+        raise BrokerGone("no broker runs here that could act on it")
+    try:
+        answer, _ = client.ask(Approve(decision_id, process, by or operator(), reason))
+    finally:
+        client.close()
+    if not isinstance(answer, Done):
+        raise BrokerGone(answer.reason if isinstance(answer, Refused) else f"the broker answered {answer}")
 
 
 def request_for(process: ProcessId, ttl_s: float, reason: str) -> Act:

@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuguard.core.subjects import ProcessId
-    from gpuguard.messages import Act
+    from gpuguard.messages import Act, Approve
     from gpuguard.proctree import Member
 
 DISARMED_NAME = "disarmed"
 VERIFY_PERIOD_S = 1.0
 VERIFY_SHARE = 50  # looking whether acts hold takes at most a fiftieth of our time, however large the trees
 NEWS_MAX = 256
+APPROVALS_MAX = 64
+APPROVAL_NS = 600 * 1_000_000_000
 AUDIT_BYTES_PER_HOUR = 64 * 1024 * 1024
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")
 _NS = 1_000_000_000
@@ -96,6 +98,7 @@ class Enforcement:
         self._boot = proctree.boot_id()
         self._effects: dict[str, Effect] = {}
         self._problems: dict[str, str] = {}
+        self._approvals: dict[str, tuple[Approve, int]] = {}
         self._news: deque[ActionOutcome] = deque(maxlen=NEWS_MAX)
         self._verify_at_ns = 0
         self._budget, self._budget_ns = AUDIT_BYTES_PER_HOUR, self._clock.boot_ns()
@@ -115,6 +118,8 @@ class Enforcement:
 
     def act(self, request: Act, by: By) -> ActionOutcome:
         """Do what was asked, or say why not. Never raises for the request's sake."""
+        if by == "guard":
+            request = msgspec.structs.replace(request, approved_by=self._approver(request))
         expires_ns: int | None = None
         outcome: Outcome
         try:
@@ -133,6 +138,25 @@ class Enforcement:
         return self._say(request.decision_id, request.action, outcome, text, process=request.target,
                          expires_ns=expires_ns, by=by, reason=request.reason[:512],
                          approved_by=request.approved_by[:128])
+
+    def approve(self, request: Approve) -> None:
+        """Hold a person's approval of one decision about one process for a while; raises `Refusal` or `AuditFailed`."""
+        if not _ID.match(request.decision_id):
+            raise Refusal("not a decision id")
+        with proctree.held(request.target):
+            self._audit.append(self._clock.wall_ns(), "operator", "act.approved", {
+                "decision_id": request.decision_id, "process": msgspec.to_builtins(request.target),
+                "by": request.by[:128], "reason": request.reason[:512]})
+        self._approvals[request.decision_id] = (request, self._clock.boot_ns() + APPROVAL_NS)
+        while len(self._approvals) > APPROVALS_MAX:
+            del self._approvals[next(iter(self._approvals))]
+
+    def _approver(self, request: Act) -> str:
+        """Return who approved this very act on this very process, "" if nobody did lately."""
+        approval, until_ns = self._approvals.get(request.decision_id, (None, 0))
+        if approval is None or approval.target != request.target or self._clock.boot_ns() > until_ns:
+            return ""
+        return approval.by[:128]
 
     def undo(self, decision_id: str, reason: str, by: By) -> list[ActionOutcome]:
         """Undo one act, or everything (""). What a person paused only a person lets go."""
@@ -243,7 +267,7 @@ class Enforcement:
         if not math.isfinite(request.ttl_s) or not 0 < request.ttl_s <= self.limits.ttl_s_max:
             raise Refusal(f"a time to live of {request.ttl_s} s: it must lie in 0..{self.limits.ttl_s_max:g}")
         if request.action == "kill" and not request.approved_by.strip():
-            raise Refusal("a kill needs the approval of a person")
+            raise Refusal("a kill needs the approval of a person, given to the broker: gpuguard approve")
         since = self._clock.wall_ns() - HOUR_NS
         if by == "guard" and self._journal.acts_since(since) >= self.limits.acts_per_hour:
             raise Refusal(f"{self.limits.acts_per_hour} acts in the last hour: the limit")

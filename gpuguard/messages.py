@@ -76,7 +76,10 @@ class ReadImage(Struct, frozen=True, tag="read_image"):
 
 
 class Act(Struct, frozen=True, tag="act"):
-    """Ask for one permitted action. The broker checks the target again, journals, acts, verifies, and answers."""
+    """Ask for one permitted action. The broker checks the target again, journals, acts, verifies, and answers.
+
+    ``approved_by`` counts from an operator only; of a guard's request the broker goes by the `Approve` that it holds.
+    """
 
     decision_id: str
     action: Literal["isolate", "throttle", "pause", "kill"]
@@ -85,6 +88,15 @@ class Act(Struct, frozen=True, tag="act"):
     cgroup_id: int
     ttl_s: float
     approved_by: str
+    reason: str
+
+
+class Approve(Struct, frozen=True, tag="approve"):
+    """Tell the broker that a person approves one decision about one process. For operators: a guard cannot approve."""
+
+    decision_id: str
+    target: ProcessId
+    by: str
     reason: str
 
 
@@ -124,6 +136,7 @@ Request = (
     | ReadSockets
     | ReadImage
     | Act
+    | Approve
     | Undo
     | ListActions
     | Disarm

@@ -19,6 +19,8 @@ from gpuguard.proctree import PROC, Member
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from gpuguard.config import ActionSettings
+
 DAEMONS = (
     "systemd", "systemd-journald", "systemd-logind", "systemd-udevd", "systemd-networkd", "systemd-resolved", "init",
     "dbus-daemon", "dbus-broker", "sshd", "sshd-session", "sshd-auth", "agetty", "login", "cron", "crond", "auditd",
@@ -41,6 +43,18 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     grace_s: float = 10.0
     protected_executables: tuple[str, ...] = DAEMONS
     protected_cgroups: tuple[str, ...] = ()
+
+
+def limits_of(settings: ActionSettings) -> Limits:
+    """Return the limits that an operator set; what is protected by default stays protected."""
+    return Limits(
+        acts_per_hour=settings.acts_per_hour,
+        kills_per_hour=settings.kills_per_hour,
+        ttl_s_max=settings.ttl_s_max,
+        grace_s=settings.grace_s,
+        protected_executables=(*DAEMONS, *settings.protected_executables),
+        protected_cgroups=settings.protected_cgroups,
+    )
 
 
 def refusal(tree: Iterable[Member], limits: Limits, ours: Iterable[int] = ()) -> str:

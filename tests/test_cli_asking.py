@@ -121,13 +121,24 @@ def test_an_ambiguous_id_lists_what_it_could_be():
     assert [one.id for one in matching([INCIDENT, other], "I2")] == ["I2"]
 
 
-def test_approve_and_reject_say_what_was_answered(guard, socket):
+def test_approve_and_reject_say_what_was_answered(guard, socket, monkeypatch):
+    told = []
+    monkeypatch.setattr("gpuguard.control.approve", lambda *words: told.append(words))
     approved = run("approve", "D1", "--reason", "seen", "--by", "ann", "--socket", socket)
     assert approved.exit_code == 0
     assert "approved D1: kill trainer (pid 4712): mining confirmed" in approved.stdout
     assert run("reject", "D1", "--socket", socket).stdout.startswith("rejected D1")
     assert guard.answers[0] == ("D1", "approve", "ann", "seen")
     assert guard.answers[1][1] == "reject"
+    assert [(one[0], one[1].pid, one[2:]) for one in told] == [("D1", 4712, ("seen", "ann"))], "who acts is told first"
+
+
+def test_an_approval_that_the_broker_does_not_take_reaches_nobody(guard, socket, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUGUARD_RUNTIME_DIR", str(tmp_path))
+    refused = run("approve", "D1", "--socket", socket)
+    assert refused.exit_code == 3
+    assert "the broker did not take the approval" in refused.stderr
+    assert guard.answers == []
 
 
 @pytest.mark.parametrize("wanted", ["I1", "D2", "D9"])

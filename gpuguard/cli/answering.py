@@ -19,11 +19,27 @@ def answer(wanted: str, word: Literal["approve", "reject"], reason: str, by: str
     """Give the answer, and say what it was about. An incident's id answers nothing: it may hold several decisions."""
     with running_guard(socket) as guard:
         decision = _named(guard.incidents(), wanted)
+        if word == "approve" and decision.mode == "enforce":
+            _tell_broker(decision, by, reason)
         guard.decide(decision.id, word, reason=reason, by=by)
     done = "approved" if word == "approve" else "rejected"
     click.echo(f"{done} {decision.id}: {said_of(decision)}")
     if word == "approve" and decision.mode == "observe":
         click.echo("the guard observes: this is written down, and nothing is done")
+
+
+def _tell_broker(decision: Decision, by: str, reason: str) -> None:
+    """Give the approval to who acts on it. The guard reads what strangers send: its word alone kills nobody."""
+    from gpuguard.broker_client import BrokerGone
+    from gpuguard.control import approve
+
+    if decision.target is None:
+        return
+    try:
+        approve(decision.id, decision.target.process, reason, by)
+    except (BrokerGone, OSError) as error:
+        click.echo(f"gpuguard: the broker did not take the approval: {error}", err=True)
+        raise SystemExit(EXIT_UNREADABLE) from error
 
 
 def _named(incidents: list[Incident], wanted: str) -> Decision:

@@ -23,6 +23,7 @@ from gpuguard.cli.commands import disarm, release, stop
 from gpuguard.messages import (
     MESSAGE_BYTES_MAX,
     Acted,
+    Approve,
     Audit,
     Done,
     Hello,
@@ -66,8 +67,9 @@ def ask(broker, end, request):
 
 
 def test_every_request_of_the_table_has_one_handler():
-    assert set(_HANDLERS) == set(Request.__args__)
-    assert set(_OPERATOR_HANDLERS) < set(_HANDLERS)
+    assert set(_HANDLERS) | set(_OPERATOR_HANDLERS) == set(Request.__args__)
+    assert Approve not in _HANDLERS, "a guard cannot approve"
+    assert set(_OPERATOR_HANDLERS) - set(_HANDLERS) == {Approve}
     assert not set(_OPERATOR_HANDLERS) & set(_GRANTS), "an operator's command opens nothing"
 
 
@@ -533,6 +535,10 @@ def test_an_operators_connection_may_ask_only_its_own_table(start):
     answer, _ = client.ask(act(os.getppid(), "kill", approved_by="alice"))
     assert isinstance(answer, Refused)
     client.close()
+    target = act(os.getppid()).target
+    control.approve("D-1", target, "a test")
+    with pytest.raises(BrokerGone):
+        control.approve("D-1", msgspec.structs.replace(target, start_ticks=1), "nobody of that name")
     child.terminate()
     child.wait()
 

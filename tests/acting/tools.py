@@ -10,7 +10,7 @@ from pathlib import Path
 from gpuguard import boxes, proctree
 from gpuguard.core.subjects import ProcessId
 from gpuguard.enforcement import Clock
-from gpuguard.messages import Act
+from gpuguard.messages import Act, Approve
 
 ROOT = Path(__file__).parents[2]
 numbers = itertools.count()
@@ -61,3 +61,9 @@ def act(pid, action="pause", **changes):
               "cgroup": cgroup, "cgroup_id": boxes.cgroup_id(cgroup), "ttl_s": 600.0, "approved_by": "",
               "reason": "a test"}
     return Act(**{**fields, **changes})
+
+
+def approved(one, request, by="alice"):
+    """Give a person's approval of a request to the enforcement, and return the request."""
+    one.approve(Approve(request.decision_id, request.target, by, "a test"))
+    return request

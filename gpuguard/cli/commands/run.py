@@ -32,6 +32,7 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
     from gpuguard.daemon import Start
     from gpuguard.journal import JournalFailed, JournalLocked
     from gpuguard.policies import PolicyError, load_policy
+    from gpuguard.protected import limits_of
 
     logs.configure()
     flags: dict[str, str] = {}
@@ -42,7 +43,8 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
     try:
         loaded = load_config(files=[config_file] if config_file else None, flags=flags)
         start = Start(config=loaded.config, policy=load_policy())
-        status = broker.start(loaded.config, handover=msgspec.json.encode(start))
+        status = broker.start(loaded.config, handover=msgspec.json.encode(start),
+                              limits=limits_of(loaded.config.actions))
     except (ConfigError, PolicyError) as error:
         raise click.UsageError(str(error)) from error
     except (JournalFailed, JournalLocked, AuditFailed, OSError) as error:
