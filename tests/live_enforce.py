@@ -1,0 +1,94 @@
+"""Run by tests/test_enforce_live.py in a pid, mount and network namespace of its own: the daemon enforces there.
+
+A stand-in miner starts, is paused by policy, and is killed once a person approved. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WAIT_S = 25.0
+
+
+def until(condition: Callable[[], object], what: str) -> object:
+    deadline = time.monotonic() + WAIT_S
+    while not (answer := condition()):
+        if time.monotonic() > deadline:
+            sys.exit(f"{what} did not happen within {WAIT_S:g} s")
+        time.sleep(0.1)
+    return answer
+
+
+def incidents(state: Path) -> list[dict]:
+    path = state / "guard" / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [one for one in map(json.loads, lines) if one["type"] == "incident"]
+
+
+def outcome(state: Path, action: str, word: str) -> dict | None:
+    found = [one for incident in incidents(state) for one in incident["outcomes"]
+             if (one["action"], one["outcome"]) == (action, word)]
+    return found[-1] if found else None
+
+
+def kill_decision(state: Path) -> str | None:
+    found = [d for incident in incidents(state) for d in incident["decisions"] if d["rung"] == "kill"]
+    return found[0]["id"] if found else None
+
+
+def stopped(pid: int) -> bool:
+    """Return whether a process makes no progress: stopped, or in a frozen cgroup."""
+    before = Path(f"/proc/{pid}/stat").read_text()
+    time.sleep(0.5)
+    return before == Path(f"/proc/{pid}/stat").read_text()
+
+
+def main(hasher: str, library: str) -> None:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    folder = Path(tempfile.mkdtemp(prefix="gpuguard-enforce-"))
+    folder.chmod(0o755)
+    state = folder / "state"
+    environ = {**os.environ, "GPUGUARD_STATE_DIR": str(state), "GPUGUARD_RUNTIME_DIR": str(folder / "run"),
+               "GPUGUARD_LAUNCHES_LIBRARIES": library}
+    gpuguard = [sys.executable, "-m", "gpuguard"]
+    with (folder / "log").open("w") as log:
+        daemon = subprocess.Popen([*gpuguard, "run", "--mode", "enforce"], env=environ, stderr=log)
+    told: dict[str, object] = {}
+    try:
+        until(lambda: '"launches"' in (folder / "log").read_text(), "the launch eye being tried")
+        miner = subprocess.Popen([hasher], stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            told["paused"] = until(lambda: outcome(state, "pause", "done"), "the pause")
+            told["stopped"] = stopped(miner.pid)
+            decision = str(until(lambda: kill_decision(state), "the decision to kill"))
+            told["alive_before_approval"] = miner.poll() is None
+            said = subprocess.run([*gpuguard, "approve", decision, "--reason", "a test", "--by", "kim"], env=environ,
+                                  capture_output=True, text=True, check=False)
+            told["approve"] = [said.returncode, said.stdout + said.stderr]
+            told["miner_status"] = miner.wait(WAIT_S)
+            told["audit"] = subprocess.run([*gpuguard, "audit", "verify"], env=environ, check=False,
+                                           capture_output=True).returncode
+        finally:
+            miner.kill()
+            miner.wait()
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        told["daemon_status"] = daemon.wait(10)
+        told["log"] = (folder / "log").read_text()[-4000:]
+        print(json.dumps(told))
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
