@@ -13,16 +13,17 @@ import io
 import lzma
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import zstandard
 
-from gpuguard.code.containers.images import Budget, Exhausted, Malformed, printable
+from gpuguard.code.containers.images import Budget, Malformed, printable
 from gpuguard.code.containers.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import IO
 
 #: A zip inside another archive is read whole, since its table of contents comes last.
 NESTED_ZIP_BYTES_MAX = 128 << 20
@@ -50,10 +51,8 @@ class Unread(Exception):
     """A member or archive that this reader does not open; the text says why."""
 
 
-class _Unpacker(Protocol):
-    """What zlib, bz2 and lzma have in common, once zlib's argument order is evened out."""
-
-    def __call__(self, packed: bytes) -> bytes: ...
+# Unpack these bytes to at most so many; and whether the frame is over, and what followed it.
+_Unpack = tuple["Callable[[bytes, int], bytes]", "Callable[[], tuple[bool, bytes]]"]
 
 
 def kind_of(head: bytes) -> str:
@@ -80,7 +79,7 @@ def unpacked(kind: str, stream: Stream, budget: Budget) -> Stream:
     """Return the unpacked bytes of a packed stream. Reading it raises `Malformed` or `Exhausted`."""
     if kind == "zstd":
         reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX).stream_reader(
-            _File(stream), read_across_frames=True)
+            cast("IO[bytes]", _File(stream)), read_across_frames=True)
         read = _named(kind, reader.read)
     else:
         make = {"gzip": _gzip, "xz": _xz, "bzip2": _bzip2}[kind]
@@ -101,33 +100,31 @@ class _File(io.RawIOBase):
         return self._stream.read(size if size >= 0 else _UNPACKED_CHUNK)
 
 
-def _gzip() -> tuple[Callable[[bytes, int], bytes], Callable[[], tuple[bool, bytes]]]:
+def _gzip() -> _Unpack:
     one = zlib.decompressobj(wbits=31)
     return (lambda packed, limit: one.decompress(one.unconsumed_tail + packed, limit)), (
         lambda: (one.eof, one.unused_data))
 
 
-def _xz() -> tuple[Callable[[bytes, int], bytes], Callable[[], tuple[bool, bytes]]]:
+def _xz() -> _Unpack:
     one = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY_MAX)
-    return (lambda packed, limit: one.decompress(packed, limit)), (lambda: (one.eof, one.unused_data if one.eof else b""))
+    return one.decompress, lambda: (one.eof, one.unused_data)
 
 
-def _bzip2() -> tuple[Callable[[bytes, int], bytes], Callable[[], tuple[bool, bytes]]]:
+def _bzip2() -> _Unpack:
     one = bz2.BZ2Decompressor()
-    return (lambda packed, limit: one.decompress(packed, limit)), (lambda: (one.eof, one.unused_data if one.eof else b""))
+    return one.decompress, lambda: (one.eof, one.unused_data)
 
 
 class _Frames:
     """Reads one packed frame after the other; what follows the last one is padding or rubbish and ends the reading."""
 
-    def __init__(self, stream: Stream, make: Callable[[], tuple[Callable[[bytes, int], bytes],
-                                                                 Callable[[], tuple[bool, bytes]]]]) -> None:
+    def __init__(self, stream: Stream, make: Callable[[], _Unpack]) -> None:
         self._stream = stream
         self._make = make
         self._unpack, self._state = make()
         self._waiting = b""
         self._ended = False
-        self._frames = 0
 
     def read(self, count: int) -> bytes:
         """Return up to ``count`` unpacked bytes, b"" at the end."""
@@ -335,6 +332,3 @@ def _zip_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, budget: Budget
             raise Malformed(f"zip: {error}") from error
 
     return Member(name, entry.file_size, Stream(_counted(read, budget)))
-
-
-__all__ = ["Exhausted", "Member", "Unread", "head_of", "kind_of", "members", "unpacked"]

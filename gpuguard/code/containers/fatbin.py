@@ -78,9 +78,10 @@ def unpack(entry: Entry, payload: bytes) -> bytes:
 
 def _lz4(packed: memoryview, size_max: int) -> bytes:
     try:
-        return lz4.block.decompress(packed, uncompressed_size=size_max)
+        unpacked: bytes = lz4.block.decompress(packed, uncompressed_size=size_max)
     except (lz4.block.LZ4BlockError, ValueError) as error:
         raise Malformed(f"LZ4: {error}") from error
+    return unpacked
 
 
 def _zstd(packed: memoryview, size_max: int) -> bytes:

@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING
 
 from gpuguard.code.containers import archives, elf, fatbin, ptx
 from gpuguard.code.containers.images import (
-    IMAGE_BYTES_MAX, PTX_BYTES_MAX, Budget, Exhausted, Flaw, Image, Malformed, make_image,
+    IMAGE_BYTES_MAX,
+    PTX_BYTES_MAX,
+    Budget,
+    Exhausted,
+    Flaw,
+    Image,
+    Malformed,
+    make_image,
 )
 from gpuguard.code.containers.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _NEEDLES = (fatbin.MAGIC, elf.MAGIC, ptx.NEEDLE)
 _HEAD_BYTES = 2048
+_FATBIN_BYTES_MAX = 1 << 36
 Found = Image | Flaw
 
 
@@ -37,8 +45,17 @@ class _Place:
         return _Place(f"{self.path}!/{member}" if member else self.path, _joined(self.container, container),
                       self.depth + 1, self.budget)
 
-    def image(self, container: str, offset: int, kind: str, arch: str, data: bytes) -> Image:
+    def turn(self, make: Callable[[], Found]) -> Iterator[Found]:
+        """Yield what is made, if it falls to us: of several readers of one file each reads its share."""
         self.budget.image()
+        if self.budget.falls_to_us():
+            yield make()
+
+    def complain(self, offset: int, reason: str, *, container: str = "", unread: bool = False) -> Iterator[Found]:
+        """Yield a flaw, if it falls to us."""
+        yield from self.turn(lambda: self.flaw(offset, reason, container=container, unread=unread))
+
+    def image(self, container: str, offset: int, kind: str, arch: str, data: bytes) -> Image:
         return make_image(self.path, _joined(self.container, container), offset, kind, arch, data)  # type: ignore[arg-type]
 
     def flaw(self, offset: int, reason: str, *, container: str = "", unread: bool = False) -> Flaw:
@@ -66,16 +83,17 @@ def find_images(source: io.BufferedIOBase | bytes, path: str, budget: Budget | N
     try:
         yield from _any(stream, source if source.seekable() else None, place)
     except Exhausted as error:
-        yield place.flaw(stream.offset, str(error))
+        yield place.flaw(0, str(error))
     except MemoryError:
-        yield place.flaw(stream.offset, "needs more memory than reading is given", unread=True)
+        yield place.flaw(0, "needs more memory than reading is given", unread=True)
 
 
 def _any(stream: Stream, file: io.BufferedIOBase | None, place: _Place) -> Iterator[Found]:
     """Read a file or member: an archive by its members, all else by search."""
     kind = archives.kind_of(archives.head_of(stream))
     if kind and place.depth >= place.budget.depth_max:
-        yield place.flaw(stream.offset, f"more than {place.budget.depth_max} archives in one another", unread=True)
+        yield from place.complain(stream.offset, f"more than {place.budget.depth_max} archives in one another",
+                                  unread=True)
         return
     at = stream.offset
     try:
@@ -87,10 +105,10 @@ def _any(stream: Stream, file: io.BufferedIOBase | None, place: _Place) -> Itera
         else:
             yield from _search(stream, place)
     except Malformed as error:
-        yield place.flaw(at, str(error), container=kind)
+        yield from place.complain(at, str(error), container=kind)
         yield from _rest(stream, place)
     except archives.Unread as error:
-        yield place.flaw(at, str(error), container=kind, unread=True)
+        yield from place.complain(at, str(error), container=kind, unread=True)
 
 
 def _rest(stream: Stream, place: _Place) -> Iterator[Found]:
@@ -104,7 +122,7 @@ def _rest(stream: Stream, place: _Place) -> Iterator[Found]:
 def _members(kind: str, stream: Stream, file: io.BufferedIOBase | None, place: _Place) -> Iterator[Found]:
     for member in archives.members(kind, stream, file, place.budget):
         if isinstance(member, archives.Unread):
-            yield place.flaw(stream.offset, str(member), container=kind, unread=True)
+            yield from place.complain(stream.offset, str(member), container=kind, unread=True)
         else:
             yield from _any(member.stream, None, place.within(kind, member.name))
 
@@ -137,6 +155,7 @@ def _fatbin(stream: Stream, place: _Place) -> Iterator[Found]:
         stream.skip(1)
         return
     stream.skip(fatbin.HEADER_BYTES)
+    found = False
     while left > 0:
         at = stream.offset
         try:
@@ -144,29 +163,48 @@ def _fatbin(stream: Stream, place: _Place) -> Iterator[Found]:
             if entry.header_bytes + entry.payload_bytes > left:
                 raise Malformed("an entry that reaches beyond its fatbin")
             if entry.payload_bytes > IMAGE_BYTES_MAX:
-                yield place.flaw(at, f"an entry of {entry.payload_bytes} bytes", container="fatbin", unread=True)
+                reason = f"an entry of {entry.payload_bytes} bytes"
+                yield from place.complain(at, reason, container="fatbin", unread=True)
                 return
             stream.take(entry.header_bytes)
             payload = stream.take(entry.payload_bytes)
         except Malformed as error:
-            yield place.flaw(at, str(error), container="fatbin")
+            # The magic and the version also stand as constants in programs that make fatbins; no size follows there.
+            if left <= _FATBIN_BYTES_MAX or found:
+                yield from place.complain(at, str(error), container="fatbin")
             return  # the search goes on from here
+        found = True
         left -= entry.header_bytes + entry.payload_bytes
         yield from _payload(entry, payload, at, place)
 
 
+def _hidden(payload: bytes, offset: int, place: _Place) -> Iterator[Found]:
+    if payload.find(fatbin.MAGIC, 1) >= 0 or payload.find(elf.MAGIC, 1) >= 0:
+        yield from _inner(payload, offset, place)
+
+
 def _payload(entry: fatbin.Entry, payload: bytes, at: int, place: _Place) -> Iterator[Found]:
+    if entry.kind == "other":
+        # Intermediate code for link-time optimisation: encrypted, and of no GPU's; what is made of it is loaded later.
+        yield from place.turn(lambda: place.image("fatbin", at, "other", entry.arch, payload))
+        yield from _hidden(payload, at + entry.header_bytes, place)
+        return
+    yield from place.turn(lambda: _unpacked(entry, payload, at, place))
+    yield from _hidden(payload, at + entry.header_bytes, place)
+
+
+def _unpacked(entry: fatbin.Entry, payload: bytes, at: int, place: _Place) -> Found:
     container = _joined("fatbin", entry.packing)
+    if entry.unpacked_bytes > IMAGE_BYTES_MAX and entry.packing:
+        reason = f"an entry that unpacks to {entry.unpacked_bytes} bytes"
+        return place.flaw(at, reason, container=container, unread=True)
     try:
         data = fatbin.unpack(entry, payload)
     except Malformed as error:
-        yield place.flaw(at, str(error), container=container)
-    else:
-        if entry.packing:
-            place.budget.expand(len(data))
-        yield place.image(container, at, entry.kind, entry.arch, data)
-    if payload.find(fatbin.MAGIC, 1) >= 0 or payload.find(elf.MAGIC, 1) >= 0:
-        yield from _inner(payload, at + entry.header_bytes, place)
+        return place.flaw(at, str(error), container=container)
+    if entry.packing:
+        place.budget.expand(len(data))
+    return place.image(container, at, entry.kind, entry.arch, data)
 
 
 def _cubin(stream: Stream, place: _Place) -> Iterator[Found]:
@@ -184,12 +222,13 @@ def _cubin(stream: Stream, place: _Place) -> Iterator[Found]:
             data += stream.take(whole - size) if whole <= IMAGE_BYTES_MAX else b""
             size = whole
         if size > IMAGE_BYTES_MAX:
-            yield place.flaw(at, f"a cubin of {size} bytes", unread=True)
+            yield from place.complain(at, f"a cubin of {size} bytes", unread=True)
         else:
-            yield place.image("cubin", at, "cubin", f"sm_{elf.read_cubin(data).sm}", data)
+            arch = f"sm_{elf.read_cubin(data).sm}"
+            yield from place.turn(lambda: place.image("cubin", at, "cubin", arch, data))
             return
     except Malformed as error:
-        yield place.flaw(at, str(error), container="cubin")
+        yield from place.complain(at, str(error), container="cubin")
     if data:
         yield from _inner(data, at, place)
     else:
@@ -204,10 +243,11 @@ def _ptx(stream: Stream, place: _Place) -> Iterator[Found]:
     at = stream.offset
     size = _text_size(stream)
     if size > PTX_BYTES_MAX:
-        yield place.flaw(at, f"PTX of more than {PTX_BYTES_MAX >> 20} MB", unread=True)
+        yield from place.complain(at, f"PTX of more than {PTX_BYTES_MAX >> 20} MB", unread=True)
         stream.skip(1)
         return
-    yield place.image("ptx", at, "ptx", arch, stream.take(size))
+    data = stream.take(size)
+    yield from place.turn(lambda: place.image("ptx", at, "ptx", arch, data))
 
 
 def _text_size(stream: Stream) -> int:

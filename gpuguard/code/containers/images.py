@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-#: No image larger than this is taken apart; the largest seen in a vendor's library has 60 MB.
-IMAGE_BYTES_MAX = 160 << 20
+#: No image larger than this is taken apart; the largest seen in a vendor's library (NCCL) has 159 MB.
+IMAGE_BYTES_MAX = 192 << 20
 #: PTX is text; the largest seen has 6 MB.
 PTX_BYTES_MAX = 32 << 20
 #: An image of a container, in an archive of a release, in a wheel, in a tar: enough for anything honest.
@@ -57,11 +57,18 @@ class Flaw(msgspec.Struct, frozen=True):
 
 
 class Budget:
-    """What reading one file may cost; shared by all that lies in it."""
+    """What reading one file may cost; shared by all that lies in it.
 
-    def __init__(self, size_bytes: int, *, depth_max: int = DEPTH_MAX, images_max: int = IMAGES_MAX) -> None:
+    A large file is read by several at once: each walks all of it, and unpacks every ``shares``-th image.
+    """
+
+    def __init__(self, size_bytes: int, *, share: int = 0, shares: int = 1, depth_max: int = DEPTH_MAX,
+                 images_max: int = IMAGES_MAX) -> None:
         self.depth_max = depth_max
-        self.images_left = images_max
+        self.images = 0
+        self._images_max = images_max
+        self._share = share
+        self._shares = shares
         self.left_bytes = EXPANDED_FREE_BYTES + EXPANDED_RATIO_MAX * size_bytes
 
     def expand(self, count: int) -> None:
@@ -72,9 +79,13 @@ class Budget:
 
     def image(self) -> None:
         """Count one image. Raise `Exhausted` when there are too many."""
-        self.images_left -= 1
-        if self.images_left < 0:
+        self.images += 1
+        if self.images > self._images_max:
             raise Exhausted("holds more images than any honest file")
+
+    def falls_to_us(self) -> bool:
+        """Return whether the image that was counted last is of our share."""
+        return (self.images - 1) % self._shares == self._share
 
 
 def make_image(path: str, container: str, offset: int, kind: Kind, arch: str, data: bytes) -> Image:

@@ -31,7 +31,8 @@ _BRACE = re.compile(r"[{}]")
 _INSTRUCTION = re.compile(
     r"(?:[\w$]+:\s*)*(?:@!?%?[\w$]+\s+)?([a-z][a-z0-9_]*)((?:[.:][A-Za-z0-9_]+)*)\s*(.*)", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.%$])-?(?:0[xX][0-9A-Fa-f]+|\d+)[uU]?(?![\w.])")
-_TABLE = re.compile(r"\.(?:const|global)\b[^;={]{0,256}?\.([bsu](?:8|16|32|64))\s+[\w$]+\s*(?:\[[^\]]{0,32}\]\s*)*=\s*\{([^{};]*)\}")
+_TABLE = re.compile(
+    r"\.(?:const|global)\b[^;={]{0,256}?\.([bsu](?:8|16|32|64))\s+[\w$]+\s*(?:\[[^\]]{0,32}\]\s*)*=\s*\{([^{};]*)\}")
 _TYPE = re.compile(r"\.(?:f|s|u|b|bf|tf|e)\d+(?:x\d)?")
 
 
@@ -41,8 +42,9 @@ class PtxKernel(msgspec.Struct, frozen=True):
     name: str
     opcodes: dict[str, int]
     immediates: tuple[int, ...]  # of integer instructions, as 32-bit words
-    luts: dict[int, int]  # truth tables of lop3
+    luts: dict[int, int]  # truth tables of lop3, and those that and, or and xor have
     rotates: int
+    longest_run: int  # without a branch, a call or a barrier
     n_instr: int
 
 
@@ -105,7 +107,7 @@ def _kernel(name: str, body: str, budget: list[int]) -> PtxKernel:
     opcodes: Counter[str] = Counter()
     luts: Counter[int] = Counter()
     immediates: list[int] = []
-    rotates = 0
+    rotates = run = longest_run = 0
     statements = re.split(r"[;{}]", body)
     budget[0] -= len(statements)
     if budget[0] < 0:
@@ -120,12 +122,17 @@ def _kernel(name: str, body: str, budget: list[int]) -> PtxKernel:
         if not mnemonic:
             continue
         opcodes[mnemonic] += count
+        run += count
+        longest_run = max(longest_run, run)
+        run = 0 if mnemonic in CONTROL else run
         if base in _INTEGER and types and types[-1][1] in "sub" and not types[-1].startswith(".bf"):
             immediates += _words(operands, wide=types[-1].endswith("64"))
         rotates += _is_rotate(base, operands)
         if base == "lop3":
             luts.update(number & 0xFF for number in _numbers(operands)[-1:])
-    return PtxKernel(name, dict(opcodes), tuple(immediates), dict(luts), rotates, sum(opcodes.values()))
+        elif base in _LUTS and mnemonic == "LOP3":
+            luts[_LUTS[base]] += count
+    return PtxKernel(name, dict(opcodes), tuple(immediates), dict(luts), rotates, longest_run, sum(opcodes.values()))
 
 
 def _numbers(operands: str) -> list[int]:
@@ -174,6 +181,8 @@ _OTHER = {
     "ex2": "MUFU", "lg2": "MUFU", "rcp": "MUFU", "sqrt": "MUFU", "rsqrt": "MUFU", "sin": "MUFU", "cos": "MUFU",
     "tanh": "MUFU",
 }
+_LUTS = {"xor": 0x3C, "and": 0xC0, "or": 0xFC}  # of the first two operands, as LOP3 writes them
+CONTROL = frozenset({"BRA", "BRX", "CALL", "RET", "EXIT", "BAR", "NANOSLEEP"})
 _STATES = {"global": "G", "shared": "S", "local": "L"}
 
 

@@ -1,0 +1,182 @@
+"""From the bytes of an image to a verdict for each kernel in it: what `scan` and the daemon both ask.
+
+Pure: the same bytes and the same allow list give the same verdicts. A kernel on the allow list (by the hash of its
+code) is not judged at all: vendors' libraries do contain hashing code, and what it is used for is not in the code.
+PTX is judged by its constants alone: how its instructions will look once compiled is not known well enough for their
+mix to count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from gpuguard.code import constants as known
+from gpuguard.code import decode
+from gpuguard.code.containers import elf, ptx
+from gpuguard.code.containers.finding import find_images
+from gpuguard.code.containers.images import Budget, Flaw, Image, Malformed
+from gpuguard.code.rows import KernelRow
+from gpuguard.code.verdicts import ACCUSED, KNOWN_VENDOR, KernelVerdict, Seen
+from gpuguard.core.fusion import SUSPECT_NATS
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+    from gpuguard.code.classify import KernelJudgement
+    from gpuguard.core.labels import Verdict
+
+KERNELS_MAX = 100_000
+_CACHED_IMAGES_MAX = 4_096
+
+
+class Classifier(Protocol):
+    """What `gpuguard.code.classify.classify` is."""
+
+    def __call__(self, rows: Sequence[KernelRow]) -> Sequence[KernelJudgement]: ...
+
+
+def rows_of(image: Image) -> tuple[list[KernelRow], list[Flaw]]:
+    """Decode the kernels of one image; what cannot be decoded is a flaw."""
+    try:
+        if image.kind == "ptx":
+            return _ptx_rows(ptx.read_ptx(image.data)), []
+        if image.kind == "cubin":
+            return _cubin_rows(image, elf.read_cubin(image.data))
+    except Malformed as error:
+        return [], [_flaw(image, str(error))]
+    return [], []
+
+
+def _flaw(image: Image, reason: str, *, unread: bool = False) -> Flaw:
+    return Flaw(image.path, image.container, image.offset, "unread" if unread else "malformed", reason)
+
+
+def _cubin_rows(image: Image, cubin: elf.Cubin) -> tuple[list[KernelRow], list[Flaw]]:
+    flaws: list[Flaw] = []
+    rows: list[KernelRow] = []
+    # Sections are padded so that no word straddles two of them.
+    data = b"".join(bytes(part) + bytes(-len(part) % 4) for part in cubin.constants)
+    found = known.in_data(data)
+    if len(cubin.kernels) > KERNELS_MAX:
+        flaws.append(_flaw(image, f"{len(cubin.kernels)} kernels, of which {KERNELS_MAX} were read", unread=True))
+    if not decode.SM_MIN <= cubin.sm <= decode.SM_MAX:
+        return [], [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
+    for kernel in cubin.kernels[:KERNELS_MAX]:
+        try:
+            rows.append(decode.decode_kernel(cubin.sm, kernel.text, kernel=kernel.name, module=lambda _: found))
+        except ValueError as error:
+            flaws.append(_flaw(image, f"{kernel.name}: {error}"))
+    return rows, flaws
+
+
+def _ptx_rows(module: ptx.PtxModule) -> list[KernelRow]:
+    found = known.in_data(b"".join(one + bytes(-len(one) % 4) for one in module.constants))
+    return [_ptx_row(module.sm, kernel, found) for kernel in module.kernels]
+
+
+def _ptx_row(sm: int, kernel: ptx.PtxKernel, found: dict[str, int]) -> KernelRow:
+    classes, names = decode.lut_classes(), tuple(decode.DERIVED)
+    derived = {"rot": kernel.rotates, "maxrun": kernel.longest_run, "distinct_op": len(kernel.opcodes),
+               "n_ctrl": sum(count for name, count in kernel.opcodes.items() if name in ptx.CONTROL)}
+    for lut, count in kernel.luts.items():
+        if lut in classes:
+            name = names[classes[lut]]
+            derived[name] = derived.get(name, 0) + count
+    big = [word for word in kernel.immediates if 0xFFFF < word < 0xFFFF_0000]
+    derived |= {"imm_big": len(big), "imm_big_distinct": len(set(big))}
+    text = repr((kernel.opcodes, kernel.immediates)).encode()
+    return KernelRow(
+        sm=sm, kernel=kernel.name, n_instr=kernel.n_instr, opcodes=kernel.opcodes,
+        derived={name: count for name, count in derived.items() if count},
+        known_const_imm=known.in_words(np.unique(np.array(kernel.immediates, np.uint32))), known_const_module=found,
+        text_sha256=hashlib.sha256(text).hexdigest())
+
+
+def judge_image(image: Image, allowed: Container[str] = (),
+                classify: Classifier | None = None) -> tuple[list[KernelVerdict], list[Flaw]]:
+    """Return the verdict of each kernel of an image, in its order, and what of it could not be read."""
+    rows, flaws = rows_of(image)
+    asked = [row for row in rows if row.text_sha256 not in allowed]
+    answers = iter((classify or _classifier())(asked)) if asked else iter(())
+    return [
+        _allowed(image, row) if row.text_sha256 in allowed else _verdict(image, row, next(answers)) for row in rows
+    ], flaws
+
+
+def _classifier() -> Classifier:
+    from gpuguard.code.classify import classify
+
+    return classify
+
+
+def _allowed(image: Image, row: KernelRow) -> KernelVerdict:
+    return KernelVerdict(
+        path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=row.kernel,
+        instructions=row.n_instr, label="benign", probability=0.0, nats=0.0, verdict="clear",
+        evidence=(Seen(KNOWN_VENDOR, 0.0, "its code is on the allow list"),), text_sha256=row.text_sha256,
+        image_sha256=image.sha256)
+
+
+def _verdict(image: Image, row: KernelRow, said: KernelJudgement) -> KernelVerdict:
+    evidence = tuple(Seen(one.kind, one.nats, one.text) for one in said.evidence)
+    label, probability, nats = said.label, said.probability, said.nats
+    if image.kind == "ptx":
+        nats = sum(one.nats for one in evidence if one.kind == "constants")
+        if not nats:
+            label, probability = "unknown", 0.0
+            evidence = (Seen("ptx", 0.0, "PTX without known constants: judged once it is compiled"),)
+    return KernelVerdict(
+        path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=row.kernel,
+        instructions=row.n_instr, label=label, probability=probability, nats=nats, verdict=verdict_of(label, nats),
+        evidence=evidence, text_sha256=row.text_sha256, image_sha256=image.sha256)
+
+
+def verdict_of(label: str, nats: float) -> Verdict:
+    """Return what a label with this weight comes to."""
+    if label == "unknown":
+        return "unknown"
+    if label not in ACCUSED or nats < SUSPECT_NATS:
+        return "clear"
+    return "suspect"
+
+
+class Judge:
+    """Verdicts by content hash, for the daemon: the same module is loaded by every worker of a job.
+
+    Bounded: the image not asked for longest leaves. Reading hostile bytes belongs into the worker's cell
+    (`gpuguard.code.worker`); this is what runs in it, and what a test calls.
+    """
+
+    def __init__(self, allowed: Container[str] = (), classify: Classifier | None = None) -> None:
+        self._allowed = allowed
+        self._classify = classify
+        self._known: OrderedDict[str, tuple[KernelVerdict, ...]] = OrderedDict()
+
+    def judge(self, data: bytes, sm: int | None = None) -> tuple[KernelVerdict, ...]:
+        """Return the verdicts of a module's image: cubin, fatbin or PTX. ``sm``: only what runs there natively."""
+        key = f"{hashlib.sha256(data).hexdigest()}/{sm}"
+        if key not in self._known:
+            self._known[key] = tuple(self._read(data, sm))
+            if len(self._known) > _CACHED_IMAGES_MAX:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def _read(self, data: bytes, sm: int | None) -> list[KernelVerdict]:
+        found: list[KernelVerdict] = []
+        for one in find_images(data, "", Budget(len(data))):
+            if isinstance(one, Image) and runs_on(one.arch, sm):
+                found += judge_image(one, self._allowed, self._classify)[0]
+        return found
+
+
+def runs_on(arch: str, sm: int | None) -> bool:
+    """Return whether a GPU of compute capability ``sm`` runs this code: same major, no higher minor; PTX may."""
+    kind, _, number = arch.partition("_")
+    if sm is None or kind == "compute":
+        return True
+    return int(number) // 10 == sm // 10 and int(number) <= sm
