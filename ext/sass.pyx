@@ -3,7 +3,7 @@
 
 An instruction is 16 bytes, a little-endian pair (lo, hi): opcode lo[0:12], of which lo[9:12] is the form of the second
 operand (2 and 4: a 32-bit immediate in lo[32:64]), Ra lo[24:32], Rc hi[0:8], truth table of LOP3 hi[8:16], offset of a
-branch lo[32:64] and hi[0:18]. What the 12 bits mean is told by the caller, per architecture: this file knows shapes,
+branch lo[34:64] and hi[0:18], followed from sm_90 on by lo[16:24]. What the 12 bits mean is told by the caller, per architecture: this file knows shapes,
 `gpuguard/code/decode.py` knows names. `tests/reference_sass.py` is the same written for the eye; the two must agree on
 every input.
 
@@ -101,10 +101,10 @@ cdef class Decoder:
     cdef Span *loops
     cdef size_t loops_count, loops_room
     cdef int64_t innermost
-    cdef bint failed
+    cdef bint failed, split_offset
 
     def __cinit__(self, const uint16_t[::1] mnemonics, const uint8_t[::1] flags, const uint8_t[::1] luts,
-                  const uint16_t[::1] small, int names):
+                  const uint16_t[::1] small, int names, bint split_offset):
         if mnemonics.shape[0] != 4096 or flags.shape[0] != 4096 or luts.shape[0] != 256 or names < 1:
             raise ValueError("tables of another size")
         cdef int i
@@ -119,6 +119,7 @@ cdef class Decoder:
         for i in range(small.shape[0]):
             self.small[small[i] >> 3] |= <uint8_t> (1 << (small[i] & 7))
         self.names = names
+        self.split_offset = split_offset
         self.columns = names + DERIVED
         self.seed = int.from_bytes(os.urandom(8), "little") | 1
 
@@ -372,12 +373,18 @@ cdef class Decoder:
         Branches come in order of their address, so a loop is innermost when no target so far lies behind its own. Two
         branches to one target are one loop, and so are two that overlap without nesting.
         """
-        # Counted in units of 4 bytes from the next instruction, 50 bits wide.
-        cdef int64_t offset = <int64_t> (((hi & 0x3FFFF) << 32 | lo >> 32) << 14) >> 14
+        # Counted in units of 4 bytes from the next instruction, 48 bits wide. From sm_90 on 8 more stand apart.
+        cdef int64_t offset = <int64_t> (((hi & 0x3FFFF) << 30 | lo >> 34) << 16) >> 16
         cdef int64_t target
         cdef size_t room
         cdef void *grown
-        if offset >= -4 or offset & 3:
+        if offset >= 0:
+            return
+        if self.split_offset:
+            if offset < -KERNEL_MAX:
+                return
+            offset = offset * 256 + <int64_t> ((lo >> 16) & 255)
+        if offset & 3:
             return
         target = <int64_t> at + 1 + (offset >> 2)
         # A tiny loop is none: it says nothing, and must not hide the one around it.

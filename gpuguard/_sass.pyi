@@ -14,7 +14,7 @@ class Decoder:
     columns: int
     def __init__(
         self, mnemonics: NDArray[np.uint16], flags: NDArray[np.uint8], luts: NDArray[np.uint8],
-        small: NDArray[np.uint16], names: int,
+        small: NDArray[np.uint16], names: int, split_offset: bool,
     ) -> None: ...
     def decode(
         self, text: bytes | memoryview, parts: bool = True,

@@ -100,6 +100,7 @@ def written(rows: Rows) -> str:
 
 
 def main() -> None:
+    """Read what is known and what is given, and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--table", type=Path)
     parser.add_argument("--nvdisasm", default="nvdisasm")

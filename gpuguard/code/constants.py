@@ -124,7 +124,7 @@ def _rotl64(value: int, by: int) -> int:
 
 
 def aes_items() -> dict[int, int]:
-    """Return word -> entry: the table of a round (the AES proposal, 5.2.1) in any rotation, and the box itself packed."""
+    """Return word -> entry: a round's table (AES proposal, 5.2.1) in any rotation, and the box itself packed."""
     items: dict[int, int] = {}
     box = aes_box()
     for entry, s in enumerate(box):

@@ -48,6 +48,7 @@ DERIVED = {
 }
 
 SM_MIN, SM_MAX = 70, 199  # instructions of 16 bytes: Volta and later
+SM_SPLIT_OFFSET = 90  # from Hopper on a branch's offset has eight bits more, which stand apart
 FORMS_IMMEDIATE = (2, 4)
 _A, _B, _C = 0xF0, 0xCC, 0xAA  # LOP3's truth table of each operand alone
 
@@ -58,7 +59,8 @@ _CONTROL = frozenset({
     0x14D, 0x150, 0x155, 0x158, 0x15D,  # EXIT RET BMOV BRXU NANOSLEEP
 })
 _INTEGER = frozenset({
-    "IADD", "IADD3", "IMAD", "ISETP", "LEA", "LOP3", "MOV", "SEL", "UIADD3", "UISETP", "ULOP3", "UMOV", "VIADD", "VIMNMX",
+    "IADD", "IADD3", "IMAD", "IMNMX", "ISETP", "LEA", "LOP3", "MOV", "SEL", "UIADD3", "UISETP", "ULOP3", "UMOV",
+    "VIADD", "VIMNMX",
 })
 _IMMEDIATE, _CTRL, _BRANCH, _LOGIC, _SHIFT, _PERMUTE, _MULTIPLY, _UNKNOWN = (1 << bit for bit in range(8))
 
@@ -144,7 +146,7 @@ def decoder(sm: int) -> _sass.Decoder:
         luts[lut] = number
     near = {word & 0xFFFF for word in known.words() if word < 0x10000 or word >= 0xFFFF0000}
     small = np.array(sorted(near), np.uint16)
-    return _sass.Decoder(codes, flags, luts, small, len(index))
+    return _sass.Decoder(codes, flags, luts, small, len(index), sm >= SM_SPLIT_OFFSET)
 
 
 class Parts:
