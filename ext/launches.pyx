@@ -24,7 +24,15 @@ cdef extern from "bpf/launches.h":
         pass
     cdef struct launch_event:
         pass
+    cdef struct quota:
+        uint64_t start_ticks
+        uint64_t interval_ns
+        uint64_t due_ns
+        uint64_t launches
+        uint64_t stops
+        uint64_t mode
     int COUNTERS
+    int QUOTAS_MAX
 
 cdef extern from "bpf/libbpf.h" nogil:
     ctypedef void *libbpf_print_fn_t
@@ -52,6 +60,7 @@ cdef extern from "bpf/bpf.h" nogil:
     int bpf_map_lookup_elem(int fd, const void *key, void *value)
     int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags)
     int bpf_map_delete_elem(int fd, const void *key)
+    int bpf_map_get_next_key(int fd, const void *key, void *next_key)
     int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values, uint32_t *count,
                              const void *opts)
 
@@ -83,6 +92,10 @@ cdef extern from *:
         return syscall(SYS_bpf, BPF_LINK_CREATE, &attr, sizeof attr);
     }
 
+    static int wait_for_readers(void) {
+        return syscall(SYS_membarrier, 1, 0, 0);
+    }
+
     static int narrowed(int map) {
         struct bpf_map_info info;
         union bpf_attr attr;
@@ -102,6 +115,7 @@ cdef extern from *:
     int attach_multi(int program, const char *path, const unsigned long *offsets, const unsigned long *cookies,
                      unsigned count, unsigned returning) nogil
     int narrowed(int map) nogil
+    int wait_for_readers() nogil
     unsigned long __atomic_load_n(const unsigned long *, int) nogil
     void __atomic_store_n(unsigned long *, unsigned long, int) nogil
     int ACQUIRE "__ATOMIC_ACQUIRE"
@@ -140,6 +154,8 @@ cdef class Programs:
     cdef readonly int rows_fd
     cdef readonly int ring_fd
     cdef readonly int counters_fd
+    cdef readonly int quotas_fd
+    cdef readonly int quotas_held_fd
     cdef readonly int ring_bytes
     cdef readonly int rows_max
 
@@ -171,6 +187,8 @@ cdef class Programs:
             raise _error("loading the launch programs", errno)
         self.rows_fd = self._map(b"rows", &self.rows_max)
         self.counters_fd = self._map(b"counters", NULL)
+        self.quotas_fd = self._map(b"quotas", NULL)
+        self.quotas_held_fd = self._map(b"quotas_held", NULL)
         self.ring_fd = self._map(b"events", &self.ring_bytes)
 
     cdef int _map(self, bytes name, int *size) except -1:
@@ -286,6 +304,60 @@ def delete_rows(int fd, bytes keys):
         elif errno != ENOENT:
             raise _error("deleting launch rows", errno)
     return deleted
+
+
+def set_quota(int fd, uint32_t pid, uint64_t start_ticks, uint64_t mode, uint64_t interval_ns, uint64_t due_ns):
+    """Give a process a quota, in the place of one that it has."""
+    cdef quota value
+    value.start_ticks, value.interval_ns, value.due_ns = start_ticks, interval_ns, due_ns
+    value.launches, value.stops, value.mode = 0, 0, mode
+    if bpf_map_update_elem(fd, &pid, &value, 0):
+        raise _error("giving a process a quota", errno)
+
+
+def delete_quota(int fd, uint32_t pid):
+    """Take a process's quota away; return whether it had one."""
+    if bpf_map_delete_elem(fd, &pid) == 0:
+        return True
+    if errno != ENOENT:
+        raise _error("taking a quota away", errno)
+    return False
+
+
+def read_quotas(int fd):
+    """Return (pid, start_ticks, mode, interval_ns, due_ns, launches, stops) of every row, by pid."""
+    cdef uint32_t pid = 0
+    cdef uint32_t[1] before
+    cdef quota value
+    cdef bint first = True
+    rows = []
+    # Bounded: a row that is deleted while we are at it makes the kernel begin anew.
+    for _ in range(2 * QUOTAS_MAX):
+        if bpf_map_get_next_key(fd, NULL if first else &before[0], &pid):
+            if errno != ENOENT:
+                raise _error("reading quotas", errno)
+            break
+        if bpf_map_lookup_elem(fd, &pid, &value) == 0:
+            rows.append((pid, value.start_ticks, value.mode, value.interval_ns, value.due_ns, value.launches,
+                         value.stops))
+        before[0] = pid
+        first = False
+    return sorted(set(rows))
+
+
+def synchronise():
+    """Wait until every program that runs now has ended (membarrier(2): MEMBARRIER_CMD_GLOBAL is synchronize_rcu).
+
+    Returns whether the kernel could; with nohz_full it cannot.
+    """
+    return wait_for_readers() == 0
+
+
+def say_held(int fd, uint64_t count):
+    """Tell the programs how many processes have a quota, so that they need not look where none has."""
+    cdef uint32_t zero = 0
+    if bpf_map_update_elem(fd, &zero, &count, 0):
+        raise _error("counting quotas", errno)
 
 
 cdef class Ring:

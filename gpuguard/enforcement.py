@@ -18,7 +18,7 @@ import structlog
 from msgspec import Struct
 
 from gpuguard import boxes, proctree
-from gpuguard.actions import Effect, Job, isolate, kill, pause
+from gpuguard.actions import Effect, Job, isolate, kill, pause, throttle
 from gpuguard.audit import AuditFailed, Log
 from gpuguard.core.records import ActionOutcome
 from gpuguard.journal import HOUR_NS, Completed, Ended, Grown, Intent, Journal, JournalFailed, Plan
@@ -66,8 +66,7 @@ class Action(Protocol):
         ...
 
 
-ACTIONS: dict[str, Action] = {"isolate": isolate, "pause": pause, "kill": kill}
-NOT_YET = {"throttle": "throttle: not available yet"}
+ACTIONS: dict[str, Action] = {"isolate": isolate, "throttle": throttle, "pause": pause, "kill": kill}
 
 
 class Clock(Struct, frozen=True):
@@ -258,8 +257,6 @@ class Enforcement:
     # -- steps --
 
     def _permit(self, request: Act, by: By) -> None:
-        if request.action in NOT_YET:
-            raise Refusal(NOT_YET[request.action])
         if not _ID.match(request.decision_id):
             raise Refusal("not a decision id")
         if request.decision_id in self._journal.state.in_force:
@@ -296,6 +293,7 @@ class Enforcement:
         with self._checked(request) as root:
             self._write_intent(intent, by)
             job = Job(root=root, boot_id=self._boot, grace_s=self.limits.grace_s, keep=self._boxes_but(intent.id),
+                      launches_per_s=self.limits.launches_per_s,
                       record=lambda plan: self._journal.append(Grown(self._clock.wall_ns(), intent.id, plan)))
             try:
                 effect = ACTIONS[request.action].apply(job)
@@ -354,7 +352,7 @@ class Enforcement:
             self._effects.pop(intent.id)
             text = f"all {len(effect.members)} processes have ended"
             try:
-                kill.undo(effect.plan, None, self._boxes_but(intent.id))
+                kill.undo(effect.plan, effect, self._boxes_but(intent.id))
             except OSError as error:
                 text = f"{text}; its empty cgroup stays behind: {error}"
             self._news.append(self._end(intent, "done", text))

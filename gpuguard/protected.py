@@ -41,6 +41,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     ttl_s_max: float = 24 * 3600.0
     tree_max: int = 4096
     grace_s: float = 10.0
+    launches_per_s: float = 100.0
     protected_executables: tuple[str, ...] = DAEMONS
     protected_cgroups: tuple[str, ...] = ()
 

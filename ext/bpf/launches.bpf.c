@@ -12,6 +12,8 @@
  * start_boottime, from which field 22 of /proc/PID/stat is made (fs/proc/array.c). So a row is never given to a process
  * that took the pid over. The kernel's own type information (BTF) finds these fields.
  */
+#include <stdbool.h>
+
 #include <linux/bpf.h>
 #include <asm/ptrace.h>
 #include <bpf/bpf_core_read.h>
@@ -23,6 +25,9 @@
 #define LEVELS_MAX 32 /* MAX_PID_NS_LEVEL, linux/pid_namespace.h */
 #define NO_PREALLOC 1 /* BPF_F_NO_PREALLOC */
 #define EEXIST 17
+#define SIGKILL 9
+#define SIGSTOP 19
+#define TICK_NS 10000000ull /* USER_HZ is 100 in asm-generic/param.h, and on x86-64 */
 #define FATBIN_WRAPPER 0x466243b1 /* __fatBinC_Wrapper_t: magic, version, data, filename_or_fatbins */
 
 #define CO_RE __attribute__((preserve_access_index))
@@ -65,6 +70,22 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, RING_BYTES);
 } events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, QUOTAS_MAX);
+	__uint(map_flags, NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct quota);
+} quotas SEC(".maps");
+
+/* How many rows `quotas` has: while it has none, a launch pays nothing for it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} quotas_held SEC(".maps");
 
 const volatile __u32 pid_namespace = 0;
 
@@ -179,6 +200,45 @@ static __always_inline __u64 arguments(struct pt_regs *ctx, __u32 form, struct l
 	}
 }
 
+/* Return whether the process is ahead of its rate, and let it pay for these launches. */
+static __always_inline bool ahead(struct quota *quota, __u64 launches, __u64 now_ns)
+{
+	__u64 due_ns = quota->due_ns;
+
+	if (due_ns + QUOTA_BEHIND_NS < now_ns)
+		__sync_val_compare_and_swap(&quota->due_ns, due_ns, now_ns - QUOTA_BEHIND_NS);
+	due_ns = __sync_fetch_and_add(&quota->due_ns, launches * quota->interval_ns);
+	return due_ns > now_ns + QUOTA_AHEAD_NS;
+}
+
+/* Stop or end the process before this launch reaches the driver, if it has no right to it. The signal is taken on the
+ * way back to the program, so a stopped launch goes on once the process is continued. Returns whether there will be
+ * no launch at all.
+ */
+static __always_inline bool enforce(const struct launch_key *key, __u64 launches, __u64 now_ns)
+{
+	__u32 zero = 0, pid = key->pid;
+	__u64 *held = bpf_map_lookup_elem(&quotas_held, &zero);
+	struct quota *quota;
+
+	if (!held || !*held)
+		return false;
+	quota = bpf_map_lookup_elem(&quotas, &pid);
+	if (!quota || quota->start_ticks != key->start_ns / TICK_NS)
+		return false;
+	__sync_fetch_and_add(&quota->launches, launches);
+	if (quota->mode == QUOTA_KILL) {
+		bpf_send_signal(SIGKILL);
+		return true;
+	}
+	if (quota->mode == QUOTA_RATE && !ahead(quota, launches, now_ns))
+		return false;
+	bpf_send_signal(SIGSTOP);
+	/* Afterwards: who sees it grow may continue the process, and the signal is not still to come. */
+	__sync_fetch_and_add(&quota->stops, 1);
+	return false;
+}
+
 SEC("uprobe")
 int on_launch(struct pt_regs *ctx)
 {
@@ -198,6 +258,8 @@ int on_launch(struct pt_regs *ctx)
 	key.api = cookie & 0xff;
 	launches = arguments(ctx, cookie >> 8, &key);
 	now_ns = bpf_ktime_get_boot_ns();
+	if (enforce(&key, launches, now_ns))
+		return 0;
 	row = bpf_map_lookup_elem(&rows, &key);
 	if (!row) {
 		struct launch_value first = {.launches = launches, .first_ns = now_ns, .last_ns = now_ns};

@@ -33,6 +33,17 @@ enum call_form {
 	CALL_LINK = 4,    /* state, void **image, size_t *bytes: cuLinkComplete */
 };
 
+/* What is done at a launch of a process that has a row in `quotas`. */
+enum quota_mode {
+	QUOTA_RATE = 0,  /* SIGSTOP when it is ahead of its rate by more than QUOTA_AHEAD_NS */
+	QUOTA_STOP = 1,  /* SIGSTOP before the launch reaches the driver */
+	QUOTA_KILL = 2,  /* SIGKILL before the launch reaches the driver */
+};
+#define QUOTAS_MAX 4096
+#define QUOTA_AHEAD_NS 20000000ull
+/* So much of what was not used may be caught up with: more than a late wake-up, less than a burst anyone would notice. */
+#define QUOTA_BEHIND_NS 60000000ull
+
 enum counter { COUNT_ROWS_FULL = 0, COUNT_UNREADABLE = 1, COUNT_RING_FULL = 2, COUNT_FOREIGN = 3, COUNTERS = 4 };
 
 struct launch_key {
@@ -63,6 +74,19 @@ struct launch_event {
 	__u32 pid;
 	__u32 form;     /* enum call_form */
 	__u8 text[TEXT_BYTES];  /* a name or path, cut and NUL-ended; or the first HEADER_BYTES of the image */
+};
+
+/* Written by the broker, read by the process that wakes the stopped (gpuguard/boundary.py). By pid as the broker sees
+ * it. One launch each interval_ns is paid for by moving due_ns on: the virtual scheduling form of the token bucket
+ * (GCRA, ITU-T I.371), which needs one atomic addition and no lock. `stops` grows after the signal was sent.
+ */
+struct quota {
+	__u64 start_ticks;  /* field 22 of /proc/PID/stat: whoever takes the pid over has no quota */
+	__u64 interval_ns;
+	__u64 due_ns;
+	__u64 launches;
+	__u64 stops;
+	__u64 mode;
 };
 
 #endif

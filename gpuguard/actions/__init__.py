@@ -28,6 +28,7 @@ class Job(Struct):
     grace_s: float
     keep: frozenset[str]
     record: Callable[[Plan], None]
+    launches_per_s: float = 0.0
 
 
 class Namespace(Struct):
@@ -42,6 +43,8 @@ class Effect(Struct):
     """What an act did: the text for people, and what lives only as long as this process.
 
     ``due_s`` (monotonic) is when a kill has its next step: the last blow, or, once ``struck``, giving up on it.
+    ``quota`` is the key of its quotas at the launch boundary (0: none), ``launches_per_s`` their rate, and ``grow``
+    journals what the act takes in later.
     """
 
     text: str
@@ -51,3 +54,6 @@ class Effect(Struct):
     mark: int = 0
     due_s: float | None = None
     struck: bool = False
+    quota: int = 0
+    launches_per_s: float = 0.0
+    grow: Callable[[Plan], None] | None = None

@@ -4,7 +4,8 @@ In a box of its own where the host has cgroup v2: children forked meanwhile are 
 takes all at once. Elsewhere by pidfds, stopping the tree before the last blow so that nothing forks past it. The
 broker goes on meanwhile: ``apply`` only begins, `strike` comes when the grace time is over, and then it is watched
 until the last one is gone: freeing pinned GPU memory takes its time. A process in uninterruptible sleep outlives
-SIGKILL: it is reported as alive, never as killed.
+SIGKILL: it is reported as alive, never as killed. Where the launch eye is open, whoever launches another kernel in the
+grace time ends at that launch, before it is made.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard import boxes, proctree
 from gpuguard.actions import Effect
+from gpuguard.boundary import MODE_KILL, current
 from gpuguard.journal import Plan
 
 if TYPE_CHECKING:
@@ -31,8 +33,11 @@ def apply(job: Job) -> Effect:
     job.record(plan)
     members, plan = _gather(job, plan)
     asked = sum(proctree.send(one, signal.SIGTERM, job.boot_id) for one in members)
+    boundary = current()
+    # It may use the grace time to save its work, not to go on with it.
+    quota = boundary.hold(members, MODE_KILL) if boundary is not None else 0
     return Effect(text=f"SIGTERM to {asked} processes, SIGKILL to what is left in {job.grace_s:g} s", plan=plan,
-                  members=members, due_s=time.monotonic() + job.grace_s)
+                  members=members, due_s=time.monotonic() + job.grace_s, quota=quota)
 
 
 def _gather(job: Job, plan: Plan) -> tuple[list[Member], Plan]:
@@ -65,7 +70,15 @@ def strike(effect: Effect) -> None:
             boxes.kill(box)
     for one in _stood_still(effect, boot):
         proctree.send(one, signal.SIGKILL, boot)
+    _open_boundary(effect)
     effect.struck, effect.due_s = True, time.monotonic() + GONE_S
+
+
+def _open_boundary(effect: Effect) -> None:
+    boundary = current()
+    if boundary is not None and effect.quota:
+        boundary.let_go(effect.quota)
+    effect.quota = 0
 
 
 def _stood_still(effect: Effect, boot: str) -> list[Member]:
@@ -89,5 +102,6 @@ def verify(effect: Effect) -> str:
 
 def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:
     """Open the box of those who live; the dead stay dead."""
-    del effect
+    if effect is not None:
+        _open_boundary(effect)
     return "; ".join(filter(None, ["a kill cannot be undone", boxes.empty_all(plan.boxes, keep)]))

@@ -2,7 +2,9 @@
 
 In a box of its own with cgroup.freeze where the host has cgroup v2: the job cannot see it, nobody can SIGCONT out of
 it. Elsewhere SIGSTOP by pidfd, parents first, until no new child turns up; who stood still before is left alone, by
-the act and by its undo. GPU work that is already queued runs on, GPU memory stays allocated, peers may time out.
+the act and by its undo.
+Where the launch eye is open, a launch made meanwhile is stopped before it is made. GPU work that is already queued runs
+on, GPU memory stays allocated, peers may time out.
 Source: Documentation/admin-guide/cgroup-v2.rst section 5.2.1; signal(7).
 """
 
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard import boxes, proctree
 from gpuguard.actions import Effect
+from gpuguard.boundary import MODE_STOP, current
 from gpuguard.journal import Plan
 
 if TYPE_CHECKING:
@@ -25,12 +28,26 @@ _POLL_S = 0.002
 
 
 def apply(job: Job) -> Effect:
-    """Stop the tree."""
-    if boxes.mount() is not None:
-        effect = _freeze(job)
-        if effect is not None:
-            return effect
-    return _stop(job)
+    """Stop the tree: first whoever launches, at that launch, then everybody."""
+    at_launch, quota = _stop_at_launch(job)
+    effect = _freeze(job) if boxes.mount() is not None else None
+    if effect is None:
+        effect = _stop(job, at_launch)
+    both = dict.fromkeys((*at_launch, *effect.plan.stopped))
+    effect.plan = Plan(effect.plan.boxes, tuple(both))
+    effect.quota = quota
+    return effect
+
+
+def _stop_at_launch(job: Job) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Close the launch boundary where there is one: from then on not one launch more reaches the GPU."""
+    boundary = current()
+    if boundary is None:
+        return (), 0
+    moving = [one for one in proctree.tree([job.root.pid]) if one.state not in "Tt" or boundary.holds(one)]
+    stopped = tuple((one.pid, one.start_ticks) for one in moving)
+    job.record(Plan(stopped=stopped))
+    return stopped, boundary.hold(moving, MODE_STOP)
 
 
 def _freeze(job: Job) -> Effect | None:
@@ -47,11 +64,11 @@ def _freeze(job: Job) -> Effect | None:
     return Effect(text=f"{len(members)} processes {text}", plan=plan, members=members)
 
 
-def _stop(job: Job) -> Effect:
+def _stop(job: Job, at_launch: tuple[tuple[int, int], ...]) -> Effect:
     stopped: list[Member] = []
 
     def put(new: list[Member]) -> None:
-        moving = [one for one in new if one.state not in "Tt"]
+        moving = [one for one in new if one.state not in "Tt" or (one.pid, one.start_ticks) in at_launch]
         job.record(Plan(stopped=tuple((one.pid, one.start_ticks) for one in moving)))
         stopped.extend(one for one in moving if proctree.send(one, signal.SIGSTOP, job.boot_id))
 
@@ -85,13 +102,13 @@ def _running(plan: Plan) -> int:
 
 def undo(plan: Plan, effect: Effect | None, keep: frozenset[str]) -> str:
     """Let exactly those go on that we stopped."""
-    del effect
+    boundary = current()
+    continued = boundary.let_go(effect.quota) if boundary is not None and effect is not None else 0
     boot = proctree.boot_id()
-    continued = 0
     # Children first: a shell that wakes up should find its children running.
     for pid, ticks in reversed(plan.stopped):
         now = proctree.member(pid)
-        if now is not None and now.start_ticks == ticks and now.state == "T":
+        if now is not None and now.start_ticks == ticks and now.state == "T" and not (boundary and boundary.holds(now)):
             continued += proctree.send(now, signal.SIGCONT, boot)
     text = f"{continued} processes continued" if plan.stopped else ""
     return "; ".join(filter(None, [text, boxes.empty_all(plan.boxes, keep)]))

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from msgspec import Struct
 
+from gpuguard import boundary
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Block, Gap, KernelName, Launches, ModuleImage, ProcessStarted
 from gpuguard.core.subjects import ProcessId
@@ -154,6 +155,7 @@ class LaunchProbe:
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
+        self.boundary = boundary.Boundary(programs.quotas_fd, programs.quotas_held_fd)
         self._examined: BoundedTable[tuple[int, ...], None] = BoundedTable(FILES_MAX)
         self._watched: dict[tuple[object, ...], Watched] = {}
         self._seen: set[tuple[str, str, str]] = set()
@@ -298,7 +300,8 @@ class LaunchProbe:
         return {"libraries": len(self._watched), "refused": len(self.refused)}
 
     def close(self) -> None:
-        """Detach everything and unload."""
+        """Detach everything and unload; nobody stays slowed."""
+        self.boundary.close()
         for one in self._watched.values():
             for link in one.links:
                 os.close(link)
@@ -332,6 +335,7 @@ def release() -> None:
     if _Held.probe:
         _Held.probe.close()
     _Held.probe = None
+    boundary.opened(None)
 
 
 def _open(request: OpenLaunches) -> tuple[Answer, list[int]]:
@@ -344,6 +348,7 @@ def _open(request: OpenLaunches) -> tuple[Answer, list[int]]:
         probe.add(path)
     probe.scan(())
     _Held.probe = probe
+    boundary.opened(probe.boundary)
     return probe.open_handles()
 
 

@@ -91,7 +91,6 @@ def test_a_process_that_ended_is_refused(enforcement, spawn):
     ({"ttl_s": 0.0}, "time to live"), ({"ttl_s": -1.0}, "time to live"), ({"ttl_s": float("nan")}, "time to live"),
     ({"ttl_s": float("inf")}, "time to live"), ({"ttl_s": 1e9}, "time to live"),
     ({"decision_id": ""}, "decision id"), ({"decision_id": "../x"}, "decision id"), ({"decision_id": "x" * 65}, "id"),
-    ({"action": "throttle"}, "not available yet"),
 ])
 def test_what_makes_no_sense_is_refused(enforcement, spawn, changes, why):
     child = spawn(IDLE)
