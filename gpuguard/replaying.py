@@ -11,7 +11,8 @@ from gpuguard.config import GuardSettings
 from gpuguard.core.guard import Guard
 from gpuguard.core.policy import DEFAULT_POLICY, Policy
 from gpuguard.core.records import Block, HostInfo
-from gpuguard.core.signatures import parse_signature
+from gpuguard.core.signatures import SignatureError, parse_signature
+from gpuguard.recording.codec import RecordingError
 from gpuguard.recording.reader import read_recording
 from gpuguard.signature_files import shipped_texts
 
@@ -24,13 +25,21 @@ if TYPE_CHECKING:
 def replay(path: str | Path, *, policy: Policy | None = None) -> Iterator[Event]:
     """Yield the events of a recording (a file or a directory).
 
-    Judged by the settings and the policy that it was made under, unless ``policy`` is given. A recording that is cut
-    or damaged yields everything up to there, and a `Gap` that says so. Raises RecordingError if it is none at all,
-    OSError if it cannot be opened.
+    Judged by the settings and the policy that it was made under, unless ``policy`` is given; each run of a folder that
+    holds several by a guard of its own. A recording that is cut or damaged yields everything up to there, and a `Gap`
+    that says so. Raises RecordingError if it is none at all or its settings cannot be used, OSError if it cannot be
+    opened.
     """
     guard: Guard | None = None
+    run: HostInfo | None = None
     time_ns = 0
     for block in read_recording(Path(path)):
+        if isinstance(block, HostInfo):
+            if block == run:
+                continue  # each file of a run begins with it
+            if guard:
+                yield from guard.close(time_ns)
+            guard, run, time_ns = guard_for(block, policy), block, 0
         guard = guard or guard_for(block, policy)
         time_ns = max(time_ns, block.time_ns)
         yield from guard.receive(block)
@@ -39,14 +48,18 @@ def replay(path: str | Path, *, policy: Policy | None = None) -> Iterator[Event]
 
 
 def guard_for(first: Block, policy: Policy | None = None) -> Guard:
-    """Return a guard with the settings that the first record of a recording names."""
+    """Return a guard with the settings that the first record of a recording names; raises RecordingError."""
     said = first.settings if isinstance(first, HostInfo) else {}
-    settings = msgspec.json.decode(said["guard"], type=GuardSettings) if "guard" in said else GuardSettings()
-    made_under = msgspec.json.decode(said["policy"], type=Policy) if "policy" in said else DEFAULT_POLICY
-    texts = msgspec.json.decode(said["signatures"], type=dict[str, str]) if "signatures" in said else shipped_texts()
-    return Guard(
-        policy or made_under,
-        mode=settings.mode,
-        alarms_per_gpu_year=settings.alarms_per_gpu_year,
-        signatures=tuple(parse_signature(text, stem) for stem, text in sorted(texts.items())),
-    )
+    try:
+        settings = msgspec.json.decode(said["guard"], type=GuardSettings) if "guard" in said else GuardSettings()
+        made_under = msgspec.json.decode(said["policy"], type=Policy) if "policy" in said else DEFAULT_POLICY
+        texts = msgspec.json.decode(said["signatures"], type=dict[str, str]) if "signatures" in said else None
+        return Guard(
+            policy or made_under,
+            mode=settings.mode,
+            alarms_per_gpu_year=settings.alarms_per_gpu_year,
+            signatures=tuple(parse_signature(text, stem)
+                             for stem, text in sorted((shipped_texts() if texts is None else texts).items())),
+        )
+    except (msgspec.MsgspecError, SignatureError, ValueError) as error:
+        raise RecordingError(f"the settings that it was made under cannot be used: {error}") from error

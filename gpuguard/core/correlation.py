@@ -1,8 +1,9 @@
 """Who asked for this process: joining processes to the tool calls of an agent.
 
-Strongest first. A process whose TRACEPARENT (its own or inherited) names the span of a tool call was started by it.
-A process below the agent's own that started while exactly one of that agent's calls ran was started by it too. Two
-calls at once leave it open: a wrong name is worse than none.
+Strongest first. A process whose TRACEPARENT (its own, else the nearest ancestor's) names the span of a tool call was
+started by it. A process below the agent's own that started while exactly one of that agent's calls ran was started by
+it too. Two calls at once leave it open, and so does a span that is not reported yet of a trace that the agent uses: a
+wrong name is worse than none. A trace that nobody reported is the process's own word, and hides nobody.
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ class Correlation:
 
     def tool_call(self, process: ProcessId, host: Host) -> ToolCall | None:
         """Return the tool call that started the process, None where that is open."""
-        context = host.context(process)
-        if context.span_id:
-            return self._calls.get((context.trace_id, context.span_id))
         lineage = (process, *host.ancestors(process))
+        for one in lineage:
+            context = host.own_context(one)
+            call = self._calls.get((context.trace_id, context.span_id))
+            if call:
+                return call
+        trace_id = host.context(process).trace_id
         for below, agent in itertools.pairwise(lineage):
             calls = self._by_agent.get(agent)
             if calls:
-                return _only_call_during(calls, host, below)
+                awaited = any(call.trace_id == trace_id for call in calls)
+                return None if awaited else _only_call_during(calls, host, below)
         return None
 
 

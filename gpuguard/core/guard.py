@@ -50,6 +50,10 @@ LOOKED_PACKETS = 8
 
 #: How long the standing of a process outlives it: its last records may still be on their way.
 EXITED_KEPT_NS = 60_000_000_000
+EXITED_MAX = 16_384
+
+#: How often at most it is told that tables are full.
+EVICTED_TOLD_NS = 60_000_000_000
 
 
 class ProcessVerdict(msgspec.Struct, frozen=True):
@@ -95,7 +99,10 @@ class Guard:
         self._gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
         self._pending: OrderedDict[str, Decision] = OrderedDict()
         self._decided: OrderedDict[str, None] = OrderedDict()
-        self._gone: deque[ProcessExited] = deque(maxlen=DECIDED_MAX)
+        self._gone: deque[ProcessExited] = deque()
+        self._started: set[ProcessId] = set()
+        self._evicted: dict[str, int] = {}
+        self._evicted_told_ns = 0
 
     def receive(self, block: Block) -> list[Event]:
         """Take one block in and return what follows from it, in order."""
@@ -125,7 +132,6 @@ class Guard:
     def _take(self, item: Block | Observation) -> list[Event]:
         self.host.receive(item)
         events = self._answer(item)
-        spoken: dict[tuple[Subject, str], Standing] = {}
         for detector in list(self._detectors):
             try:
                 weighed = detector.receive(item, self.host)
@@ -134,11 +140,10 @@ class Guard:
                 events += self._answer(_failed(detector, item, error))
                 continue
             for evidence in weighed:
+                # Told piece by piece, not block by block: a block of launches that was cut in two tells the same.
                 standing, changed = self._fusion.receive(evidence)
                 if changed and LABELS[standing.label].accuses:
-                    spoken[standing.subject, standing.label] = standing
-        for standing in spoken.values():
-            events += self._tell(self._finding(standing, item.time_ns))
+                    events += self._tell(self._finding(standing, item.time_ns))
         if isinstance(item, FlowClosed):
             events.append(self._report(item))
             self._fusion.forget(item.flow)
@@ -152,9 +157,12 @@ class Guard:
                 return [item]
             case ToolCall():
                 self._correlation.receive(item)
-                return self._rejoin(item.time_ns)
-            case Sockets() | ProcessStarted():
-                return self._rejoin(item.time_ns)
+                return self._rejoin(item.time_ns, self.incidents.findings())
+            case Sockets():
+                return self._rejoin(item.time_ns, [f for f in self.incidents.findings() if f.process is None])
+            case ProcessStarted():
+                # At the next tick: a busy host starts a thousand processes a second, and findings are many.
+                self._started.add(item.process)
             case Approval():
                 return self._approve(item)
             case ActionOutcome():
@@ -164,6 +172,7 @@ class Guard:
                 self._gone.append(item)
             case Tick():
                 self._forget_exited(item.time_ns)
+                return [*self._rejoin(item.time_ns, self._of_started()), *self._tell_evicted(item.time_ns)]
             case _:
                 pass
         return []
@@ -208,7 +217,7 @@ class Guard:
             return None, None, ""
         brief = self.host.brief(process)
         call = self._correlation.tool_call(process, self.host)
-        return brief, call, brief.context.trace_id or (call.trace_id if call else "")
+        return brief, call, call.trace_id if call else brief.context.trace_id
 
     def _tell(self, finding: Finding) -> list[Event]:
         """Return a finding with the incident it belongs to and what policy asks for."""
@@ -251,30 +260,52 @@ class Guard:
         if decision is None:
             reason = f"{approval.answer} by {approval.by}: no decision {approval.decision_id} waits for an answer"
             return [Gap(time_ns=approval.time_ns, sensor="approval", reason=reason)]
-        if approval.answer == "reject":
-            return []
         incident = self.incidents.of_finding(decision.finding_id)
+        if approval.answer == "reject":
+            return self._rejected(decision, approval)
         finding = next((f for f in incident.findings if f.id == decision.finding_id), None) if incident else None
-        alive = decision.target is not None and decision.target.process not in self.host.exited
+        alive = decision.target is not None and not self.host.has_ended(decision.target.process)
         if finding is None or finding.verdict != "confirmed" or not alive:
             reason = f"decision {decision.id} was approved by {approval.by}, but what it rests on no longer stands"
             return [Gap(time_ns=approval.time_ns, sensor="approval", reason=reason)]
         return self._ask(msgspec.structs.replace(
             decision, time_ns=approval.time_ns, needs_approval=False, approved_by=approval.by))
 
-    def _rejoin(self, time_ns: int) -> list[Event]:
+    def _rejected(self, decision: Decision, approval: Approval) -> list[Event]:
+        because = f": {approval.reason}" if approval.reason else ""
+        incident = self.incidents.outcome(ActionOutcome(
+            time_ns=approval.time_ns,
+            decision_id=decision.id,
+            action=decision.rung,
+            outcome="refused",
+            text=f"rejected by {approval.by}{because}",
+            process=decision.target.process if decision.target else None,
+        ))
+        return [incident] if incident else []
+
+    def _of_started(self) -> list[Finding]:
+        """Return the findings that processes started since the last tick may say more about."""
+        started, self._started = self._started, set()
+        if not started:
+            return []
+        return [f for f in self.incidents.findings()
+                if f.process is None or not started.isdisjoint((f.process.process, *f.process.ancestors))]
+
+    def _rejoin(self, time_ns: int, findings: list[Finding]) -> list[Event]:
         """Return what changes now that a socket, a process or a tool call is better known."""
         events: list[Event] = []
-        for finding in self.incidents.findings():
-            if finding.process is not None and finding.tool_call is not None:
-                continue
+        for finding in findings:
             process, call, trace_id = self._join(finding.subject)
-            if (process, call, trace_id) == (finding.process, finding.tool_call, finding.trace_id):
-                continue
             if process is None:
                 continue
-            events += self._tell(msgspec.structs.replace(
-                finding, time_ns=time_ns, process=process, tool_call=call, trace_id=trace_id))
+            before = finding.process
+            if before and before.process == process.process and process.process not in self.host.processes:
+                process = before  # it ended, and was forgotten: what was known of it stays
+            if call is None and finding.tool_call is not None:
+                call, trace_id = finding.tool_call, finding.trace_id
+            if (process, call, trace_id) != (before, finding.tool_call, finding.trace_id):
+                events += self._tell(msgspec.structs.replace(
+                    finding, time_ns=time_ns, process=process, tool_call=call, trace_id=trace_id))
         return events
 
     def _report(self, closed: FlowClosed) -> FlowReport:
@@ -299,10 +330,23 @@ class Guard:
         )
 
     def _forget_exited(self, time_ns: int) -> None:
-        while self._gone and self._gone[0].time_ns + EXITED_KEPT_NS < time_ns:
+        while self._gone and (len(self._gone) > EXITED_MAX or self._gone[0].time_ns + EXITED_KEPT_NS < time_ns):
             gone = self._gone.popleft()
             self._fusion.forget(gone.process)
             self.host.forget(gone.process)
+
+    def _tell_evicted(self, time_ns: int) -> list[Event]:
+        """Return what full tables lost since this was told last, once a minute at most."""
+        evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted, **self.host.evicted()}
+        lost = {name: count - self._evicted.get(name, 0) for name, count in evicted.items()}
+        if time_ns < self._evicted_told_ns + EVICTED_TOLD_NS or not any(lost.values()):
+            return []
+        since_ns, self._evicted_told_ns, self._evicted = self._evicted_told_ns or None, time_ns, evicted
+        names = ", ".join(f"{count} {name}" for name, count in lost.items() if count)
+        gap = Gap(time_ns=time_ns, sensor="core", reason=f"tables are full; forgotten before their time: {names}",
+                  since_ns=since_ns, lost=sum(lost.values()))
+        self._gaps.append(gap)
+        return [gap]
 
 
 def _failed(detector: Detector, item: Block | Observation, error: Exception) -> Gap:

@@ -33,6 +33,7 @@ V = TypeVar("V")
 PROCESSES_MAX = 32_768
 ENDED_MAX = 8_192
 SOCKETS_MAX = 32_768
+NAMERS_MAX = 1_024
 KERNELS_MAX = 65_536
 SAMPLES_MAX = 4_096
 ANCESTORS_MAX = 64
@@ -89,11 +90,12 @@ class Host:
         self.device_samples: BoundedTable[str, DeviceSample] = BoundedTable(SAMPLES_MAX)
         self.process_samples: BoundedTable[tuple[ProcessId, str], ProcessSample] = BoundedTable(SAMPLES_MAX)
         self._current: BoundedTable[int, ProcessId] = BoundedTable(PROCESSES_MAX)
-        self._sockets: BoundedTable[SocketKey, Socket] = BoundedTable(SOCKETS_MAX)
+        self._sockets: BoundedTable[SocketKey, tuple[int, Socket]] = BoundedTable(SOCKETS_MAX)
         self._owned: dict[int, dict[ProcessId, list[Socket]]] = {}
         self._local: BoundedTable[tuple[int, str], None] = BoundedTable(SAMPLES_MAX)
         self._flow_owner: BoundedTable[FlowId, ProcessId] = BoundedTable(SOCKETS_MAX)
-        self._kernels: BoundedTable[tuple[ProcessId, int], KernelName] = BoundedTable(KERNELS_MAX)
+        self._kernels: BoundedTable[ProcessId, dict[int, KernelName]] = BoundedTable(NAMERS_MAX)
+        self._names_evicted = 0
         self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(ENDED_MAX)
         self._images: BoundedTable[ProcessId, deque[ModuleImage]] = BoundedTable(PROCESSES_MAX)
 
@@ -109,7 +111,7 @@ class Host:
             case Sockets():
                 self._take_sockets(item)
             case KernelName():
-                self._kernels[item.process, item.kernel] = item
+                self._take_name(item)
             case ModuleImage():
                 held = self._images.get(item.process)
                 self._images[item.process] = deque([*(held or ()), item], maxlen=IMAGES_MAX)
@@ -146,6 +148,10 @@ class Host:
             merged = _merge(merged, self._origin(one)[1])
         return merged
 
+    def own_context(self, process: ProcessId) -> Context:
+        """Return what the process itself says it belongs to."""
+        return self._origin(process)[1]
+
     def brief(self, process: ProcessId) -> ProcessBrief:
         """Return what to show of a process."""
         started = self.processes.get(process)
@@ -164,7 +170,8 @@ class Host:
 
     def kernel_name(self, process: ProcessId, kernel: int) -> KernelName | None:
         """Return what the process called this kernel handle, None if it was looked up before we watched."""
-        return self._kernels.get((process, kernel))
+        names = self._kernels.get(process)
+        return names.get(kernel) if names else None
 
     def images(self, process: ProcessId) -> deque[ModuleImage]:
         """Return the GPU code that the process was seen to load, oldest first."""
@@ -179,11 +186,13 @@ class Host:
         return (netns, address) in self._local
 
     def socket(self, flow: FlowId, *, initiator: bool) -> Socket | None:
-        """Return the socket of one end of a flow, None if it was not seen."""
+        """Return the socket of one end of a flow, None if it was not seen since the flow began."""
         near = (flow.initiator, flow.initiator_port)
         far = (flow.responder, flow.responder_port)
         local, remote = (near, far) if initiator else (far, near)
-        return self._sockets.get((flow.netns, flow.protocol, *local, *remote))
+        seen_ns, socket = self._sockets.get((flow.netns, flow.protocol, *local, *remote)) or (0, None)
+        # A list that is older than the flow shows whoever had these ends before: ports are used again.
+        return socket if seen_ns >= flow.start_ns else None
 
     def owner(self, flow: FlowId) -> ProcessId | None:
         """Return the process that holds the local end of a flow, None when that is not certain.
@@ -210,6 +219,23 @@ class Host:
         self.exited.pop(process)
         self.processes.pop(process)
         self._images.pop(process)
+        self._kernels.pop(process)
+
+    def has_ended(self, process: ProcessId) -> bool:
+        """Return whether the process is known to have ended, be it that another has its pid now."""
+        now = self._current.get(process.pid)
+        return process in self.exited or process in self._ended or (now is not None and now != process)
+
+    def evicted(self) -> dict[str, int]:
+        """Return how many entries left because their table was full, by what they are, since the beginning."""
+        return {
+            "processes": self.processes.evicted,
+            "sockets": self._sockets.evicted,
+            "processes' kernel names": self._kernels.evicted,
+            "kernel names": self._names_evicted,
+            "processes' GPU code": self._images.evicted,
+            "samples of processes": self.process_samples.evicted,
+        }
 
     def _origin(self, process: ProcessId) -> tuple[ProcessId | None, Context]:
         """Return the parent of a process and what its own cgroup and environment say."""
@@ -227,6 +253,17 @@ class Host:
                 return one
         return None
 
+    def _take_name(self, item: KernelName) -> None:
+        """Keep a kernel's name. When there are too many, whoever has most loses his oldest, and nobody else."""
+        names = self._kernels.get(item.process) or {}
+        names[item.kernel] = item
+        self._kernels[item.process] = names
+        held = self._kernels.values()
+        if sum(map(len, held)) > KERNELS_MAX:
+            most = max(held, key=len)
+            del most[next(iter(most))]
+            self._names_evicted += 1
+
     def _take_sockets(self, seen: Sockets) -> None:
         owned: dict[ProcessId, list[Socket]] = {}
         for socket in seen.sockets:
@@ -236,9 +273,9 @@ class Host:
                 continue
             self._local[seen.netns, socket.local] = None
             key = (seen.netns, socket.protocol, socket.local, socket.local_port, socket.remote, socket.remote_port)
-            before = self._sockets.get(key)
-            if before is None or before.inode != socket.inode or socket.owners:
-                self._sockets[key] = socket
+            _, before = self._sockets.get(key) or (0, None)
+            kept = socket if before is None or before.inode != socket.inode or socket.owners else before
+            self._sockets[key] = (seen.time_ns, kept)
         self._owned.pop(seen.netns, None)
         self._owned[seen.netns] = owned
         while len(self._owned) > NAMESPACES_MAX:

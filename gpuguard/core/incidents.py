@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from gpuguard.core.records import ActionOutcome
 
 INCIDENTS_MAX = 4_096
+#: A story with more findings than this goes on in another incident: each is told whole whenever it changes.
+FINDINGS_MAX = 128
+DECISIONS_MAX = 256
 OUTCOMES_MAX = 64
 _ROOT_CGROUPS = ("", "/")
 
@@ -63,8 +66,12 @@ class Incidents:
         changed = []
         held = self._by_finding.get(finding.id)
         home = self._by_story.get(story) if story else held
+        if held and self._incidents[held].story == story:
+            home = held
         if held and home and held != home:
             changed.append(self._without(self._incidents[held], finding))
+        if home and home != held and len(self._incidents[home].findings) >= FINDINGS_MAX:
+            home = short_id("I", story, finding.id)
         incident_id = home or held or short_id("I", story or finding.id, finding.start_ns)
         before = self._incidents.get(incident_id)
         incident = _with_finding(before, incident_id, story, finding)
@@ -81,7 +88,7 @@ class Incidents:
             return None
         decisions = tuple(d for d in incident.decisions if d.id != decision.id)
         return self._keep(msgspec.structs.replace(incident, time_ns=decision.time_ns,
-                                                  decisions=(*decisions, decision)))
+                                                  decisions=(*decisions, decision)[-DECISIONS_MAX:]))
 
     def outcome(self, outcome: ActionOutcome) -> Incident | None:
         """Add what became of a decision; None if its incident is gone."""

@@ -47,7 +47,7 @@ def _encode_rows(rows: object) -> object:
 
 def _decode_rows(kind: type, value: Any) -> np.ndarray:
     if kind is not np.ndarray or not isinstance(value, bytes):
-        raise NotImplementedError(f"cannot read a {kind.__name__}")
+        raise ValueError(f"cannot read a {kind.__name__} from a {type(value).__name__}")
     return np.frombuffer(value, LAUNCH).copy()
 
 

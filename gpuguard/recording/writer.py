@@ -52,7 +52,7 @@ class Recorder:
         self._blocks.append(block)
         self._rows += len(block.rows) if isinstance(block, Packets | Launches) else 0
         full = len(self._blocks) >= FRAME_BLOCKS_MAX or self._rows >= FRAME_ROWS_MAX
-        if full or block.time_ns - self._oldest_ns >= FRAME_AGE_NS:
+        if full or not 0 <= block.time_ns - self._oldest_ns < FRAME_AGE_NS:
             return self.flush(block.time_ns)
         return []
 
@@ -108,7 +108,14 @@ class Recorder:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._offset = 0
         again = [self._info] if self._info and number > 1 else []
-        self._append(encode_header() + (encode_frame(again) if again else b""))
+        try:
+            self._append(encode_header() + (encode_frame(again) if again else b""))
+        except OSError:
+            # Without its header it would be no recording, whatever is written to it later.
+            os.close(self._descriptor)
+            self._descriptor = -1
+            path.unlink()
+            raise
 
     def _prune(self, files: list[Path], upcoming: int) -> None:
         """Remove the oldest files until another whole one fits under the cap."""

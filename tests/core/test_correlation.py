@@ -52,3 +52,21 @@ def test_nobody_asked() -> None:
     host = Host()
     host.receive(started(pid(10), pid(1)))
     assert joined(host, call(process=pid(5))).tool_call(pid(10), host) is None
+
+
+def test_a_trace_that_nobody_reported_hides_nobody() -> None:
+    host = Host()
+    host.receive(started(pid(5)))
+    host.receive(started(pid(10), pid(5), environ={"TRACEPARENT": f"00-{'e' * 32}-{'f' * 16}-01"}))
+    found = joined(host, call(process=pid(5))).tool_call(pid(10), host)
+    assert found is not None
+    assert found.span_id == SPAN
+
+
+def test_an_unknown_span_below_a_known_one_was_started_by_the_known_one() -> None:
+    host = Host()
+    host.receive(started(pid(10), environ={"TRACEPARENT": f"00-{TRACE}-{SPAN}-01"}))
+    host.receive(started(pid(20), pid(10), environ={"TRACEPARENT": f"00-{'e' * 32}-{'f' * 16}-01"}))
+    found = joined(host, call()).tool_call(pid(20), host)
+    assert found is not None
+    assert found.span_id == SPAN

@@ -3,13 +3,16 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gpuguard.core import fusion
 from gpuguard.core.events import Decision, Finding, Incident
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.guard import Guard
 from gpuguard.core.host import Host
 from gpuguard.core.policy import DEFAULT_POLICY
-from gpuguard.core.records import ActionOutcome, Approval, Gap, ProcessExited, Tick
+from gpuguard.core.records import LAUNCH, ActionOutcome, Approval, Gap, Launches, ProcessExited, Tick
 from tests.core.builders import SECOND, SPAN, T0, TRACE, call, evidence, flow, pid, socket_of, sockets, started
 
 
@@ -107,7 +110,11 @@ def test_rejection_ends_it() -> None:
     guard = guard_that_hears({1: MINING})
     guard.receive(started(pid(5)))
     guard.receive(tick(1))
-    assert guard.receive(answer(killing(guard), "reject")) == []
+    decision = killing(guard)
+    (incident,) = guard.receive(answer(decision, "reject"))
+    assert isinstance(incident, Incident)
+    assert [(o.decision_id, o.outcome, o.text) for o in incident.outcomes] == [
+        (decision.id, "refused", "rejected by kim")]
     assert guard.pending() == []
 
 
@@ -150,6 +157,72 @@ def test_an_exited_process_is_forgotten_after_a_while() -> None:
     assert len(guard.processes()) == 1
     guard.receive(tick(100))
     assert guard.processes() == []
+
+
+class Reader:
+    """A detector that finds something in every row of launches, as its number says."""
+
+    def receive(self, item: object, host: Host) -> list[Evidence]:
+        if not isinstance(item, Launches):
+            return []
+        return [evidence(7.0, subject=pid(int(row["pid"])), kind=f"kernel {row['kernel']}") for row in item.rows]
+
+
+def launches(*rows: tuple[int, int]) -> Launches:
+    block = Launches(T0, np.zeros(len(rows), LAUNCH))
+    block.rows["pid"], block.rows["kernel"] = zip(*rows, strict=True)
+    return block
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=8), st.integers(1, 7))
+def test_where_a_block_of_launches_is_cut_changes_nothing(rows: list[tuple[int, int]], at: int) -> None:
+    def told(*blocks: Launches) -> list[object]:
+        guard = guard_that_hears({})
+        guard._detectors = [Reader()]
+        return [event for block in blocks for event in guard.receive(block)]
+
+    parts = [launches(*part) for part in (rows[:at], rows[at:]) if part]
+    assert told(*parts) == told(launches(*rows))
+
+
+def test_what_was_known_of_a_process_stays_in_its_finding_after_it_is_forgotten() -> None:
+    guard = guard_that_hears({1: MINING})
+    guard.receive(started(pid(5), name="miner"))
+    guard.receive(tick(1))
+    guard.receive(ProcessExited(time_ns=T0 + 2 * SECOND, process=pid(5)))
+    guard.receive(tick(100))
+    guard.receive(started(pid(6)))
+    guard.receive(call())
+    guard.receive(tick(101))
+    (incident,) = guard.incidents.all()
+    assert [p.name for p in incident.processes] == ["miner"]
+
+
+def test_an_approval_long_after_the_end_of_the_process_does_nothing() -> None:
+    guard = guard_that_hears({1: MINING})
+    guard.receive(started(pid(5)))
+    guard.receive(tick(1))
+    decision = killing(guard)
+    guard.receive(ProcessExited(time_ns=T0 + 2 * SECOND, process=pid(5)))
+    guard.receive(tick(100))
+    (refused,) = guard.receive(answer(decision))
+    assert isinstance(refused, Gap)
+
+
+def test_a_process_that_executes_another_program_is_shown_as_that() -> None:
+    guard = guard_that_hears({1: MINING})
+    guard.receive(started(pid(5), name="sh"))
+    guard.receive(tick(1))
+    guard.receive(started(pid(5), name="miner"))
+    assert [p.name for e in guard.receive(tick(2)) if isinstance(e, Incident) for p in e.processes] == ["miner"]
+
+
+def test_full_tables_are_told_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "STANDINGS_MAX", 2)
+    guard = guard_that_hears({n: evidence(1.0, subject=pid(n)) for n in range(1, 90)})
+    gaps = [(n, e) for n in range(1, 90) for e in guard.receive(tick(n)) if isinstance(e, Gap)]
+    assert [(n, gap.sensor, gap.lost) for n, gap in gaps] == [(4, "core", 1), (64, "core", 60)]
+    assert "standings" in gaps[0][1].reason
 
 
 def test_events_are_json() -> None:

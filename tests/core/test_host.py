@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
+from gpuguard.core import host as host_module
 from gpuguard.core.host import BoundedTable, Host
-from gpuguard.core.records import ModuleImage, ProcessExited
+from gpuguard.core.records import KernelName, ModuleImage, ProcessExited
 from tests.core.builders import SPAN, T0, TRACE, flow, pid, socket_of, sockets, started
 
 
@@ -66,7 +69,8 @@ def test_a_reused_port_is_another_socket() -> None:
     first, second = flow(start_ns=T0), flow(start_ns=T0 + 10)
     host = host_with(sockets(socket_of(first, pid(5), inode=1)))
     assert host.owner(first) == pid(5)
-    host.receive(sockets(socket_of(second, pid(6), inode=2)))
+    assert host.owner(second) is None, "who had these ends before is not who has them now"
+    host.receive(sockets(socket_of(second, pid(6), inode=2), time_ns=T0 + 20))
     assert host.owner(second) == pid(6)
     assert host.owner(first) == pid(5)
 
@@ -74,3 +78,25 @@ def test_a_reused_port_is_another_socket() -> None:
 def test_images_are_kept_in_order() -> None:
     images = [ModuleImage(time_ns=T0, process=pid(5), sha256=str(n), size_bytes=n, kind="cubin") for n in range(3)]
     assert [image.sha256 for image in host_with(*images).images(pid(5))] == ["0", "1", "2"]
+
+
+def test_a_process_that_looks_up_names_without_end_pushes_out_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "KERNELS_MAX", 8)
+    host = host_with(*(KernelName(time_ns=T0, process=pid(5), kernel=n, name=f"k{n}") for n in range(3)),
+                     *(KernelName(time_ns=T0, process=pid(6), kernel=n, name=f"k{n}") for n in range(20)))
+    assert [host.kernel_name(pid(5), n) is not None for n in range(3)] == [True] * 3
+    assert [n for n in range(20) if host.kernel_name(pid(6), n)] == [15, 16, 17, 18, 19]
+    assert host.evicted()["kernel names"] == 15
+    host.forget(pid(6))
+    assert host.kernel_name(pid(6), 19) is None
+
+
+def test_who_has_ended_stays_ended() -> None:
+    host = host_with(started(pid(5)), started(pid(6)))
+    assert not host.has_ended(pid(5))
+    host.receive(ProcessExited(time_ns=T0, process=pid(5)))
+    assert host.has_ended(pid(5))
+    host.forget(pid(5))
+    assert host.has_ended(pid(5))
+    host.receive(started(pid(6, 99)))
+    assert host.has_ended(pid(6)), "another process has its pid"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from gpuguard.core.events import Decision
-from gpuguard.core.incidents import Incidents
+from gpuguard.core.incidents import FINDINGS_MAX, Incidents
 from gpuguard.core.records import ActionOutcome
 from gpuguard.core.subjects import Context
 from tests.core.builders import T0, TRACE, brief, call, finding, pid
@@ -71,3 +71,13 @@ def test_decisions_and_what_became_of_them_are_kept() -> None:
     assert kept is not None
     assert (kept.decisions, kept.outcomes) == ((decision,), (outcome,))
     assert incidents.outcome(ActionOutcome(time_ns=T0, decision_id="?", action="", outcome="done", text="")) is None
+
+
+def test_a_story_without_end_goes_on_in_another_incident() -> None:
+    incidents = Incidents()
+    for number in range(3 * FINDINGS_MAX):
+        incidents.receive(finding(f"F-{number}", process=brief(pid(5)), trace_id=TRACE))
+    assert [len(one.findings) for one in incidents.all()] == [FINDINGS_MAX] * 3
+    assert all(incidents.of_finding(f"F-{number}") for number in range(3 * FINDINGS_MAX))
+    again = incidents.receive(finding("F-0", process=brief(pid(5)), trace_id=TRACE))[-1]
+    assert len(again.findings) == FINDINGS_MAX

@@ -186,6 +186,43 @@ def test_a_disk_that_refuses_loses_that_frame_and_no_other(tmp_path: Path, monke
     assert [len(b.rows) for b in read_recording(tmp_path) if isinstance(b, Packets)] == [10, 30]
 
 
+def test_a_disk_that_is_full_at_the_beginning_leaves_a_file_that_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, refuse = os.write, [True]
+
+    def write(descriptor: int, data: bytes) -> int:
+        if refuse[0]:
+            real(descriptor, data[:7])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(writer.os, "write", write)
+    recorder = Recorder(tmp_path, file_bytes_max=1 << 20, total_bytes_max=1 << 24)
+    recorder.write(packets(10))
+    (gap,) = recorder.flush(T0)
+    assert "No space left" in gap.reason
+    refuse[0] = False
+    recorder.write(packets(30))
+    assert recorder.close(T0) == []
+    assert [len(b.rows) for b in read_recording(tmp_path) if isinstance(b, Packets)] == [30]
+
+
+def test_rows_that_are_no_bytes_are_damage(tmp_path: Path) -> None:
+    import zlib
+
+    import msgspec
+
+    for rows in (7, "x", [1], None, {"a": 1}):
+        block = {"type": "launches", "time_ns": 1, "rows": rows}
+        body = zlib.compress(msgspec.msgpack.encode({"blocks": [block], "counts": [], "packets": None}))
+        path = tmp_path / "one.ggrec"
+        path.write_bytes(encode_header() + PREFIX.pack(len(body), zlib.crc32(body)) + body)
+        (gap,) = read_recording(path)
+        assert isinstance(gap, Gap)
+        assert "cannot be read" in gap.reason
+
+
 def test_a_recorded_packet_costs_less_than_40_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     flows, count = 500, 20_000
