@@ -80,8 +80,8 @@ def save(path: Path, digests: set[str]) -> None:
             file.write(HEADER + "".join(f"{one}\n" for one in sorted(digests)).encode())
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink()
         raise

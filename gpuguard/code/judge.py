@@ -20,32 +20,33 @@ from gpuguard.code.containers import elf, ptx
 from gpuguard.code.containers.finding import find_images
 from gpuguard.code.containers.images import Budget, Flaw, Image, Malformed
 from gpuguard.code.rows import KernelRow
-from gpuguard.code.verdicts import ACCUSED, KNOWN_VENDOR, KernelVerdict, Seen
-from gpuguard.core.fusion import SUSPECT_NATS
+from gpuguard.code.verdicts import ACCUSED, ALLOWED, KernelVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from gpuguard.code.classify import KernelJudgement
+    from gpuguard.code.classify import CodeVerdict
     from gpuguard.core.labels import Verdict
 
 KERNELS_MAX = 100_000
+#: Known constants alone do not reach it, nor does the mix alone count for it.
+CONFIRMED_PROBABILITY = 0.999
 _CACHED_IMAGES_MAX = 4_096
 
 
 class Classifier(Protocol):
     """What `gpuguard.code.classify.classify` is."""
 
-    def __call__(self, rows: Sequence[KernelRow]) -> Sequence[KernelJudgement]: ...
+    def __call__(self, rows: Sequence[KernelRow]) -> Sequence[CodeVerdict]: ...
 
 
-def rows_of(image: Image) -> tuple[list[KernelRow], list[Flaw]]:
-    """Decode the kernels of one image; what cannot be decoded is a flaw."""
+def rows_of(image: Image, allowed: Container[str] = ()) -> tuple[list[KernelRow], list[Flaw]]:
+    """Decode the kernels of one image; what cannot be decoded is a flaw. Those allowed come without their parts."""
     try:
         if image.kind == "ptx":
             return _ptx_rows(ptx.read_ptx(image.data)), []
         if image.kind == "cubin":
-            return _cubin_rows(image, elf.read_cubin(image.data))
+            return _cubin_rows(image, elf.read_cubin(image.data), allowed)
     except Malformed as error:
         return [], [_flaw(image, str(error))]
     return [], []
@@ -55,7 +56,8 @@ def _flaw(image: Image, reason: str, *, unread: bool = False) -> Flaw:
     return Flaw(image.path, image.container, image.offset, "unread" if unread else "malformed", reason)
 
 
-def _cubin_rows(image: Image, cubin: elf.Cubin) -> tuple[list[KernelRow], list[Flaw]]:
+def _cubin_rows(image: Image, cubin: elf.Cubin,
+                allowed: Container[str]) -> tuple[list[KernelRow], list[Flaw]]:
     flaws: list[Flaw] = []
     rows: list[KernelRow] = []
     # Sections are padded so that no word straddles two of them.
@@ -67,7 +69,9 @@ def _cubin_rows(image: Image, cubin: elf.Cubin) -> tuple[list[KernelRow], list[F
         return [], [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
     for kernel in cubin.kernels[:KERNELS_MAX]:
         try:
-            rows.append(decode.decode_kernel(cubin.sm, kernel.text, kernel=kernel.name, module=lambda _: found))
+            judged = not allowed or hashlib.sha256(kernel.text).hexdigest() not in allowed
+            rows.append(decode.decode_kernel(cubin.sm, kernel.text, kernel=kernel.name, windows=judged,
+                                             module=lambda _: found))
         except ValueError as error:
             flaws.append(_flaw(image, f"{kernel.name}: {error}"))
     return rows, flaws
@@ -99,7 +103,7 @@ def _ptx_row(sm: int, kernel: ptx.PtxKernel, found: dict[str, int]) -> KernelRow
 def judge_image(image: Image, allowed: Container[str] = (),
                 classify: Classifier | None = None) -> tuple[list[KernelVerdict], list[Flaw]]:
     """Return the verdict of each kernel of an image, in its order, and what of it could not be read."""
-    rows, flaws = rows_of(image)
+    rows, flaws = rows_of(image, allowed)
     asked = [row for row in rows if row.text_sha256 not in allowed]
     answers = iter((classify or _classifier())(asked)) if asked else iter(())
     return [
@@ -117,31 +121,33 @@ def _allowed(image: Image, row: KernelRow) -> KernelVerdict:
     return KernelVerdict(
         path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=row.kernel,
         instructions=row.n_instr, label="benign", probability=0.0, nats=0.0, verdict="clear",
-        evidence=(Seen(KNOWN_VENDOR, 0.0, "its code is on the allow list"),), text_sha256=row.text_sha256,
+        evidence=(ALLOWED,), text_sha256=row.text_sha256,
         image_sha256=image.sha256)
 
 
-def _verdict(image: Image, row: KernelRow, said: KernelJudgement) -> KernelVerdict:
-    evidence = tuple(Seen(one.kind, one.nats, one.text) for one in said.evidence)
-    label, probability, nats = said.label, said.probability, said.nats
-    if image.kind == "ptx":
-        nats = sum(one.nats for one in evidence if one.kind == "constants")
-        if not nats:
-            label, probability = "unknown", 0.0
-            evidence = (Seen("ptx", 0.0, "PTX without known constants: judged once it is compiled"),)
+def _verdict(image: Image, row: KernelRow, said: CodeVerdict) -> KernelVerdict:
+    from gpuguard.code.classify import table_hits
+
+    label, probability, nats, evidence = said.label, said.probability, said.nats, said.evidence
+    tables = {name: max(row.known_const_imm.get(name, 0), row.known_const_module.get(name, 0))
+              for name in {*row.known_const_imm, *row.known_const_module}}
+    hits = bool(table_hits(tables))
+    if image.kind == "ptx" and not hits:
+        label, nats, evidence = "unknown", 0.0, ("PTX without known constants: judged once it is compiled",)
     return KernelVerdict(
         path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=row.kernel,
-        instructions=row.n_instr, label=label, probability=probability, nats=nats, verdict=verdict_of(label, nats),
-        evidence=evidence, text_sha256=row.text_sha256, image_sha256=image.sha256)
+        instructions=row.n_instr, label=label, probability=probability, nats=nats,
+        verdict=verdict_of(label, probability, hits=hits), evidence=evidence, text_sha256=row.text_sha256,
+        image_sha256=image.sha256)
 
 
-def verdict_of(label: str, nats: float) -> Verdict:
-    """Return what a label with this weight comes to."""
+def verdict_of(label: str, probability: float, *, hits: bool) -> Verdict:
+    """Return what a label comes to; ``hits``: constants of a hash were found."""
     if label == "unknown":
         return "unknown"
-    if label not in ACCUSED or nats < SUSPECT_NATS:
+    if label not in ACCUSED:
         return "clear"
-    return "suspect"
+    return "confirmed" if hits and probability >= CONFIRMED_PROBABILITY else "suspect"
 
 
 class Judge:

@@ -25,6 +25,7 @@ from gpuguard.code.worker import MESSAGE_BYTES_MAX, REGIONS_MAX, REQUEST_BYTES_M
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Self
 
 SHARED_FROM_BYTES = 32 << 20
 AHEAD_BYTES_MAX = 32 << 20
@@ -195,11 +196,10 @@ class _File:
     def verdict(self) -> FileVerdict:
         for failure in {one.failure() for one in self.readings} - {""}:
             self.gaps[failure] = 1
-        if self.unopened:
-            self.gaps[f"{self.unopened} pieces of encrypted intermediate code (LTO), which no reader opens"] = 1
+        notes = (f"{self.unopened} pieces of encrypted intermediate code (LTO)",) if self.unopened else ()
         return verdicts.of_file(
             self.target.path, self.tally, images=self.images, malformed=_texts(self.malformed), gaps=_texts(self.gaps),
-            size_bytes=self.size_bytes, code_bytes=self.code_bytes)
+            notes=notes, size_bytes=self.size_bytes, code_bytes=self.code_bytes)
 
 
 def _texts(counts: dict[str, int]) -> tuple[str, ...]:
@@ -225,7 +225,7 @@ class _Pool:
         self._peer = ours
         self._ready.register(ours, selectors.EVENT_READ)
 
-    def __enter__(self) -> _Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

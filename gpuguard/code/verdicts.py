@@ -16,19 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ACCUSED = ("mining", "cracking")
-KNOWN_VENDOR = "allow-listed"
-
-
-class Seen(msgspec.Struct, frozen=True):
-    """One reason: what was seen in the code, its weight in nats, and the words for people."""
-
-    kind: str
-    nats: float
-    text: str
+ALLOWED = "its code is on the allow list"
+#: A file is confirmed only if this share of the instructions that were judged is accused: a library of ten thousand
+#: kernels of which twenty compute SHA-256 is a library.
+ACCUSED_RATIO_MIN = 0.25
 
 
 class KernelVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """One kernel of one image. ``label``: mining, cracking, grey:<class>, benign, or unknown."""
+    """One kernel of one image. ``label``: mining, cracking, grey:<class>, benign, or unknown.
+
+    ``verdict`` is confirmed where constants and instructions both say so, suspect where one of them does.
+    """
 
     path: str
     container: str
@@ -40,13 +38,17 @@ class KernelVerdict(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
     nats: float
     verdict: Verdict
-    evidence: tuple[Seen, ...] = ()
+    evidence: tuple[str, ...] = ()
     text_sha256: str = ""
     image_sha256: str = ""
 
 
 class FileVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """A file, with all that lies in it. ``malformed`` and ``gaps`` say what could not be read, and why."""
+    """A file, with all that lies in it.
+
+    ``malformed``: bytes that contradict themselves; ``gaps``: what was not read, and why; ``notes``: what no reader can
+    look into.
+    """
 
     path: str
     verdict: Verdict
@@ -55,9 +57,10 @@ class FileVerdict(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     kernels: int
     labels: dict[str, int]
-    evidence: tuple[Seen, ...] = ()
+    evidence: tuple[str, ...] = ()
     malformed: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     size_bytes: int = 0
     code_bytes: int = 0
 
@@ -69,12 +72,17 @@ class Tally:
         self.kernels = 0
         self.labels: dict[str, int] = {}
         self.worst: KernelVerdict | None = None
+        self.judged_instructions = 0
+        self.accused_instructions = 0
 
     def add(self, kernels: Iterable[KernelVerdict]) -> None:
         """Count kernels."""
         for one in kernels:
             self.kernels += 1
             self.labels[one.label] = self.labels.get(one.label, 0) + 1
+            if one.label != "unknown" and one.evidence != (ALLOWED,):
+                self.judged_instructions += one.instructions
+                self.accused_instructions += one.instructions if one.label in ACCUSED else 0
             if self.worst is None or rank(one) > rank(self.worst):
                 self.worst = one
 
@@ -85,11 +93,14 @@ def rank(one: KernelVerdict | FileVerdict) -> tuple[int, float]:
 
 
 def of_file(path: str, tally: Tally, *, images: int, malformed: tuple[str, ...], gaps: tuple[str, ...],
-            size_bytes: int, code_bytes: int) -> FileVerdict:
+            notes: tuple[str, ...], size_bytes: int, code_bytes: int) -> FileVerdict:
     """Return the verdict of a file."""
     worst = tally.worst
+    verdict: Verdict = worst.verdict if worst else "unknown" if malformed or gaps else "clear"
+    if verdict == "confirmed" and tally.accused_instructions < ACCUSED_RATIO_MIN * tally.judged_instructions:
+        verdict = "suspect"
     return FileVerdict(
-        path=path, verdict=worst.verdict if worst else "unknown" if malformed or gaps else "clear",
+        path=path, verdict=verdict,
         label=worst.label if worst else "", probability=worst.probability if worst else 0.0, images=images,
         kernels=tally.kernels, labels=tally.labels, evidence=worst.evidence if worst else (), malformed=malformed,
-        gaps=gaps, size_bytes=size_bytes, code_bytes=code_bytes)
+        gaps=gaps, notes=notes, size_bytes=size_bytes, code_bytes=code_bytes)

@@ -105,7 +105,8 @@ def empty_cubin() -> bytes:
     sections = [(0, 0, 0, 0), (1, 1, 64, len(code)), (9, 3, at, len(names))]
     header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01\x33\x07", 2, 190, 1, 0, 0, table, 90, 64, 0, 0, 64,
                          len(sections), 2)
-    rows = [struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, start, size, 0, 0, 1, 0) for name, kind, start, size in sections]
+    rows = [struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, start, size, 0, 0, 1, 0)
+            for name, kind, start, size in sections]
     return header + code + names + b"".join(rows)
 
 
@@ -158,7 +159,6 @@ def _child(job: Job, source: int, out: int, parent: int, allowed: Container[str]
     """Close the cell, read, end; never returns."""
     status = 70
     try:
-        file: io.BufferedIOBase | io.RawIOBase
         file = _Regions(source, job.regions) if job.regions else _Counting(source)
         try:
             sandbox.close_cell((source, out), job.size_bytes, parent)

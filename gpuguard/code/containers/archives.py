@@ -33,6 +33,7 @@ _LZMA_MEMORY_MAX = 128 << 20
 _ZSTD_WINDOW_MAX = 128 << 20
 _UNPACKED_CHUNK = 1 << 20
 _BLOCK = 512
+File = io.BufferedIOBase | io.RawIOBase
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
 _HEAD_BYTES = 265
 
@@ -188,7 +189,7 @@ def _bounded(stream: Stream, size: int) -> Stream:
     return Stream(read)
 
 
-def members(kind: str, stream: Stream, file: io.BufferedIOBase | None, budget: Budget) -> Iterator[Member | Unread]:
+def members(kind: str, stream: Stream, file: File | None, budget: Budget) -> Iterator[Member | Unread]:
     """Yield the members of an archive; each must be read before the next is asked for.
 
     Raises `Malformed`. ``file`` is what the stream reads, where it can seek.
@@ -295,7 +296,7 @@ def _ar_name(name: bytes, names: bytes, stream: Stream, size: int) -> str:
     return printable(name.rstrip(b"/"))
 
 
-def _zip(stream: Stream, file: io.BufferedIOBase | None, budget: Budget) -> Iterator[Member | Unread]:
+def _zip(stream: Stream, file: File | None, budget: Budget) -> Iterator[Member | Unread]:
     if file is None:
         # One byte more tells whether it is too much.
         content = stream.peek(NESTED_ZIP_BYTES_MAX + 1)

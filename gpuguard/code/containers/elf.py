@@ -23,7 +23,7 @@ SECTIONS_MAX = 400_000
 # C++ kernels of template libraries have names of several thousand characters.
 _NAME_BYTES_MAX = 1 << 16
 _ABI_WIDE_SM = 8
-_SHT_NOBITS = 8
+_NO_BYTES = (8, 0x7000_000A)  # NOBITS, and NVIDIA's own for shared memory: a size, but no bytes in the file
 _SHN_XINDEX = 0xFFFF
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -94,7 +94,7 @@ def tables_end(head: bytes) -> int:
 def extent(data: bytes) -> int:
     """Return the size of an ELF file whose header tables are all in ``data``."""
     header = _header(data)
-    ends = [offset + size for _, kind, offset, size in _entries(data, header) if kind != _SHT_NOBITS]
+    ends = [offset + size for _, kind, offset, size in _entries(data, header) if kind not in _NO_BYTES]
     return max(tables_end(data), *ends, 0)
 
 
@@ -141,7 +141,7 @@ def _section(names: bytes, entry: tuple[int, int, int, int], size_bytes: int) ->
     if end < 0 and entry != (0, 0, 0, 0):
         raise Malformed("a section's name has no end")
     shown = printable(names[name:end])
-    if kind == _SHT_NOBITS:
+    if kind in _NO_BYTES:
         return Section(shown, kind, offset, 0)
     if offset + size > size_bytes:
         raise Malformed(f"section {shown} lies outside the file")

@@ -30,6 +30,7 @@ _NEEDLES = (fatbin.MAGIC, elf.MAGIC, ptx.NEEDLE)
 _HEAD_BYTES = 2048
 _FATBIN_BYTES_MAX = 1 << 36
 Found = Image | Flaw
+File = io.BufferedIOBase | io.RawIOBase
 
 
 class _Place:
@@ -66,7 +67,7 @@ def _joined(*parts: str) -> str:
     return "/".join(part for part in parts if part)
 
 
-def find_images(source: io.BufferedIOBase | bytes, path: str, budget: Budget | None = None) -> Iterator[Found]:
+def find_images(source: File | bytes, path: str, budget: Budget | None = None) -> Iterator[Found]:
     """Yield all GPU code in a file, and what could not be read, in the order of the file.
 
     Memory is bounded by the largest image; no file is opened and none is written. Never raises for what the bytes are.
@@ -88,7 +89,7 @@ def find_images(source: io.BufferedIOBase | bytes, path: str, budget: Budget | N
         yield place.flaw(0, "needs more memory than reading is given", unread=True)
 
 
-def _any(stream: Stream, file: io.BufferedIOBase | None, place: _Place) -> Iterator[Found]:
+def _any(stream: Stream, file: File | None, place: _Place) -> Iterator[Found]:
     """Read a file or member: an archive by its members, all else by search."""
     kind = archives.kind_of(archives.head_of(stream))
     if kind and place.depth >= place.budget.depth_max:
@@ -119,7 +120,7 @@ def _rest(stream: Stream, place: _Place) -> Iterator[Found]:
         return
 
 
-def _members(kind: str, stream: Stream, file: io.BufferedIOBase | None, place: _Place) -> Iterator[Found]:
+def _members(kind: str, stream: Stream, file: File | None, place: _Place) -> Iterator[Found]:
     for member in archives.members(kind, stream, file, place.budget):
         if isinstance(member, archives.Unread):
             yield from place.complain(stream.offset, str(member), container=kind, unread=True)

@@ -9,11 +9,11 @@ PTX ISA 9.0, chapters 4 (syntax) and 9 (instruction set).
 from __future__ import annotations
 
 import re
-import struct
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from gpuguard.code.containers.images import PTX_BYTES_MAX, Malformed, printable
 
@@ -28,11 +28,16 @@ _HEAD = re.compile(rb"\.version[ \t]+\d+\.\d+\s[^\0]{0,600}?\.target[ \t]+sm_(\d
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"\.(entry|func)\b\s*(?:\([^()]{0,4096}\)\s*)?([A-Za-z_$%][\w$]*)")
 _BRACE = re.compile(r"[{}]")
-_INSTRUCTION = re.compile(
-    r"(?:[\w$]+:\s*)*(?:@!?%?[\w$]+\s+)?([a-z][a-z0-9_]*)((?:[.:][A-Za-z0-9_]+)*)\s*(.*)", re.DOTALL)
+_INSTRUCTION = re.compile(r"[;:{}]\s*(?:@!?%?[\w$]+\s+)?([a-z][a-z0-9_]*(?:[.:]+\w+)*)")
+# None begins with \b: the engine then looks at every character instead of searching for the first word.
+_SPECIAL = re.compile(r"mov\.[ub]\d+\s+%\w+,\s*%(?:n?tid|n?ctaid|laneid|warpid|clock|smid)")
+_ROTATE = re.compile(r"shf\.[lr]\.\w+\.b32\s+%\w+,\s*(%\w+),\s*\1,")
+_LOP3 = re.compile(r"lop3\.b32\s+[^;]{0,200}?,\s*(0[xX][0-9A-Fa-f]{1,2}|\d{1,3})\s*;")
+_WIDE = re.compile(r"[\s,](-?(?:0[xX][0-9A-Fa-f]{5,16}|\d{5,20})[uU]?)(?=\s*[,;])")
 _NUMBER = re.compile(r"(?<![\w.%$])-?(?:0[xX][0-9A-Fa-f]+|\d+)[uU]?(?![\w.])")
 _TABLE = re.compile(
     r"\.(?:const|global)\b[^;={]{0,256}?\.([bsu](?:8|16|32|64))\s+[\w$]+\s*(?:\[[^\]]{0,32}\]\s*)*=\s*\{([^{};]*)\}")
+_DECIMAL = re.compile(r"\s*-?\d{1,18}(?:\s*,\s*-?\d{1,18})*\s*")
 _TYPE = re.compile(r"\.(?:f|s|u|b|bf|tf|e)\d+(?:x\d)?")
 
 
@@ -104,59 +109,49 @@ def _bodies(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _kernel(name: str, body: str, budget: list[int]) -> PtxKernel:
-    opcodes: Counter[str] = Counter()
-    luts: Counter[int] = Counter()
-    immediates: list[int] = []
-    rotates = run = longest_run = 0
-    statements = re.split(r"[;{}]", body)
-    budget[0] -= len(statements)
+    instructions = _INSTRUCTION.findall(f";{body}")
+    budget[0] -= len(instructions)
     if budget[0] < 0:
-        raise Malformed(f"more than {STATEMENTS_MAX} statements")
-    for statement in statements:
-        found = _INSTRUCTION.match(statement.strip())
-        if not found:
-            continue
-        base, modifiers, operands = found[1], found[2], found[3]
-        types = _TYPE.findall(modifiers)
-        mnemonic, count = _mnemonic(base, modifiers, types, operands)
-        if not mnemonic:
-            continue
-        opcodes[mnemonic] += count
+        raise Malformed(f"more than {STATEMENTS_MAX} instructions")
+    meant = {one: _meaning(one) for one in set(instructions)}
+    opcodes: Counter[str] = Counter()
+    luts: Counter[int] = Counter(int(number, 16 if number[:2] in ("0x", "0X") else 10) & 0xFF
+                                 for number in _LOP3.findall(body))
+    for one, times in Counter(instructions).items():
+        mnemonic, count = meant[one]
+        if mnemonic:
+            opcodes[mnemonic] += count * times
+        if mnemonic == "LOP3" and (lut := _LUTS.get(one.partition(".")[0])):
+            luts[lut] += count * times
+    special = len(_SPECIAL.findall(body))
+    if special:
+        opcodes["S2R"] += special
+    words = [word & 0xFFFF_FFFF for number in _numbers(_WIDE.findall(body)) for word in _halves(number)]
+    return PtxKernel(name, dict(opcodes), tuple(words), dict(luts), len(_ROTATE.findall(body)),
+                     _longest_run([meant[one] for one in instructions]), sum(opcodes.values()))
+
+
+def _halves(number: int) -> tuple[int, ...]:
+    return (number, number >> 32) if number >> 32 not in (0, -1) else (number,)
+
+
+def _longest_run(meanings: list[tuple[str, int]]) -> int:
+    longest = run = 0
+    for mnemonic, count in meanings:
         run += count
-        longest_run = max(longest_run, run)
-        run = 0 if mnemonic in CONTROL else run
-        if base in _INTEGER and types and types[-1][1] in "sub" and not types[-1].startswith(".bf"):
-            immediates += _words(operands, wide=types[-1].endswith("64"))
-        rotates += _is_rotate(base, operands)
-        if base == "lop3":
-            luts.update(number & 0xFF for number in _numbers(operands)[-1:])
-        elif base in _LUTS and mnemonic == "LOP3":
-            luts[_LUTS[base]] += count
-    return PtxKernel(name, dict(opcodes), tuple(immediates), dict(luts), rotates, longest_run, sum(opcodes.values()))
+        if mnemonic in CONTROL:
+            longest, run = max(longest, run), 0
+    return max(longest, run)
 
 
-def _numbers(operands: str) -> list[int]:
-    return [int(one.rstrip("uU"), 0) if not _octal(one) else 0 for one in _NUMBER.findall(operands) if len(one) <= 24]
+def _numbers(literals: list[str]) -> list[int]:
+    return [int(one.rstrip("uU"), 16 if "x" in one or "X" in one else 10) for one in literals if len(one) <= 24]
 
 
-def _octal(number: str) -> bool:
-    """Python refuses numbers that begin with a zero; PTX reads them as octal, and no table is written so."""
-    digits = number.lstrip("-").rstrip("uU")
-    return len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
-
-
-def _words(operands: str, *, wide: bool) -> list[int]:
-    numbers = _numbers(operands)
-    low = [number & 0xFFFF_FFFF for number in numbers]
-    return low + [number >> 32 & 0xFFFF_FFFF for number in numbers] if wide else low
-
-
-def _is_rotate(base: str, operands: str) -> bool:
-    """A funnel shift of a register with itself."""
-    if base != "shf":
-        return False
-    names = [one.strip() for one in operands.split(",")]
-    return len(names) == 4 and names[1] == names[2]
+def _meaning(instruction: str) -> tuple[str, int]:
+    """Return the mnemonic of machine code and how many instructions of it; "" for what ptxas removes."""
+    base, dot, rest = instruction.partition(".")
+    return _mnemonic(base, dot + rest, _TYPE.findall(dot + rest))
 
 
 _INTEGER = {
@@ -186,10 +181,7 @@ CONTROL = frozenset({"BRA", "BRX", "CALL", "RET", "EXIT", "BAR", "NANOSLEEP"})
 _STATES = {"global": "G", "shared": "S", "local": "L"}
 
 
-def _mnemonic(base: str, modifiers: str, types: list[str], operands: str) -> tuple[str, int]:
-    """Return the mnemonic of machine code and how many instructions of it; "" for what ptxas removes."""
-    if base == "mov":
-        return ("S2R", 1) if re.search(r"%(?:n?tid|n?ctaid|laneid|warpid|clock|smid)", operands) else ("", 0)
+def _mnemonic(base: str, modifiers: str, types: list[str]) -> tuple[str, int]:
     if base in ("ld", "st", "atom", "cp"):
         return _memory(base, modifiers)
     if base in ("mma", "wmma", "wgmma", "tcgen05"):
@@ -238,10 +230,12 @@ def _tables(text: str) -> Iterator[bytes]:
     left = CONSTANT_BYTES_MAX
     for found in _TABLE.finditer(text):
         width = int(found[1][1:]) // 8
-        numbers = _numbers(found[2])
-        left -= width * len(numbers)
+        left -= width * (found[2].count(",") + 1)
         if left < 0:
             raise Malformed(f"more than {CONSTANT_BYTES_MAX} bytes of tables")
-        letter = {1: "B", 2: "H", 4: "I", 8: "Q"}[width]
-        mask = (1 << 8 * width) - 1
-        yield struct.pack(f"<{len(numbers)}{letter}", *(number & mask for number in numbers))
+        if width < 8 and _DECIMAL.fullmatch(found[2]):
+            numbers = np.fromstring(found[2], np.int64, sep=",")  # a model's tables have millions of entries
+        else:
+            mask = (1 << 8 * width) - 1
+            numbers = np.array([number & mask for number in _numbers(_NUMBER.findall(found[2]))], np.uint64)
+        yield numbers.astype(f"<u{width}").tobytes()
