@@ -13,6 +13,7 @@ import os
 import pkgutil
 import selectors
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -60,6 +61,7 @@ CODE_LATER = (
     "gpuguard._packets",
     "gpuguard._processes",
     "opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc",
+    "psutil",
     "pynvml",
 )
 
@@ -87,6 +89,7 @@ def host_info(welcome: Welcome, start: Start, time_ns: int) -> HostInfo:
         boot_id=welcome.boot_id,
         hostname=welcome.hostname,
         clock_ticks_per_s=welcome.clock_ticks_per_s,
+        addresses=_addresses(),
         settings={
             "guard": msgspec.json.encode(start.config.guard).decode(),
             "policy": msgspec.json.encode(start.policy).decode(),
@@ -158,14 +161,20 @@ class Daemon:
             self._due_ns["metrics"] = 0
         try:
             self._api = ApiServer(self, socket_path())
-            if self._metrics and self._start.config.metrics.listen:
-                self._metrics.serve(self._start.config.metrics.listen)
         except (OSError, SocketTaken) as error:
-            log.error("no API, or no metrics", reason=str(error))
+            log.error("no API", reason=str(error))
             self.feed(Gap(time_ns=time.time_ns(), sensor="api", reason=str(error)))
+        if not (self._metrics and self._start.config.metrics.listen):
+            return
+        try:
+            self._metrics.serve(self._start.config.metrics.listen)
+        except (OSError, ValueError) as error:
+            log.error("no metrics", reason=str(error))
+            self.feed(Gap(time_ns=time.time_ns(), sensor="metrics", reason=str(error)))
 
     def _step(self) -> None:
-        now_ns = time.time_ns()
+        # What is due goes by a clock that nobody can set; records carry the time of day.
+        now_ns = time.monotonic_ns()
         self._open_sensors(now_ns)
         for key, _ in self._selector.select(self._timeout_s(now_ns)):
             if key.data == "broker":
@@ -175,14 +184,14 @@ class Daemon:
                 self._read(key.data)
             else:
                 self._drain_wake()
-        now_ns = time.time_ns()
+        now_ns = time.monotonic_ns()
         for name in [name for name, due_ns in self._due_ns.items() if due_ns <= now_ns]:
             self._on_timer(name, now_ns)
 
     def _on_timer(self, name: str, now_ns: int) -> None:
         if name == "tick":
             self._due_ns[name] = now_ns + self._start.config.guard.tick_ms * 1_000_000
-            self.feed(Tick(time_ns=now_ns))
+            self.feed(Tick(time_ns=time.time_ns()))
             return
         if name == "news":
             self._due_ns[name] = now_ns + NEWS_NS
@@ -190,7 +199,10 @@ class Daemon:
             return
         if name == "metrics" and self._metrics and self._textfile:
             self._due_ns[name] = now_ns + TEXTFILE_NS
-            self._metrics.write_textfile(self._textfile)
+            try:
+                self._metrics.write_textfile(self._textfile)
+            except OSError as error:
+                log.error("metrics not written", path=str(self._textfile), reason=str(error))
             return
         self._read(name)
 
@@ -202,11 +214,32 @@ class Daemon:
         sensor = self._sensors.get(name)
         if sensor is None:
             return
-        now_ns = time.time_ns()
         if sensor.period_ns is not None:
-            self._due_ns[name] = now_ns + sensor.period_ns
-        for block in sensor.read(now_ns):
+            self._due_ns[name] = time.monotonic_ns() + sensor.period_ns
+        try:
+            blocks = sensor.read(time.time_ns())
+        except BrokerGone:
+            raise
+        except Exception as error:  # noqa: BLE001 one sensor that stumbles must not blind the others; it is told
+            self._drop_sensor(name, error)
+            return
+        for block in blocks:
             self.feed(block)
+
+    def _drop_sensor(self, name: str, error: Exception) -> None:
+        """Close an eye that failed where it should not; it is tried again like one that could not be opened."""
+        sensor = self._sensors.pop(name)
+        if sensor.descriptor is not None:
+            self._selector.unregister(sensor.descriptor)
+        self._due_ns.pop(name, None)
+        self._closed_until_ns[name] = time.monotonic_ns() + REOPEN_NS
+        reason = f"failed, and is tried again in {REOPEN_NS // 1_000_000_000} s: {type(error).__name__}: {error}"
+        log.error("eye failed", sensor=name, reason=reason)
+        _close_sensor(name, sensor)
+        if self._metrics:
+            self._metrics.sensor(name, up=False)
+        now_ns = time.time_ns()
+        self.feed(Gap(time_ns=now_ns, sensor=name, reason=reason, since_ns=now_ns))
 
     # -- sensors ------------------------------------------------------------------------------------------------------
 
@@ -225,12 +258,16 @@ class Daemon:
         self._closed_until_ns[name] = now_ns + REOPEN_NS
         try:
             sensor = importlib.import_module(f"gpuguard.sensors.{name}").open_sensor(self._broker, self._start.config)
-        except sensors.EyeClosed as closed:
+        except BrokerGone:
+            raise
+        except Exception as error:  # noqa: BLE001 whatever keeps one eye closed must not close the others
             if self._metrics:
                 self._metrics.sensor(name, up=False)
             if first:
-                log.warning("eye closed", sensor=name, reason=str(closed))
-                self.feed(Gap(time_ns=now_ns, sensor=name, reason=str(closed), since_ns=now_ns))
+                reason = str(error) if isinstance(error, sensors.EyeClosed) else f"{type(error).__name__}: {error}"
+                log.warning("eye closed", sensor=name, reason=reason)
+                time_ns = time.time_ns()
+                self.feed(Gap(time_ns=time_ns, sensor=name, reason=reason, since_ns=time_ns))
             return
         log.info("eye open", sensor=name)
         if self._metrics:
@@ -341,7 +378,10 @@ class Daemon:
         )
 
     def _audit(self, kind: str, body: dict[str, object]) -> None:
-        answer, _ = self._broker.ask(Audit(time_ns=time.time_ns(), kind=kind, body=body))
+        try:
+            answer, _ = self._broker.ask(Audit(time_ns=time.time_ns(), kind=kind, body=body))
+        except ValueError as error:
+            answer = Refused(str(error))
         if isinstance(answer, Refused):
             log.error("the audit log refused an entry", kind=kind, reason=answer.reason)
 
@@ -407,19 +447,31 @@ class Daemon:
             self.feed(approval)
 
     def _close(self) -> None:
+        """Judge what is left, and write everything down, with or without a broker to ask."""
         if self._api:
             self._api.stop(grace_s=0.1)
-        for sensor in self._sensors.values():
-            sensor.close()
+        for name, sensor in self._sensors.items():
+            _close_sensor(name, sensor)
         now_ns = time.time_ns()
-        self.feed(Tick(time_ns=now_ns))
-        with self._lock:
-            for event in self._guard.close(now_ns):
-                self._handle(event)
+        try:
+            self.feed(Tick(time_ns=now_ns))
+            with self._lock:
+                for event in self._guard.close(now_ns):
+                    self._handle(event)
+        except BrokerGone as gone:
+            log.error("the broker is gone: the last decisions are not carried out", reason=str(gone))
+        finally:
             if self._recorder:
                 for gap in self._recorder.close(now_ns):
                     self._events.write(gap)
             self._events.close()
+
+
+def _close_sensor(name: str, sensor: Sensor) -> None:
+    try:
+        sensor.close()
+    except Exception as error:  # noqa: BLE001 what one sensor cannot give back must not keep the others from it
+        log.error("eye not closed", sensor=name, reason=f"{type(error).__name__}: {error}")
 
 
 def main() -> int:
@@ -453,6 +505,20 @@ def _load_code() -> None:
             importlib.import_module(name)
         except ImportError as error:
             log.warning("not loaded", module=name, reason=str(error))
+
+
+def _addresses() -> tuple[str, ...]:
+    """Return the addresses of this host, as far as its own network namespace shows them."""
+    import psutil
+
+    try:
+        interfaces = psutil.net_if_addrs()
+    except OSError as error:
+        log.warning("this host's addresses cannot be listed: those of its sockets will do", reason=str(error))
+        return ()
+    families = (socket.AF_INET, socket.AF_INET6)
+    return tuple(sorted({
+        one.address.partition("%")[0] for each in interfaces.values() for one in each if one.family in families}))
 
 
 def _sensor_names() -> list[str]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
+from gpuguard.core.records import Gap
+
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
 
     from gpuguard.core.events import Event
@@ -18,34 +24,57 @@ log = structlog.get_logger("gpuguard")
 
 
 class EventLog:
-    """Appends to ``path`` (mode 0640); a full file becomes ``path``.1. A full disk loses events, never the guard."""
+    """Appends to ``path`` (mode 0640); a full file becomes ``path``.1. A full disk loses events, never the guard.
+
+    Every line is whole: one that the disk takes in part is taken back. How many were lost is the next line, a `Gap`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._encoder = msgspec.json.Encoder()
-        self._stream = path.open("ab", buffering=0)
-        path.chmod(0o640)
-        self._failing = False
+        self._stream = _open(path)
+        self._lost = 0
 
     def write(self, event: Event) -> None:
         """Write one event as one line."""
-        line = self._encoder.encode(event) + b"\n"
+        lines = self._encoder.encode(event) + b"\n"
+        if self._lost:
+            gap = Gap(time_ns=event.time_ns, sensor="events", reason="events could not be written", lost=self._lost)
+            lines = self._encoder.encode(gap) + b"\n" + lines
         try:
-            if self._stream.tell() + len(line) > FILE_BYTES_MAX:
-                self._rotate()
-            self._stream.write(line)
-            self._failing = False
+            self._append(lines)
+            self._lost = 0
         except OSError as error:
-            if not self._failing:
+            if not self._lost:
                 log.error("events are not being written", path=str(self._path), reason=str(error))
-            self._failing = True
+            self._lost += 1
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
 
+    def _append(self, lines: bytes) -> None:
+        size = self._stream.seek(0, os.SEEK_END)
+        if size + len(lines) > FILE_BYTES_MAX:
+            self._rotate()
+            size = 0
+        try:
+            written = self._stream.write(lines)
+            if written != len(lines):
+                raise OSError(errno.ENOSPC, f"{written} of {len(lines)} bytes written")
+        except OSError:
+            self._stream.truncate(size)
+            raise
+
     def _rotate(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # moved before, when no new one could be made
+            self._path.replace(self._path.with_suffix(self._path.suffix + ".1"))
+        fresh = _open(self._path)
         self._stream.close()
-        self._path.replace(self._path.with_suffix(self._path.suffix + ".1"))
-        self._stream = self._path.open("ab", buffering=0)
-        self._path.chmod(0o640)
+        self._stream = fresh
+
+
+def _open(path: Path) -> FileIO:
+    stream = path.open("ab", buffering=0)
+    path.chmod(0o640)
+    return stream
