@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpuguard.cli.commands.pcap import _Tally, judge
+from gpuguard.core.labels import VERDICTS
 
 DATA = os.environ.get("GPUGUARD_DATA_DIR", "")
 CAPTURES = Path(DATA) / "captures"
@@ -58,15 +59,34 @@ NAMED = {
     "scp_up_9": "ssh-transfer",
 }
 
+# file: {label: (the worst verdict, on how many flows)}. What lies in many flows is told on few of them: a scan, guessing,
+# and a tunnel whose client asks from ever new ports are told anew when they have doubled.
+COVERT = {
+    "PCAP-ATTACK/cmds_over_dns_txt_queries_and_reponses.pcap": {"dns-tunnel": ("suspect", 1)},
+    "lab/iodine_ssh.pcap": {"dns-tunnel": ("confirmed", 1)},
+    "lab/ptunnel_ssh.pcap": {"icmp-tunnel": ("confirmed", 1)},
+    "slips/malicious-ssh-bruteforce.pcap": {"ssh-bruteforce": ("confirmed", 3)},
+    "slips/test12-icmp-portscan.pcap": {"scan": ("suspect", 1)},
+    "slips/test7-malicious.pcap": {"scan": ("confirmed", 3)},
+    # Missed, and why: hydra ends after seven refused connections, which a person with the wrong key may need as well
+    # (joy/kali-password-attack_hydra.pcap); Stratum in clear and the C2 channels are not told by timing alone
+    # (nfstream/monero.pcap, nfstream/zcash.pcap, slips/test-cc-capture-1.pcap, slips/test-cc-capture-2.pcap).
+}
+
 # Public captures named benign in which something is accused, and why it stands.
 MISLABELLED = {
     # 10.0.0.1:48020 opened the connection and is the SSH server (it sends NEWKEYS first and offers one host key), the
     # side that was called says ext-info-c: a real role swap among the sessions of this collection.
-    "hassh/ssh_zeek_test_pcaps.pcap": {"ssh-role-swap": 1},
+    # 192.168.56.1 was refused its password (a record of 152 bytes, an answer of 56) in eleven connections in a row, and
+    # never let in: guessing, recorded on purpose.
+    "hassh/ssh_zeek_test_pcaps.pcap": {"ssh-role-swap": 1, "ssh-bruteforce": 1},
+    # 192.168.1.124 tries ports 139 and 445 of a hundred random public addresses within minutes, then joins an IRC
+    # channel: a worm in the mix.
+    "mercury/emix.pcap": {"scan": 3},
 }
 
 # Other detectors' business: they may accuse here, this test does not judge it.
-ELSEWHERE = {"dns-tunnel", "icmp-tunnel", "mining-pool", "scan", "beacon", "ssh-bruteforce"}
+ELSEWHERE = {"mining-pool", "beacon"}
 
 
 def index():
@@ -107,7 +127,17 @@ def test_public_captures_are_not_accused(name):
     found = {}
     for line in accused(judge(CAPTURES / name, (), _Tally())):
         found[line["label"]] = found.get(line["label"], 0) + 1
-    assert found == MISLABELLED.get(name, {})
+    told = {label: count for label, (_, count) in COVERT.get(name, {}).items()}
+    assert found == MISLABELLED.get(name, told)
+
+
+@pytest.mark.parametrize("name", COVERT)
+def test_covert_channels_scans_and_guessing_are_named(name):
+    found = {}
+    for line in accused(judge(CAPTURES / name, (), _Tally())):
+        verdict, count = found.get(line["label"], ("suspect", 0))
+        found[line["label"]] = (max(verdict, line["verdict"], key=VERDICTS.index), count + 1)
+    assert found == COVERT[name]
 
 
 @pytest.mark.parametrize("name", ["rev_innerssh_10_10.lo", "rev_innerssh_9_9.lo", "rev_ptyshell_9.lo"])

@@ -22,6 +22,7 @@ from gpuguard.core.fusion import Fusion, Standing, probability
 from gpuguard.core.host import Host
 from gpuguard.core.incidents import Incidents, short_id
 from gpuguard.core.labels import LABELS, Verdict
+from gpuguard.core.names import observations_of
 from gpuguard.core.observations import FlowClosed, Observation
 from gpuguard.core.policy import DEFAULT_POLICY, Policy, decide
 from gpuguard.core.records import (
@@ -108,7 +109,7 @@ class Guard:
         """Take one block in and return what follows from it, in order."""
         match block:
             case Packets():
-                items: list[Block | Observation] = list(self._flows.receive(block))
+                items: list[Block | Observation] = list(observations_of(self._flows, block))
             case Tick():
                 items = [block, *self._flows.tick(block.time_ns)]
             case _:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from msgspec import Struct
 
 from gpuguard.core.subjects import FlowId
@@ -77,4 +78,52 @@ class FlowClosed(Struct, frozen=True, tag="flow_closed"):
     carrier: str
 
 
-Observation = FlowOpened | FlowUse | Exchange | FlowClosed
+class DnsSeen(Struct, frozen=True, tag="dns_seen"):
+    """A DNS message that has room for data (`names.may_carry`); the client is who asks, whichever way this one went.
+
+    ``name`` is in presentation form (RFC 1035 section 5.1), ``answer_bytes`` the sum of RDLENGTH, 0 in a question.
+    """
+
+    time_ns: int
+    netns: int
+    client: str
+    client_port: int
+    server: str
+    server_port: int
+    is_response: bool
+    name: str
+    query_type: int
+    answer_bytes: int
+
+
+#: The end of a dull flow: both sides spoke, and nothing was told of it. Fields as in `FlowClosed`; addresses are 16
+#: bytes as in `records.PACKET`, ``reason`` counts through those of `FlowClosed`, ``carrier`` through `flows.CARRIERS`.
+CLOSED_FLOW = np.dtype([
+    ("time_ns", "<i8"),
+    ("start_ns", "<i8"),
+    ("netns", "<i8"),
+    ("initiator", "V16"),
+    ("responder", "V16"),
+    ("initiator_port", "<u2"),
+    ("responder_port", "<u2"),
+    ("protocol", "u1"),
+    ("initiator_known", "u1"),
+    ("reason", "u1"),
+    ("carrier", "u1"),
+    ("packets", "<u8"),
+    ("payload_bytes_initiator", "<u8"),
+    ("payload_bytes_responder", "<u8"),
+    ("initiator_first", "<u4"),
+    ("responder_first", "<u4"),
+    ("answered", "<u4"),
+])
+
+
+class FlowsClosed(Struct, tag="flows_closed"):
+    """Dull flows that ended one after the other, rows of `CLOSED_FLOW`. No detector is shown them."""
+
+    time_ns: int
+    rows: np.ndarray
+
+
+Observation = FlowOpened | FlowUse | Exchange | FlowClosed | DnsSeen

@@ -1,0 +1,200 @@
+"""Data in DNS: how much one client of a domain has told it in names, and was told by it in answers.
+
+A name that is asked for the first time travels to the domain's own server, so every new name is a message to its owner
+(iodine, dnscat2, dns2tcp, exfiltration), and every answer that holds free data is one back (commands in TXT). What
+was asked before comes from a cache and carries nothing. So new information is counted for each (client, domain) in
+constant memory, as in "information-based heavy hitters": Ozery, Nadler, Shabtai 2024 (NDSS), over windows of a day.
+Every domain is treated alike: there is no list of good ones.
+
+Benign look-alikes, and what keeps them out:
+
+- content networks, clouds, telemetry: the same few hundred names again and again, and none long enough to count much;
+- block lists and address look-ups (DNSBL, reverse DNS, origin of an address in TXT): an address has 16 bytes at most,
+  and what fits into a host name or a line is not counted;
+- mail (SPF, DKIM, DMARC): long answers, but few of any one domain;
+- antivirus and reputation look-ups: hashes in names by the thousand, all answered alike. That is what exfiltration
+  looks like too: what goes one way only counts an eighth.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.host import BoundedTable
+from gpuguard.core.names import HOST_TYPES
+from gpuguard.core.observations import DnsSeen, FlowOpened
+
+if TYPE_CHECKING:
+    from gpuguard.core.host import Host
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+    from gpuguard.core.subjects import FlowId, Subject
+
+DOMAINS_MAX = 4_096
+FLOWS_MAX = 16_384
+WINDOW_NS = 86_400_000_000_000
+
+#: Bits in which seen names are remembered: names that collide are taken as known, so that the count errs low.
+SEEN_BITS = 8_192
+#: What of a name or a free-form answer may be a host name, an address or a line about one.
+NAME_BYTES_FREE = 16
+ANSWER_BYTES_FREE = 64
+ONE_WAY_SHARE = 0.125
+
+# Amounts of new information between a client and a domain have a heavy tail. Taken as Pareto from 512 bytes a day on:
+# each doubling makes it 1/e**3 as likely for what is no tunnel. So 2 kB is suspect, 48 kB alone confirms.
+BASE_BYTES = 512
+DOUBLING_NATS = 3.0
+# NULL (experimental, RFC 1035 section 3.3.10) and private use (RFC 6895 section 3.1) are asked for by tunnels alone;
+# a person who tries dig(1) asks a few times.
+ODD_TYPE_NATS = 6.0
+ODD_ASKED_MIN = 8
+TOLD_NATS_MIN = 1.0
+SUSPECT_BYTES = 2_048
+
+_NULL, _PRIVATE_FROM, _PRIVATE_TO = 10, 65_280, 65_534
+_ESCAPED = re.compile(r"\\(\d{3}|.)")
+_SPOTS = ("DNS inside TLS or HTTPS", "DNS over TCP", "names under arpa", "many domains used in turn",
+          "less than 2 kB a day, 16 kB where answers are addresses", "names with 16 bytes or less before the domain",
+          "a resolver of this host that asks for others")
+
+Ends = tuple[int, str, int, str, int]
+
+
+class _Domain:
+    """What one client exchanged with one domain in this window."""
+
+    __slots__ = ("asked_odd", "down", "last", "names", "seen", "start_ns", "told", "told_bytes", "up")
+
+    def __init__(self, start_ns: int) -> None:
+        self.start_ns = start_ns
+        self.seen = 0
+        self.names = 0
+        self.asked_odd = 0
+        self.up = 0
+        self.down = 0
+        self.told = 0.0
+        self.told_bytes = 0.0
+        self.last: Subject | None = None
+
+
+class Detector:
+    """Counts new information for each client and domain."""
+
+    def __init__(self) -> None:
+        self._domains: BoundedTable[tuple[int, str, str], _Domain] = BoundedTable(DOMAINS_MAX)
+        self._flows: BoundedTable[Ends, FlowId] = BoundedTable(FLOWS_MAX)
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+        """Return what a message adds to its domain's account."""
+        match item:
+            case FlowOpened() if item.flow.protocol == 17:
+                flow = item.flow
+                ends = (flow.initiator, flow.initiator_port, flow.responder, flow.responder_port)
+                self._flows[flow.netns, *ends] = flow
+            case DnsSeen():
+                return self._message(item, host)
+            case _:
+                pass
+        return []
+
+    def _message(self, item: DnsSeen, host: Host) -> list[Evidence]:
+        zone, data_bytes = _split(item.name)
+        if not zone or (host.is_local(item.netns, item.server) and not host.is_local(item.netns, item.client)):
+            return []
+        key = (item.netns, item.client, zone)
+        domain = self._domains.get(key)
+        if domain is None or item.time_ns - domain.start_ns > WINDOW_NS:
+            domain = _Domain(item.time_ns)
+            self._domains[key] = domain
+        if not _count(domain, item, data_bytes):
+            return []
+        flow = self._flow(item)
+        subject = (host.owner(flow) or flow) if flow else None
+        return self._tell(item, zone, domain, subject) if subject else []
+
+    def _flow(self, item: DnsSeen) -> FlowId | None:
+        near, far = (item.client, item.client_port), (item.server, item.server_port)
+        return self._flows.get((item.netns, *near, *far)) or self._flows.get((item.netns, *far, *near))
+
+    @staticmethod
+    def _tell(item: DnsSeen, zone: str, domain: _Domain, subject: Subject) -> list[Evidence]:
+        """Tell what the whole account weighs; a client that asks from ever new ports, at each doubling only."""
+        total, nats = _weigh(domain)
+        same = subject == domain.last
+        change = nats - domain.told if same else nats
+        if total < SUSPECT_BYTES or change < TOLD_NATS_MIN or not (same or total >= 2 * domain.told_bytes):
+            return []
+        domain.told, domain.told_bytes, domain.last = nats, total, subject
+        told = [f"{domain.names} new names told it up to {domain.up} bytes"] if domain.up else []
+        told += [f"its answers brought {domain.down} bytes of free data"] if domain.down else []
+        if domain.asked_odd:
+            told.append(f"{domain.asked_odd} questions were of a type that programs have no use for")
+        text = f"{zone}, in {(item.time_ns - domain.start_ns) / 1e9:.0f} s: {', '.join(told)}"
+        return [Evidence(
+            time_ns=item.time_ns,
+            subject=subject,
+            label="dns-tunnel",
+            evidence_class="network",
+            kind="new-information-in-dns",
+            nats=change,
+            text=text,
+            start_ns=domain.start_ns,
+            carrier="dns",
+            blind_spots=_SPOTS,
+        )]
+
+
+def _count(domain: _Domain, item: DnsSeen, data_bytes: int) -> bool:
+    """Add what is new in a message; return whether anything was."""
+    name = item.name.lower().encode()
+    free = item.query_type not in HOST_TYPES
+    if not item.is_response:
+        odd = item.query_type == _NULL or _PRIVATE_FROM <= item.query_type <= _PRIVATE_TO
+        domain.asked_odd += odd
+        if not _is_new(domain, crc32(name)):
+            return False
+        domain.names += 1
+        domain.up += max(0, data_bytes - NAME_BYTES_FREE)
+        return True
+    if not free or item.answer_bytes <= ANSWER_BYTES_FREE:
+        return False
+    # The same answer to the same question is a cached one, or one asked again; another length is another answer.
+    if not _is_new(domain, crc32(name, item.answer_bytes + 1)):
+        return False
+    domain.down += item.answer_bytes - ANSWER_BYTES_FREE
+    return True
+
+
+def _is_new(domain: _Domain, value: int) -> bool:
+    bit = 1 << value % SEEN_BITS
+    known = domain.seen & bit
+    domain.seen |= bit
+    return not known
+
+
+def _weigh(domain: _Domain) -> tuple[float, float]:
+    """Return how many bytes count, and their weight."""
+    total = domain.down + domain.up * (1.0 if domain.down else ONE_WAY_SHARE)
+    if total <= BASE_BYTES:
+        return total, 0.0
+    odd = ODD_TYPE_NATS if domain.asked_odd >= ODD_ASKED_MIN else 0.0
+    return total, DOUBLING_NATS * math.log2(total / BASE_BYTES) + odd
+
+
+def _split(name: str) -> tuple[str, int]:
+    """Return the domain that was registered, as far as labels tell, and how many bytes stand before it.
+
+    Two labels, or three where the second is short under a country's (co.uk): a list of public suffixes would be more
+    exact, and would go stale. Names under arpa are addresses and numbers (RFC 3172): "" for them.
+    """
+    labels = name.rstrip(".").split(".")
+    if len(labels) < 3 or labels[-1].lower() == "arpa":
+        return "", 0
+    keep = 3 if len(labels[-1]) == 2 and len(labels[-2]) <= 3 and len(labels) > 3 else 2
+    data = "".join(labels[:-keep])
+    return ".".join(labels[-keep:]).lower(), len(_ESCAPED.sub(".", data) if "\\" in data else data)

@@ -1,0 +1,144 @@
+"""Data in ICMP echo: answers that hold what was not asked, and questions of many sizes at no one's pace.
+
+"The data received in the echo message must be returned in the echo reply message" (RFC 792, RFC 4443 section 4.2): an
+echo answers with exactly as many bytes as it was sent, so more from the far side than went there is not an echo's.
+ping sends one size, once a second or as fast as answers come. A tunnel (ptunnel, icmptunnel, Hans, a shell over ICMP)
+sends what it has, when it has it.
+
+Benign look-alikes, and what keeps them out:
+
+- ping, smokeping, monitors, load balancers' health checks: one size, and the same both ways;
+- lost answers: then less comes back than went out, never more;
+- duplicated answers (DUP!): more comes back, in whole answers of the one size;
+- path MTU probes, sweeps of sizes (``ping -g``, mtr): many sizes, but as many bytes back as went out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.host import BoundedTable
+from gpuguard.core.observations import Exchange, FlowClosed
+
+if TYPE_CHECKING:
+    from gpuguard.core.host import Host
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+    from gpuguard.core.subjects import FlowId
+
+FLOWS_MAX = 2_048
+SIZES_MAX = 16
+TIMES_MAX = 32
+
+# More bytes back than sent, beyond what one repeated answer explains: duplicating hosts are one in some thousands, and
+# duplicate whole answers of one size (SIZES tells those apart). Each doubling beyond makes it half as likely.
+EXCESS_BYTES_MIN = 256
+EXCESS_NATS = 8.0
+EXCESS_DOUBLING_NATS = 0.7
+EXCESS_DOUBLINGS_MAX = 8
+# Three sizes or more in one conversation: sweeps and MTU probes do it, one in some hundred; and those return the same.
+SIZES_MIN = 3
+SIZES_NATS = 6.0
+# Gaps that vary by more than a quarter: ping's are its timer's, or one round trip.
+IRREGULAR_MIN = 0.25
+IRREGULAR_NATS = 3.0
+PACED_MIN = 8
+TOLD_NATS_MIN = 1.0
+
+_PROTOCOLS = (1, 58)
+_SPOTS = ("data in questions of one size, answered alike", "data in other ICMP types or in header fields",
+          "a tunnel that pads both ways alike")
+
+
+class _Echo:
+    """What is known of one conversation."""
+
+    __slots__ = ("answers", "questions", "times_ns", "told")
+
+    def __init__(self) -> None:
+        self.questions: set[int] = set()
+        self.answers: set[int] = set()
+        self.times_ns: deque[int] = deque(maxlen=TIMES_MAX)
+        self.told = 0.0
+
+
+class Detector:
+    """Weighs each conversation of echoes."""
+
+    def __init__(self) -> None:
+        self._flows: BoundedTable[FlowId, _Echo] = BoundedTable(FLOWS_MAX)
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+        """Return by how much what was exchanged moves the conversation's standing."""
+        if not isinstance(item, Exchange | FlowClosed) or item.flow.protocol not in _PROTOCOLS:
+            return []
+        flow = item.flow
+        if not flow.initiator_known or host.is_local(flow.netns, flow.responder):
+            self._flows.pop(flow)
+            return []
+        echo = self._flows.get(flow) or _Echo()
+        if isinstance(item, Exchange):
+            self._flows[flow] = echo
+            if item.first == "initiator" and len(echo.questions) < SIZES_MAX:
+                echo.questions.add(item.question_bytes)
+                echo.answers.add(item.answer_bytes)
+            echo.times_ns.append(item.time_ns)
+        else:
+            self._flows.pop(flow)
+        return _tell(item, echo)
+
+
+def _tell(item: Exchange | FlowClosed, echo: _Echo) -> list[Evidence]:
+    nats, text = _weigh(item, echo)
+    change = nats - echo.told
+    if abs(change) < TOLD_NATS_MIN:
+        return []
+    echo.told = nats
+    return [Evidence(
+        time_ns=item.time_ns,
+        subject=item.flow,
+        label="icmp-tunnel",
+        evidence_class="network",
+        kind="not-an-echo",
+        nats=change,
+        text=text,
+        start_ns=item.flow.start_ns,
+        carrier="icmp",
+        blind_spots=_SPOTS,
+    )]
+
+
+def _weigh(item: Exchange | FlowClosed, echo: _Echo) -> tuple[float, str]:
+    """Return the weight of all that was seen so far, and its words."""
+    sent, came = item.payload_bytes_initiator, item.payload_bytes_responder
+    excess = came - sent
+    parts = [f"{sent} bytes of echo data went out and {came} came back"]
+    # One size, and whole answers of it repeated: that is a host that duplicates.
+    size = max(echo.questions, default=0)
+    duplicates = len(echo.questions) == 1 and size > 0 and not any(one % size for one in (excess, *echo.answers))
+    if excess < EXCESS_BYTES_MIN or sent == 0 or duplicates:
+        return 0.0, parts[0]
+    doublings = min(EXCESS_DOUBLINGS_MAX, math.log2(excess / EXCESS_BYTES_MIN))
+    nats = EXCESS_NATS + EXCESS_DOUBLING_NATS * doublings
+    if len(echo.questions) >= SIZES_MIN:
+        nats += SIZES_NATS
+        parts.append(f"in questions of {len(echo.questions)} sizes")
+    spread = _spread(echo.times_ns)
+    if spread >= IRREGULAR_MIN:
+        nats += IRREGULAR_NATS
+        parts.append(f"their pace varies by {spread:.2f}")
+    return nats, ", ".join(parts)
+
+
+def _spread(times_ns: deque[int]) -> float:
+    """Return the coefficient of variation of the gaps, 0 where they are too few."""
+    times = list(times_ns)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    if len(gaps) < PACED_MIN:
+        return 0.0
+    mean = sum(gaps) / len(gaps)
+    return float((sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5 / mean) if mean > 0 else 0.0

@@ -1,0 +1,316 @@
+"""Scans: one process, or one address of this host, tries many places that it never tried before, most of them in vain.
+
+A sequential test over first contacts, after Jung, Paxson, Berger, Balakrishnan 2004, "Fast Portscan Detection Using
+Sequential Hypothesis Testing": whoever knows where its services are mostly succeeds, whoever looks for them mostly
+fails. A target is an address and port; what counts is the first attempt on each. No port or address is special:
+a metadata service (169.254.169.254) is asked by every cloud library, and is a target like any other.
+
+Benign look-alikes, and what keeps them out:
+
+- rendezvous of a training job (NCCL, torchrun, Gloo: hundreds of new addresses and ports within a second), crawlers,
+  package mirrors, load balancers, service meshes: they succeed, and a success takes more away than a failure gives;
+- waiting for a master that does not listen yet: one target, however often;
+- monitoring with half a rack down (Prometheus, health checks): the same targets again and again; a repeat takes away;
+- health checks that open and close without a word: they were answered;
+- peers of file sharing and coins, many of which are gone: public addresses weigh half;
+- what comes in from outside: the host that is scanned did nothing.
+
+An attempt has failed when its flow ended without payload and without a full closing handshake. On a live host the
+socket list tells sooner: an attempt of a local address that after 12 s has neither spoken, nor ended, nor ever been an
+established socket, has failed; a connection that lasts shorter has ended by then (the flow table tells of an end after
+10 s), a longer one was listed. If it speaks after all, it is taken back.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.flows import address_text
+from gpuguard.core.fusion import SUSPECT_NATS
+from gpuguard.core.host import BoundedTable
+from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowUse
+from gpuguard.core.records import Sockets, Tick
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gpuguard.core.host import Host
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+    from gpuguard.core.subjects import FlowId, ProcessId, Subject
+
+ATTEMPTS_MAX = 16_384
+SOURCES_MAX = 1_024
+TARGETS_MAX = 1_024
+NAMESPACES_MAX = 256
+
+# The paper takes P(success) as 0.8 for users and 0.2 for scanners: 1.4 nats either way, if attempts were independent.
+# They are not: a rack or a route is down for all its addresses at once. So a failure is granted a third of that, and
+# half of it again towards public addresses, where whole lists of peers are stale; a success keeps nearly all.
+FAILED_NATS = 0.5
+FAILED_PUBLIC_NATS = 0.25
+ANSWERED_NATS = -1.2
+#: A target tried before: monitors and retries do little else, scanners hardly ever.
+AGAIN_NATS = -0.25
+NATS_MAX = 40.0
+
+#: Fewer failures than this are never told, whatever they weigh.
+FAILED_MIN = 12
+FAILED_OF_PROCESS_MIN = 3
+UNANSWERED_AFTER_NS = 12_000_000_000
+FORGOTTEN_AFTER_NS = 600_000_000_000
+#: SYN and RST with one repeat of each: nobody was there, or only a half-open look was taken.
+REFUSED_PACKETS_MAX = 4
+
+_ESTABLISHED = 1
+_TCP, _ICMP, _ICMPV6 = 6, 1, 58
+_ROW = ("netns", "initiator", "responder", "responder_port", "protocol")
+_SPOTS = ("less than one new target in ten minutes", "neighbours on the same link that nobody answers for (ARP only)",
+          "a scan that only tries what is known to answer")
+
+Target = tuple[str, int, int]
+Ends = tuple[int, str, int, str, int]
+
+
+class _Rows(Protocol):
+    """Ends of flows as rows, their fields those of `FlowClosed` and `FlowId`."""
+
+    rows: np.ndarray
+
+
+class _Unit(NamedTuple):
+    """Who is judged: a process where it is known, else one address in one network namespace."""
+
+    netns: int
+    address: str
+    process: ProcessId | None
+
+
+class _Source:
+    """What one unit tried."""
+
+    __slots__ = ("addresses", "failed", "last_ns", "nats", "ports", "start_ns", "targets", "told", "told_failed")
+
+    def __init__(self, start_ns: int) -> None:
+        self.start_ns = start_ns
+        self.last_ns = start_ns
+        self.nats = 0.0
+        self.failed = 0
+        self.told = 0.0
+        self.told_failed = 0
+        self.targets: BoundedTable[Target, None] = BoundedTable(TARGETS_MAX)
+        self.addresses: BoundedTable[str, None] = BoundedTable(TARGETS_MAX)
+        self.ports: BoundedTable[int, None] = BoundedTable(TARGETS_MAX)
+
+    def add(self, nats: float) -> None:
+        self.nats = min(max(0.0, self.nats + nats), NATS_MAX)
+
+
+class Detector:
+    """Counts first contacts that failed, for each process or source."""
+
+    def __init__(self) -> None:
+        # Namespaces whose socket lists are read, and attempts made in them that neither spoke nor ended so far.
+        self._listed: BoundedTable[int, None] = BoundedTable(NAMESPACES_MAX)
+        self._waiting: OrderedDict[FlowId, None] = OrderedDict()
+        self._by_ends: dict[Ends, FlowId] = {}
+        self._judged: BoundedTable[FlowId, _Unit] = BoundedTable(ATTEMPTS_MAX)
+        self._sources: BoundedTable[_Unit, _Source] = BoundedTable(SOURCES_MAX)
+        # Addresses behind which something failed: what succeeds elsewhere is no business of ours. With the time at
+        # which a process was last seen at it, 0 if none was.
+        self._failing: BoundedTable[tuple[int, str], int] = BoundedTable(SOURCES_MAX)
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+        """Return what an attempt that failed, or succeeded, adds."""
+        match item:
+            case FlowOpened():
+                if item.flow.netns in self._listed:
+                    self._open(item.flow, host)
+            case Exchange() | FlowUse():
+                if item.flow in self._waiting or item.flow in self._judged:
+                    self._answered(item.flow, host)
+            case FlowClosed():
+                return self._close(item, host)
+            case Sockets():
+                self._listed[item.netns] = None
+                for one in item.sockets:
+                    flow = self._by_ends.get((item.netns, one.local, one.local_port, one.remote, one.remote_port))
+                    if flow is not None and one.state == _ESTABLISHED:
+                        self._answered(flow, host)
+            case Tick():
+                return self._overdue(item.time_ns, host)
+            case _:
+                pass
+        return []
+
+    def look(self, item: _Rows, host: Host) -> list[Evidence]:
+        """Take in the ends of flows in which both sides spoke, where they come by the row: successes, all of them."""
+        del host  # rows come where no socket list does: nobody owns them
+        if len(self._failing):
+            for netns, near, far, port, protocol in item.rows[list(_ROW)].tolist():
+                address = address_text(near)
+                if (netns, address) in self._failing and protocol in (_TCP, _ICMP, _ICMPV6):
+                    target = (address_text(far), protocol, port if protocol == _TCP else 0)
+                    self._succeeded(_Unit(netns, address, None), target)
+        return []
+
+    def _open(self, flow: FlowId, host: Host) -> None:
+        """Remember an attempt whose socket would be listed: of this namespace's own addresses, and to another host."""
+        if flow.protocol != _TCP or not flow.initiator_known or not host.is_local(flow.netns, flow.initiator):
+            return
+        if not _is_target(flow.responder) or host.is_local(flow.netns, flow.responder):
+            return
+        self._waiting[flow] = None
+        self._by_ends[_ends(flow)] = flow
+        while len(self._waiting) > ATTEMPTS_MAX:
+            self._drop(next(iter(self._waiting)))
+
+    def _drop(self, flow: FlowId) -> None:
+        if flow in self._waiting:
+            del self._waiting[flow]
+            if self._by_ends.get(_ends(flow)) == flow:
+                del self._by_ends[_ends(flow)]
+
+    def _answered(self, flow: FlowId, host: Host) -> None:
+        self._drop(flow)
+        if (flow.netns, flow.initiator) not in self._failing:
+            return
+        unit = self._judged.pop(flow)
+        if unit is None:
+            self._succeeded(_unit(flow, host), _target(flow))
+            return
+        source = self._sources.get(unit)
+        if source:
+            # It spoke late: what was held against it is taken back, and its success counts.
+            source.failed -= 1
+            source.add(ANSWERED_NATS - _weight(flow))
+
+    def _succeeded(self, unit: _Unit, target: Target) -> None:
+        source = self._sources.get(unit)
+        if source:
+            source.add(AGAIN_NATS if target in source.targets else ANSWERED_NATS)
+            source.targets[target] = None
+
+    def _close(self, item: FlowClosed, host: Host) -> list[Evidence]:
+        flow = item.flow
+        silent = item.payload_bytes_initiator == 0 and item.payload_bytes_responder == 0
+        if flow.protocol == _TCP:
+            in_vain = silent and (item.reason != "closed" or item.packets <= REFUSED_PACKETS_MAX)
+        elif flow.protocol in (_ICMP, _ICMPV6):
+            in_vain = item.payload_bytes_responder == 0
+        else:
+            return []
+        if not in_vain:
+            self._answered(flow, host)
+        elif flow in self._judged:
+            self._judged.pop(flow)
+        elif flow.initiator_known and _is_target(flow.responder) and not _comes_in(flow, host):
+            return self._failed(flow, item.time_ns, host)
+        self._drop(flow)
+        return []
+
+    def _overdue(self, now_ns: int, host: Host) -> list[Evidence]:
+        """Judge what has waited too long, where the socket list would have shown a success."""
+        found: list[Evidence] = []
+        while self._waiting:
+            flow = next(iter(self._waiting))
+            if now_ns - flow.start_ns < UNANSWERED_AFTER_NS:
+                break
+            found += self._failed(flow, now_ns, host)
+            self._judged[flow] = _unit(flow, host)
+        return found
+
+    def _of(self, unit: _Unit, tried_ns: int) -> _Source:
+        source = self._sources.get(unit)
+        if source is None or abs(tried_ns - source.last_ns) > FORGOTTEN_AFTER_NS:
+            source = _Source(tried_ns)
+        source.last_ns = max(source.last_ns, tried_ns)
+        self._sources[unit] = source
+        return source
+
+    def _failed(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
+        self._drop(flow)
+        unit = _unit(flow, host)
+        source = self._of(unit, flow.start_ns)
+        behind = (flow.netns, flow.initiator)
+        source.start_ns = min(source.start_ns, flow.start_ns)
+        target = _target(flow)
+        if target in source.targets:
+            source.add(AGAIN_NATS)
+            return []
+        source.targets[target] = None
+        source.addresses[flow.responder] = None
+        source.ports[flow.responder_port if flow.protocol == _TCP else 0] = None
+        source.failed += 1
+        source.add(_weight(flow))
+        seen_ns = self._failing.get(behind) or 0
+        if unit.process is not None and source.failed >= FAILED_OF_PROCESS_MIN:
+            seen_ns = time_ns
+        self._failing[behind] = seen_ns
+        # Where a process was seen at it, what has no owner is most likely its. That is not certain enough to be added
+        # to the process, and no other scan either.
+        somebodys = unit.process is None and seen_ns and time_ns - seen_ns < FORGOTTEN_AFTER_NS
+        if source.failed < FAILED_MIN or source.nats < SUSPECT_NATS or somebodys:
+            return []
+        return self._tell(flow, unit, source, time_ns)
+
+    @staticmethod
+    def _tell(flow: FlowId, unit: _Unit, source: _Source, time_ns: int) -> list[Evidence]:
+        """A process is told of as its weight grows; without one, the attempt at hand stands for all, at each doubling.
+
+        So a scan of ten thousand addresses does not make ten thousand findings.
+        """
+        subject: Subject = unit.process or flow
+        change = source.nats - source.told if unit.process else source.nats
+        grown = source.failed >= 2 * source.told_failed
+        if change < 1.0 or not (grown or unit.process):
+            return []
+        source.told, source.told_failed = source.nats, source.failed
+        ports = f"{len(source.ports)} port{'s' if len(source.ports) != 1 else ''}"
+        within_s = (source.last_ns - source.start_ns) / 1e9
+        text = (f"{unit.process or unit.address} tried {source.failed} places in vain that it had not tried before, "
+                f"on {len(source.addresses)} addresses and {ports}, within {within_s:.0f} s")
+        return [Evidence(
+            time_ns=time_ns,
+            subject=subject,
+            label="scan",
+            evidence_class="network",
+            kind="first-contacts-in-vain",
+            nats=change,
+            text=text,
+            start_ns=source.start_ns,
+            carrier="icmp" if flow.protocol != _TCP else "tcp",
+            blind_spots=_SPOTS,
+        )]
+
+
+def _unit(flow: FlowId, host: Host) -> _Unit:
+    return _Unit(flow.netns, flow.initiator, host.owner(flow))
+
+
+def _ends(flow: FlowId) -> Ends:
+    return (flow.netns, flow.initiator, flow.initiator_port, flow.responder, flow.responder_port)
+
+
+def _target(flow: FlowId) -> Target:
+    """Return what was tried; an echo's identifier is the sender's own and no part of it."""
+    return (flow.responder, flow.protocol, flow.responder_port if flow.protocol == _TCP else 0)
+
+
+def _weight(flow: FlowId) -> float:
+    return FAILED_PUBLIC_NATS if ipaddress.ip_address(flow.responder).is_global else FAILED_NATS
+
+
+@lru_cache(maxsize=4096)
+def _is_target(address: str) -> bool:
+    """Return whether an address is one machine's: not a group's or everybody's."""
+    one = ipaddress.ip_address(address)
+    return not (one.is_multicast or one.is_unspecified or one.is_loopback or address == "255.255.255.255")
+
+
+def _comes_in(flow: FlowId, host: Host) -> bool:
+    return host.is_local(flow.netns, flow.responder) and not host.is_local(flow.netns, flow.initiator)

@@ -1,0 +1,69 @@
+"""Names asked for by DNS: which messages may carry data, and where they stand among what the flow table tells.
+
+Nearly all questions are short host names and carry nothing that a tunnel could live on. Those that could are handed to
+the detectors in their place: the block is cut behind them, which changes nothing for the flow table.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from gpuguard.core.flows import FlowTable, address_text
+from gpuguard.core.observations import DnsSeen, Observation
+from gpuguard.core.records import DnsMessage, Packets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: A name below this has no room for more than a host name beside its domain.
+NAME_BYTES_MIN = 28
+#: What answers name, number or delegate hosts (RFC 1035, 2782, 3596, 4034, 9460); all other types hold free data.
+HOST_TYPES = frozenset({1, 2, 6, 12, 28, 33, 43, 46, 48, 64, 65})
+
+
+def may_carry(fact: DnsMessage) -> bool:
+    """Return whether a message has room for data: a long name, or an answer of a type that holds anything."""
+    if len(fact.name) >= NAME_BYTES_MIN:
+        return True
+    return fact.answer_bytes > 0 and fact.query_type not in HOST_TYPES
+
+
+def observations_of(flows: FlowTable, block: Packets) -> Iterator[Observation]:
+    """Yield what the flow table makes of a block, with each DNS message that may carry data right after its packet."""
+    rows, facts = block.rows, block.facts
+    done, first = 0, 0
+    for index, fact in enumerate(facts):
+        if not isinstance(fact, DnsMessage) or not may_carry(fact) or not len(rows):
+            continue
+        row = min(max(fact.row, done), len(rows) - 1)
+        yield from flows.receive(_part(block, done, row + 1, first, index + 1))
+        yield _seen(block, row, fact)
+        done, first = row + 1, index + 1
+        if done == len(rows):
+            return
+    yield from flows.receive(_part(block, done, len(rows), first, len(facts)) if done else block)
+
+
+def _part(block: Packets, start: int, end: int, first: int, last: int) -> Packets:
+    facts = tuple(replace(fact, row=max(0, fact.row - start)) for fact in block.facts[first:last])
+    return Packets(time_ns=block.time_ns, netns=block.netns, rows=block.rows[start:end], facts=facts)
+
+
+def _seen(block: Packets, row: int, fact: DnsMessage) -> DnsSeen:
+    one = block.rows[row]
+    ends = [(address_text(one[side].tobytes()), int(one[f"{side}_port"])) for side in ("source", "destination")]
+    (client, client_port), (server, server_port) = ends[::-1] if fact.is_response else ends
+    return DnsSeen(
+        time_ns=int(one["time_ns"]),
+        netns=block.netns,
+        client=client,
+        client_port=client_port,
+        server=server,
+        server_port=server_port,
+        is_response=fact.is_response,
+        name=fact.name,
+        query_type=fact.query_type,
+        answer_bytes=fact.answer_bytes,
+    )

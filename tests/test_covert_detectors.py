@@ -1,0 +1,375 @@
+"""DNS and ICMP tunnels, scans and guessing of passwords: look-alikes first, then what they are there to find."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+
+from gpuguard.core import names
+from gpuguard.core.detectors import dns_tunnel, icmp_tunnel, probing, ssh_bruteforce
+from gpuguard.core.flows import FlowTable
+from gpuguard.core.fusion import Fusion
+from gpuguard.core.host import Host
+from gpuguard.core.labels import VERDICTS
+from gpuguard.core.observations import DnsSeen, Exchange, FlowClosed, FlowOpened, FlowUse
+from gpuguard.core.records import PACKET, DnsMessage, HostInfo, Packets, Socket, Sockets, Tick
+from gpuguard.core.subjects import FlowId, ProcessId
+
+S = 1_000_000_000
+START = 10**18
+HERE = "10.0.0.2"
+AGENT = ProcessId("boot", 77, 900)
+
+
+def standings(items, detector, host=None):
+    """Return the worst verdict that each subject reached, by label."""
+    host, fusion, found = host or Host(), Fusion(0.1), {}
+    for item in items:
+        host.receive(item)
+        for one in detector.receive(item, host):
+            assert one.text
+            assert one.start_ns <= one.time_ns
+            standing, _ = fusion.receive(one)
+            before = found.get((one.subject, one.label), "unknown")
+            found[one.subject, one.label] = max(before, standing.verdict, key=VERDICTS.index)
+    worst = {}
+    for (_, label), verdict in found.items():
+        if verdict != "unknown":
+            worst[label] = max(verdict, worst.get(label, "unknown"), key=VERDICTS.index)
+    return worst
+
+
+# -- scans ------------------------------------------------------------------------------------------------------------
+
+
+def tcp(responder, port, index=0, initiator=HERE):
+    return FlowId(0, 6, initiator, 20_000 + index % 40_000, responder, port, START + index * S // 10)
+
+
+def ended(flow, *, packets=2, out=0, into=0, reason="closed", after_s=0.1):
+    return FlowClosed(flow.start_ns + round(after_s * S), flow, reason, packets, out, into, 0, 0, 0, "tcp")
+
+
+def addresses(count, prefix="10.80.0"):
+    return [f"{prefix}.{last}" for last in range(1, count + 1)]
+
+
+QUIET = {
+    "a rendezvous of hundreds of new places": [
+        ended(tcp(f"10.1.{i % 64}.{i // 64 + 1}", 30_000 + i, i), packets=400, out=10**6, into=10**6)
+        for i in range(500)],
+    "a master that does not listen yet": [ended(tcp("10.0.0.9", 29_500, i)) for i in range(400)],
+    "monitoring with half a rack down": [
+        ended(tcp(address, 9100, i), **({"packets": 12, "out": 200, "into": 9000} if last % 2 else {}))
+        for i, (last, address) in enumerate(list(enumerate(addresses(80))) * 6)],
+    "health checks without a word": [ended(tcp(a, 80, i), packets=6) for i, a in enumerate(addresses(100))],
+    "a few stale peers": [ended(tcp(f"93.184.{i}.7", 6881, i)) for i in range(20)],
+    "a scan from outside": [
+        ended(tcp(HERE, port, port, initiator="203.0.113.9")) for port in range(1, 500)],
+    "announcements to groups": [ended(tcp(f"224.0.0.{i}", 5353, i)) for i in range(1, 200)],
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_who_knows_where_its_services_are_does_not_scan(name):
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=(HERE,)))
+    assert standings(QUIET[name], probing.Detector(), host) == {}
+
+
+@pytest.mark.parametrize(("items", "verdict"), [
+    ([ended(tcp(a, 22, i)) for i, a in enumerate(addresses(100))], "confirmed"),
+    ([ended(tcp("10.80.0.5", port, port)) for port in range(1, 120)], "confirmed"),
+    ([ended(tcp(a, 22, i), packets=3, reason="idle") for i, a in enumerate(addresses(16))], "suspect"),
+    ([ended(tcp(f"{i % 190 + 11}.7.{i % 250}.9", 23, i), packets=5, reason="idle") for i in range(200)], "confirmed"),
+])
+def test_many_first_contacts_in_vain_are_a_scan(items, verdict):
+    assert standings(items, probing.Detector()) == {"scan": verdict}
+
+
+def test_a_scan_of_ten_thousand_makes_few_findings():
+    detector, host, subjects = probing.Detector(), Host(), set()
+    for i in range(10_000):
+        flow = tcp(f"10.{i >> 8 & 255}.{i & 255}.9", 22, i)
+        subjects |= {one.subject for one in detector.receive(ended(flow), host)}
+    assert 0 < len(subjects) < 12
+
+
+def live(outcome):
+    """A process tries thirty addresses on a watched host; ``outcome`` says what becomes of each."""
+    items = [HostInfo(0, 1, "b", "h", 100, addresses=(HERE,)), Sockets(START - S, 0, ())]
+    for i, address in enumerate(addresses(60)):
+        flow = tcp(address, 22, i)
+        socket = Socket(6, HERE, flow.initiator_port, address, 22, 2, 100 + i, 0, (AGENT,))
+        items += [FlowOpened(flow.start_ns, flow), Sockets(flow.start_ns + 1, 0, (socket,))]
+        items += outcome(flow, i)
+    return [*sorted(items, key=lambda item: item.time_ns), *(Tick(START + second * S) for second in range(5, 40))]
+
+
+def test_a_process_is_named_long_before_its_attempts_run_out():
+    host, detector, seen = Host(), probing.Detector(), []
+    for item in live(lambda flow, i: []):
+        host.receive(item)
+        seen += detector.receive(item, host)
+    assert {one.subject for one in seen} == {AGENT}
+    assert sum(one.nats for one in seen) > 20
+    assert seen[0].time_ns - START < 15 * S
+    assert "60 addresses" in seen[-1].text
+
+
+def test_what_was_established_or_spoke_is_no_failure():
+    def established(flow, i):
+        socket = Socket(6, HERE, flow.initiator_port, flow.responder, 22, 1, 100 + i, 0, (AGENT,))
+        return [Sockets(flow.start_ns + 2, 0, (socket,))]
+
+    def spoke(flow, i):
+        return [Exchange(flow.start_ns + 2, flow, "initiator", 1000, 9, 9, 1, 0, 1, None, "tcp")]
+
+    assert standings(live(established), probing.Detector()) == {}
+    assert standings(live(spoke), probing.Detector()) == {}
+
+
+def test_what_speaks_late_is_taken_back():
+    detector, host = probing.Detector(), Host()
+    items = live(lambda flow, i: [])
+    for item in items:
+        host.receive(item)
+        detector.receive(item, host)
+    (source,) = detector._sources.values()
+    assert source.failed == 60
+    for i, address in enumerate(addresses(60)):
+        detector.receive(ended(tcp(address, 22, i), packets=90, out=9, into=9, after_s=60), host)
+    assert source.failed == 0
+    assert source.nats == 0.0
+
+
+def test_another_namespaces_flows_wait_for_their_end():
+    """The host sees a container's packets on the bridge, and not its sockets."""
+    items = [Sockets(START - S, 0, (Socket(6, HERE, 22, "10.0.0.7", 999, 1, 5, 0, ()),))]
+    items += [FlowOpened(flow.start_ns, flow) for flow in
+              (tcp(a, 22, i, initiator="172.17.0.4") for i, a in enumerate(addresses(90)))]
+    assert standings([*items, Tick(START + 60 * S)], probing.Detector()) == {}
+
+
+# -- DNS --------------------------------------------------------------------------------------------------------------
+
+
+def dns(name, query_type=1, *, at_s=0.0, answer=0, port=5353, response=False):
+    return DnsSeen(START + round(at_s * S), 0, HERE, port, "10.0.0.53", 53, response, name, query_type, answer)
+
+
+def asked(questions, *, ports=1):
+    """Questions (name, type, answer bytes), a second apart, each with its answer, from so many client ports in turn."""
+    items = []
+    for i, (name, query_type, answer) in enumerate(questions):
+        port = 40_000 + i % ports
+        if i < ports:
+            flow = FlowId(0, 17, HERE, port, "10.0.0.53", 53, START + i * S)
+            items.append(FlowOpened(flow.start_ns, flow))
+        message = DnsMessage(0, True, name, query_type, answer)
+        if names.may_carry(message):
+            items += [dns(name, query_type, at_s=i, port=port),
+                      dns(name, query_type, at_s=i + 0.03, port=port, answer=answer, response=True)]
+    return items
+
+
+def digest(i, size):
+    return hashlib.sha256(str(i).encode()).hexdigest()[:size]
+
+
+LOOKED_UP = {
+    "a content network": [(f"{digest(i % 300, 14)}.edge.cdn-{i % 3}.example.net", 1, 90 + i % 60) for i in range(5000)],
+    "a block list": [(f"{i % 200}.{i % 7}.113.203.zen.lists.example.org", 1, 4 * (i % 2)) for i in range(5000)],
+    "reverse DNS": [(".".join(digest(i, 32)) + ".ip6.arpa", 12, 30) for i in range(3000)],
+    "origins of addresses": [(f"{i % 250}.{i // 250}.0.8.origin.asn.example.com", 16, 48) for i in range(2000)],
+    "mail": [(f"selector{i % 3}._domainkey.customer-{i}.example-{i}.com", 16, 420) for i in range(2000)],
+    "antivirus": [(f"{digest(i, 32)}.files.av.example.com", 1, 4) for i in range(600)],
+    "telemetry": [(f"collector-eu-{i % 4}.telemetry.vendor-cloud.example.com", 1, 60) for i in range(5000)],
+    "internal services": [(f"worker-{i % 400}.training-job.svc.cluster.local", 1, 4) for i in range(5000)],
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_UP)
+@pytest.mark.parametrize("ports", [1, 1000])
+def test_ordinary_look_ups_are_no_tunnel(name, ports):
+    assert standings(asked(LOOKED_UP[name], ports=ports), dns_tunnel.Detector()) == {}
+
+
+TUNNELS = {
+    "names both ways": ([(f"{digest(i, 60)}.{digest(-i, 60)}.t.example.com", 5, 80 + i % 9) for i in range(800)],
+                        "confirmed"),
+    "NULL records": ([(f"{digest(i, 60)}.{digest(-i, 40)}.t.example.com", 10, 300 + i % 9) for i in range(200)],
+                     "confirmed"),
+    "commands in TXT": ([(f"l.{i}.ns.example.com", 16, 255) for i in range(19)], "suspect"),
+    "exfiltration one way": ([(f"{digest(i, 60)}.{digest(-i, 60)}.x.example.com", 1, 4) for i in range(1200)],
+                             "suspect"),
+    "slow exfiltration, 0.7 bytes a second": (
+        [(f"{digest(i, 60)}.{digest(-i, 60)}.x.example.com", 1, 4) if i % 150 == 0 else ("a.b.c", 1, 4)
+         for i in range(86_000)], "suspect"),
+}
+
+
+@pytest.mark.parametrize("name", TUNNELS)
+@pytest.mark.parametrize("ports", [1, 100_000])
+def test_new_information_is_a_tunnel(name, ports):
+    questions, verdict = TUNNELS[name]
+    assert standings(asked(questions, ports=ports), dns_tunnel.Detector()) == {"dns-tunnel": verdict}
+
+
+def test_a_resolver_that_is_asked_from_outside_is_left_alone():
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("10.0.0.53",)))
+    assert standings(asked(TUNNELS["NULL records"][0]), dns_tunnel.Detector(), host) == {}
+
+
+def test_the_memory_of_a_domain_is_constant():
+    detector = dns_tunnel.Detector()
+    for item in asked([(f"{digest(i, 60)}.t.example.com", 16, 90) for i in range(20_000)]):
+        detector.receive(item, Host())
+    (domain,) = detector._domains.values()
+    assert domain.seen.bit_length() <= dns_tunnel.SEEN_BITS
+    assert domain.names <= dns_tunnel.SEEN_BITS
+
+
+@pytest.mark.parametrize(("name", "zone", "size"), [
+    ("www.example.com", "example.com", 3), ("a.b.example.co.uk.", "example.co.uk", 2), ("example.com", "", 0),
+    ("4.3.2.1.in-addr.arpa", "", 0), (r"a\190\046b.t.example.test", "example.test", 5), ("", "", 0),
+])
+def test_a_name_is_parted_at_its_domain(name, zone, size):
+    assert dns_tunnel._split(name) == (zone, size)
+
+
+def dns_block(seed, count=120):
+    """Packets of a few flows, some of them DNS messages that may carry data, some that may not."""
+    rng = random.Random(seed)
+    rows = np.zeros(count, PACKET)
+    rows["time_ns"] = START + np.arange(count) * 50_000_000
+    rows["source"][:, 10:12] = rows["destination"][:, 10:12] = 255
+    rows["protocol"], rows["ip_version"], rows["payload_bytes"] = 17, 4, 90
+    facts = []
+    for row in range(count):
+        out = rng.random() < 0.5
+        ends = ([10, 0, 0, 2], 40_000 + rng.randrange(4)), ([10, 0, 0, 53], 53)
+        (near, near_port), (far, far_port) = ends if out else ends[::-1]
+        rows["source"][row, 12:], rows["destination"][row, 12:] = near, far
+        rows["source_port"][row], rows["destination_port"][row] = near_port, far_port
+        if rng.random() < 0.6:
+            name = digest(row, rng.choice((4, 40))) + ".t.example.com"
+            facts.append(DnsMessage(row, not out, name, rng.choice((1, 16)), 0 if out else 200))
+    return Packets(START, 0, rows, tuple(facts))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cutting_a_block_changes_nothing(seed):
+    block = dns_block(seed)
+    whole = list(names.observations_of(FlowTable(), block))
+    assert sum(isinstance(one, DnsSeen) for one in whole) == sum(map(names.may_carry, block.facts)) > 10
+    flows, parts, cut = FlowTable(), [], random.Random(seed).randrange(1, len(block.rows))
+    for start, end in ((0, cut), (cut, len(block.rows))):
+        facts = tuple(DnsMessage(f.row - start, f.is_response, f.name, f.query_type, f.answer_bytes)
+                      for f in block.facts if start <= f.row < end)
+        parts += names.observations_of(flows, Packets(START, 0, block.rows[start:end], facts))
+    assert parts == whole
+    assert [one for one in whole if not isinstance(one, DnsSeen)] == FlowTable().receive(block)
+    assert all({one.client, one.server} == {HERE, "10.0.0.53"} for one in whole if isinstance(one, DnsSeen))
+
+
+@pytest.mark.parametrize("row", [-5, 0, 10**6])
+def test_facts_that_point_nowhere_break_nothing(row):
+    fact = DnsMessage(row, False, "a" * 40 + ".example.com", 16, 9)
+    empty = Packets(START, 0, np.zeros(0, PACKET), (fact,))
+    assert list(names.observations_of(FlowTable(), empty)) == []
+    block = Packets(START, 0, dns_block(1).rows[:3], (fact, fact))
+    assert sum(isinstance(one, DnsSeen) for one in names.observations_of(FlowTable(), block)) >= 1
+
+
+# -- ICMP -------------------------------------------------------------------------------------------------------------
+
+ECHO = FlowId(0, 1, HERE, 7, "203.0.113.9", 7, START)
+
+
+def echoes(rows, flow=ECHO):
+    """Exchanges of (gap s, question, answer) in a conversation of echoes."""
+    now, out, into, items = START, 0, 0, []
+    for count, (gap_s, question, answer) in enumerate(rows, 1):
+        now, out, into = now + round(gap_s * S), out + question, into + answer
+        items.append(Exchange(now, flow, "initiator", 30_000_000, question, answer, count, 0, count, None, "icmp",
+                              out, into))
+    return [*items, FlowClosed(now + S, flow, "idle", 2 * len(items), out, into, 0, 0, 0, "icmp")]
+
+
+PINGS = {
+    "ping": [(1.0, 56, 56)] * 500,
+    "lost answers": [(1.0, 56, 56 * (i % 3 > 0)) for i in range(500)],
+    "duplicated answers": [(1.0, 56, 112)] * 500,
+    "a sweep of sizes": [(1.0, size, size) for size in range(8, 1400, 8)],
+    "monitors of several kinds": [(0.3 + i % 7, (32, 56, 64)[i % 3], (32, 56, 64)[i % 3]) for i in range(500)],
+}
+
+
+@pytest.mark.parametrize("name", PINGS)
+def test_echoes_are_no_tunnel(name):
+    assert standings(echoes(PINGS[name]), icmp_tunnel.Detector()) == {}
+
+
+def tunnelled(count):
+    rng = random.Random(4)
+    return [(rng.lognormvariate(-1, 0.8), rng.choice((28, 64, 72, 152)), rng.choice((28, 64, 300, 900)))
+            for _ in range(count)]
+
+
+def test_answers_that_hold_more_than_was_asked_are_a_tunnel():
+    assert standings(echoes(tunnelled(60)), icmp_tunnel.Detector()) == {"icmp-tunnel": "confirmed"}
+    assert standings(echoes(tunnelled(8)), icmp_tunnel.Detector()) == {"icmp-tunnel": "suspect"}
+
+
+def test_who_is_pinged_did_nothing():
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    assert standings(echoes(tunnelled(60)), icmp_tunnel.Detector(), host) == {}
+
+
+# -- guessing ---------------------------------------------------------------------------------------------------------
+
+
+def logins(count, *, let_in=lambda i: False, gap_s=5, out=2700, into=2400, server="10.0.0.9", near=HERE):
+    items = []
+    for i in range(count):
+        flow = FlowId(0, 6, near, 30_000 + i, server, 22, START + i * gap_s * S)
+        if let_in(i):
+            items.append(FlowUse(flow.start_ns + S, flow, "authenticated", "ssh", 0.0, "let in", flow.start_ns, 20))
+        items.append(FlowClosed(flow.start_ns + 3 * S, flow, "closed", 40, out, into, 2, 1, 2, "ssh"))
+    return items
+
+
+@pytest.mark.parametrize("items", [
+    logins(500, let_in=lambda i: True, gap_s=1), logins(500, let_in=lambda i: i % 6 == 0), logins(500, gap_s=300),
+    logins(500, out=30, into=45), logins(6), logins(60, out=90_000), logins(60, near="203.0.113.9", server=HERE),
+])
+def test_whoever_is_let_in_or_seldom_tries_is_no_guesser(items):
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=(HERE,)))
+    assert standings(items, ssh_bruteforce.Detector(), host) == {}
+
+
+def test_refused_again_and_again_is_guessing():
+    assert standings(logins(12), ssh_bruteforce.Detector()) == {"ssh-bruteforce": "suspect"}
+    assert standings(logins(60), ssh_bruteforce.Detector()) == {"ssh-bruteforce": "confirmed"}
+
+
+def test_no_table_grows_without_end():
+    detector = ssh_bruteforce.Detector()
+    for i in range(ssh_bruteforce.SOURCES_MAX + 50):
+        for item in logins(1, near=f"10.3.{i >> 8}.{i & 255}"):
+            detector.receive(item, Host())
+    assert len(detector._sources) == ssh_bruteforce.SOURCES_MAX
+    pings, scans = icmp_tunnel.Detector(), probing.Detector()
+    for i in range(icmp_tunnel.FLOWS_MAX + 50):
+        flow = FlowId(0, 1, HERE, i, "203.0.113.9", i, START + i)
+        pings.receive(echoes([(1, 56, 56)], flow)[0], Host())
+        scans.receive(ended(tcp("10.80.0.1", 22, i, initiator=f"10.3.{i >> 8}.{i & 255}")), Host())
+    assert len(pings._flows) == icmp_tunnel.FLOWS_MAX
+    assert len(scans._sources) == probing.SOURCES_MAX
