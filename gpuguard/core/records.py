@@ -23,7 +23,9 @@ SCHEMA_VERSION = 1
 #: One packet. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2). For ICMP ``source_port`` is
 #: type << 8 | code, ``destination_port`` the identifier and ``sequence`` the sequence number. ``payload_bytes`` counts
 #: transport payload as the IP header gives it, not as it was captured. ``packet_type`` is PACKET_HOST.. of
-#: linux/if_packet.h (0 to us, 4 outgoing), 255 where the source does not say.
+#: linux/if_packet.h (0 to us, 4 outgoing), 255 where the source does not say. Where only brief facts are asked for
+#: (`sensors.packets.read_capture`), the upper four bits of ``ip_version`` number what the payload begins
+#: (`flows.CARRIERS`): a fact that says no more than that is not made.
 PACKET = np.dtype([
     ("time_ns", "<i8"),
     ("source", "u1", (16,)),
@@ -154,6 +156,29 @@ class ModuleImage(Struct, frozen=True, tag="module_image"):
     sha256: str
     size_bytes: int
     kind: Literal["cubin", "fatbin", "ptx", "unknown"]
+
+
+class KernelCode(Struct, frozen=True):
+    """What the machine code of one kernel looks like; ``label`` and ``nats`` as `gpuguard.code.classify` says them."""
+
+    name: str
+    label: str
+    probability: float
+    nats: float
+    text: str
+
+
+class ModuleVerdict(Struct, frozen=True, tag="module_verdict"):
+    """What was made of one image, whoever loads it: how many kernels were judged, and those that are accused.
+
+    ``reason`` says why it could not be judged, "" if it was; no kernels then means nothing.
+    """
+
+    time_ns: int
+    sha256: str
+    judged: int
+    accused: tuple[KernelCode, ...] = ()
+    reason: str = ""
 
 
 # -- counters ---------------------------------------------------------------------------------------------------------
@@ -352,6 +377,7 @@ Block = (
     | Launches
     | KernelName
     | ModuleImage
+    | ModuleVerdict
     | Device
     | DeviceSample
     | ProcessSample
