@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpuguard.api.client import Client, connect
+    from gpuguard.code.scanning import scan
     from gpuguard.core.events import Decision, Finding, Incident
     from gpuguard.core.evidence import Evidence
     from gpuguard.core.guard import Guard
@@ -31,12 +32,14 @@ _HOMES = {
     "Verdict": "gpuguard.core.labels",
     "connect": "gpuguard.api.client",
     "replay": "gpuguard.replaying",
+    "scan": "gpuguard.code.scanning",
 }
 
 __all__ = [  # noqa: RUF022 - by kind
     "Guard",
     "Policy",
     "replay",
+    "scan",
     "Client",
     "connect",
     "Incident",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
@@ -23,12 +23,14 @@ from gpuguard.code.rows import KernelRow
 from gpuguard.code.verdicts import ACCUSED, ALLOWED, KernelVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from gpuguard.code.allow import AllowList
     from gpuguard.code.classify import CodeVerdict
     from gpuguard.core.labels import Verdict
 
-KERNELS_MAX = 100_000
+#: Rows of windows and loops that are held at once: a part costs some kilobytes, and a library's image has 100,000.
+_PARTS_HELD_MAX = 6_000
 #: Known constants alone do not reach it, nor does the mix alone count for it.
 CONFIRMED_PROBABILITY = 0.999
 _CACHED_IMAGES_MAX = 4_096
@@ -40,41 +42,50 @@ class Classifier(Protocol):
     def __call__(self, rows: Sequence[KernelRow]) -> Sequence[CodeVerdict]: ...
 
 
-def rows_of(image: Image, allowed: Container[str] = ()) -> tuple[list[KernelRow], list[Flaw]]:
-    """Decode the kernels of one image; what cannot be decoded is a flaw. Those allowed come without their parts."""
+Batch = tuple[list[KernelRow], list[Flaw]]
+Allowed: TypeAlias = "AllowList | frozenset[str]"
+
+
+def rows_of(image: Image, allowed: Allowed = frozenset()) -> Iterator[Batch]:
+    """Decode the kernels of one image, so many at a time; what cannot be decoded is a flaw.
+
+    Kernels that are allowed come without their parts.
+    """
     try:
         if image.kind == "ptx":
-            return _ptx_rows(ptx.read_ptx(image.data)), []
-        if image.kind == "cubin":
-            return _cubin_rows(image, elf.read_cubin(image.data), allowed)
+            yield _ptx_rows(ptx.read_ptx(image.data)), []
+        elif image.kind == "cubin":
+            yield from _cubin_rows(image, elf.read_cubin(image.data), allowed)
     except Malformed as error:
-        return [], [_flaw(image, str(error))]
-    return [], []
+        yield [], [_flaw(image, str(error))]
 
 
 def _flaw(image: Image, reason: str, *, unread: bool = False) -> Flaw:
     return Flaw(image.path, image.container, image.offset, "unread" if unread else "malformed", reason)
 
 
-def _cubin_rows(image: Image, cubin: elf.Cubin,
-                allowed: Container[str]) -> tuple[list[KernelRow], list[Flaw]]:
-    flaws: list[Flaw] = []
-    rows: list[KernelRow] = []
-    # Sections are padded so that no word straddles two of them.
-    data = b"".join(bytes(part) + bytes(-len(part) % 4) for part in cubin.constants)
-    found = known.in_data(data)
-    if len(cubin.kernels) > KERNELS_MAX:
-        flaws.append(_flaw(image, f"{len(cubin.kernels)} kernels, of which {KERNELS_MAX} were read", unread=True))
+def _cubin_rows(image: Image, cubin: elf.Cubin, allowed: Allowed) -> Iterator[Batch]:
     if not decode.SM_MIN <= cubin.sm <= decode.SM_MAX:
-        return [], [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
-    for kernel in cubin.kernels[:KERNELS_MAX]:
+        yield [], [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
+        return
+    # Sections are padded so that no word straddles two of them.
+    found = known.in_data(b"".join(bytes(part) + bytes(-len(part) % 4) for part in cubin.constants))
+    rows: list[KernelRow] = []
+    flaws: list[Flaw] = []
+    parts = 0
+    for kernel in cubin.kernels:
+        judged = not allowed or hashlib.sha256(kernel.text).hexdigest() not in allowed
         try:
-            judged = not allowed or hashlib.sha256(kernel.text).hexdigest() not in allowed
             rows.append(decode.decode_kernel(cubin.sm, kernel.text, kernel=kernel.name, windows=judged,
                                              module=lambda _: found))
         except ValueError as error:
             flaws.append(_flaw(image, f"{kernel.name}: {error}"))
-    return rows, flaws
+            continue
+        parts += 1 + len(rows[-1].windows)
+        if parts > _PARTS_HELD_MAX:
+            yield rows, flaws
+            rows, flaws, parts = [], [], 0
+    yield rows, flaws
 
 
 def _ptx_rows(module: ptx.PtxModule) -> list[KernelRow]:
@@ -100,15 +111,14 @@ def _ptx_row(sm: int, kernel: ptx.PtxKernel, found: dict[str, int]) -> KernelRow
         text_sha256=hashlib.sha256(text).hexdigest())
 
 
-def judge_image(image: Image, allowed: Container[str] = (),
-                classify: Classifier | None = None) -> tuple[list[KernelVerdict], list[Flaw]]:
-    """Return the verdict of each kernel of an image, in its order, and what of it could not be read."""
-    rows, flaws = rows_of(image, allowed)
-    asked = [row for row in rows if row.text_sha256 not in allowed]
-    answers = iter((classify or _classifier())(asked)) if asked else iter(())
-    return [
-        _allowed(image, row) if row.text_sha256 in allowed else _verdict(image, row, next(answers)) for row in rows
-    ], flaws
+def judge_image(image: Image, allowed: Allowed = frozenset(),
+                classify: Classifier | None = None) -> Iterator[tuple[list[KernelVerdict], list[Flaw]]]:
+    """Yield the verdicts of an image's kernels, in its order, and what of it could not be read, so many at a time."""
+    for rows, flaws in rows_of(image, allowed):
+        asked = [row for row in rows if row.text_sha256 not in allowed]
+        answers = iter((classify or _classifier())(asked)) if asked else iter(())
+        yield [_allowed(image, row) if row.text_sha256 in allowed else _verdict(image, row, next(answers))
+               for row in rows], flaws
 
 
 def _classifier() -> Classifier:
@@ -157,7 +167,7 @@ class Judge:
     (`gpuguard.code.worker`); this is what runs in it, and what a test calls.
     """
 
-    def __init__(self, allowed: Container[str] = (), classify: Classifier | None = None) -> None:
+    def __init__(self, allowed: Allowed = frozenset(), classify: Classifier | None = None) -> None:
         self._allowed = allowed
         self._classify = classify
         self._known: OrderedDict[str, tuple[KernelVerdict, ...]] = OrderedDict()
@@ -176,7 +186,7 @@ class Judge:
         found: list[KernelVerdict] = []
         for one in find_images(data, "", Budget(len(data))):
             if isinstance(one, Image) and runs_on(one.arch, sm):
-                found += judge_image(one, self._allowed, self._classify)[0]
+                found += [said for some, _ in judge_image(one, self._allowed, self._classify) for said in some]
         return found
 
 

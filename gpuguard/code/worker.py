@@ -21,7 +21,6 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,9 +28,6 @@ from gpuguard.code import allow, decode, judge, sandbox
 from gpuguard.code.containers.finding import find_images
 from gpuguard.code.containers.images import Budget, Flaw, Image, make_image
 from gpuguard.code.verdicts import KernelVerdict
-
-if TYPE_CHECKING:
-    from collections.abc import Container
 
 MESSAGE_BYTES_MAX = 64 << 20
 REQUEST_BYTES_MAX = 1 << 16
@@ -92,8 +88,8 @@ def warm_up() -> None:
     text = b".version 8.0\n.target sm_90\n.visible .entry a()\n{ xor.b32 %r1, %r2, 305419896; ret; }\n"
     for one in find_images(text, "warm-up"):
         if isinstance(one, Image):
-            judge.judge_image(one)
-    judge.judge_image(make_image("warm-up", "", 0, "cubin", "sm_90", empty_cubin()))
+            list(judge.judge_image(one))
+    list(judge.judge_image(make_image("warm-up", "", 0, "cubin", "sm_90", empty_cubin())))
 
 
 def empty_cubin() -> bytes:
@@ -110,7 +106,7 @@ def empty_cubin() -> bytes:
     return header + code + names + b"".join(rows)
 
 
-def serve(peer: socket.socket, allowed: Container[str]) -> None:
+def serve(peer: socket.socket, allowed: allow.AllowList) -> None:
     """Fork a child for each job; tell when it has ended."""
     running: dict[int, tuple[int, int]] = {}  # descriptor of the child -> (number of its job, pid)
     ready = selectors.DefaultSelector()
@@ -129,7 +125,7 @@ def serve(peer: socket.socket, allowed: Container[str]) -> None:
             os.waitpid(pid, 0)
 
 
-def _start(peer: socket.socket, allowed: Container[str], running: dict[int, tuple[int, int]],
+def _start(peer: socket.socket, allowed: allow.AllowList, running: dict[int, tuple[int, int]],
            ready: selectors.BaseSelector) -> bool:
     request, descriptors, _, _ = socket.recv_fds(peer, REQUEST_BYTES_MAX, 2)
     if not request:
@@ -155,7 +151,7 @@ def _reap(peer: socket.socket, child: int, running: dict[int, tuple[int, int]], 
     peer.send(msgspec.msgpack.encode(Ended(number, status)))
 
 
-def _child(job: Job, source: int, out: int, parent: int, allowed: Container[str]) -> None:
+def _child(job: Job, source: int, out: int, parent: int, allowed: allow.AllowList) -> None:
     """Close the cell, read, end; never returns."""
     status = 70
     try:
@@ -220,7 +216,7 @@ class _Regions(io.RawIOBase):
         return b""
 
 
-def read(job: Job, file: _Counting | _Regions, out: int, allowed: Container[str]) -> None:
+def read(job: Job, file: _Counting | _Regions, out: int, allowed: allow.AllowList) -> None:
     """Read a file and write what it holds: one frame or more for each image, in their order."""
     budget = Budget(job.size_bytes, share=job.share, shares=job.shares)
     for one in find_images(file, job.path, budget):
@@ -229,11 +225,11 @@ def read(job: Job, file: _Counting | _Regions, out: int, allowed: Container[str]
             continue
         if not judge.runs_on(one.arch, job.sm):
             continue
-        kernels, flaws = judge.judge_image(one, allowed)
-        for at in range(0, max(1, len(kernels)), _BATCH_KERNELS):
-            _send(out, Part(budget.images, file.passed, 0 if at else len(one.data),
-                            tuple(kernels[at:at + _BATCH_KERNELS]), () if at else tuple(flaws),
-                            int(one.kind == "other")))
+        _send(out, Part(budget.images, file.passed, len(one.data), unopened=int(one.kind == "other")))
+        for kernels, flaws in judge.judge_image(one, allowed):
+            for at in range(0, max(1, len(kernels)), _BATCH_KERNELS):
+                _send(out, Part(budget.images, file.passed, 0, tuple(kernels[at:at + _BATCH_KERNELS]),
+                                () if at else tuple(flaws)))
     _send(out, Part(budget.images, file.passed, last=True))
 
 

@@ -222,8 +222,16 @@ def _tar(stream: Stream) -> Iterator[Member]:
         end = stream.offset + length + -length % _BLOCK
         if kind in b"07" or kind == b"\0":
             yield Member(name or _tar_name(block), length, _bounded(stream, length))
-        stream.skip(max(0, end - stream.offset))
+        _pass_to(stream, end - -length % _BLOCK)
+        stream.skip(-length % _BLOCK)
         name, size = "", None
+
+
+def _pass_to(stream: Stream, end: int) -> None:
+    """Pass over what nobody read of a member."""
+    left = end - stream.offset
+    if stream.skip(max(0, left)) < left:
+        raise Malformed("ends within a member")
 
 
 def _limited(length: int) -> int:
@@ -282,9 +290,11 @@ def _ar(stream: Stream) -> Iterator[Member]:
         if name == b"//":
             names = stream.take(_limited(size))
         elif name not in (b"/", b"/SYM64/"):
-            yield Member(_ar_name(name, names, stream, size), end - stream.offset,
-                         _bounded(stream, end - stream.offset))
-        stream.skip(max(0, end - stream.offset))
+            shown = _ar_name(name, names, stream, size)
+            left = end - size % 2 - stream.offset
+            yield Member(shown, left, _bounded(stream, left))
+        _pass_to(stream, end - size % 2)
+        stream.skip(size % 2)
 
 
 def _ar_name(name: bytes, names: bytes, stream: Stream, size: int) -> str:
