@@ -26,8 +26,9 @@ HEAD = """\
 # [all] holds everywhere. In [[from]] an architecture, and those after it, mean something else by a code.
 """
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
-# Names of one instruction in different releases of the disassembler.
-SAME_NAME = {"RED": "REDG"}
+# One name for what releases of the disassembler name differently (RED), or tell apart by other bits than these twelve:
+# Blackwell's matrix instruction is named by the kind of its operands.
+SAME_NAME = {"RED": "REDG", "UTCIMMA": "UTCHMMA", "UTCQMMA": "UTCHMMA", "UTCOMMA": "UTCHMMA"}
 
 Rows = dict[int, dict[int, str]]  # opcode -> sm -> mnemonic
 
