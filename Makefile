@@ -9,7 +9,7 @@ STANDINS := build/lab
 SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h ext/*/*.c ext/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types tidy bench fuzz asan soak stubs lock reference dist clean
+.PHONY: help setup demo test check lint types tidy bench fuzz asan soak stubs lock reference picture dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -67,6 +67,9 @@ lock: $(READY)  ## record the version and digest of every signature in signature
 
 reference: $(READY)  ## rewrite the table of settings in docs/configuration.md
 	$(PYTHON) scripts/reference.py
+
+picture: $(READY)  ## redraw the incident that the README shows
+	$(PYTHON) scripts/picture.py
 
 dist: $(READY)  ## wheel and sdist in dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .

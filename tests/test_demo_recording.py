@@ -6,13 +6,15 @@ It is replayed by `gpuguard demo` where there is no stand-in for the driver. To 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import gpuguard.lab
-from gpuguard.cli.commands import demo
-from gpuguard.replaying import replay
+from gpuguard import replaying
+from gpuguard.cli.commands import demo, replay
 from gpuguard.ui import story
 from gpuguard.ui.report import render
 
@@ -21,7 +23,7 @@ RECORDING = Path(gpuguard.lab.__file__).parent / "recordings" / "incident"
 
 @pytest.fixture(scope="module")
 def events():
-    return list(replay(RECORDING))
+    return list(replaying.replay(RECORDING))
 
 
 def test_it_is_small():
@@ -48,7 +50,7 @@ def test_what_policy_would_have_done_is_in_it(events):
 
 
 def test_it_replays_to_the_same_events(events):
-    assert list(replay(RECORDING)) == events
+    assert list(replaying.replay(RECORDING)) == events
 
 
 def test_the_demo_takes_the_gpu_half_from_it():
@@ -65,3 +67,31 @@ def test_its_page_can_be_made(events):
     page = render(events)
     assert "hasher" in page
     assert "ssh-reverse-tunnel" in page
+
+
+def test_a_policy_that_cannot_be_read_is_wrong_usage(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("rules: [")
+    result = CliRunner().invoke(replay.command, [str(RECORDING), "--policy", str(path)])
+    assert result.exit_code == 2
+    assert "bad.yaml:" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_replay_has_the_common_form(events):
+    result = CliRunner().invoke(replay.command, [str(RECORDING), "-o", "json"])
+    lines = [json.loads(line) for line in result.output.splitlines()]
+    assert result.exit_code == 1
+    assert set(lines[-1]["summary"]) == {"verdict", "label", "probability", "evidence", "counts", "gaps"}
+    assert lines[-1]["summary"]["verdict"] == "confirmed"
+    assert len(lines) - 1 == sum(lines[-1]["summary"]["counts"].values())
+
+
+def test_a_recording_that_was_cut_is_told_by_the_exit_status(tmp_path):
+    [file] = RECORDING.glob("*.ggrec")
+    whole = file.read_bytes()
+    (tmp_path / file.name).write_bytes(whole[: len(whole) // 8])
+    result = CliRunner().invoke(replay.command, [str(tmp_path), "-o", "json"])
+    summary = json.loads(result.output.splitlines()[-1])["summary"]
+    assert any("cut or damaged" in gap for gap in summary["gaps"])
+    assert result.exit_code == (1 if summary["verdict"] == "confirmed" else 3)

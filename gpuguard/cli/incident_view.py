@@ -10,6 +10,7 @@ from rich.tree import Tree
 
 from gpuguard.cli.asking import plain, said_of, waiting
 from gpuguard.cli.tables import STYLES, clock
+from gpuguard.core.fusion import likelihood
 from gpuguard.core.subjects import DeviceId, FlowId
 
 if TYPE_CHECKING:
@@ -26,15 +27,20 @@ Moment = tuple[int, str, str]
 
 def print_incident(incident: Incident, console: Console) -> None:
     """Print all that an incident says."""
+    print_story(incident, console)
+    for finding in incident.findings:
+        _print_finding(finding, console)
+    _print_gaps(incident, console)
+    _print_decisions(incident, console)
+
+
+def print_story(incident: Incident, console: Console) -> None:
+    """Print what happened, in order: who led to what, and when."""
     console.print(f"{_verdict(incident.verdict)} [bold]{escape(incident.title)}[/]")
     console.print(f"incident {incident.id}, {incident.state}, since {clock(incident.start_ns)} UTC, "
                   f"last change {clock(incident.time_ns)}\n")
     console.print(_chain(incident))
     _print_timeline(incident, console)
-    for finding in incident.findings:
-        _print_finding(finding, console)
-    _print_gaps(incident, console)
-    _print_decisions(incident, console)
 
 
 def incidents_table(incidents: Sequence[Incident]) -> Table:
@@ -140,7 +146,7 @@ def _print_timeline(incident: Incident, console: Console) -> None:
 def _print_finding(finding: Finding, console: Console) -> None:
     carrier = f" over {finding.carrier}" if finding.carrier else ""
     console.print(f"\n{_verdict(finding.verdict)} [bold]{finding.label}[/]{escape(carrier)}, "
-                  f"probability {finding.probability:.4f} ({finding.nats:+.1f} nats), "
+                  f"probability {likelihood(finding.probability)} ({finding.nats:+.1f} nats), "
                   f"decided after {finding.decided_after_s:.2f} s  [dim]{finding.id}[/]")
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")

@@ -52,6 +52,11 @@ def probability(nats: float) -> float:
     return 1.0 / (1.0 + math.exp(-(nats + PRIOR_NATS)))
 
 
+def likelihood(probability: float) -> str:
+    """Return a probability for people: four digits, but never a certainty."""
+    return "above 0.9999" if probability > 0.9999 else f"{probability:.4f}"
+
+
 class Standing(Struct):
     """How one subject stands under one label. ``by_class`` is what each class added since S was last zero."""
 

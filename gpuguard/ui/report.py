@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from gpuguard.core.fusion import likelihood
 from gpuguard.core.labels import LABELS
 from gpuguard.ui import story
 from gpuguard.ui.markup import Markup, join, tag
@@ -159,7 +160,7 @@ def finding_card(finding: Finding, zero_ns: int) -> Markup:
     return tag(
         "section",
         tag("div", tag("h3", finding.label), badge(finding.verdict),
-            tag("span", f"probability {_probability(finding)}, {finding.nats:.1f} nats", class_="soft"),
+            tag("span", f"probability {likelihood(finding.probability)}, {finding.nats:.1f} nats", class_="soft"),
             tag("span", f"{finding.id} · {', '.join(label.attack)}", class_="faint end mono"), class_="finding-head"),
         tag("p", _sentence(finding, label.description), class_="soft"),
         evidence_table(finding.evidence, zero_ns),
@@ -321,11 +322,6 @@ def _list(lines: Iterable[str]) -> Markup:
 
 def _after(time_ns: int, zero_ns: int) -> str:
     return f"{(time_ns - zero_ns) / 1e9:.2f} s"
-
-
-def _probability(finding: Finding) -> str:
-    """Four digits, but never a certainty."""
-    return "above 0.9999" if finding.probability > 0.9999 else f"{finding.probability:.4f}"
 
 
 def _sentence(finding: Finding, description: str) -> str:

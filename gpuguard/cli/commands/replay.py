@@ -29,11 +29,14 @@ def command(recording: Path, output: str, policy_files: tuple[Path, ...]) -> Non
 
     Exit status: 0 clear, 1 found, 3 could not read all of it, 2 wrong usage.
     """
-    from gpuguard.policies import load_policy
+    from gpuguard.policies import PolicyError, load_policy
     from gpuguard.recording.codec import RecordingError
     from gpuguard.replaying import replay
 
-    policy = load_policy(policy_files) if policy_files else None
+    try:
+        policy = load_policy(policy_files) if policy_files else None
+    except PolicyError as error:
+        raise click.UsageError(str(error)) from error
     standing: dict[str, Finding] = {}
     gaps: list[Gap] = []
     try:
