@@ -40,6 +40,7 @@ SITES_MAX = 64
 # Forms of ext/bpf/launches.h.
 FORM_REGISTERS, FORM_CONFIG, FORM_GRAPH, FORM_LIST, FORM_HANDLE, FORM_HANDLE_GRID = range(6)
 CALL_LOOKUP, CALL_ALIAS, CALL_IMAGE, CALL_FILE, CALL_LINK = range(5)
+CALL_BEGIN, CALL_END, CALL_NODE, CALL_ANY_NODE, CALL_ANY_NODE_V2, CALL_CHILD, CALL_CLONE, CALL_GRAPH = range(5, 13)
 
 LAUNCH_FORMS = {
     "cuLaunchKernel": FORM_REGISTERS,
@@ -64,6 +65,23 @@ CALL_FORMS = {
     "cuModuleLoad": CALL_FILE,
     "cuLibraryLoadFromFile": CALL_FILE,
     "cuLinkComplete": CALL_LINK,
+    "cuStreamBeginCapture": CALL_BEGIN,
+    "cuStreamBeginCapture_ptsz": CALL_BEGIN,
+    "cuStreamBeginCapture_v2": CALL_BEGIN,
+    "cuStreamBeginCapture_v2_ptsz": CALL_BEGIN,
+    "cuStreamEndCapture": CALL_END,
+    "cuStreamEndCapture_ptsz": CALL_END,
+    "cuGraphAddKernelNode": CALL_NODE,
+    "cuGraphAddKernelNode_v2": CALL_NODE,
+    "cuGraphAddNode": CALL_ANY_NODE,
+    "cuGraphAddNode_v2": CALL_ANY_NODE_V2,
+    "cuGraphAddChildGraphNode": CALL_CHILD,
+    "cuGraphClone": CALL_CLONE,
+    "cuGraphInstantiate": CALL_GRAPH,
+    "cuGraphInstantiate_v2": CALL_GRAPH,
+    "cuGraphInstantiateWithFlags": CALL_GRAPH,
+    "cuGraphInstantiateWithParams": CALL_GRAPH,
+    "cuGraphInstantiateWithParams_ptsz": CALL_GRAPH,
 }
 
 Cost = Literal["emulated", "single-step"]

@@ -68,11 +68,15 @@ class ReadSockets(Struct, frozen=True, tag="read_sockets"):
 
 
 class ReadImage(Struct, frozen=True, tag="read_image"):
-    """Ask for GPU code that the launch eye saw a process load; answered by a sealed memfd."""
+    """Ask for GPU code that the launch eye saw a process load from its memory, or from the file that it named.
+
+    Answered by a sealed memfd.
+    """
 
     process: ProcessId
     address: int
     size_bytes: int
+    path: str = ""
 
 
 class Act(Struct, frozen=True, tag="act"):

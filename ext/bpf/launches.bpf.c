@@ -50,7 +50,7 @@ struct {
 	__type(value, struct launch_value);
 } rows SEC(".maps");
 
-struct call { __u64 out; __u64 second; __u64 third; };
+struct call { __u64 first; __u64 second; __u64 third; __u64 fifth; __u64 sixth; };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -86,6 +86,31 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } quotas_held SEC(".maps");
+
+/* Kernels that a thread has launched into a capture; and how many threads ever began one, while none of it is over. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CAPTURES_MAX);
+	__type(key, __u64);
+	__type(value, __u64);
+} captures SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} capturing SEC(".maps");
+
+struct graph { __u64 start_ns; __u64 handle; __u64 pid; };
+
+/* Kernels of a graph. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GRAPHS_MAX);
+	__type(key, struct graph);
+	__type(value, __u64);
+} graphs SEC(".maps");
 
 const volatile __u32 pid_namespace = 0;
 
@@ -239,6 +264,19 @@ static __always_inline bool enforce(const struct launch_key *key, __u64 launches
 	return false;
 }
 
+static __always_inline void capture(__u64 launches)
+{
+	__u32 zero = 0;
+	__u64 thread, *begun = bpf_map_lookup_elem(&capturing, &zero), *captured;
+
+	if (!begun || !*begun)
+		return;
+	thread = bpf_get_current_pid_tgid();
+	captured = bpf_map_lookup_elem(&captures, &thread);
+	if (captured)
+		*captured += launches;
+}
+
 SEC("uprobe")
 int on_launch(struct pt_regs *ctx)
 {
@@ -260,6 +298,7 @@ int on_launch(struct pt_regs *ctx)
 	now_ns = bpf_ktime_get_boot_ns();
 	if (enforce(&key, launches, now_ns))
 		return 0;
+	capture(launches);
 	row = bpf_map_lookup_elem(&rows, &key);
 	if (!row) {
 		struct launch_value first = {.launches = launches, .first_ns = now_ns, .last_ns = now_ns};
@@ -281,7 +320,7 @@ SEC("uprobe")
 int on_call(struct pt_regs *ctx)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
-	struct call call = {PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)};
+	struct call call = {PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), ctx->r8, ctx->r9};
 
 	bpf_map_update_elem(&calls, &thread, &call, BPF_ANY);
 	return 0;
@@ -306,6 +345,7 @@ static __always_inline void describe(struct launch_event *event, const struct ca
 			count(COUNT_UNREADABLE);
 		break;
 	case CALL_ALIAS:
+	case CALL_GRAPH:
 		event->parent = call->second;
 		break;
 	case CALL_FILE:
@@ -324,6 +364,76 @@ static __always_inline void describe(struct launch_event *event, const struct ca
 	}
 }
 
+static __always_inline __u64 kernels_of(const struct graph *graph)
+{
+	__u64 *kernels = bpf_map_lookup_elem(&graphs, graph);
+
+	return kernels ? *kernels : 0;
+}
+
+static __always_inline void put_in(struct graph *graph, __u64 kernels)
+{
+	kernels += kernels_of(graph);
+	bpf_map_update_elem(&graphs, graph, &kernels, BPF_ANY);
+}
+
+static __always_inline void begin_or_end(struct graph *graph, const struct call *call, __u32 form)
+{
+	__u64 thread = bpf_get_current_pid_tgid(), none = 0, *captured, *begun;
+	__u32 zero = 0;
+
+	begun = bpf_map_lookup_elem(&capturing, &zero);
+	if (!begun)
+		return;
+	if (form == CALL_BEGIN) {
+		if (!bpf_map_update_elem(&captures, &thread, &none, BPF_NOEXIST))
+			__sync_fetch_and_add(begun, 1);
+		return;
+	}
+	captured = bpf_map_lookup_elem(&captures, &thread);
+	if (!captured || read_user(&graph->handle, 8, call->second))
+		return;
+	bpf_map_update_elem(&graphs, graph, captured, BPF_ANY);
+	bpf_map_delete_elem(&captures, &thread);
+	__sync_fetch_and_add(begun, -1);
+}
+
+/* Keep count of the kernels of a graph; return whether this call was about one and needs no more. */
+static __always_inline bool graphed(struct graph *graph, const struct call *call, __u32 form)
+{
+	__u64 kernels;
+	__u32 type;
+
+	graph->handle = call->second;
+	switch (form) {
+	case CALL_BEGIN:
+	case CALL_END:
+		begin_or_end(graph, call, form);
+		return true;
+	case CALL_NODE:
+		put_in(graph, 1);
+		return true;
+	case CALL_ANY_NODE:
+	case CALL_ANY_NODE_V2:
+		/* CUgraphNodeParams begins with its type, 0 is a kernel. */
+		if (!read_user(&type, 4, form == CALL_ANY_NODE ? call->fifth : call->sixth) && !type)
+			put_in(graph, 1);
+		return true;
+	case CALL_CHILD:
+		graph->handle = call->fifth;
+		kernels = kernels_of(graph);
+		graph->handle = call->second;
+		put_in(graph, kernels);
+		return true;
+	case CALL_CLONE:
+		kernels = kernels_of(graph);
+		if (!read_user(&graph->handle, 8, call->first))
+			bpf_map_update_elem(&graphs, graph, &kernels, BPF_ANY);
+		return true;
+	}
+	return false;
+}
+
 SEC("uretprobe")
 int on_return(struct pt_regs *ctx)
 {
@@ -337,7 +447,8 @@ int on_return(struct pt_regs *ctx)
 	if (!call)
 		return 0;
 	/* CUresult 0: the call succeeded and the handle is there. */
-	if ((__u32)PT_REGS_RC(ctx) == 0 && pid) {
+	struct graph graph = {BPF_CORE_READ(leader, start_boottime), 0, pid};
+	if ((__u32)PT_REGS_RC(ctx) == 0 && pid && !graphed(&graph, call, bpf_get_attach_cookie(ctx) >> 8)) {
 		event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 		if (event) {
 			__builtin_memset(event, 0, sizeof(*event));
@@ -345,8 +456,10 @@ int on_return(struct pt_regs *ctx)
 			event->start_ns = BPF_CORE_READ(leader, start_boottime);
 			event->pid = pid;
 			event->form = bpf_get_attach_cookie(ctx) >> 8;
-			read_user(&event->handle, 8, call->out);
+			read_user(&event->handle, 8, call->first);
 			describe(event, call);
+			if (event->form == CALL_GRAPH)
+				event->bytes = kernels_of(&graph);
 			bpf_ringbuf_submit(event, 0);
 		} else {
 			count(COUNT_RING_FULL);

@@ -31,7 +31,18 @@ enum call_form {
 	CALL_IMAGE = 2,   /* handle *out, const void *image */
 	CALL_FILE = 3,    /* handle *out, const char *path */
 	CALL_LINK = 4,    /* state, void **image, size_t *bytes: cuLinkComplete */
+	/* Graphs are counted in the kernel; only an instantiated one is told, with its kernels in `bytes`. */
+	CALL_BEGIN = 5,   /* stream: what this thread launches from now on is captured */
+	CALL_END = 6,     /* stream, graph *out */
+	CALL_NODE = 7,    /* node *out, graph: cuGraphAddKernelNode */
+	CALL_ANY_NODE = 8,     /* node *out, graph, -, -, CUgraphNodeParams *: cuGraphAddNode */
+	CALL_ANY_NODE_V2 = 9,  /* node *out, graph, -, -, -, CUgraphNodeParams * */
+	CALL_CHILD = 10,  /* node *out, graph, -, -, child graph */
+	CALL_CLONE = 11,  /* graph *out, graph */
+	CALL_GRAPH = 12,  /* exec *out, graph: cuGraphInstantiate */
 };
+#define CAPTURES_MAX 4096
+#define GRAPHS_MAX 16384
 
 /* What is done at a launch of a process that has a row in `quotas`. */
 enum quota_mode {
@@ -70,7 +81,7 @@ struct launch_event {
 	__u64 handle;
 	__u64 parent;
 	__u64 address;  /* of the image */
-	__u64 bytes;    /* of the image, 0 unknown */
+	__u64 bytes;    /* of the image, 0 unknown; CALL_GRAPH: kernels */
 	__u32 pid;
 	__u32 form;     /* enum call_form */
 	__u8 text[TEXT_BYTES];  /* a name or path, cut and NUL-ended; or the first HEADER_BYTES of the image */

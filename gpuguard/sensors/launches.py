@@ -26,7 +26,7 @@ import stat
 import struct
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
 from msgspec import Struct
@@ -38,6 +38,7 @@ from gpuguard.core.subjects import ProcessId
 from gpuguard.libcuda import (
     CALL_ALIAS,
     CALL_FILE,
+    CALL_GRAPH,
     CALL_IMAGE,
     CALL_LINK,
     CALL_LOOKUP,
@@ -423,6 +424,8 @@ def _read_image(request: ReadImage) -> tuple[Answer, list[int]]:
     and no more of it than its own header says: this is no way to read memory at large.
     """
     process = request.process
+    if request.path:
+        return _read_image_file(process, request.path)
     try:
         fd = os.open(f"/proc/{process.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -441,6 +444,60 @@ def _read_image(request: ReadImage) -> tuple[Answer, list[int]]:
     finally:
         os.close(fd)
     return Opened(("image",), kind, {"size_bytes": len(code), "claimed_bytes": size}), [_sealed(code)]
+
+
+def _read_image_file(process: ProcessId, path: str) -> tuple[Answer, list[int]]:
+    """Read a file of GPU code as the process named it, by its own root and folder, into a sealed memfd.
+
+    The path was written by the tenant: it may lead anywhere below the process's root and nowhere else, and to a file on
+    whose contents nobody can let us wait. As with memory, only what is GPU code is handed out.
+    """
+    from gpuguard import _launches
+
+    try:
+        root = os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            where = str(Path(f"/proc/{process.pid}/cwd").readlink() / path)
+            fd = _launches.open_in_root(root, os.fsencode(where))
+        finally:
+            os.close(root)
+    except (OSError, ValueError) as error:
+        return Refused(f"{process}: {path}: {error}"), []
+    try:
+        file_system = _file_system(process.pid, fd)
+        if file_system.startswith("fuse"):
+            return Refused(f"{process}: {path} lies on {file_system}, whose server could let us wait"), []
+        if start_ticks_of(process.pid) != process.start_ticks:
+            return Refused(f"{process} is another process by now"), []
+        content = _content(fd)
+    except OSError as error:
+        return Refused(f"{process}: {path}: {error}"), []
+    finally:
+        os.close(fd)
+    kind, size = image_extent(content[:HEADER_BYTES])
+    if kind == "unknown" or (kind == "ptx" and (b".version" not in content or b".target" not in content)):
+        return Refused(f"{path} of {process} is no GPU code"), []
+    content = content[:size or PTX_BYTES_MAX]
+    return Opened(("image",), kind, {"size_bytes": len(content), "claimed_bytes": size}), [_sealed(content)]
+
+
+def _content(fd: int) -> bytes:
+    """Return the first IMAGE_BYTES_MAX bytes of a regular file."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return b""
+    with os.fdopen(os.dup(fd), "rb") as stream:
+        return stream.read(IMAGE_BYTES_MAX)
+
+
+def _file_system(pid: int, fd: int) -> str:
+    """Return the type of the file system that a file of this process lies on, "" if its mount is not shown."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+    mount = fields["mnt_id"].strip()
+    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split(" ", 1)[0] == mount:
+            return after.split(" ", 1)[0]
+    return ""
 
 
 def _read_memory(fd: int, address: int, size: int, *, text: bool) -> bytes:
@@ -494,6 +551,7 @@ class _Image(Struct):
     address: int
     kind: ImageKind
     size_bytes: int
+    path: str = ""
 
 
 def _new_buffers(rows_max: int) -> tuple[np.ndarray, np.ndarray]:
@@ -723,7 +781,11 @@ class LaunchSensor:
                 self._names.loaded(process, handle)
                 self._enqueue(_Image(time_ns, process, handle, int(event["address"]), kind, size))
             case form if form == CALL_FILE:
-                self._gap(time_ns, "GPU code was loaded from a file and not read", process=process)
+                path = os.fsdecode(bytes(event["text"]).split(b"\0", 1)[0])
+                self._names.loaded(process, handle)
+                self._enqueue(_Image(time_ns, process, handle, 0, "unknown", 0, path))
+            case form if form == CALL_GRAPH:
+                return self._names.looked_up(time_ns, process, handle, parent, f"graph of {event['bytes']} kernels")
             case _:
                 self._gap(time_ns, f"unknown event form {event['form']}")
         return None
@@ -739,7 +801,7 @@ class LaunchSensor:
         return [block for image in now for block in self._read_image(image)]
 
     def _read_image(self, image: _Image) -> list[Block]:
-        answer, descriptors = self._broker.ask(ReadImage(image.process, image.address, image.size_bytes))
+        answer, descriptors = self._broker.ask(ReadImage(image.process, image.address, image.size_bytes, image.path))
         if not isinstance(answer, Opened):
             reason = answer.reason if isinstance(answer, Refused) else str(answer)
             self._gap(image.time_ns, f"GPU code not read: {reason}", lost=1, process=image.process)
@@ -758,7 +820,8 @@ class LaunchSensor:
         finally:
             os.close(fd)
         names = self._names.read(image.time_ns, image.process, image.module, sha256)
-        return [ModuleImage(image.time_ns, image.process, sha256, size, image.kind), *names]
+        kind = cast("ImageKind", answer.mode)
+        return [ModuleImage(image.time_ns, image.process, sha256, size, kind), *names]
 
     def _read_rows(self, now_ns: int) -> list[Block]:
         from gpuguard import _launches

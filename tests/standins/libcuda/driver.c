@@ -194,6 +194,25 @@ API standin_cuGraphInstantiateWithFlags(void **exec, void *graph, uint64_t flags
     *exec = malloc(1);
     return SUCCESS;
 }
+API standin_cuGraphAddKernelNode_v2(void **node, void *graph, void *on, size_t count, const void *parameters) {
+    (void)on; (void)count; (void)parameters;
+    *node = malloc(1);
+    return graph ? SUCCESS : INVALID_VALUE;
+}
+API standin_cuGraphAddChildGraphNode(void **node, void *graph, void *on, size_t count, void *child) {
+    (void)on; (void)count;
+    *node = malloc(1);
+    return graph && child ? SUCCESS : INVALID_VALUE;
+}
+API standin_cuGraphClone(void **clone, void *graph) { *clone = malloc(1); return graph ? SUCCESS : INVALID_VALUE; }
+API standin_cuStreamBeginCapture_v2(void *stream, int mode) { (void)stream; (void)mode; return SUCCESS; }
+API standin_cuStreamEndCapture(void *stream, void **graph) { (void)stream; *graph = malloc(1); return SUCCESS; }
+API standin_cuLinkComplete(void *state, void **image, size_t *bytes) {
+    /* Here a linker's state is the finished image with its size before it. */
+    *bytes = *(size_t *)state;
+    *image = (char *)state + sizeof(size_t);
+    return SUCCESS;
+}
 API standin_cuGraphLaunch(void *exec, void *stream) { (void)stream; return launched(exec); }
 API standin_cuGraphLaunch_ptsz(void *exec, void *stream) { (void)stream; return launched(exec); }
 API standin_cuGraphDestroy(void *graph) { free(graph); return SUCCESS; }
