@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard.core.records import LAUNCH
-from gpuguard.kernels.launches import COMPILED_ROWS_MIN, FEATURE, compiled, features, reference
+from gpuguard.kernels.launches import (
+    FEATURE,
+    GAP_BUCKETS,
+    VECTORISED_ROWS_MIN,
+    compiled,
+    event_rows,
+    features,
+    reference,
+    vectorised,
+)
 
 
 def row(**values):
@@ -47,7 +57,11 @@ def build(drawn):
 @given(rows)
 def test_parity(drawn):
     table = build(drawn)
-    plain, fast = reference(table), compiled(table)
+    for form in (vectorised, compiled):
+        agree(reference(table), form(table))
+
+
+def agree(plain, fast):
     assert plain.dtype == fast.dtype == FEATURE
     for name in FEATURE.names:
         if plain[name].dtype.kind == "f":
@@ -76,7 +90,7 @@ def test_features_of_four_equal_kernels():
 def test_the_form_is_named():
     assert features(row(launches=1))[1] == "reference"
     assert features(row(launches=1), "numba")[1] == "numba"
-    assert features(np.repeat(row(launches=1), COMPILED_ROWS_MIN))[1] == "numba"
+    assert features(np.repeat(row(launches=1), VECTORISED_ROWS_MIN))[1] == "numpy"
     assert len(features(np.zeros(0, LAUNCH), "numba")[0]) == 0
 
 
@@ -84,3 +98,92 @@ def test_numba_is_not_loaded_before_it_is_needed():
     code = "import sys, gpuguard.core.detectors as d; d.new_detectors(); print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_auto_never_loads_numba():
+    code = """
+import sys
+import numpy as np
+from gpuguard.core.records import LAUNCH
+from gpuguard.kernels.launches import event_rows, features
+assert features(np.zeros(100_000, LAUNCH))[1] == "numpy"
+assert event_rows(np.arange(1_000_000), np.zeros(1_000_000, int), 1)[1] == "numpy"
+assert "numba" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("error", ["ImportError", "PermissionError"])
+def test_where_numba_cannot_be_read_the_plain_form_is_used_and_named(error):
+    code = f"""
+import builtins, sys
+import numpy as np
+before = builtins.__import__
+def no_numba(name, *rest, **more):
+    if name.split(".")[0] == "numba":
+        raise {error}("not for us")
+    return before(name, *rest, **more)
+builtins.__import__ = no_numba
+from gpuguard.core.records import LAUNCH
+from gpuguard.kernels.launches import event_rows, features, reference
+rows = np.zeros(50, LAUNCH)
+rows["launches"] = 1
+made, form = features(rows, "numba")
+assert form == "reference (numba: {error})", form
+assert (made == reference(rows)).all()
+for backend in ("numba", "cuda"):
+    assert event_rows(np.arange(9), np.zeros(9, int), 1, backend)[1] == f"reference ({{backend}}: {error})"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- events -----------------------------------------------------------------------------------------------------------
+
+events = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 1000, 2**31, 2**40 - 1, 2**40, 2**52]), st.integers(0, 3)),
+                  max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(events, st.integers(-(2**60), 2**60), st.integers(4, 6))
+def test_forms_of_events_agree(drawn, begin, count):
+    times = begin + np.cumsum([0, *(gap for gap, _ in drawn)])[1:]
+    keys = np.array([key for _, key in drawn], np.int32)
+    plain, named = event_rows(times, keys, count, "reference")
+    assert named == "reference"
+    for backend in ("numpy", "numba"):
+        fast, named = event_rows(times, keys, count, backend)
+        assert named == backend
+        for one, other in zip(plain, fast, strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+
+
+def test_aggregates_hold_what_they_say():
+    (launches, first, last, gaps), _ = event_rows(np.array([5, 6, 10, 10, 1034]), np.array([1, 0, 1, 1, 1]), 3)
+    assert (launches.tolist(), first.tolist(), last.tolist()) == ([1, 4, 0], [6, 5, 0], [6, 1034, 0])
+    assert gaps.shape == (3, GAP_BUCKETS)
+    assert {int(bucket): int(gaps[1, bucket]) for bucket in np.flatnonzero(gaps[1])} == {0: 1, 2: 1, 10: 1}
+
+
+@pytest.mark.parametrize(("times", "keys"), [([1], []), ([1], [3]), ([1], [-1])])
+def test_events_of_no_key_are_refused(times, keys):
+    with pytest.raises(ValueError, match="keys"):
+        event_rows(np.array(times), np.array(keys, int), 3)
+
+
+def test_the_cuda_form_agrees_on_the_simulator():
+    code = """
+import numpy as np
+from gpuguard.kernels.launches import event_rows
+random = np.random.default_rng(3)
+for count in (1, 7):
+    keys = random.integers(0, count, 700)
+    gaps = random.integers(0, 4, 700) * random.choice([0, 1, 1000, 2**39, 2**41], 700)
+    times = np.cumsum(gaps) - 5
+    plain, _ = event_rows(times, keys, count, "reference")
+    fast, form = event_rows(times, keys, count, "cuda")
+    assert form == "cuda", form
+    for one, other in zip(plain, fast, strict=True):
+        np.testing.assert_array_equal(one, other)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"})
