@@ -26,6 +26,7 @@ class ProcessBrief(Struct, frozen=True):
     cgroup_id: int
     context: Context
     ancestors: tuple[ProcessId, ...] = ()
+    executable: str = ""
 
 
 class Finding(Struct, frozen=True, tag="finding"):

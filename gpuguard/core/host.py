@@ -166,6 +166,7 @@ class Host:
             cgroup_id=started.cgroup_id,
             context=self.context(process),
             ancestors=self.ancestors(process),
+            executable=started.executable,
         )
 
     def kernel_name(self, process: ProcessId, kernel: int) -> KernelName | None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gpuguard.core.events import Rung
 from gpuguard.core.labels import LABELS, VERDICTS
+from gpuguard.core.subjects import context_of
 
 if TYPE_CHECKING:
     from gpuguard.core.events import Finding
+    from gpuguard.core.subjects import Context
 
 RUNGS: tuple[Rung, ...] = ("observe", "notify", "isolate", "throttle", "pause", "kill", "hand_over")
 
@@ -23,7 +26,10 @@ ACTING: frozenset[Rung] = frozenset({"isolate", "throttle", "pause", "kill", "ha
 
 
 class Match(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a rule or an exemption asks of a finding; an empty field asks nothing. All that is given must hold."""
+    """What a rule or an exemption asks of a finding; an empty field asks nothing. All that is given must hold.
+
+    ``executables`` are what the kernel says was executed, never argv[0], which is the process's own word.
+    """
 
     labels: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
@@ -45,7 +51,11 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Exemption(Struct, frozen=True, forbid_unknown_fields=True):
-    """Whom policy leaves alone (findings are still made): always with a reason, an owner and an end."""
+    """Whom policy leaves alone (findings are still made): always with a reason, an owner and an end.
+
+    A process's own words clear nobody: of its environment nothing counts here, and an executable or a sandbox, which a
+    user can bind-mount or set, only narrows whom the user, the job's or the container's cgroup names.
+    """
 
     name: str
     match: Match
@@ -94,6 +104,10 @@ def check(policy: Policy) -> list[str]:
             wrong.append(f"rule {rule.name!r}: ttl_s must be above 0, not {rule.ttl_s}")
         if rule.do == "kill" and not rule.approval:
             wrong.append(f"rule {rule.name!r}: kill needs approval = true")
+    wrong += [
+        f"exemption {one.name!r}: executables and sandbox_ids are a process's own word: "
+        "add users, slurm_job_ids or container_ids" for one in policy.exemptions if _trusts_own_word(one.match)
+    ]
     names = [rule.name for rule in policy.rules]
     wrong += [f"two rules are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     return wrong
@@ -103,14 +117,15 @@ def decide(policy: Policy, finding: Finding) -> list[Step]:
     """Return the steps for a finding, lowest rung first; [] for one that accuses nobody or is exempted."""
     if not LABELS[finding.label].accuses or finding.verdict not in ("suspect", "confirmed"):
         return []
-    if any(_matches(e.match, finding) and finding.time_ns < e.expires_ns for e in policy.exemptions):
+    if any(_exempts(one, finding) for one in policy.exemptions):
         return []
     steps = [_step(rule, finding) for rule in policy.rules if _applies(rule, finding)]
     return sorted((s for s in steps if _permitted(s, finding)), key=lambda s: RUNGS.index(s.rung))
 
 
 def _applies(rule: Rule, finding: Finding) -> bool:
-    return VERDICTS.index(finding.verdict) >= VERDICTS.index(rule.verdict) and _matches(rule.match, finding)
+    return VERDICTS.index(finding.verdict) >= VERDICTS.index(rule.verdict) and _matches(
+        rule.match, finding, finding.process.context if finding.process else None)
 
 
 def _step(rule: Rule, finding: Finding) -> Step:
@@ -133,15 +148,30 @@ def _permitted(step: Step, finding: Finding) -> bool:
     return finding.process is not None and beyond_counters
 
 
-def _matches(match: Match, finding: Finding) -> bool:
+def _trusts_own_word(match: Match) -> bool:
+    own_word = match.executables or match.sandbox_ids
+    return bool(own_word) and not (match.users or match.slurm_job_ids or match.container_ids)
+
+
+def _exempts(exemption: Exemption, finding: Finding) -> bool:
     process = finding.process
-    context = process.context if process else None
+    if finding.time_ns >= exemption.expires_ns or _trusts_own_word(exemption.match):
+        return False
+    if process is None:
+        return _matches(exemption.match, finding, None)
+    # Below user.slice a user may name cgroups as he likes, cgroups(7), "Delegation".
+    certain = context_of("" if process.cgroup.startswith("/user.slice/") else process.cgroup, {})
+    return _matches(exemption.match, finding, replace(certain, sandbox_id=process.context.sandbox_id))
+
+
+def _matches(match: Match, finding: Finding, context: Context | None) -> bool:
+    process = finding.process
     asked = (
         (match.labels, finding.label),
         (match.users, process.user if process else ""),
         (match.slurm_job_ids, context.slurm_job_id if context else ""),
         (match.sandbox_ids, context.sandbox_id if context else ""),
         (match.container_ids, context.container_id if context else ""),
-        (match.executables, process.argv[0] if process and process.argv else ""),
+        (match.executables, process.executable if process else ""),
     )
     return all(not wanted or value in wanted for wanted, value in asked)

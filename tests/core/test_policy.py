@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from msgspec import structs
+
 from gpuguard.core.policy import DEFAULT_POLICY, Exemption, Match, Policy, Rule, check, decide
 from gpuguard.core.subjects import Context
 from tests.core.builders import T0, brief, evidence, finding, pid
 
-PROCESS = brief(pid(5), user="alice", context=Context(slurm_job_id="42"))
+PROCESS = brief(pid(5), user="alice", cgroup="/system.slice/slurmstepd.scope/job_42/step_0",
+                context=Context(slurm_job_id="42"))
 
 
 def rungs(policy: Policy, one: object) -> list[str]:
@@ -50,6 +53,34 @@ def test_exemption_holds_for_whom_and_until_when_it_says() -> None:
     assert rungs(policy, finding(process=PROCESS)) == []
     assert rungs(policy, finding(process=PROCESS, time_ns=T0 + 1)) == ["notify", "pause", "kill"]
     assert rungs(policy, finding(process=brief(pid(6)))) == ["notify", "pause", "kill"]
+
+
+def exempting(**match: tuple[str, ...]) -> Policy:
+    exemption = Exemption(name="x", match=Match(**match), reason="agreed", owner="it", expires_ns=T0 + 1)
+    return Policy(rules=DEFAULT_POLICY.rules, exemptions=(exemption,))
+
+
+def test_what_a_process_says_of_itself_exempts_it_from_nothing() -> None:
+    """SLURM_JOB_ID and sandbox ids are environment; a user's own cgroups bear the names that the user likes."""
+    everything = ["notify", "pause", "kill"]
+    claims = Context(slurm_job_id="42", sandbox_id="lab")
+    assert rungs(exempting(slurm_job_ids=("42",)), finding(process=brief(pid(5), context=claims))) == everything
+    own = "/user.slice/user-1000.slice/user@1000.service/slurmstepd.scope/job_42"
+    assert rungs(exempting(slurm_job_ids=("42",)), finding(process=brief(pid(5), cgroup=own))) == everything
+    assert rungs(exempting(sandbox_ids=("lab",)), finding(process=brief(pid(5), context=claims))) == everything
+    assert "own word" in check(exempting(sandbox_ids=("lab",)))[0]
+    assert "own word" in check(exempting(executables=("/usr/bin/bench",)))[0]
+    narrowed = exempting(users=("alice",), sandbox_ids=("lab",))
+    assert check(narrowed) == []
+    assert rungs(narrowed, finding(process=brief(pid(5), user="alice", context=claims))) == []
+
+
+def test_an_executable_is_what_ran_and_not_argv() -> None:
+    pretender = structs.replace(PROCESS, argv=("/opt/miner",), executable="/usr/bin/other")
+    hidden = structs.replace(PROCESS, argv=("./trainer",), executable="/opt/miner")
+    policy = Policy(rules=(Rule(name="r", do="pause", match=Match(executables=("/opt/miner",))),))
+    assert rungs(policy, finding(process=pretender)) == []
+    assert rungs(policy, finding(process=hidden)) == ["pause"]
 
 
 def test_check_names_what_is_wrong() -> None:

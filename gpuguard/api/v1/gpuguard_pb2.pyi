@@ -232,10 +232,13 @@ class Process(google.protobuf.message.Message):
     CGROUP_ID_FIELD_NUMBER: builtins.int
     CONTEXT_FIELD_NUMBER: builtins.int
     ANCESTORS_FIELD_NUMBER: builtins.int
+    EXECUTABLE_FIELD_NUMBER: builtins.int
     name: builtins.str
     user: builtins.str
     cgroup: builtins.str
     cgroup_id: builtins.int
+    executable: builtins.str
+    """Path of the file that runs, as the kernel says; argv is the process's own word."""
     @property
     def id(self) -> global___ProcessId: ...
     @property
@@ -259,9 +262,10 @@ class Process(google.protobuf.message.Message):
         cgroup_id: builtins.int = ...,
         context: global___Context | None = ...,
         ancestors: collections.abc.Iterable[global___ProcessId] | None = ...,
+        executable: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["context", b"context", "id", b"id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ancestors", b"ancestors", "argv", b"argv", "cgroup", b"cgroup", "cgroup_id", b"cgroup_id", "context", b"context", "id", b"id", "name", b"name", "user", b"user"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ancestors", b"ancestors", "argv", b"argv", "cgroup", b"cgroup", "cgroup_id", b"cgroup_id", "context", b"context", "executable", b"executable", "id", b"id", "name", b"name", "user", b"user"]) -> None: ...
 
 global___Process = Process
 
