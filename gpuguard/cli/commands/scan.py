@@ -188,14 +188,18 @@ def _print(gathered: Gathered, summary: Summary) -> None:
 
     console = Console()
     if gathered.found:
-        table = Table("verdict", "label", "kernel", "where", "why", title="What an operator should see")
+        table = Table("verdict", "label", title="What an operator should see")
+        for name in ("kernel", "where", "why"):
+            table.add_column(name, overflow="fold")
         for one in gathered.found:
             why = "\n".join(one.evidence)
             table.add_row(f"[{STYLES[one.verdict]}]{one.verdict}[/]", one.label, escape(f"{one.kernel}\n{one.arch}"),
                           escape(f"{one.path}\n{one.container} at {one.offset}"), escape(why))
         console.print(table)
     if gathered.files:
-        table = Table("verdict", "file", "images", "kernels", "labels", title="Files with GPU code")
+        table = Table("verdict", title="Files with GPU code")
+        for name in ("file", "images", "kernels", "labels"):
+            table.add_column(name, overflow="fold")
         for file in gathered.files:
             labels = ", ".join(f"{name} {count}" for name, count in sorted(file.labels.items()))
             table.add_row(f"[{STYLES[file.verdict]}]{file.verdict}[/]", escape(file.path), str(file.images),

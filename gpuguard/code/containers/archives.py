@@ -13,7 +13,7 @@ import io
 import lzma
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 import zstandard
@@ -23,7 +23,6 @@ from gpuguard.code.containers.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import IO
 
 #: A zip inside another archive is read whole, since its table of contents comes last.
 NESTED_ZIP_BYTES_MAX = 128 << 20
@@ -32,6 +31,7 @@ _LONG_NAME_BYTES_MAX = 1 << 20
 _LZMA_MEMORY_MAX = 128 << 20
 _ZSTD_WINDOW_MAX = 128 << 20
 _UNPACKED_CHUNK = 1 << 20
+_PACKED_PIECE, _ZSTD_PIECE = 1 << 16, 1 << 9
 _BLOCK = 512
 File = io.BufferedIOBase | io.RawIOBase
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
@@ -78,27 +78,9 @@ def head_of(stream: Stream) -> bytes:
 
 def unpacked(kind: str, stream: Stream, budget: Budget) -> Stream:
     """Return the unpacked bytes of a packed stream. Reading it raises `Malformed` or `Exhausted`."""
-    if kind == "zstd":
-        reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX).stream_reader(
-            cast("IO[bytes]", _File(stream)), read_across_frames=True)
-        read = _named(kind, reader.read)
-    else:
-        make = {"gzip": _gzip, "xz": _xz, "bzip2": _bzip2}[kind]
-        read = _named(kind, _Frames(stream, make).read)
-    return Stream(_counted(read, budget))
-
-
-class _File(io.RawIOBase):
-    """A `Stream` as the file object that other readers want."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._stream.read(size if size >= 0 else _UNPACKED_CHUNK)
+    make = {"gzip": _gzip, "xz": _xz, "bzip2": _bzip2, "zstd": _zstd}[kind]
+    frames = _Frames(stream, make, _ZSTD_PIECE if kind == "zstd" else _PACKED_PIECE)
+    return Stream(_counted(_named(kind, frames.read), budget))
 
 
 def _gzip() -> _Unpack:
@@ -117,11 +99,21 @@ def _bzip2() -> _Unpack:
     return one.decompress, lambda: (one.eof, one.unused_data)
 
 
+def _zstd() -> _Unpack:
+    """Return one that takes no limit, and is therefore given small pieces.
+
+    A block of 3 bytes or more makes at most 128 KiB (RFC 8878, section 3.1.1.2).
+    """
+    one = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX).decompressobj()
+    return (lambda packed, _: one.decompress(packed) if packed else b""), lambda: (one.eof, one.unused_data)
+
+
 class _Frames:
     """Reads one packed frame after the other; what follows the last one is padding or rubbish and ends the reading."""
 
-    def __init__(self, stream: Stream, make: Callable[[], _Unpack]) -> None:
+    def __init__(self, stream: Stream, make: Callable[[], _Unpack], piece: int) -> None:
         self._stream = stream
+        self._piece = piece
         self._make = make
         self._unpack, self._state = make()
         self._waiting = b""
@@ -136,7 +128,7 @@ class _Frames:
             if done:
                 self._next(rest)
             elif not got:
-                self._waiting = self._stream.read(1 << 16)
+                self._waiting = self._stream.read(self._piece)
                 if not self._waiting:
                     raise Malformed("ends in the middle of its packed data")
             if got:
@@ -145,7 +137,7 @@ class _Frames:
 
     def _next(self, rest: bytes) -> None:
         """Begin the next frame if one follows."""
-        self._waiting = (rest or self._stream.read(1 << 16)).lstrip(b"\0")
+        self._waiting = (rest or self._stream.read(self._piece)).lstrip(b"\0")
         self._ended = not any(self._waiting.startswith(magic[:len(self._waiting)] or b"-") for magic in _PACKED)
         self._unpack, self._state = self._make()
 
