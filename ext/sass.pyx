@@ -3,9 +3,9 @@
 
 An instruction is 16 bytes, a little-endian pair (lo, hi): opcode lo[0:12], of which lo[9:12] is the form of the second
 operand (2 and 4: a 32-bit immediate in lo[32:64]), Ra lo[24:32], Rc hi[0:8], truth table of LOP3 hi[8:16], offset of a
-branch lo[34:64] and hi[0:18], followed from sm_90 on by lo[16:24]. What the 12 bits mean is told by the caller, per architecture: this file knows shapes,
-`gpuguard/code/decode.py` knows names. `tests/reference_sass.py` is the same written for the eye; the two must agree on
-every input.
+branch lo[34:64] and hi[0:18], followed from sm_90 on by lo[16:24]. What the 12 bits mean is told by the caller, per
+architecture: this file knows shapes, `gpuguard/code/decode.py` knows names. `tests/reference_sass.py` is the same
+written for the eye; the two must agree on every input.
 
 The bytes are hostile. Nothing of them is used as an index without a bound; loops are kept disjoint, so that code made
 of overlapping branches costs no more than any other; the hash of immediates has a random multiplier.
