@@ -195,3 +195,12 @@ def test_the_endpoint_is_of_this_host_alone():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_processes_that_ended_take_no_room():
+    state = State()
+    for number in range(2_000):
+        one = ProcessId(boot_id="b", pid=number, start_ticks=number)
+        take(state, ProcessStarted(time_ns=number, process=one, parent=None, name="true", argv=("true",)))
+        take(state, ProcessExited(time_ns=number, process=one))
+    assert len(state.host.processes) == len(state.host.exited) == 0

@@ -123,7 +123,7 @@ class Guard:
     def processes(self) -> list[ProcessVerdict]:
         """Return how every process stands that evidence was given about, or that uses a GPU."""
         spoken = {s for s in self._fusion.subjects() if isinstance(s, ProcessId)}
-        spoken |= {sample.process for sample in self.host.process_samples.values()}
+        spoken |= {s.process for s in self.host.process_samples.values() if not self.host.has_ended(s.process)}
         return [self._process_verdict(process) for process in sorted(spoken)]
 
     def pending(self) -> list[Decision]:

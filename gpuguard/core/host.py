@@ -221,6 +221,8 @@ class Host:
         self.processes.pop(process)
         self._images.pop(process)
         self._kernels.pop(process)
+        for device in self.devices.values():
+            self.process_samples.pop((process, device.uuid))
 
     def has_ended(self, process: ProcessId) -> bool:
         """Return whether the process is known to have ended, be it that another has its pid now."""

@@ -108,8 +108,11 @@ def take(state: State, item: Event | Block) -> None:
             sensor = item.sensor if item.sensor in state.gaps or len(state.gaps) < SENSORS_MAX else "other"
             state.gaps[sensor] += 1
             state.lost[sensor] += item.lost or 0
-        case Device() | DeviceSample() | ProcessSample() | ProcessStarted() | ProcessExited() | HostInfo():
+        case Device() | DeviceSample() | ProcessSample() | ProcessStarted() | HostInfo():
             state.host.receive(item)
+        case ProcessExited():
+            state.host.receive(item)
+            state.host.forget(item.process)
         case _:
             pass
     state.host.now_ns = max(state.host.now_ns, item.time_ns)
@@ -177,7 +180,7 @@ def _process_families(host: Host) -> Iterator[Metric]:
     memory: Counter[tuple[str, ...]] = Counter()
     count: Counter[tuple[str, ...]] = Counter()
     for sample in host.process_samples.values():
-        if host.now_ns - sample.time_ns > STALE_NS or sample.process in host.exited:
+        if host.now_ns - sample.time_ns > STALE_NS or host.has_ended(sample.process):
             continue
         brief = host.brief(sample.process)
         whose = (_label(brief.user), _label(brief.context.slurm_job_id), _label(brief.context.pod_uid))

@@ -12,7 +12,17 @@ from gpuguard.core.evidence import Evidence
 from gpuguard.core.guard import Guard
 from gpuguard.core.host import Host
 from gpuguard.core.policy import DEFAULT_POLICY
-from gpuguard.core.records import LAUNCH, ActionOutcome, Approval, Gap, Launches, ProcessExited, Tick
+from gpuguard.core.records import (
+    LAUNCH,
+    ActionOutcome,
+    Approval,
+    Device,
+    Gap,
+    Launches,
+    ProcessExited,
+    ProcessSample,
+    Tick,
+)
 from tests.core.builders import SECOND, SPAN, T0, TRACE, call, evidence, flow, pid, socket_of, sockets, started
 
 
@@ -237,3 +247,15 @@ def test_a_silent_host_says_nothing() -> None:
     assert [guard.receive(tick(n)) for n in range(5)] == [[]] * 5
     assert guard.close(T0) == []
     assert np.isclose(guard._fusion.confirm_nats, 19.57, atol=0.01)
+
+
+def test_who_used_a_gpu_and_has_ended_is_not_listed_for_ever() -> None:
+    guard = guard_that_hears({})
+    guard.receive(Device(time_ns=T0, uuid="GPU-0", index=0, name="H200"))
+    for number in range(3):
+        guard.receive(started(pid(number)))
+        guard.receive(ProcessSample(time_ns=T0, process=pid(number), uuid="GPU-0"))
+    guard.receive(ProcessExited(time_ns=T0 + SECOND, process=pid(0)))
+    assert [one.process.process for one in guard.processes()] == [pid(1), pid(2)]
+    guard.receive(tick(100))
+    assert len(guard.host.process_samples) == 2
