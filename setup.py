@@ -19,9 +19,9 @@ BPF_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 # These load eBPF. Where libbpf is missing they are left out, and their eyes report themselves closed.
 NEED_LIBBPF = {"launches", "processes"}
 
-# The wheel holds one package: kernels/ and signatures/ enter it through these links. Without them the build would
-# succeed and the wheel would lack both.
-for link in ("kernels", "signatures"):
+# The wheel holds one package: these folders enter it through links. Without them the build would succeed and the wheel
+# would lack all of them.
+for link in ("kernels", "models", "signatures"):
     if not (ROOT / "gpuguard" / link).is_dir():
         sys.exit(f"gpuguard/{link} is not a folder: this checkout lost its symbolic links")
 

@@ -92,6 +92,7 @@ def test_the_wheel_has_everything_that_is_read_at_run_time(wheel):
     wanted = {"gpuguard/py.typed", "gpuguard/kernels/__init__.py"}
     wanted |= {f"gpuguard/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     wanted |= {f"gpuguard/signatures/{path.name}" for path in (ROOT / "signatures").glob("*.toml")}
+    wanted |= {f"gpuguard/models/{path.name}" for path in (ROOT / "models").glob("*.npz")}
     wanted |= {f"gpuguard/{path.name}" for path in (ROOT / "gpuguard").glob("*.pyi")}
     for pattern in ("ui/**/*.html", "ui/**/*.css", "ui/**/*.js", "lab/recordings/**/*"):
         found = (path for path in (ROOT / "gpuguard").glob(pattern) if path.is_file())
@@ -141,7 +142,7 @@ def test_the_installed_command_runs_from_a_foreign_folder(installed, tmp_path):
 def test_a_checkout_without_links_is_refused(checkout, tmp_path):
     lost = tmp_path / "lost"
     shutil.copytree(checkout, lost, symlinks=True, ignore=shutil.ignore_patterns(".git", "build"))
-    for name in ("kernels", "signatures"):
+    for name in ("kernels", "models", "signatures"):
         link = lost / "gpuguard" / name
         target = os.readlink(link)
         link.unlink()
@@ -178,6 +179,7 @@ def test_the_source_archive_can_build(checkout, tmp_path):
     sources = [path for path in (ROOT / "ext").rglob("*") if path.suffix in (".pyx", ".pxi", ".pxd", ".h")]
     sources += [*(ROOT / "ext" / "bpf").glob("*.bpf.c"), *(ROOT / "ext" / "inject").glob("*.c")]
     sources += [*(ROOT / "kernels").glob("*.py"), *(ROOT / "signatures").glob("*.toml"), ROOT / "LICENSE"]
+    sources += (ROOT / "models").glob("*")
     missing = [path.relative_to(ROOT).as_posix() for path in sources
                if not (unpacked / path.relative_to(ROOT)).exists()]
     assert missing == []
