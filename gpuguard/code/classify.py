@@ -1,0 +1,365 @@
+"""What a GPU kernel is, by its machine code alone: mining, cracking, a named look-alike, benign, or not to be judged.
+
+Three questions, in this order:
+
+1. *Can it be judged?* Kernels of less than 64 instructions, or with counts that do not add up, are `unknown`, with the
+   reason; with more than 3 % unknown opcodes only the next question is asked. Unknown weighs nothing.
+2. *Does it carry the words of a hash?* A hit is at least 16 distinct words of one table (the whole table where it is
+   shorter), never a single word: Philox's 0xBB67AE85 is SHA-256's second initial value, and hundreds of ML kernels have
+   it.
+3. *Does its instruction mix look like hashing?* A forest over shares that mean the same at any length: of the whole
+   kernel, and of its windows and innermost loops, where appended code that never runs cannot dilute.
+
+Look-alikes are named rather than accused (`grey:...`): checksums, random numbers, ciphers, database hashing, unpacking
+of few-bit weights. A grey name needs constants *and* a shape that proof of work does not have, or an attacker would
+buy it with four words; it never outweighs a hash table.
+
+Names play no part. The weight of a verdict is a log-likelihood ratio in nats, calibrated on kernels of projects that
+the forest had not seen, and capped at what the size of the data can support; `probability` adds the prior, given
+openly. A mix cannot tell mining from a password search, so what is accused by mix alone is called mining.
+
+Tables, pitfalls and measured figures: models/code_forest.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+
+from gpuguard.code.rows import UNKNOWN_RATIO_MAX, KernelRow
+from gpuguard.kernels import opcodes
+from gpuguard.kernels.opcodes import COLUMN, Forest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+#: The share of launched kernels outside the allow list that hash, before any look at them. A site that knows better
+#: gives its own.
+PRIOR = 0.01
+
+INSTRUCTIONS_MIN = 64
+#: A window is judged from this length on; a loop of a few instructions looks like anything.
+PART_INSTRUCTIONS_MIN = 48
+
+#: Most that each kind of evidence may weigh, in nats: ln of recall over the upper 95 % bound of the false positive
+#: rate that some 6,500 benign kernels can show (3 / 6,500), less half a nat for kernels of one library being alike.
+MIX_NATS_MAX = 6.0
+TABLE_NATS_MAX = 7.0
+
+#: Rows are judged this many at a time, so that memory stays bounded whatever is scanned.
+BATCH_ROWS = 8_192
+
+_TEXT_MAX = 1 << 16
+_ENTRIES_MAX = 4_096
+_PARTS_MAX = 65_536
+
+
+class Table(NamedTuple):
+    """A table of constants: how many distinct words of it are a hit, and what it belongs to."""
+
+    words_min: int
+    label: str
+    text: str
+
+
+TABLES = {
+    "sha256k": Table(16, "mining", "SHA-256 round constants"),
+    "sha512k": Table(16, "mining", "SHA-512 round constants"),
+    "sha2iv": Table(8, "mining", "SHA-256 initial values"),
+    "sha512iv": Table(16, "mining", "SHA-512 initial values"),
+    "keccak": Table(12, "mining", "Keccak round constants"),
+    "pi": Table(16, "mining", "Blake's digits of pi"),
+    "luffa": Table(8, "mining", "Luffa constants"),
+    "jh": Table(8, "mining", "JH constants"),
+    "cubehash": Table(8, "mining", "CubeHash initial values"),
+    "skein": Table(8, "mining", "Skein constants"),
+    "md5": Table(16, "cracking", "MD5 round constants"),
+    "sha1": Table(7, "cracking", "SHA-1 round constants and initial values"),
+}
+
+#: AES S-box and T-table words that are a hit.
+AES_WORDS_MIN = 48
+
+
+class CodeVerdict(Struct, frozen=True):
+    """What one kernel's code says.
+
+    ``label`` is mining, cracking, grey:CLASS, benign or unknown. ``probability`` that it hashes, 0..1, with the prior;
+    ``nats`` is the weight without it: 0 for unknown, grey and benign, since a miner's code may be elsewhere.
+    ``score`` is the uncapped log-likelihood ratio of the instruction mix, None where it was not judged.
+    """
+
+    label: str
+    probability: float
+    nats: float
+    evidence: tuple[str, ...]
+    score: float | None = None
+
+
+class Calibration(NamedTuple):
+    """From a forest's score to nats, and from which weight on the mix accuses."""
+
+    slope: float
+    intercept: float
+    accuse_nats: float
+
+    def nats(self, score: float) -> float:
+        """Return the log-likelihood ratio of a score."""
+        return self.slope * score + self.intercept
+
+
+class Model(NamedTuple):
+    """The trained parameters: the forest, and what its score means of whole kernels, and of windows and loops."""
+
+    forest: Forest
+    whole: Calibration
+    part: Calibration
+
+
+class Facts(NamedTuple):
+    """What is used of a row, checked: counts, constants, and its parts as (kind, first instruction, counts)."""
+
+    n_instr: int
+    opcodes: Mapping[str, int]
+    derived: Mapping[str, int]
+    tables: Mapping[str, int]
+    unknown_ratio: float
+    parts: Sequence[tuple[str, int, Mapping[str, int], Mapping[str, int]]] = ()
+
+
+def classify(rows: Iterable[KernelRow | Mapping[str, Any]], prior: float = PRIOR,
+             backend: str = "auto") -> list[CodeVerdict]:
+    """Return a verdict for each row, in their order.
+
+    A row is a `KernelRow`, or a mapping with its text columns: ``opcodes`` and ``derived`` as "NAME:count;...",
+    ``known_const_imm``, ``known_const_module``, ``n_instr``. Nothing else in it is read. A row that cannot be read is
+    unknown, never an exception. ``prior`` is the share of such kernels that hash, above 0 and below 1; ``backend`` is
+    that of `gpuguard.kernels.opcodes.features`.
+    """
+    if not 0 < prior < 1:
+        raise ValueError(f"a prior of {prior}: above 0 and below 1")
+    verdicts: list[CodeVerdict] = []
+    batch: list[Facts | str] = []
+    for row in rows:
+        batch.append(read(row))
+        if len(batch) == BATCH_ROWS:
+            verdicts += judge(batch, model(), prior, backend)
+            batch = []
+    return verdicts + judge(batch, model(), prior, backend)
+
+
+@functools.cache
+def model() -> Model:
+    """Return the model that is shipped. Raises ValueError when it does not fit this code."""
+    path = files("gpuguard.models").joinpath("code_forest.npz")
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as a:
+        names = opcodes.FEATURE_NAMES
+        if tuple(a["feature_names"].tolist()) != names:
+            raise ValueError("models/code_forest.npz was trained on other features: make it anew")
+        forest = Forest(**{name: a[name] for name in Forest._fields if name != "base"}, base=float(a["base"]))
+        whole, part = (Calibration(*a[f"{kind}_calibration"].tolist()) for kind in ("whole", "part"))
+    forest.check(len(names))
+    return Model(forest, whole, part)
+
+
+def read(row: KernelRow | Mapping[str, Any]) -> Facts | str:
+    """Return what is used of a row, or why it cannot be judged."""
+    try:
+        facts = _of_struct(row) if isinstance(row, KernelRow) else _of_columns(row)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as reason:
+        return f"could not be read: {reason}"[:200]
+    total = sum(facts.opcodes.values())
+    if total != facts.n_instr:
+        return f"could not be read: {facts.n_instr} instructions, but {total} counted"
+    if facts.n_instr < INSTRUCTIONS_MIN:
+        return f"too short to judge: {facts.n_instr} instructions"
+    return facts
+
+
+def _of_struct(row: KernelRow) -> Facts:
+    parts = [(one.part, one.first_instruction, _checked(one.opcodes), _checked(one.derived))
+             for one in row.windows[:_PARTS_MAX] if one.n_instr >= PART_INSTRUCTIONS_MIN and one.is_judgeable()]
+    own = _checked(row.opcodes)
+    return Facts(row.n_instr, own, _checked(row.derived),
+                 _most(_checked(row.known_const_imm), _checked(row.known_const_module)), _unknown_ratio(own), parts)
+
+
+def _of_columns(row: Mapping[str, Any]) -> Facts:
+    tables = _most(_counts(row.get("known_const_imm") or ""), _counts(row.get("known_const_module") or ""))
+    own = _counts(row["opcodes"])
+    return Facts(opcodes.checked(int(row["n_instr"])), own, _counts(row["derived"]), tables, _unknown_ratio(own))
+
+
+def _unknown_ratio(own: Mapping[str, int]) -> float:
+    return sum(count for name, count in own.items() if name not in _KNOWN) / max(sum(own.values()), 1)
+
+
+_KNOWN = frozenset(opcodes.MNEMONICS)
+
+
+def _counts(value: Any) -> Mapping[str, int]:
+    """Return the counts of "NAME:count;NAME:count", or of a mapping."""
+    if not isinstance(value, str):
+        return _checked(value)
+    if len(value) > _TEXT_MAX:
+        raise ValueError(f"a column of {len(value)} characters")
+    out: dict[str, int] = {}
+    for entry in filter(None, value.split(";")):
+        name, colon, count = entry.partition(":")
+        if not (name and colon and count.isascii() and count.isdigit()):
+            raise ValueError(f"{entry[:40]!r} is not NAME:count")
+        out[name] = out.get(name, 0) + int(count)
+    return _checked(out)
+
+
+def _checked(counts: Mapping[Any, Any]) -> Mapping[str, int]:
+    if len(counts) > _ENTRIES_MAX:
+        raise ValueError(f"{len(counts)} names in one column")
+    for name, count in counts.items():
+        if not (isinstance(name, str) and isinstance(count, int)):
+            raise TypeError(f"{name!r}: {count!r} is not a name and a count"[:100])
+        opcodes.checked(count)
+    return counts
+
+
+def _most(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {*one, *other}}
+
+
+def judge(batch: Sequence[Facts | str], trained: Model, prior: float, backend: str) -> list[CodeVerdict]:
+    """Return the verdicts of a batch that `read` made."""
+    good = [one for one in batch if not isinstance(one, str)]
+    table = opcodes.counts([(one.opcodes, one.derived) for one in good])
+    scores = opcodes.scores(opcodes.features(table, backend), trained.forest, backend).tolist()
+    parts = best_parts(good, trained, backend)
+    judged = iter([_verdict(facts, counts, trained, score, part, prior)
+                   for facts, counts, score, part in zip(good, table, scores, parts, strict=True)])
+    return [_unknown(one, prior) if isinstance(one, str) else next(judged) for one in batch]
+
+
+def _unknown(reason: str, prior: float) -> CodeVerdict:
+    return CodeVerdict("unknown", prior, 0.0, (reason,))
+
+
+def best_parts(good: Sequence[Facts], trained: Model, backend: str) -> list[tuple[float, str] | None]:
+    """Return the weight and place of each kernel's most suspicious part, None for a kernel without parts.
+
+    The best of k parts is high by chance more often than one is, at most k times as often: ln k is taken off.
+    """
+    out: list[tuple[float, str] | None] = []
+    for facts in good:
+        best = None
+        for first in range(0, len(facts.parts), BATCH_ROWS):
+            some = facts.parts[first:first + BATCH_ROWS]
+            table = opcodes.counts([(counts, derived) for _, _, counts, derived in some])
+            scores = opcodes.scores(opcodes.features(table, backend), trained.forest, backend)
+            top = int(np.argmax(scores))
+            if best is None or scores[top] > best[0]:
+                best = float(scores[top]), f"{some[top][0]} at instruction {some[top][1]}"
+        if best is not None:
+            best = trained.part.nats(best[0]) - math.log(len(facts.parts)), best[1]
+        out.append(best)
+    return out
+
+
+def _verdict(facts: Facts, counts: np.ndarray, trained: Model, score: float, part: tuple[float, str] | None,
+             prior: float) -> CodeVerdict:
+    hits = table_hits(facts.tables)
+    if facts.unknown_ratio > UNKNOWN_RATIO_MAX:
+        if not hits:
+            return _unknown(f"refused to judge: {facts.unknown_ratio:.1%} of its opcodes are unknown", prior)
+        return _by_tables(facts, hits, (), prior, None)
+    nats = trained.whole.nats(score)
+    accused = nats >= trained.whole.accuse_nats
+    mix = [f"instruction mix of the whole kernel: {nats:+.1f} nats"]
+    if part is not None:
+        mix.append(f"instruction mix of its {part[1]}: {part[0]:+.1f} nats")
+        accused = accused or part[0] >= trained.part.accuse_nats
+        nats = max(nats, part[0])
+    if hits:
+        return _by_tables(facts, hits, mix, prior, nats)
+    grey = grey_class(facts.tables, counts, accused=accused, suspicious=nats > 0)
+    if grey is not None:
+        return CodeVerdict(f"grey:{grey[0]}", _probability(min(nats, 0.0), prior), 0.0, (grey[1], *mix), nats)
+    weight = min(nats, MIX_NATS_MAX) if accused else 0.0
+    return CodeVerdict("mining" if accused else "benign", _probability(nats, prior), weight, tuple(mix), nats)
+
+
+def _by_tables(facts: Facts, hits: Sequence[str], mix: Sequence[str], prior: float, nats: float | None) -> CodeVerdict:
+    """Return the verdict on a kernel with the words of a hash. The mix adds to the probability, not to the weight."""
+    label = "cracking" if all(TABLES[name].label == "cracking" for name in hits) else "mining"
+    found = [f"{facts.tables[name]} distinct words of {TABLES[name].text}" for name in hits]
+    return CodeVerdict(label, _probability(TABLE_NATS_MAX + max(nats or 0.0, 0.0), prior), TABLE_NATS_MAX,
+                       (*found, *mix), nats)
+
+
+def _probability(nats: float, prior: float) -> float:
+    odds = nats + math.log(prior / (1 - prior))
+    return 1 / (1 + math.exp(-odds)) if odds > 0 else math.exp(odds) / (1 + math.exp(odds))
+
+
+def table_hits(tables: Mapping[str, int]) -> list[str]:
+    """Return the tables of which enough distinct words are there, in the order of TABLES."""
+    return [name for name, table in TABLES.items() if tables.get(name, 0) >= table.words_min]
+
+
+def grey_class(tables: Mapping[str, int], counts: np.ndarray, *, accused: bool,
+               suspicious: bool) -> tuple[str, str] | None:
+    """Return the look-alike that a kernel is, with the reason, or None.
+
+    ``counts`` is one row of `opcodes.counts`. What constants name is named always, what shape alone names only where
+    the mix is suspicious. Each needs a shape that hash rounds do not have.
+    """
+    share = functools.partial(_share, counts)
+    rotates, chooses = share("rot", "prmt_swap", "prmt_rot"), share("lop_ch", "lop_maj", "lop_chi")
+    if tables.get("philox", 0) >= 4 and rotates <= 0.01 and chooses <= 0.02 and share("IMAD", "UIMAD") >= 0.03:
+        return "rng", "the four words of Philox, multiplications and no rotates: random numbers"
+    if max(tables.get("crc32", 0) - 15, tables.get("mt19937", 0) - 2) > 0 and rotates <= 0.01 and not accused:
+        return ("crc", "the table of CRC-32") if tables.get("crc32", 0) >= 16 else ("rng", "the words of MT19937")
+    database = max(tables.get("murmur", 0), tables.get("xxhash", 0))
+    if database >= 5 and share("ISETP", "SEL", "n_ctrl") >= 0.04 and share("rot", "lop_xor2", "lop_xor3") <= 0.15:
+        return "database", f"{database} words of murmur or xxhash among compares and branches: hashing of table columns"
+    if tables.get("aes", 0) >= AES_WORDS_MIN and not accused:
+        return "cipher", f"{tables['aes']} words of the AES tables, and no other: a block cipher"
+    if tables.get("chacha", 0) >= 4 and not accused:
+        return "cipher", "the four words of ChaCha: a stream cipher"
+    if not suspicious:
+        return None
+    return _grey_by_shape(counts, rotates, chooses)
+
+
+def _grey_by_shape(counts: np.ndarray, rotates: float, chooses: float) -> tuple[str, str] | None:
+    """Return the look-alike that shape alone names.
+
+    The bounds are a bit loop's (one shift, one `x ^ (y & z)` a bit), a linear generator's (each loaded word is xored
+    once, hardly an addition), a table cipher's (16 look-ups a round, up to 224 for AES-256, each with its mask), and
+    unpacking's (masks and shifts that feed float work, no xor).
+    """
+    share = functools.partial(_share, counts)
+    xor2, xors = share("lop_xor2"), share("lop_xor2", "lop_xor3")
+    shifts, bit_steps = share("SHF"), share("lop_chi")
+    if bit_steps >= 0.15 and 0.65 <= shifts / bit_steps <= 1.35 and rotates <= 0.01 and xors <= 0.3 * bit_steps:
+        return "crc", "a shift and a masked xor for each bit, and little else: a checksum"
+    loads = share("LDG", "LD", "LDC", "ULDC", "LDCU", "LDL")
+    linear = xor2 >= 0.15 and 0.6 <= loads / xor2 <= 1.6 and share("IADD3", "VIADD", "IADD") <= 0.1
+    if linear and rotates <= 0.01 and chooses <= 0.02 and counts[0] <= 1_024:
+        return "rng", "every loaded word is xored once, no rotates: a linear random generator"
+    lookups, masks = share("LDS"), share("lop_and")
+    if (32 <= counts[COLUMN["LDS"]] <= 224 and counts[0] <= 1_024 and lookups >= 0.06 and rotates <= 0.12
+            and share("rot") <= 0.03 and 0.7 <= masks / lookups <= 1.8 and 0.25 <= xors / lookups <= 1.2
+            and chooses <= 0.02 and share(*opcodes.words(opcodes.COMPARE)) <= 0.06):
+        return "cipher", "a few rounds of masked table look-ups, folded by xor: a block cipher"
+    floats = share("FFMA", "FMUL", "FADD", "HFMA2", "HMUL2", "HADD2", "IDP", "HMMA", "IMMA", "I2F", "I2FP")
+    if floats >= 0.04 and xors <= 0.02 and rotates <= 0.005 and share("lop_and", "SHF", "PRMT") >= 0.08:
+        return "dequantisation", "masks and shifts that feed float work, no xor: unpacking of few-bit weights"
+    return None
+
+
+def _share(counts: np.ndarray, *names: str) -> float:
+    return float(sum(counts[COLUMN[name]] for name in names) / max(counts[0], 1.0))

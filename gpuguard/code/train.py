@@ -1,0 +1,255 @@
+"""Train the forests of `gpuguard.code.classify` from a table of kernels, and write the model with its card.
+
+    python -m gpuguard.code.train --data kernels.csv.gz --out models/
+
+Needs the extra `train` (LightGBM). The table has one row a kernel: project, source_unit, label, group, and the columns
+that `classify` reads. Labels are per project, so helpers of a miner count as hashing; groups are projects, with forks
+that share code merged. The same table and seeds give the same model.
+
+Choices, and why:
+
+- Whole groups are left out: the nine folds hold one hashing group each, and benign groups dealt by size. Random folds
+  would only show that a kernel resembles its neighbour in the same source tree.
+- NVIDIA's own libraries are allow-listed by content in production and therefore neither trained nor scored on here.
+- Signs are constrained where the direction is known (more xor, rotates and straight-line work cannot make a kernel
+  more innocent; more float work, compares and branches cannot make it guiltier). What is constrained cannot be learnt
+  the wrong way round from one project, and cannot be gamed that way.
+- Each kernel is also shown thinned to a window's length, so that the forest holds for parts and does not lean on shares
+  that only long kernels give exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import math
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gpuguard.code.classify import Calibration, Facts, read
+from gpuguard.code.rows import WINDOW_INSTRUCTIONS
+from gpuguard.kernels import opcodes
+from gpuguard.kernels.opcodes import COLUMN, FEATURE_NAMES, MNEMONICS, Forest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+HASHING = ("mining", "cracking")
+
+#: NVIDIA's own libraries, as the table names them.
+ALLOW_LISTED = ("lib_cublas", "lib_cublaslt", "lib_cudnn", "lib_cusolver", "lib_cusparse", "lib_dali", "lib_nccl",
+                "lib_nvcomp", "lib_nvjpeg")
+
+FPR_MAX = 1e-3
+SEEDS = (0, 1)
+THINNED_COPIES = 1
+DEAD_FLOAT_SHARES = (0.5, 2.0)
+ROUNDS = 400
+PARAMETERS = {
+    "objective": "binary", "verbosity": -1, "learning_rate": 0.04, "num_leaves": 12, "min_data_in_leaf": 10,
+    "feature_fraction": 0.15, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 10.0, "path_smooth": 5.0,
+    "deterministic": True, "force_row_wise": True, "monotone_constraints_method": "intermediate", "num_threads": 2,
+}
+
+_MORE_IS_HASHING = ("xor", "rotate", "mix", "choose", "logic", "lop3_op", "rot_", "lop_xor", "lop_ch", "lop_maj",
+                    "prmt_rot", "prmt_swap", "arithmetic", "shf_and")
+_MORE_IS_OTHER = ("float", "compare", "control", "tensor", "convert", "memory_ratio", "memory_against", "bra_", "isetp",
+                  "ffma", "fadd", "fmul", "mufu", "n_ctrl", "sync", "warp_", "global_load", "global_store")
+
+
+class Kernels(NamedTuple):
+    """The table, judgeable kernels only: counts, what `classify` read of each, and what it must not read."""
+
+    table: np.ndarray
+    facts: list[Facts]
+    hashing: np.ndarray
+    group: np.ndarray
+    project: np.ndarray
+    module: np.ndarray
+    sm: np.ndarray
+    label: np.ndarray
+
+    def listed(self) -> np.ndarray:
+        """Return which kernels are of allow-listed libraries."""
+        return np.isin(self.project, ALLOW_LISTED)
+
+
+def load(path: Path) -> Kernels:
+    """Read a table of kernels; rows that `classify` would not judge are left out."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("facts", "group", "project", "module", "sm", "label")}
+    with gzip.open(path, "rt", newline="") as file:
+        for row in csv.DictReader(file):
+            facts = read(row)
+            if isinstance(facts, str):
+                continue
+            columns["facts"].append(facts)
+            columns["module"].append(f"{row['project']}/{row['source_unit']}")
+            for name in ("group", "project", "sm", "label"):
+                columns[name].append(row[name])
+    some = columns.pop("facts")
+    table = opcodes.counts([(one.opcodes, one.derived) for one in some])
+    arrays = {name: np.array(values) for name, values in columns.items()}
+    return Kernels(table, some, np.isin(arrays["label"], HASHING), **arrays)
+
+
+def folds(kernels: Kernels) -> np.ndarray:
+    """Return the fold of each kernel: one hashing group in each, benign groups dealt by size."""
+    out = np.zeros(len(kernels.group), int)
+    hashing = sorted(set(kernels.group[kernels.hashing]))
+    benign = sorted(set(kernels.group[~kernels.hashing]), key=lambda name: (-int((kernels.group == name).sum()), name))
+    for names in (hashing, benign):
+        for i, name in enumerate(names):
+            out[kernels.group == name] = i % len(hashing)
+    return out
+
+
+def constraints(names: Sequence[str]) -> list[int]:
+    """Return +1, -1 or 0 for each feature: the direction in which it may move the score."""
+    return [-1 if name.startswith(_MORE_IS_OTHER) else 1 if name.startswith(_MORE_IS_HASHING) else 0 for name in names]
+
+
+def balanced(hashing: np.ndarray) -> np.ndarray:
+    """Return weights that make both classes weigh the same, so that the score has no prior in it."""
+    out: np.ndarray = np.where(hashing, 0.5 / max(hashing.sum(), 1), 0.5 / max((~hashing).sum(), 1)) * len(hashing)
+    return out
+
+
+def fit(kernels: Kernels, use: np.ndarray, seeds: Sequence[int] = SEEDS) -> Forest:
+    """Train on some kernels and on thinned copies of them; return the mean of one forest a seed as one forest."""
+    import lightgbm
+
+    table = np.concatenate([kernels.table[use], *(thinned(kernels.table[use], copy) for copy in range(THINNED_COPIES))])
+    matrix, hashing = opcodes.features_reference(table), np.tile(kernels.hashing[use], 1 + THINNED_COPIES)
+    boosters = [
+        lightgbm.train(
+            {**PARAMETERS, "seed": seed, "monotone_constraints": constraints(FEATURE_NAMES)},
+            lightgbm.Dataset(matrix, hashing.astype(int), weight=balanced(hashing)), ROUNDS)
+        for seed in seeds]
+    return flatten([tree["tree_structure"] for one in boosters for tree in one.dump_model()["tree_info"]],
+                   1 / len(seeds))
+
+
+def flatten(trees: Sequence[dict[str, Any]], scale: float) -> Forest:
+    """Return LightGBM's nested trees as flat arrays, parents before children."""
+    nodes: list[tuple[int, float, int, int, float]] = []
+    roots = []
+    for tree in trees:
+        roots.append(len(nodes))
+        waiting = [(tree, -1, "left")]
+        links: dict[tuple[int, str], int] = {}
+        first = len(nodes)
+        while waiting:
+            node, parent, side = waiting.pop()
+            links[parent, side] = len(nodes)
+            if "leaf_value" in node:
+                nodes.append((-1, 0.0, -1, -1, node["leaf_value"] * scale))
+                continue
+            if node["decision_type"] != "<=":
+                raise ValueError(f"a split by {node['decision_type']}")
+            waiting += [(node["left_child"], len(nodes), "left"), (node["right_child"], len(nodes), "right")]
+            nodes.append((node["split_feature"], _not_above(node["threshold"]), -1, -1, 0.0))
+        for at in range(first, len(nodes)):
+            if nodes[at][0] >= 0:
+                nodes[at] = (*nodes[at][:2], links[at, "left"], links[at, "right"], 0.0)
+    feature, threshold, left, right, value = zip(*nodes, strict=True)
+    return Forest(np.array(feature, np.int32), np.array(threshold, np.float32), np.array(left, np.int32),
+                  np.array(right, np.int32), np.array(value, np.float64), np.array(roots, np.int32), 0.0)
+
+
+def _not_above(threshold: float) -> float:
+    """Return the largest float32 not above a threshold: x <= it then means the same for every float32 x."""
+    near = np.float32(threshold)
+    return float(near if near <= threshold else np.nextafter(near, np.float32(-np.inf)))
+
+
+def thinned(table: np.ndarray, seed: int) -> np.ndarray:
+    """Return each kernel's counts as a sample of a window's length would have them."""
+    dice = np.random.default_rng(seed)
+    keep = np.minimum(1.0, WINDOW_INSTRUCTIONS / np.maximum(table[:, :1], 1))
+    out = dice.binomial(table.astype(np.int64), keep).astype(np.float64)
+    return _summed(out)
+
+
+def with_dead_float(table: np.ndarray, share: float) -> np.ndarray:
+    """Return the counts of kernels to which float instructions were added, a share of their length."""
+    out = table.copy()
+    out[:, COLUMN["FFMA"]] += np.round(share * table[:, COLUMN["total"]])
+    return _summed(out)
+
+
+def _summed(table: np.ndarray) -> np.ndarray:
+    """Return counts with their sums made anew, in place."""
+    own = table[:, 1:2 + len(MNEMONICS)]
+    table[:, COLUMN["total"]] = own.sum(axis=1)
+    commonest = np.sort(own, axis=1)
+    table[:, COLUMN["top"]], table[:, COLUMN["top3"]] = commonest[:, -1], commonest[:, -3:].sum(axis=1)
+    return table
+
+
+def out_of_fold(kernels: Kernels, seeds: Sequence[int] = SEEDS,
+                progress: Callable[[str], object] = print) -> dict[str, np.ndarray]:
+    """Return scores of every kernel, whole, thinned and with dead float code, by forests that saw none of its group."""
+    fold, listed = folds(kernels), kernels.listed()
+    forms = {"whole": kernels.table, "thinned": thinned(kernels.table, THINNED_COPIES),
+             **{f"float_{share}": with_dead_float(kernels.table, share) for share in DEAD_FLOAT_SHARES}}
+    out = {name: np.zeros(len(fold)) for name in forms}
+    for k in range(fold.max() + 1):
+        forest, rest = fit(kernels, np.flatnonzero((fold != k) & ~listed), seeds), fold == k
+        for name, table in forms.items():
+            out[name][rest] = opcodes.scores(opcodes.features_reference(table[rest]), forest, "numba")
+        progress(f"fold {k + 1} of {fold.max() + 1}")
+    return out
+
+
+def calibrate(kernels: Kernels, score: np.ndarray, accuse_score: float) -> Calibration:
+    """Return Platt's line through out-of-fold scores, classes balanced and each group weighing as the root of its size.
+
+    Balanced classes make the line a log-likelihood ratio. Newton's method for two parameters.
+    """
+    use = ~kernels.listed()
+    x, y, group = score[use], kernels.hashing[use].astype(float), kernels.group[use]
+    weight = np.array([1 / math.sqrt((group == name).sum()) for name in group])
+    for label in (0.0, 1.0):
+        weight[y == label] *= 0.5 / weight[y == label].sum()
+    design = np.stack([x, np.ones_like(x)], axis=1)
+    line = np.zeros(2)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-design @ line))
+        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        line += np.linalg.solve(hessian, design.T @ (weight * (y - p)))
+    return Calibration(float(line[0]), float(line[1]), float(line[0] * accuse_score + line[1]))
+
+
+def write_model(path: Path, forest: Forest, curves: dict[str, Calibration]) -> None:
+    """Write the model as plain arrays."""
+    arrays: dict[str, Any] = {f"{kind}_calibration": np.array(curve) for kind, curve in curves.items()}
+    np.savez_compressed(path, feature_names=np.array(FEATURE_NAMES), **forest._asdict(), **arrays)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, evaluate, and write the model, its scores and its card."""
+    from gpuguard.code import evaluation
+
+    parser = argparse.ArgumentParser(prog="python -m gpuguard.code.train", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="kernels.csv.gz")
+    parser.add_argument("--out", type=Path, required=True, help="folder of code_forest.npz and code_forest.md")
+    asked = parser.parse_args(arguments)
+    kernels = load(asked.data)
+    scores = out_of_fold(kernels)
+    curves = {"whole": calibrate(kernels, scores["whole"], evaluation.pooled_threshold(kernels, scores["whole"])),
+              "part": calibrate(kernels, scores["thinned"], evaluation.pooled_threshold(kernels, scores["thinned"]))}
+    write_model(asked.out / "code_forest.npz", fit(kernels, np.flatnonzero(~kernels.listed())), curves)
+    result = evaluation.evaluate(kernels, scores, curves["whole"])
+    result["trained"] = datetime.now(UTC).date().isoformat()
+    (asked.out / "code_forest.md").write_text(evaluation.card(result))
+    sys.stdout.write(json.dumps(result["figures"], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
