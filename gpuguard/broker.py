@@ -464,10 +464,10 @@ def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enfo
                 break
             ends = stop_at or lost_at
             broker.step(max(0.0, ends[0] - time.monotonic()) if ends else 60.0)
-        return _finish(guard, enforcement, reason)
+        return _finish(guard, enforcement, reason, asked=bool(stop_at))
     except BaseException:
         # Whatever went wrong here, nobody's work stays stopped for it.
-        _finish(guard, enforcement, "the broker failed")
+        _finish(guard, enforcement, "the broker failed", asked=True)
         raise
     finally:
         signal.set_wakeup_fd(before)
@@ -477,7 +477,7 @@ def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enfo
             os.close(descriptor)
 
 
-def _finish(guard: subprocess.Popen[bytes], enforcement: Enforcement, reason: str) -> int:
+def _finish(guard: subprocess.Popen[bytes], enforcement: Enforcement, reason: str, *, asked: bool) -> int:
     """Undo first (that is what people wait for), then see the guard off."""
     left = enforcement.close(reason)
     for one in left:
@@ -489,7 +489,10 @@ def _finish(guard: subprocess.Popen[bytes], enforcement: Enforcement, reason: st
         guard.kill()
         status = guard.wait()
     # As a shell says it: 128 and the signal.
-    return status if status >= 0 else 128 - status
+    status = status if status >= 0 else 128 - status
+    if not asked:
+        _log.error("the guard has ended by itself: its acts are undone, and nobody watches now", status=status)
+    return status
 
 
 def _release_sensors() -> None:

@@ -30,6 +30,8 @@ _CAPABILITY_VERSION_3 = 0x2008_0522
 _F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8
 _BITS = {"packets": (13, "CAP_NET_RAW"), "launches": (39, "CAP_BPF"), "processes": (12, "CAP_NET_ADMIN")}
 _SYS_ADMIN = 21
+_ENVIRON_KEPT = ("HOME", "LANG", "LANGUAGE", "NO_COLOR", "PATH", "TERM", "TMPDIR", "TZ", "VIRTUAL_ENV")
+_ENVIRON_KEPT_PREFIXES = ("CUDA_", "GPUGUARD_", "GRPC_", "LC_", "LD_", "NUMBA_", "NVIDIA_", "PYTHON", "XDG_")
 
 
 def capabilities() -> int:
@@ -82,11 +84,17 @@ def left_of(pid: int) -> str:
     return ", ".join(held + ([] if fields["NoNewPrivs"].strip() == "1" else ["new privileges"]))
 
 
+def _environ() -> dict[str, str]:
+    """Return what the guard needs of our environment: who starts a daemon by hand may have secrets in his."""
+    return {name: value for name, value in os.environ.items()
+            if name in _ENVIRON_KEPT or name.startswith(_ENVIRON_KEPT_PREFIXES)}
+
+
 def spawn(command: Sequence[str], peer: socket.socket, handover: bytes,
           identity: tuple[int, int] | None) -> subprocess.Popen[bytes]:
     """Start the guard with its end of the pair and what it needs to know."""
     start = sealed(handover)
-    environ = {**os.environ, paths.STATE_VARIABLE: str(paths.state_dir()),
+    environ = {**_environ(), paths.STATE_VARIABLE: str(paths.state_dir()),
                paths.RUNTIME_VARIABLE: str(paths.runtime_dir()), paths.LOG_VARIABLE: str(paths.log_dir())}
     if identity is not None:
         home = str(paths.guard_state_dir())

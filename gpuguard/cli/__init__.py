@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import sys
 
 import click
 
@@ -22,6 +24,29 @@ class _Commands(click.Group):
         module = importlib.import_module(f"gpuguard.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; output that nobody takes is exit status 3, for 1 would say that something was found."""
+        from gpuguard.cli.output import EXIT_UNREADABLE
+
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+        except OSError as error:
+            _discard_output()
+            click.echo(f"gpuguard: {error}", err=True)
+        raise SystemExit(EXIT_UNREADABLE)
+
+
+def _discard_output() -> None:
+    """What is still buffered must not fail once more when the interpreter ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

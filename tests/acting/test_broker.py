@@ -255,13 +255,14 @@ except OSError:
 wrote = os.open(os.environ["GPUGUARD_STATE_DIR"] + "/guard/mine", os.O_CREAT | os.O_WRONLY) > 0
 say({"handed": handed, "welcome": type(welcome).__name__, "uid": os.getuid(), "groups": os.getgroups(), "read": read,
      "caps": [fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")], "regained": regained,
-     "no_new_privs": fields["NoNewPrivs"], "wrote": wrote, "fds": sorted(int(x) for x in os.listdir("/proc/self/fd"))})
+     "no_new_privs": fields["NoNewPrivs"], "wrote": wrote, "secret": "CLOUD_SECRET_KEY" in os.environ,
+     "fds": sorted(int(x) for x in os.listdir("/proc/self/fd"))})
 sys.exit(7)
 """
 
 ACTING = GUARD + """
-whom = ProcessId(**json.loads(os.environ["TARGET"]))
-answer, _ = broker.ask(Act(**{**json.loads(os.environ["ACT"]), "target": whom}))
+whom = ProcessId(**json.loads(os.environ["GPUGUARD_TEST_TARGET"]))
+answer, _ = broker.ask(Act(**{**json.loads(os.environ["GPUGUARD_TEST_ACT"]), "target": whom}))
 say(answer.outcomes[0].outcome + ": " + answer.outcomes[0].text)
 """
 
@@ -282,13 +283,13 @@ def start(folders, spawn):
     """Return a function that starts a broker process with a stand-in for the guard."""
 
     def begin(guard, target=None, more="pass", **changes):
-        environ = dict(os.environ)
+        environ = {**os.environ, "CLOUD_SECRET_KEY": "of who started it"}
         if target is not None:
             fields = msgspec.to_builtins(act(target, **changes))
             whom = fields.pop("target")
             whom.pop("type")
             fields.pop("type")
-            environ |= {"ACT": json.dumps(fields), "TARGET": json.dumps(whom)}
+            environ |= {"GPUGUARD_TEST_ACT": json.dumps(fields), "GPUGUARD_TEST_TARGET": json.dumps(whom)}
         return spawn(BROKER, guard, more, env=environ, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
     return begin
@@ -323,7 +324,7 @@ def test_the_guard_has_nothing(start):
     assert found["uid"] not in {0, None}
     assert set(found["caps"]) == {"0" * 16}
     assert (found["groups"], found["no_new_privs"], found["regained"]) == ([], "1", False)
-    assert (found["read"], found["wrote"]) == (False, True)
+    assert (found["read"], found["wrote"], found["secret"]) == (False, True, False)
     assert len(found["fds"]) <= 7, "standard streams, its socket, its start, its own file, the listing"
     assert child.wait() == 7, "the guard's exit status is the broker's"
 
@@ -359,6 +360,7 @@ def test_when_the_guard_is_killed_all_is_undone(start, target):
     [guard] = [one.pid for one in proctree.tree([child.pid]) if one.pid != child.pid]
     os.kill(guard, signal.SIGKILL)
     assert child.wait() == 128 + signal.SIGKILL
+    assert "the guard has ended by itself" in child.stdout.read()
     assert not still(target.pid)
 
 

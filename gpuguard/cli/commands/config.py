@@ -53,8 +53,8 @@ def validate(file: Path | None) -> None:
     loaded = _or_exit([file] if file else None)
     if file is None:
         _validate_policies()
-    changed = sum(origin != "default" for origin in loaded.origins.values())
-    click.echo(f"good: {changed} of {len(loaded.origins)} settings differ from their default or repeat it")
+    given = sum(origin != "default" for origin in loaded.origins.values())
+    click.echo(f"good: {given} of {len(loaded.origins)} settings given, the rest are defaults")
 
 
 @command.command()
