@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -131,6 +134,15 @@ def test_cut_at_any_byte_it_replays_up_to_the_cut_and_says_so(share: float) -> N
     assert (cut == len(whole)) == (kept == len(real()))
     gaps = [event for event in got[len(before):] if isinstance(event, Gap)]
     assert [gap.sensor for gap in gaps] == ["recording"] * lost
+
+
+def test_another_process_with_other_hashes_gives_the_same_events() -> None:
+    code = ("import sys, msgspec, gpuguard; "
+            "sys.stdout.buffer.write(msgspec.json.encode(list(gpuguard.replay(sys.argv[1]))))")
+    for seed in ("1", "2"):
+        done = subprocess.run([sys.executable, "-c", code, str(RECORDING)], capture_output=True, check=True,
+                              env={**os.environ, "PYTHONHASHSEED": seed})
+        assert done.stdout == expected()
 
 
 def recorded(directory: Path, blocks: list[Block], *, file_bytes_max: int = 1 << 20) -> None:
