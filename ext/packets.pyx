@@ -13,11 +13,13 @@ next; only bytes in order are read. A segment from beyond a hole is passed over,
 sender sends the missing part again (its row is written in any case); a hole that lies within a message that is not
 read anyway is jumped. Nothing is copied while messages are whole within a segment; else the beginning of one message
 waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked at again while its
-place in the table lasts, once it has sent NEWKEYS or its ClientHello, or is neither SSH nor TLS. The table is
+place in the table lasts, once it has sent NEWKEYS or its ClientHello, or is neither SSH nor TLS; of JSON the first line
+is looked at for the words of mining pools. The table is
 set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted.
 Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
 
-Known limits: DNS over TCP is not read; a ClientHello or KEXINIT above MESSAGE_MAX is not read; text before an SSH
+Known limits: DNS over TCP is not read; Stratum is read where its opening was captured, and in clear only; a ClientHello
+or KEXINIT above MESSAGE_MAX is not read; text before an SSH
 banner is followed for TEXT_MAX bytes; TCP within IP fragments is read from the first fragment only.
 """
 
@@ -28,7 +30,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset, strerror
 
 import numpy as np
 
-from gpuguard.core.records import PACKET, DnsMessage, SshBanner, SshKexInit, SshNewKeys, TlsClientHello
+from gpuguard.core.records import PACKET, DnsMessage, SshBanner, SshKexInit, SshNewKeys, Stratum, TlsClientHello
 
 cdef extern from *:
     """
@@ -100,6 +102,8 @@ cdef enum:
     MESSAGE_MAX = 16384
     BUFFERS_MAX = 1024
     TEXT_MAX = 16384
+    LINE_MAX = 2048
+    METHOD_MAX = 32
     BANNER_LINE_MAX = 8192
     SSH_PACKET_MAX = 262144
     FACTS_MAX = 4096
@@ -123,6 +127,7 @@ cdef enum:
     NEWKEYS = 2
     HELLO = 3
     DNS = 4
+    STRATUM = 5
 
 cdef enum:
     FIN = 1
@@ -366,8 +371,46 @@ cdef int32_t tls_records(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
     return -1
 
 
+cdef uint32_t behind(const uint8_t* p, uint32_t n, const char* what, uint32_t size) noexcept nogil:
+    """Return where the first occurrence of a string ends, spaces behind it included; 0 if there is none."""
+    cdef uint32_t at = 0
+    while at + size <= n:
+        if p[at] == <uint8_t>what[0] and memcmp(p + at, what, size) == 0:
+            at += size
+            while at < n and p[at] == 32:
+                at += 1
+            return at
+        at += 1
+    return 0
+
+
+cdef bint stratum(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
+    """A line of JSON-RPC in the words of mining pools: Stratum V1, the dialect of CryptoNote coins, or ethproxy's."""
+    cdef uint32_t size = 0, at = behind(p, n, b'"method":', 9)
+    if at == 0:
+        # The first job comes with the answer to a login.
+        if behind(p, n, b'"job":', 6) and behind(p, n, b'"blob":', 7) and behind(p, n, b'"target":', 9):
+            put(s, note(s, STRATUM, 0, 0), b"job", 3)
+            return True
+        return False
+    if at >= n or p[at] != 34:
+        return False
+    at += 1
+    while at + size < n and size < METHOD_MAX and p[at + size] != 34:
+        size += 1
+    if not (size > 7 and memcmp(p + at, b"mining.", 7) == 0
+            or size > 10 and memcmp(p + at, b"eth_submit", 10) == 0
+            or size == 11 and memcmp(p + at, b"eth_getWork", 11) == 0
+            or size == 5 and memcmp(p + at, b"login", 5) == 0 and behind(p, n, b'"pass":', 7)
+            or size == 6 and memcmp(p + at, b"submit", 6) == 0 and behind(p, n, b'"nonce":', 8)
+            or size == 3 and memcmp(p + at, b"job", 3) == 0 and behind(p, n, b'"blob":', 7)):
+        return False
+    put(s, note(s, STRATUM, 0, 0), p + at, size)
+    return True
+
+
 cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
-    """The first bytes of a stream: a TLS record, an SSH banner, or lines of text that may stand before one."""
+    """The first bytes of a stream: a TLS record, a pool's JSON, an SSH banner, or lines of text that may stand before."""
     cdef uint32_t size
     cdef const uint8_t* end
     if not t.mid_line:
@@ -377,6 +420,11 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
             t.state = TLS
             return tls_records(s, p, n)
     end = <const uint8_t*>memchr(p, 10, n)
+    if t.text == 0 and p[0] == 123:
+        if end == NULL and n < LINE_MAX:
+            return 0
+        if end != NULL and end - p < LINE_MAX and stratum(s, p, <uint32_t>(end - p)):
+            return -1
     size = n if end == NULL else <uint32_t>(end - p) + 1
     t.text += size
     t.mid_line = end == NULL
@@ -933,6 +981,8 @@ cdef class Parser:
                 facts.append(SshNewKeys(fact.row, fact.a))
             elif fact.kind == HELLO:
                 facts.append(_hello(fact.row, data))
+            elif fact.kind == STRATUM:
+                facts.append(Stratum(fact.row, _text(data)))
             else:
                 facts.append(DnsMessage(fact.row, bool(fact.a & 1), _name(data), fact.a >> 1, fact.b))
         rows, used = self.rows, self.s.used

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from gpuguard.core.records import DnsMessage, Fact, SshBanner, SshKexInit, SshNewKeys, TlsClientHello
+from gpuguard.core.records import DnsMessage, Fact, SshBanner, SshKexInit, SshNewKeys, Stratum, TlsClientHello
 
 MESSAGE_MAX = 16384
 ETHERTYPES = {0x0800, 0x86DD}
@@ -141,6 +141,8 @@ def stream_facts(data: bytes, first: int, row: int) -> list[Fact]:
     """The facts of a stream that begins with ``data``, whose first byte has sequence number ``first``."""
     if data[:1] == b"\x16":
         return tls(data, row)
+    if data[:1] == b"{" and 0 < data.find(b"\n") < 2048 and (method := stratum(data[:data.find(b"\n")])):
+        return [Stratum(row, method)]
     at = 0
     while not data[at:].startswith(b"SSH-"):
         if b"SSH-".startswith(data[at:]):
@@ -158,6 +160,24 @@ def stream_facts(data: bytes, first: int, row: int) -> list[Fact]:
     if line.startswith((b"SSH-2.0-", b"SSH-1.99-")):
         facts += ssh(data, end + 1, first, row)
     return facts
+
+
+def stratum(line: bytes) -> str:
+    """The method of a line of JSON-RPC, "" if it is none of a mining pool's."""
+    if b'"method":' not in line:
+        return "job" if all(word in line for word in (b'"job":', b'"blob":', b'"target":')) else ""
+    value = line.partition(b'"method":')[2].lstrip(b" ")
+    if not value.startswith(b'"'):
+        return ""
+    method = value[1:].partition(b'"')[0][:32]
+    wants = {b"login": b'"pass":', b"submit": b'"nonce":', b"job": b'"blob":'}
+    known = (
+        (method.startswith(b"mining.") and len(method) > 7)
+        or (method.startswith(b"eth_submit") and len(method) > 10)
+        or method == b"eth_getWork"
+        or (method in wants and wants[method] in line)
+    )
+    return text(method) if known else ""
 
 
 def ssh(data: bytes, at: int, first: int, row: int) -> list[Fact]:

@@ -1,22 +1,29 @@
-"""DNS and ICMP tunnels, scans and guessing of passwords: look-alikes first, then what they are there to find."""
+"""DNS and ICMP tunnels, scans, guessing of passwords, mining pools: look-alikes first, then what is to be found."""
 
 from __future__ import annotations
 
 import hashlib
 import random
+import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gpuguard._packets import Parser
 from gpuguard.core import names
-from gpuguard.core.detectors import dns_tunnel, icmp_tunnel, probing, ssh_bruteforce
+from gpuguard.core.detectors import dns_tunnel, icmp_tunnel, probing, ssh_bruteforce, stratum
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import Fusion
 from gpuguard.core.host import Host
 from gpuguard.core.labels import VERDICTS
-from gpuguard.core.observations import DnsSeen, Exchange, FlowClosed, FlowOpened, FlowUse
+from gpuguard.core.observations import DnsSeen, Exchange, FlowClosed, FlowOpened, FlowUse, StratumSeen
 from gpuguard.core.records import PACKET, DnsMessage, HostInfo, Packets, Socket, Sockets, Tick
 from gpuguard.core.subjects import FlowId, ProcessId
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference_packets
 
 S = 1_000_000_000
 START = 10**18
@@ -373,3 +380,72 @@ def test_no_table_grows_without_end():
         scans.receive(ended(tcp("10.80.0.1", 22, i, initiator=f"10.3.{i >> 8}.{i & 255}")), Host())
     assert len(pings._flows) == icmp_tunnel.FLOWS_MAX
     assert len(scans._sources) == probing.SOURCES_MAX
+
+
+# -- mining pools -----------------------------------------------------------------------------------------------------
+
+SUBSCRIBE = b'{"id":1,"method":"mining.subscribe","params":["miner/1.0",null]}\n'
+LOGIN = b'{"method":"login","params":{"login":"48x","pass":"x","agent":"m/1"},"id":1}\n'
+JOB = b'{"id":1,"jsonrpc":"2.0","error":null,"result":{"id":"4","job":{"blob":"06","job_id":"7","target":"dc46"}}}\n'
+ETHPROXY = b'{"id":1, "method": "eth_submitLogin", "params": ["0xabc"]}\n'
+
+TALK_OF_OTHERS = [
+    b'{"id":0,"method":"server.version","params":["electrum",["1.4","1.4.2"]]}\n',
+    b'{"jsonrpc":"2.0","id":1,"method":"eth_getBalance","params":["0x0","latest"]}\n',
+    b'{"method":"login","params":{"user":"anna","password":"x"},"id":1}\n',
+    b'{"method":"submit","params":{"script":"train.sh"},"id":1}\n',
+    b'{"level":"info","job":"train","message":"mining.subscribe is a method of Stratum"}\n',
+    b'{"method":"mining."}\n', b'{"method":', b"{\n", b"{",
+    b'{"method":' + b" " * 2100 + b'"mining.subscribe"}\n', b' {"method":"mining.subscribe"}\n',
+]
+
+
+def opened_with(*lines, cut=10**6):
+    """The rows and facts of a connection whose sides begin with these lines, in segments of at most ``cut`` bytes."""
+    parser, time_ns = Parser(), START
+    for side, line in enumerate(lines):
+        ends = [(bytes((10, 0, 0, 2)), 40_000), (bytes((203, 0, 113, 9)), 443)][::1 if side == 0 else -1]
+        segments = [(0, 2 if side == 0 else 18, b"")]
+        segments += [(1 + at, 24, line[at:at + cut]) for at in range(0, len(line), cut)]
+        for sequence, flags, data in segments:
+            (near, near_port), (far, far_port) = ends
+            header = struct.pack(">HHIIBBHHH", near_port, far_port, sequence, 1, 80, flags, 0, 0, 0)
+            size = 20 + len(header) + len(data)
+            time_ns += 1_000_000
+            parser.frame(101, struct.pack(">BBHHHBBH4s4s", 69, 0, size, 0, 0, 64, 6, 0, near, far) + header + data,
+                         time_ns)
+    rows, facts = parser.take()
+    return Packets(START, 0, rows, facts)
+
+
+def told_of(block, host=None):
+    return standings(names.observations_of(FlowTable(), block), stratum.Detector(), host)
+
+
+@pytest.mark.parametrize("line", TALK_OF_OTHERS)
+@pytest.mark.parametrize("cut", [1, 10**6])
+def test_json_of_others_is_no_pools(line, cut):
+    assert opened_with(line, cut=cut).facts == ()
+    assert reference_packets.stream_facts(line, 1, 0) == []
+
+
+@pytest.mark.parametrize(("lines", "methods", "verdict"), [
+    ((SUBSCRIBE,), ["mining.subscribe"], "confirmed"), ((LOGIN, JOB), ["login", "job"], "confirmed"),
+    ((LOGIN,), ["login"], "suspect"), ((ETHPROXY,), ["eth_submitLogin"], "suspect"),
+])
+@pytest.mark.parametrize("cut", [1, 7, 10**6])
+def test_the_first_line_of_a_miner_names_it(lines, methods, verdict, cut):
+    block = opened_with(*lines, cut=cut)
+    assert [fact.method for fact in block.facts] == methods
+    assert [fact.method for line in lines for fact in reference_packets.stream_facts(line, 1, 0)] == methods
+    assert told_of(block) == {"mining-pool": verdict}
+
+
+def test_a_pool_of_this_host_is_dialled_by_others():
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    assert told_of(opened_with(SUBSCRIBE), host) == {}
+
+
+def test_a_pools_method_without_its_opening_is_nobodys():
+    assert standings([StratumSeen(START, 0, HERE, 1, "203.0.113.9", 443, "mining.submit")], stratum.Detector()) == {}

@@ -1,7 +1,8 @@
-"""Names asked for by DNS: which messages may carry data, and where they stand among what the flow table tells.
+"""What was read from payload and is no business of the flow table, in its place among what the table tells.
 
-Nearly all questions are short host names and carry nothing that a tunnel could live on. Those that could are handed to
-the detectors in their place: the block is cut behind them, which changes nothing for the flow table.
+Nearly all DNS questions are short host names and carry nothing that a tunnel could live on. Those that could, and the
+first lines of mining pools, are handed to the detectors: the block is cut behind them, which changes nothing for the
+flow table.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from gpuguard.core.flows import FlowTable, address_text
-from gpuguard.core.observations import DnsSeen, Observation
-from gpuguard.core.records import DnsMessage, Packets
+from gpuguard.core.observations import DnsSeen, Observation, StratumSeen
+from gpuguard.core.records import DnsMessage, Packets, Stratum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,11 +32,13 @@ def may_carry(fact: DnsMessage) -> bool:
 
 
 def observations_of(flows: FlowTable, block: Packets) -> Iterator[Observation]:
-    """Yield what the flow table makes of a block, with each DNS message that may carry data right after its packet."""
+    """Yield what the flow table makes of a block, with each fact that detectors want right after its packet."""
     rows, facts = block.rows, block.facts
     done, first = 0, 0
     for index, fact in enumerate(facts):
-        if not isinstance(fact, DnsMessage) or not may_carry(fact) or not len(rows):
+        if not isinstance(fact, DnsMessage | Stratum) or not len(rows):
+            continue
+        if isinstance(fact, DnsMessage) and not may_carry(fact):
             continue
         row = min(max(fact.row, done), len(rows) - 1)
         yield from flows.receive(_part(block, done, row + 1, first, index + 1))
@@ -51,19 +54,12 @@ def _part(block: Packets, start: int, end: int, first: int, last: int) -> Packet
     return Packets(time_ns=block.time_ns, netns=block.netns, rows=block.rows[start:end], facts=facts)
 
 
-def _seen(block: Packets, row: int, fact: DnsMessage) -> DnsSeen:
+def _seen(block: Packets, row: int, fact: DnsMessage | Stratum) -> Observation:
     one = block.rows[row]
+    time_ns = int(one["time_ns"])
     ends = [(address_text(one[side].tobytes()), int(one[f"{side}_port"])) for side in ("source", "destination")]
-    (client, client_port), (server, server_port) = ends[::-1] if fact.is_response else ends
-    return DnsSeen(
-        time_ns=int(one["time_ns"]),
-        netns=block.netns,
-        client=client,
-        client_port=client_port,
-        server=server,
-        server_port=server_port,
-        is_response=fact.is_response,
-        name=fact.name,
-        query_type=fact.query_type,
-        answer_bytes=fact.answer_bytes,
-    )
+    if isinstance(fact, Stratum):
+        return StratumSeen(time_ns, block.netns, *ends[0], *ends[1], fact.method)
+    client, server = ends[::-1] if fact.is_response else ends
+    return DnsSeen(time_ns, block.netns, *client, *server, fact.is_response, fact.name, fact.query_type,
+                   fact.answer_bytes)

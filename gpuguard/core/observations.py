@@ -96,6 +96,18 @@ class DnsSeen(Struct, frozen=True, tag="dns_seen"):
     answer_bytes: int
 
 
+class StratumSeen(Struct, frozen=True, tag="stratum_seen"):
+    """The first line that one side of a TCP connection sent is JSON-RPC with a method of mining pools."""
+
+    time_ns: int
+    netns: int
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    method: str
+
+
 #: The end of a dull flow: both sides spoke, and nothing was told of it. Fields as in `FlowClosed`; addresses are 16
 #: bytes as in `records.PACKET`, ``reason`` counts through those of `FlowClosed`, ``carrier`` through `flows.CARRIERS`.
 CLOSED_FLOW = np.dtype([
@@ -126,4 +138,4 @@ class FlowsClosed(Struct, tag="flows_closed"):
     rows: np.ndarray
 
 
-Observation = FlowOpened | FlowUse | Exchange | FlowClosed | DnsSeen
+Observation = FlowOpened | FlowUse | Exchange | FlowClosed | DnsSeen | StratumSeen

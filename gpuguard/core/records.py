@@ -89,7 +89,14 @@ class DnsMessage(Struct, frozen=True, tag="dns"):
     answer_bytes: int
 
 
-Fact = SshBanner | SshKexInit | SshNewKeys | TlsClientHello | DnsMessage
+class Stratum(Struct, frozen=True, tag="stratum"):
+    """The first line of a TCP stream is JSON-RPC with a method of mining pools; at most 32 bytes of its name."""
+
+    row: int
+    method: str
+
+
+Fact = SshBanner | SshKexInit | SshNewKeys | TlsClientHello | DnsMessage | Stratum
 
 
 class Packets(Struct, tag="packets"):
