@@ -157,17 +157,19 @@ cdef class Decoder:
         cdef size_t blocks = (n + BLOCK - 1) // BLOCK
         kernel = np.zeros(self.columns, np.uint32)
         windows = np.empty((max(1, blocks - 1) if parts and n else 0, self.columns), np.uint16)
-        # Two blocks, and their sum.
-        cdef uint32_t *sums = <uint32_t *> calloc(3 * self.columns, 4)
-        cdef bint held = sums != NULL and self.start()
+        # Two blocks in 16 bits, a loop in 32.
+        cdef uint32_t *sums = <uint32_t *> calloc(2 * self.columns, 4)
+        cdef Run *runs = <Run *> calloc(max(1, blocks), sizeof(Run))
+        cdef bint held = sums != NULL and runs != NULL and self.start()
         try:
             if held:
-                held = self.straight(code, n, kernel, windows, sums)
+                held = self.straight(code, n, kernel, windows, sums, runs)
             if not held:
                 raise MemoryError
-            loops, spans = self.bodies(code, sums) if parts else (windows[:0], np.empty((0, 2), np.uint32))
+            loops, spans = self.bodies(code, windows, sums, runs) if parts else (windows[:0], np.empty((0, 2), np.uint32))
         finally:
             free(sums)
+            free(runs)
         words = np.empty(self.words_count, np.uint32)
         cdef uint32_t[::1] word = words
         if self.words_count:
@@ -175,13 +177,13 @@ cdef class Decoder:
         return n, kernel, windows, loops, spans, words, self.unknown(code, n) if kernel[self.names - 1] else {}
 
     cdef bint straight(self, const uint8_t *code, uint32_t n, uint32_t[::1] kernel, uint16_t[:, ::1] windows,
-                       uint32_t *sums) except -1:
+                       uint32_t *sums, Run *runs) except -1:
         """Count the kernel and its windows; False when memory ended."""
         cdef size_t size = self.columns
-        cdef uint32_t *old = sums
-        cdef uint32_t *new = sums + size
-        cdef uint32_t *both = sums + 2 * size
-        cdef uint32_t *swap
+        cdef uint16_t *old = <uint16_t *> sums
+        cdef uint16_t *new = old + size
+        cdef uint16_t *swap
+        cdef uint16_t *window
         cdef uint32_t first = 0, end, begin
         cdef Run whole = Run(0, 0, 0, 0), run = whole, before = whole
         with nogil:
@@ -191,29 +193,32 @@ cdef class Decoder:
                 old = new
                 new = swap
                 before = run
-                memset(new, 0, 4 * size)
+                memset(new, 0, 2 * size)
                 self.scan(code, first, end, new, &run, True)
-                self.add(&kernel[0], &kernel[0], new)
+                self.add(&kernel[0], new)
+                runs[first // BLOCK] = run
                 whole = joined(whole, run)
                 # A window is a block and the one after it; code of one block is a window too.
                 if windows.shape[0] and (first or end == n):
                     begin = first - BLOCK if first else 0
-                    self.add(both, old, new)
-                    self.finish(both, joined(before, run), begin, end)
-                    self.narrow(&windows[begin // BLOCK, 0], both)
+                    window = &windows[begin // BLOCK, 0]
+                    window[self.names + DISTINCT_OP] = self.pair(window, old, new)
+                    window[self.names + IMM_BIG_DISTINCT] = <uint16_t> self.distinct(begin, end)
+                    window[self.names + MAXRUN] = <uint16_t> longest(joined(before, run))
                 first = end
             if n:
                 self.finish(&kernel[0], whole, 0, n)
         return not self.failed
 
-    cdef tuple bodies(self, const uint8_t *code, uint32_t *sums):
+    cdef tuple bodies(self, const uint8_t *code, uint16_t[:, ::1] windows, uint32_t *sums, const Run *runs):
         """Return the counts of the innermost loops, and where they are."""
         loops = np.empty((self.loops_count, self.columns), np.uint16)
         spans = np.empty((self.loops_count, 2), np.uint32)
         cdef uint16_t[:, ::1] count = loops
         cdef uint32_t[:, ::1] span = spans
+        cdef uint16_t *block = <uint16_t *> (sums + self.columns)
+        cdef uint32_t at, end, until
         cdef Run run, more
-        cdef uint32_t at, end
         cdef size_t i
         with nogil:
             for i in range(self.loops_count):
@@ -224,9 +229,18 @@ cdef class Decoder:
                 memset(sums, 0, 4 * <size_t> self.columns)
                 run = Run(0, 0, 0, 0)
                 while at < end:
-                    self.scan(code, at, min(at + BLOCK, end), sums, &more, False)
+                    if at % BLOCK == 0 and at + 2 * BLOCK <= end:
+                        # Two whole blocks are a window, which is counted already.
+                        self.add(sums, &windows[at // BLOCK, 0])
+                        run = joined(joined(run, runs[at // BLOCK]), runs[at // BLOCK + 1])
+                        at += 2 * BLOCK
+                        continue
+                    until = min(end, (at // BLOCK + 1) * BLOCK)
+                    memset(block, 0, 2 * <size_t> self.columns)
+                    self.scan(code, at, until, block, &more, False)
+                    self.add(sums, block)
                     run = joined(run, more)
-                    at += BLOCK
+                    at = until
                 self.finish(sums, run, span[i, 0], end)
                 self.narrow(&count[i, 0], sums)
         return loops, spans
@@ -256,24 +270,34 @@ cdef class Decoder:
         memset(self.slots, 0, 4 * (self.slots_mask + 1))
         return True
 
-    cdef void add(self, uint32_t *to, const uint32_t *one, const uint32_t *other) noexcept nogil:
+    cdef void add(self, uint32_t *to, const uint16_t *what) noexcept nogil:
         cdef int i
         for i in range(self.names + SUMMED):
-            to[i] = one[i] + other[i]
+            to[i] += what[i]
+
+    cdef uint16_t pair(self, uint16_t *to, const uint16_t *one, const uint16_t *other) noexcept nogil:
+        """Add two blocks; return how many mnemonics they have."""
+        cdef int i
+        cdef uint16_t different = 0
+        for i in range(self.names + SUMMED):
+            to[i] = <uint16_t> (one[i] + other[i])
+        for i in range(self.names):
+            different = <uint16_t> (different + (to[i] != 0))
+        return different
 
     cdef void narrow(self, uint16_t *to, const uint32_t *what) noexcept nogil:
         cdef int i
         for i in range(self.columns):
             to[i] = <uint16_t> min(what[i], 65535U)
 
-    cdef void scan(self, const uint8_t *code, uint32_t first, uint32_t end, uint32_t *counts, Run *run,
+    cdef void scan(self, const uint8_t *code, uint32_t first, uint32_t end, uint16_t *counts, Run *run,
                    bint note) noexcept nogil:
         """Count up to BLOCK instructions, [first, end); with `note` their immediates and loops are kept too.
 
         What one instruction is cannot be predicted from the one before, and a wrong guess costs as much as ten
         instructions. So what is common is arithmetic on every instruction, and only what is rare is a branch.
         """
-        cdef uint32_t *derived = counts + self.names
+        cdef uint16_t *derived = counts + self.names
         cdef uint32_t i, kind, word, big, near, ends, straight = 0, best = 0, head = 0, broken = 0
         cdef uint32_t rotations = 0, moves = 0, large = 0, breaks = 0, ra, rc
         cdef uint64_t lo, hi, logic = 0
@@ -307,11 +331,11 @@ cdef class Decoder:
                 elif note:
                     self.branch(i, lo, hi)
         for i in range(ROT):
-            derived[i] += <uint32_t> (logic >> (8 * i) & 255)
-        derived[ROT] += rotations
-        derived[IMAD_MOV] += moves
-        derived[IMM_BIG] += large
-        derived[N_CTRL] += breaks
+            derived[i] += <uint16_t> (logic >> (8 * i) & 255)
+        derived[ROT] += <uint16_t> rotations
+        derived[IMAD_MOV] += <uint16_t> moves
+        derived[IMM_BIG] += <uint16_t> large
+        derived[N_CTRL] += <uint16_t> breaks
         run[0] = Run(head, best, straight, <uint8_t> broken)
 
     cdef void keep(self, uint32_t at, uint32_t word) noexcept nogil:
@@ -408,10 +432,18 @@ cdef class Decoder:
 
     cdef void finish(self, uint32_t *counts, Run run, uint32_t first, uint32_t end) noexcept nogil:
         """Fill in what is no sum: distinct immediates, longest run, distinct mnemonics."""
-        cdef uint32_t *derived = counts + self.names
-        cdef uint32_t distinct = 0, different = 0, word
-        cdef size_t low = 0, high = self.found_count, middle
+        cdef uint32_t different = 0
         cdef int i
+        for i in range(self.names):
+            different += counts[i] != 0
+        counts[self.names + IMM_BIG_DISTINCT] = self.distinct(first, end)
+        counts[self.names + MAXRUN] = longest(run)
+        counts[self.names + DISTINCT_OP] = different
+
+    cdef uint32_t distinct(self, uint32_t first, uint32_t end) noexcept nogil:
+        """Return how many different large immediates there are in [first, end)."""
+        cdef uint32_t distinct = 0, word
+        cdef size_t low = 0, high = self.found_count, middle
         self.stamp += 1
         while low < high:
             middle = (low + high) // 2
@@ -425,11 +457,11 @@ cdef class Decoder:
                 self.stamps[word] = self.stamp
                 distinct += is_big(self.words[word])
             low += 1
-        for i in range(self.names):
-            different += counts[i] != 0
-        derived[IMM_BIG_DISTINCT] = distinct
-        derived[MAXRUN] = max(run.best, max(run.head, run.tail))
-        derived[DISTINCT_OP] = different
+        return distinct
+
+
+cdef inline uint32_t longest(Run run) noexcept nogil:
+    return max(run.best, max(run.head, run.tail))
 
 
 cdef inline bint is_big(uint32_t word) noexcept nogil:
