@@ -20,18 +20,25 @@ import signal
 import socket
 import struct
 import sys
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gpuguard.code import allow, decode, judge, sandbox
+from gpuguard.code.classify import classify
 from gpuguard.code.containers.finding import find_images
 from gpuguard.code.containers.images import Budget, Flaw, Image, make_image
 from gpuguard.code.verdicts import KernelVerdict
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MESSAGE_BYTES_MAX = 64 << 20
 REQUEST_BYTES_MAX = 1 << 16
 REGIONS_MAX = 1_500
+COMPILED_FROM_BYTES = 2 << 20
 _BATCH_KERNELS = 512
 
 
@@ -81,21 +88,38 @@ def main() -> None:
 
 def warm_up() -> None:
     """Have everything loaded that is loaded at first use: in the cell no module can be imported."""
-    for codec in ("cp437", "latin-1", "ascii", "utf-8", "unicode_escape", "raw_unicode_escape"):
-        codecs.lookup(codec)
     for sm in range(decode.SM_MIN, decode.SM_MAX + 1):
         decode.decoder(sm)
+    for codec in ("cp437", "latin-1", "ascii", "utf-8", "unicode_escape", "raw_unicode_escape"):
+        codecs.lookup(codec)
     text = b".version 8.0\n.target sm_90\n.visible .entry a()\n{ xor.b32 %r1, %r2, 305419896; ret; }\n"
     for one in find_images(text, "warm-up"):
         if isinstance(one, Image):
-            list(judge.judge_image(one))
-    list(judge.judge_image(make_image("warm-up", "", 0, "cubin", "sm_90", empty_cubin())))
+            list(judge.judge_image(one, classify=classifier(0)))
+    list(judge.judge_image(_small_image(), classify=classifier(0)))
+
+
+@cache
+def _compiled() -> judge.Classifier:
+    """Return the classifier that runs compiled loops, compiled: that takes seconds, and cannot be done in a cell."""
+    compiled = partial(classify, backend="numba")
+    list(judge.judge_image(_small_image(), classify=compiled))
+    return compiled
+
+
+def classifier(size_bytes: int) -> judge.Classifier:
+    """Return what judges a file of this size: small ones are done before a compiler has begun."""
+    return _compiled() if size_bytes >= COMPILED_FROM_BYTES else partial(classify, backend="reference")
+
+
+def _small_image() -> Image:
+    return make_image("warm-up", "", 0, "cubin", "sm_90", empty_cubin())
 
 
 def empty_cubin() -> bytes:
-    """Return a cubin of one kernel of sixteen instructions, all of them EXIT."""
+    """Return a cubin of one kernel of 256 instructions, enough for a window, all of them EXIT."""
     names = b"\0.text.a\0.names\0"
-    code = bytes.fromhex("4d790000000000000000800300ea0f00") * 16
+    code = bytes.fromhex("4d790000000000000000800300ea0f00") * 256
     at = 64 + len(code)
     table = at + len(names)
     sections = [(0, 0, 0, 0), (1, 1, 64, len(code)), (9, 3, at, len(names))]
@@ -131,10 +155,10 @@ def _start(peer: socket.socket, allowed: allow.AllowList, running: dict[int, tup
     if not request:
         return False
     job = msgspec.msgpack.decode(request, type=Job)
-    parent = os.getpid()
+    parent, judging = os.getpid(), classifier(job.size_bytes)
     pid = os.fork()
     if pid == 0:
-        _child(job, descriptors[0], descriptors[1], parent, allowed)
+        _child(job, descriptors[0], descriptors[1], parent, partial(read, allowed=allowed, classify=judging))
     for descriptor in descriptors:
         os.close(descriptor)
     child = os.pidfd_open(pid)
@@ -151,7 +175,7 @@ def _reap(peer: socket.socket, child: int, running: dict[int, tuple[int, int]], 
     peer.send(msgspec.msgpack.encode(Ended(number, status)))
 
 
-def _child(job: Job, source: int, out: int, parent: int, allowed: allow.AllowList) -> None:
+def _child(job: Job, source: int, out: int, parent: int, reading: Callable[[Job, _File, int], None]) -> None:
     """Close the cell, read, end; never returns."""
     status = 70
     try:
@@ -162,7 +186,7 @@ def _child(job: Job, source: int, out: int, parent: int, allowed: allow.AllowLis
             # Nothing has been read: the pipe carries our own words.
             _send(out, Part(0, 0, flaws=(Flaw(job.path, "", 0, "unread", str(error.strerror)),), last=True))
             os._exit(0)
-        read(job, file, out, allowed)
+        reading(job, file, out)
         status = 0
     except MemoryError:
         status = 71
@@ -216,7 +240,10 @@ class _Regions(io.RawIOBase):
         return b""
 
 
-def read(job: Job, file: _Counting | _Regions, out: int, allowed: allow.AllowList) -> None:
+_File = _Counting | _Regions
+
+
+def read(job: Job, file: _File, out: int, allowed: allow.AllowList, classify: judge.Classifier) -> None:
     """Read a file and write what it holds: one frame or more for each image, in their order."""
     budget = Budget(job.size_bytes, share=job.share, shares=job.shares)
     for one in find_images(file, job.path, budget):
@@ -226,7 +253,7 @@ def read(job: Job, file: _Counting | _Regions, out: int, allowed: allow.AllowLis
         if not judge.runs_on(one.arch, job.sm):
             continue
         _send(out, Part(budget.images, file.passed, len(one.data), unopened=int(one.kind == "other")))
-        for kernels, flaws in judge.judge_image(one, allowed):
+        for kernels, flaws in judge.judge_image(one, allowed, classify):
             for at in range(0, max(1, len(kernels)), _BATCH_KERNELS):
                 _send(out, Part(budget.images, file.passed, 0, tuple(kernels[at:at + _BATCH_KERNELS]),
                                 () if at else tuple(flaws)))

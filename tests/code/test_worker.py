@@ -158,8 +158,8 @@ def test_a_reader_that_dies_costs_one_file(tmp_path, monkeypatch):
     script = tmp_path / "program.py"
     script.write_text(
         "import os, signal\nfrom gpuguard.code import worker\nread = worker.read\n"
-        "def reading(job, *rest):\n"
-        "    if job.path.endswith('b'):\n        libc.syscall(41, 1, 1, 0)\n    read(job, *rest)\n"
+        "def reading(job, *rest, **more):\n"
+        "    if job.path.endswith('b'):\n        libc.syscall(41, 1, 1, 0)\n    read(job, *rest, **more)\n"
         "import ctypes\nlibc = ctypes.CDLL(None)\nworker.read = reading\nworker.main()\n")
     spawn = subprocess.Popen
     monkeypatch.setattr(scanning.subprocess, "Popen", lambda command, **rest: spawn(

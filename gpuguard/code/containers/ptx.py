@@ -9,6 +9,7 @@ PTX ISA 9.0, chapters 4 (syntax) and 9 (instruction set).
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from gpuguard.code.containers.images import PTX_BYTES_MAX, Malformed, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 NEEDLE = b".version "
 STATEMENTS_MAX = 4_000_000
@@ -37,7 +40,7 @@ _WIDE = re.compile(r"[\s,](-?(?:0[xX][0-9A-Fa-f]{5,16}|\d{5,20})[uU]?)(?=\s*[,;]
 _NUMBER = re.compile(r"(?<![\w.%$])-?(?:0[xX][0-9A-Fa-f]+|\d+)[uU]?(?![\w.])")
 _TABLE = re.compile(
     r"\.(?:const|global)\b[^;={]{0,256}?\.([bsu](?:8|16|32|64))\s+[\w$]+\s*(?:\[[^\]]{0,32}\]\s*)*=\s*\{([^{};]*)\}")
-_DECIMAL = re.compile(r"\s*-?\d{1,18}(?:\s*,\s*-?\d{1,18})*\s*")
+_NOT_PLAIN = re.compile(r"[^\d,\s]")
 _TYPE = re.compile(r"\.(?:f|s|u|b|bf|tf|e)\d+(?:x\d)?")
 
 
@@ -233,9 +236,17 @@ def _tables(text: str) -> Iterator[bytes]:
         left -= width * (found[2].count(",") + 1)
         if left < 0:
             raise Malformed(f"more than {CONSTANT_BYTES_MAX} bytes of tables")
-        if width < 8 and _DECIMAL.fullmatch(found[2]):
-            numbers = np.fromstring(found[2], np.int64, sep=",")  # a model's tables have millions of entries
-        else:
-            mask = (1 << 8 * width) - 1
-            numbers = np.array([number & mask for number in _numbers(_NUMBER.findall(found[2]))], np.uint64)
-        yield numbers.astype(f"<u{width}").tobytes()
+        yield _table(found[2], width).astype(f"<u{width}").tobytes()
+
+
+def _table(text: str, width: int) -> NDArray[np.generic]:
+    """Return the numbers of a table; a generator's have a hundred thousand, all of them plain."""
+    if width < 8 and not _NOT_PLAIN.search(text):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                return np.fromstring(text, np.int64, sep=",")
+        except (DeprecationWarning, ValueError):
+            pass  # plain characters, but no plain list
+    mask = (1 << 8 * width) - 1
+    return np.array([number & mask for number in _numbers(_NUMBER.findall(text))], np.uint64)
