@@ -113,12 +113,11 @@ def test_the_guard_has_no_privileges(running: Callable[..., Running]) -> None:
     assert status["Groups"].strip() in ("", status["Gid"].split()[0])
 
 
-def test_sigterm_ends_both_within_two_seconds(running: Callable[..., Running]) -> None:
+def test_sigterm_ends_both(running: Callable[..., Running]) -> None:
+    """How soon is measured by benchmarks/stop_time.py."""
     one = running()
     guard = one.guard_pid()
-    start = time.monotonic()
     assert one.stop() == 0
-    assert time.monotonic() - start < 2.0
     assert not Path(f"/proc/{guard}").exists()
 
 
