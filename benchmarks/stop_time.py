@@ -33,7 +33,7 @@ def descendants(pid: int) -> list[int]:
 def stop_s(after_s: float) -> tuple[float, int, int]:
     """Start the daemon, end it after so long; return how long that took, who of it is left, and its exit status.
 
-    The status is 0 after an orderly end, -15 where the signal came before there was anything to put in order.
+    The status is 0 after an orderly end; -15 or 143 where the signal came before broker or guard had begun to watch.
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -59,7 +59,7 @@ def main() -> int:
         print(f"SIGTERM after {moment:.1f} s: ended in {took_s:.2f} s, {left} processes left, status {status}")
     slowest = max(took_s for took_s, _, _ in rounds.values())
     left = sum(left for _, left, _ in rounds.values())
-    failed = sum(status not in (0, -signal.SIGTERM) for _, _, status in rounds.values())
+    failed = sum(status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM) for _, _, status in rounds.values())
     print(f"slowest: {slowest:.2f} s (target <= {STOP_MAX_S:.0f} s); left: {left}, failed: {failed} (targets 0)")
     result = {"slowest_s": slowest, "slowest_s_target": STOP_MAX_S, "left": left, "failed": failed,
               "rounds": {str(moment): took_s for moment, (took_s, _, _) in rounds.items()}}
