@@ -53,8 +53,12 @@ bench: $(READY)  ## all benchmarks; fails if one missed its target
 fuzz: $(READY)  ## every property over fresh input, for GPUGUARD_FUZZ_SECONDS (default 300)
 	@sh scripts/fuzz.sh $(PYTHON) $${GPUGUARD_FUZZ_SECONDS:-300}
 
-asan: $(READY)  ## the packet parser's tests, built under the sanitizers of the compiler
-	@PYTHON=$(PYTHON) sh tests/asan_packets.sh -q
+asan: $(READY)  ## tests of the packet parser and the machine-code decoder, built under the compiler's sanitizers
+	@PYTHON=$(abspath $(PYTHON)) sh tests/asan_packets.sh -q
+	@PYTHON=$(abspath $(PYTHON)) sh tests/asan_sass.sh -q
+
+fixtures:  ## compile tests/fixtures/cuda to cubins (nvcc from PATH, or its wheels in build/nvcc)
+	@sh scripts/fixtures.sh
 
 soak: $(READY) $(STANDINS)/.built  ## the demo, twenty times in a row
 	$(PYTHON) -m gpuguard.lab.soak --times 20 --standins $(STANDINS)
