@@ -4,13 +4,114 @@
 Sizes are of TCP payload as the sender's sequence numbers order it (RFC 9293 section 3.4): what was sent again,
 keepalive probes and overlaps add nothing, a hole is filled by whoever arrives later. `tests/reference_flows.py` is the
 same table written for the eye; the two must agree on every input.
+
+Most flows are dull: both sides spoke, and nothing that anybody listens for was seen. A `quiet` table makes no Python
+object for them, neither when they open nor when they close: their ends are rows of `observations.CLOSED_FLOW`. A flow
+is named, told of as opened, right before anything else is told of it, or at its end if its responder never spoke or it
+is neither TCP nor UDP.
+Exchanges that the initiator led are not told before the responder has led one: they only count.
+
+Hot and cold are apart. A packet within a conversation touches the two cache lines of `Hot` and one of `heads`, and no
+other. Floor, by the bytes: 64 of its row, 128 of the flow, 64 of the bucket's line. When the flows fit no cache, the
+last three come from memory: at some 90 ns a miss and one at a time 270 ns a packet, so they are asked for BATCH
+packets before they are needed, and what remains is the work on them.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memset
 
 import numpy as np
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <stdlib.h>
+    #include <string.h>
+    typedef struct {
+        uint8_t low[16], high[16];
+        uint16_t low_port, high_port;
+        uint8_t protocol;
+        uint8_t queue;
+        uint8_t used;
+        uint8_t initiator_is_high;
+        uint32_t netns;
+        int32_t chain;
+        uint8_t marks;
+        uint8_t order;
+        uint8_t spoke;
+        uint8_t quick_waiting;
+        uint32_t expected[2];
+        uint32_t packets;
+        int64_t last_ns;
+        int64_t talk_ns;
+        int64_t small_ns[2];
+        uint64_t payload_bytes[2];
+        uint32_t silence_ns;
+        uint8_t small[2], grid[2], quick[2];
+        uint8_t waiting;
+        uint8_t asker;
+        uint32_t question_bytes;
+    } gpuguard_hot;
+    _Static_assert(sizeof(gpuguard_hot) == 128, "two cache lines, the ends within the first");
+    static inline void gpuguard_ask(const void *p) { __builtin_prefetch(p, 1); }
+    static inline uint64_t gpuguard_be64(const uint8_t *p) {
+        uint64_t v;
+        memcpy(&v, p, 8);
+    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        v = __builtin_bswap64(v);
+    #endif
+        return v;
+    }
+    /* Both halves of a 128-bit product, folded: the mixing step of wyhash. */
+    static inline uint64_t gpuguard_fold(uint64_t a, uint64_t b) {
+        unsigned __int128 product = (unsigned __int128)a * b;
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+    static inline int gpuguard_same(const uint8_t *a, const uint8_t *b) {
+        uint64_t a0, a1, b0, b1;
+        memcpy(&a0, a, 8); memcpy(&a1, a + 8, 8); memcpy(&b0, b, 8); memcpy(&b1, b + 8, 8);
+        return ((a0 ^ b0) | (a1 ^ b1)) == 0;
+    }
+    static void *gpuguard_lines(size_t bytes) {
+        /* Zeroed pages that are not touched before use; one line more, so that the caller may begin at a line. */
+        return calloc(bytes / 64 + 2, 64);
+    }
+    """
+    ctypedef struct Hot "gpuguard_hot":
+        uint8_t low[16]
+        uint8_t high[16]
+        uint16_t low_port
+        uint16_t high_port
+        uint8_t protocol
+        uint8_t queue
+        uint8_t used
+        uint8_t initiator_is_high
+        uint32_t netns
+        int32_t chain
+        uint8_t marks           # KNOWN.. below
+        uint8_t order           # what is known of the sequence numbers: EXPECTED.. below, << side
+        uint8_t spoke           # bits 0 and 1: sides that sent payload; 2 and 3: sides that sent a FIN
+        uint8_t quick_waiting   # sides whose last small record may yet be answered at once
+        uint32_t expected[2]
+        uint32_t packets        # the lower half, the upper one is cold
+        # -- the second line
+        int64_t last_ns
+        int64_t talk_ns
+        int64_t small_ns[2]
+        uint64_t payload_bytes[2]
+        uint32_t silence_ns     # the larger of SILENCE_NS and two round trips; SILENCE_LONG: see the cold part
+        uint8_t small[2]
+        uint8_t grid[2]
+        uint8_t quick[2]
+        uint8_t waiting         # a question is open
+        uint8_t asker
+        uint32_t question_bytes
+    void ask "gpuguard_ask"(const void *p) noexcept nogil
+    uint64_t be64 "gpuguard_be64"(const uint8_t *p) noexcept nogil
+    uint64_t fold "gpuguard_fold"(uint64_t a, uint64_t b) noexcept nogil
+    bint same "gpuguard_same"(const uint8_t *a, const uint8_t *b) noexcept nogil
+    void *lines "gpuguard_lines"(size_t bytes) noexcept nogil
 
 cdef packed struct Packet:
     int64_t time_ns
@@ -27,57 +128,59 @@ cdef packed struct Packet:
     uint8_t ip_version
     uint8_t packet_type
 
-# What one flow is reduced to. Ends are kept in byte order of (address, port), so that both directions meet; "side" is
-# 0 for the initiator and 1 for the responder everywhere.
-cdef struct Flow:
-    uint8_t low[16]
-    uint8_t high[16]
-    uint16_t low_port
-    uint16_t high_port
-    uint8_t protocol
-    uint8_t used
-    uint8_t initiator_is_high
-    uint8_t initiator_known
-    int64_t netns
-    int32_t chain
-    int32_t older
-    int32_t newer
-    uint8_t queue
-    uint8_t fins
-    uint8_t spoke
-    uint8_t waiting
-    int64_t last_ns
-    int64_t queued_ns
-    uint32_t expected[2]
-    uint8_t expected_known[2]
-    uint8_t holes[2]
-    uint8_t strange_known[2]
-    uint8_t watched[2]
-    int64_t talk_ns
+# What one flow is reduced to: `Hot`, and here what only some packets ask for. Ends are kept in byte order of
+# (address, port), so that both directions meet; "side" is 0 for the initiator and 1 for the responder everywhere.
+cdef struct Cold:
     int64_t question_ns
-    uint32_t question_bytes
-    uint8_t asker
-    uint8_t large_side
-    uint8_t quick_waiting[2]
-    uint64_t payload_bytes[2]
-    uint64_t packets
-    uint32_t first[2]
+    int64_t syn_ns
+    int64_t syn_answer_ns
+    int64_t rtt_ns
+    int64_t start_ns
+    uint64_t serial
+    uint32_t packets_high
     uint32_t answered
-    int64_t small_ns[2]
-    uint16_t small[2]
-    uint16_t grid[2]
-    uint16_t quick[2]
+    uint32_t first[2]
     uint32_t dug[2]
     uint32_t hole_start[2][2]
     uint32_t hole_end[2][2]
     uint32_t strange[2]
     uint32_t watch_from[2]
     uint32_t syn_sequence
-    int64_t syn_ns
-    int64_t syn_answer_ns
-    int64_t rtt_ns
+    uint8_t holes[2]
+    uint8_t watched[2]
+    uint8_t large_side
+    uint8_t carrier
+
+# The queues by which flows leave, in an array of their own: a neighbour is moved without touching its flow.
+cdef struct Link:
+    int64_t queued_ns
+    int32_t older
+    int32_t newer
+
+# A packet's ends in order, and their bucket.
+cdef struct Look:
+    uint32_t place
+    uint16_t low_port
+    uint16_t high_port
+    bint from_high
+
+# observations.CLOSED_FLOW
+cdef packed struct Closed:
+    int64_t time_ns
     int64_t start_ns
-    uint64_t serial
+    int64_t netns
+    uint8_t initiator[16]
+    uint8_t responder[16]
+    uint16_t initiator_port
+    uint16_t responder_port
+    uint8_t protocol
+    uint8_t initiator_known
+    uint8_t reason
+    uint8_t carrier
+    uint64_t packets
+    uint64_t payload_bytes[2]
+    uint32_t first[2]
+    uint32_t answered
 
 cdef enum:
     FIN = 1
@@ -85,6 +188,19 @@ cdef enum:
     RST = 4
     ACK = 16
     TCP = 6
+    UDP = 17
+
+cdef enum:
+    KNOWN = 1       # who opened it
+    NAMED = 2       # told of as opened
+    AWAIT_ACK = 4   # SYN and its answer were seen: the next ACK of the initiator gives the round trip
+    WATCHED = 8     # segments are told of
+    LED = 16        # the responder has led an exchange
+
+cdef enum:
+    EXPECTED = 1
+    STRANGE = 4
+    HOLES = 16
 
 cdef enum:
     OPENED = 0
@@ -92,11 +208,14 @@ cdef enum:
     CLOSED = 2
     SEGMENT = 3
     RHYTHM = 4
+    DULL = 5
+    CARRIES = 6
 
 cdef enum:
     QUEUE_CLOSED = 0
     QUEUE_BRIEF = 1
     QUEUE_LONG = 2
+    NO_QUEUE = 255
 
 cdef enum:
     REASON_CLOSED = 0
@@ -104,10 +223,14 @@ cdef enum:
     REASON_EVICTED = 2
     REASON_END = 3
 
+cdef enum:
+    BATCH = 64
+
 # The constants are explained in gpuguard/core/flows.py, which states them for the reference too.
 cdef int64_t SILENCE_NS = 80_000_000
+cdef uint32_t SILENCE_LONG = 0xFFFFFFFF
 cdef int64_t ANSWER_NS = 1_000_000_000
-cdef int64_t QUEUE_NS = 1_000_000_000
+cdef int QUEUE_EPOCH_LOG2 = 34
 cdef int64_t QUICK_NS = 5_000_000
 cdef int64_t GRID_LOW_NS = 16_500_000
 cdef int64_t GRID_HIGH_NS = 23_500_000
@@ -123,19 +246,13 @@ TIMEOUT_NS[1] = 180_000_000_000
 TIMEOUT_NS[2] = 86_400_000_000_000
 
 
-cdef inline uint64_t mix(uint64_t value) noexcept nogil:
-    value ^= value >> 32
-    value *= <uint64_t>0xd6e8feb86659fd93
-    value ^= value >> 32
-    value *= <uint64_t>0xd6e8feb86659fd93
-    value ^= value >> 32
-    return value
-
-
 cdef class Table:
     """See `gpuguard.core.flows`, which turns what this tells into observations."""
 
-    cdef Flow *flows
+    cdef void *memory
+    cdef Hot *flows
+    cdef Cold *colds
+    cdef Link *links
     cdef int32_t *heads
     cdef int32_t[3] oldest
     cdef int32_t[3] newest
@@ -146,18 +263,29 @@ cdef class Table:
     cdef uint64_t serials
     cdef readonly uint64_t evicted
     cdef readonly int32_t size
+    cdef bint quiet_flows
+    cdef bint quiet_exchanges
     cdef list told
+    cdef Closed *dull
+    cdef size_t dull_used
+    cdef size_t dull_room
+    cdef object rows
+    cdef const Packet *packets
+    cdef Py_ssize_t packets_size
 
-    def __cinit__(self, int size_max, uint64_t seed=0):
+    def __cinit__(self, int size_max, uint64_t seed=0, *, bint quiet_flows=False, bint quiet_exchanges=False):
         cdef int32_t i
         cdef uint64_t buckets = 16
         if size_max < 1 or size_max > 1 << 24:
             raise ValueError(f"size_max must lie in 1..{1 << 24}, not {size_max}")
         while buckets < <uint64_t>size_max * 2:
             buckets *= 2
-        self.flows = <Flow *>calloc(size_max, sizeof(Flow))
+        self.memory = lines(<size_t>size_max * sizeof(Hot))
+        self.flows = <Hot *>((<size_t>self.memory + 63) & ~<size_t>63)
+        self.colds = <Cold *>calloc(size_max, sizeof(Cold))
+        self.links = <Link *>calloc(size_max, sizeof(Link))
         self.heads = <int32_t *>calloc(buckets, sizeof(int32_t))
-        if self.flows == NULL or self.heads == NULL:
+        if self.memory == NULL or self.colds == NULL or self.links == NULL or self.heads == NULL:
             raise MemoryError
         # A slot number is stored plus one, so that fresh zeroed memory reads as "none" and is not touched before use.
         for i in range(3):
@@ -167,62 +295,84 @@ cdef class Table:
         self.mask = buckets - 1
         self.seed = seed
         self.told = []
+        self.quiet_flows = quiet_flows
+        self.quiet_exchanges = quiet_exchanges
 
     def __dealloc__(self):
-        free(self.flows)
+        free(self.memory)
+        free(self.colds)
+        free(self.links)
         free(self.heads)
+        free(self.dull)
 
     # -- what flows.py calls ------------------------------------------------------------------------------------------
 
-    def run(self, rows, Py_ssize_t start, Py_ssize_t stop, int64_t netns):
+    def run(self, rows, Py_ssize_t start, Py_ssize_t stop, uint32_t netns):
         """Take rows[start:stop] in and return what they tell, in order."""
-        cdef const uint8_t[::1] view = self._view(rows)
-        cdef Py_ssize_t i
-        if start < 0 or stop > rows.shape[0]:
-            raise IndexError("rows out of range")
-        if stop > start:
-            for i in range(start, stop):
-                self.take(<const Packet *>&view[i * sizeof(Packet)], netns)
+        self.add(rows, start, stop, netns)
         return self.tell()
 
-    def touch(self, rows, Py_ssize_t row, int64_t netns):
-        """Return (slot, side) of the flow that rows[row] belongs to, opening it if need be."""
-        cdef const uint8_t[::1] view = self._view(rows)
-        if row < 0 or row >= rows.shape[0]:
-            raise IndexError("row out of range")
-        cdef const Packet *packet = <const Packet *>&view[row * sizeof(Packet)]
-        cdef bint from_high
-        cdef int32_t slot = self.find(packet, netns, &from_high)
-        if slot < 0 or self.reused(&self.flows[slot], packet):
-            slot = self.open(slot, packet, netns, from_high)
-        return slot, self.side(&self.flows[slot], from_high)
+    def add(self, rows, Py_ssize_t start, Py_ssize_t stop, uint32_t netns):
+        """Take rows[start:stop] in; `tell` returns what they told."""
+        self.load(rows)
+        if start < 0 or stop > self.packets_size:
+            raise IndexError("rows out of range")
+        self.take_all(start, stop, netns)
+
+    def touch(self, rows, Py_ssize_t row, uint32_t netns):
+        """Return (slot, side) of the flow that rows[row] belongs to, opening and naming it if need be."""
+        cdef Look look
+        cdef int32_t slot = self.slot_of(rows, row, netns, &look)
+        self.name(slot)
+        return slot, self.side(&self.flows[slot], look.from_high)
+
+    def mark(self, rows, Py_ssize_t row, uint32_t netns, uint8_t carrier):
+        """Note what the flow of rows[row] carries; return its slot if it is named, else -1."""
+        cdef Look look
+        cdef int32_t slot = self.slot_of(rows, row, netns, &look)
+        self.colds[slot].carrier = carrier
+        return slot if self.flows[slot].marks & NAMED else -1
 
     def tell(self):
         """Return what was told since the last call."""
+        self.flush()
         told, self.told = self.told, []
         return told
+
+    def loud(self):
+        """From now on tell of all that there is, and of every flow that is open."""
+        cdef int32_t slot
+        order = []
+        self.quiet_flows = self.quiet_exchanges = False
+        for slot in range(self.size_max):
+            if self.flows[slot].used and self.flows[slot].queue != QUEUE_CLOSED:
+                order.append((self.colds[slot].serial, slot))
+        for _, slot in sorted(order):
+            self.name(slot)
+        return self.tell()
 
     def watch(self, int32_t slot, int side, uint32_t from_sequence):
         """From this sequence number on, tell of every small segment of this side."""
         if slot < 0 or slot >= self.size_max or side not in (0, 1) or not self.flows[slot].used:
             raise IndexError("no such flow")
-        self.flows[slot].watched[side] = 1
-        self.flows[slot].watch_from[side] = from_sequence
-        self.flows[slot].large_side = 2
+        self.flows[slot].marks |= WATCHED
+        self.colds[slot].watched[side] = 1
+        self.colds[slot].watch_from[side] = from_sequence
+        self.colds[slot].large_side = 2
 
     def tick(self, int64_t time_ns):
         """Close what has been idle for too long at this time."""
         cdef int32_t slot
         cdef int queue
-        cdef Flow *flow
+        cdef int64_t last_ns
         for queue in range(3):
             while self.oldest[queue] >= 0:
                 slot = self.oldest[queue]
-                flow = &self.flows[slot]
-                if flow.queued_ns + TIMEOUT_NS[queue] > time_ns:
+                if self.links[slot].queued_ns + TIMEOUT_NS[queue] > time_ns:
                     break
-                if flow.last_ns + TIMEOUT_NS[queue] > time_ns:
-                    self.enqueue(slot, queue, flow.last_ns)
+                last_ns = self.flows[slot].last_ns
+                if last_ns + TIMEOUT_NS[queue] > time_ns:
+                    self.enqueue(slot, queue, last_ns)
                     continue
                 self.drop(slot, time_ns, REASON_IDLE)
         return self.tell()
@@ -233,76 +383,144 @@ cdef class Table:
         order = []
         for slot in range(self.size_max):
             if self.flows[slot].used:
-                order.append((self.flows[slot].serial, slot))
+                order.append((self.colds[slot].serial, slot))
         for _, slot in sorted(order):
             self.drop(slot, time_ns, REASON_END)
         return self.tell()
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
-    cdef const uint8_t[::1] _view(self, rows):
+    cdef load(self, rows):
+        """Look at these rows; the array is kept, since the next call is most often about the same one."""
+        cdef const uint8_t[::1] view
+        if rows is self.rows:
+            return
         if rows.dtype.itemsize != sizeof(Packet) or not rows.flags.c_contiguous or rows.ndim != 1:
             raise ValueError("rows must be a contiguous array of records.PACKET")
-        return rows.view(np.uint8).reshape(-1)
+        self.rows = None
+        self.packets_size = rows.shape[0]
+        if self.packets_size:
+            view = rows.view(np.uint8).reshape(-1)
+            self.packets = <const Packet *>&view[0]
+        self.rows = rows
 
-    cdef uint64_t bucket(self, const uint8_t *low, const uint8_t *high, uint32_t ports, uint8_t protocol,
-                         int64_t netns) noexcept:
+    cdef int32_t slot_of(self, rows, Py_ssize_t row, uint32_t netns, Look *look) except -1:
+        self.load(rows)
+        if row < 0 or row >= self.packets_size:
+            raise IndexError("row out of range")
+        self.look(&self.packets[row], netns, look)
+        cdef int32_t slot = self.find(&self.packets[row], netns, look)
+        if slot < 0 or self.reused(slot, &self.packets[row]):
+            slot = self.open(slot, &self.packets[row], netns, look)
+        return slot
+
+    cdef inline uint32_t bucket(self, const uint8_t *low, const uint8_t *high, uint32_t ports, uint8_t protocol,
+                                uint32_t netns) noexcept:
+        """Who does not know the seed cannot choose which flows meet in a bucket."""
         cdef uint64_t words[4]
         memcpy(words, low, 16)
         memcpy(&words[2], high, 16)
-        cdef uint64_t value = mix(self.seed ^ (<uint64_t>ports | <uint64_t>protocol << 32) ^ <uint64_t>netns << 40)
-        value = mix(value ^ words[0])
-        value = mix(value ^ words[1])
-        value = mix(value ^ words[2])
-        return mix(value ^ words[3]) & self.mask
+        cdef uint64_t rest = <uint64_t>ports | <uint64_t>protocol << 32 | <uint64_t>netns << 40
+        cdef uint64_t value = (fold(words[0] ^ self.seed ^ <uint64_t>0xa0761d6478bd642f,
+                                    words[1] ^ <uint64_t>0xe7037ed1a0b428db)
+                               ^ fold(words[2] ^ self.seed ^ <uint64_t>0x8ebc6af09c88c6e3,
+                                      words[3] ^ <uint64_t>0x589965cc75374cc3))
+        return <uint32_t>(fold(value ^ <uint64_t>0x1d8e4e27c47d124f, rest ^ self.seed ^ <uint64_t>0xeb44accab455d165)
+                          & self.mask)
 
-    cdef int32_t find(self, const Packet *packet, int64_t netns, bint *from_high) noexcept:
+    cdef inline void look(self, const Packet *packet, uint32_t netns, Look *look) noexcept:
         cdef uint16_t near = packet.source_port
         cdef uint16_t far = packet.destination_port
-        cdef int order = memcmp(packet.source, packet.destination, 16)
-        cdef const uint8_t *low = packet.source
-        cdef const uint8_t *high = packet.destination
-        cdef uint16_t swap
+        cdef uint64_t a = be64(packet.source)
+        cdef uint64_t b = be64(packet.destination)
+        if a == b:
+            a = be64(&packet.source[8])
+            b = be64(&packet.destination[8])
         if packet.protocol == 1 or packet.protocol == 58:
             # ICMP: both directions of an echo carry the same identifier, RFC 792.
-            near = far = packet.destination_port
-        from_high[0] = order > 0 or (order == 0 and near > far)
-        if from_high[0]:
-            low, high = high, low
-            swap = near
             near = far
-            far = swap
-        cdef int32_t slot = self.heads[self.bucket(low, high, <uint32_t>near << 16 | far, packet.protocol, netns)] - 1
-        cdef Flow *flow
+        look.from_high = a > b or (a == b and near > far)
+        if look.from_high:
+            look.low_port = far
+            look.high_port = near
+            look.place = self.bucket(packet.destination, packet.source, <uint32_t>far << 16 | near, packet.protocol,
+                                     netns)
+        else:
+            look.low_port = near
+            look.high_port = far
+            look.place = self.bucket(packet.source, packet.destination, <uint32_t>near << 16 | far, packet.protocol,
+                                     netns)
+
+    cdef inline int32_t find(self, const Packet *packet, uint32_t netns, const Look *look) noexcept:
+        cdef const uint8_t *low = packet.source
+        cdef const uint8_t *high = packet.destination
+        cdef int32_t slot = self.heads[look.place] - 1
+        cdef Hot *flow
+        if look.from_high:
+            low, high = high, low
         while slot >= 0:
             flow = &self.flows[slot]
-            if (flow.low_port == near and flow.high_port == far and flow.protocol == packet.protocol
-                    and flow.netns == netns and memcmp(flow.low, low, 16) == 0 and memcmp(flow.high, high, 16) == 0):
+            if (flow.low_port == look.low_port and flow.high_port == look.high_port
+                    and flow.protocol == packet.protocol and flow.netns == netns and same(flow.low, low)
+                    and same(flow.high, high)):
                 return slot
             slot = flow.chain - 1
         return -1
 
-    cdef inline int side(self, Flow *flow, bint from_high) noexcept:
-        return 0 if from_high == flow.initiator_is_high else 1
+    cdef inline int side(self, Hot *flow, bint from_high) noexcept:
+        return from_high ^ flow.initiator_is_high
 
-    cdef bint reused(self, Flow *flow, const Packet *packet) noexcept:
+    cdef inline bint reused(self, int32_t slot, const Packet *packet) noexcept:
         """A new SYN on the same ends: RFC 9293 section 3.6.1 lets a port be used again after the close."""
         if packet.protocol != TCP or packet.tcp_flags & (SYN | ACK | RST) != SYN:
             return False
-        if flow.queue == QUEUE_CLOSED:
+        if self.flows[slot].queue == QUEUE_CLOSED:
             return True
-        return flow.spoke != 0 and packet.sequence != flow.syn_sequence
+        return self.flows[slot].spoke & 3 != 0 and packet.sequence != self.colds[slot].syn_sequence
 
-    cdef int32_t open(self, int32_t before, const Packet *packet, int64_t netns, bint from_high):
+    cdef int32_t open(self, int32_t before, const Packet *packet, uint32_t netns, const Look *look) except -1:
         cdef int32_t slot
-        cdef Flow *flow
         cdef bint icmp = packet.protocol == 1 or packet.protocol == 58
         cdef uint8_t icmp_type = packet.source_port >> 8
         cdef bint backwards = packet.protocol == TCP and packet.tcp_flags & (SYN | ACK) == (SYN | ACK)
+        cdef bint known = packet.protocol == TCP and packet.tcp_flags & SYN != 0
         if icmp:
             backwards = icmp_type == 0 if packet.protocol == 1 else icmp_type == 129
+            known = backwards or icmp_type == (8 if packet.protocol == 1 else 128)
         if before >= 0:
             self.drop(before, packet.time_ns, REASON_CLOSED)
+        slot = self.room(packet.time_ns)
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        memset(flow, 0, sizeof(Hot))
+        memset(cold, 0, sizeof(Cold))
+        flow.used = 1
+        flow.protocol = packet.protocol
+        flow.netns = netns
+        memcpy(&flow.high[0] if look.from_high else &flow.low[0], packet.source, 16)
+        memcpy(&flow.low[0] if look.from_high else &flow.high[0], packet.destination, 16)
+        flow.low_port = look.low_port
+        flow.high_port = look.high_port
+        flow.initiator_is_high = look.from_high != backwards
+        flow.marks = KNOWN if known else 0
+        flow.silence_ns = <uint32_t>SILENCE_NS
+        flow.last_ns = cold.start_ns = packet.time_ns
+        flow.talk_ns = flow.small_ns[0] = flow.small_ns[1] = -1
+        cold.syn_ns = cold.syn_answer_ns = cold.rtt_ns = -1
+        cold.large_side = 2
+        cold.serial = self.serials
+        self.serials += 1
+        flow.chain = self.heads[look.place]
+        self.heads[look.place] = slot + 1
+        flow.queue = NO_QUEUE
+        self.enqueue(slot, QUEUE_BRIEF, packet.time_ns)
+        if not self.quiet_flows:
+            self.name(slot)
+        return slot
+
+    cdef int32_t room(self, int64_t time_ns) except -1:
+        """Return a free slot, the longest idle flow's if there is no other."""
+        cdef int32_t slot
         if self.size >= self.size_max:
             self.evicted += 1
             slot = self.oldest[QUEUE_CLOSED]
@@ -310,81 +528,83 @@ cdef class Table:
                 slot = self.oldest[QUEUE_BRIEF]
             if slot < 0:
                 slot = self.oldest[QUEUE_LONG]
-            self.drop(slot, packet.time_ns, REASON_EVICTED)
+            self.drop(slot, time_ns, REASON_EVICTED)
         if self.free_slot >= 0:
             slot = self.free_slot
             self.free_slot = self.flows[slot].chain
         else:
             slot = self.size
         self.size += 1
-        flow = &self.flows[slot]
-        memset(flow, 0, sizeof(Flow))
-        flow.used = 1
-        flow.protocol = packet.protocol
-        flow.netns = netns
-        if from_high:
-            memcpy(flow.high, packet.source, 16)
-            memcpy(flow.low, packet.destination, 16)
-        else:
-            memcpy(flow.low, packet.source, 16)
-            memcpy(flow.high, packet.destination, 16)
-        flow.low_port = packet.destination_port if from_high or icmp else packet.source_port
-        flow.high_port = packet.source_port if from_high and not icmp else packet.destination_port
-        flow.initiator_is_high = from_high != backwards
-        flow.initiator_known = ((packet.protocol == TCP and packet.tcp_flags & SYN != 0)
-                                or (icmp and (backwards or icmp_type == (8 if packet.protocol == 1 else 128))))
-        flow.start_ns = flow.last_ns = packet.time_ns
-        flow.syn_ns = flow.syn_answer_ns = flow.rtt_ns = flow.talk_ns = -1
-        flow.small_ns[0] = flow.small_ns[1] = -1
-        flow.large_side = 2
-        flow.serial = self.serials
-        self.serials += 1
-        cdef uint64_t place = self.bucket(flow.low, flow.high, <uint32_t>flow.low_port << 16 | flow.high_port,
-                                          flow.protocol, netns)
-        flow.chain = self.heads[place]
-        self.heads[place] = slot + 1
-        flow.queue = 255
-        self.enqueue(slot, QUEUE_BRIEF, packet.time_ns)
+        return slot
+
+    cdef int name(self, int32_t slot) except -1:
+        """Tell of the flow as opened, unless that was done."""
+        cdef Hot *flow = &self.flows[slot]
+        if flow.marks & NAMED:
+            return 0
+        flow.marks |= NAMED
         low = (<bytes>(<char *>flow.low)[:16], flow.low_port)
         high = (<bytes>(<char *>flow.high)[:16], flow.high_port)
         ends = high + low if flow.initiator_is_high else low + high
-        self.told.append((OPENED, packet.time_ns, slot, netns, packet.protocol, *ends, bool(flow.initiator_known)))
-        return slot
+        self.say((OPENED, self.colds[slot].start_ns, slot, flow.netns, flow.protocol, *ends, flow.marks & KNOWN != 0,
+                  self.colds[slot].carrier))
+        return 0
+
+    cdef int carries(self, int32_t slot, uint8_t carrier) except -1:
+        """Take what the parser found in the payload and told in the row alone."""
+        self.colds[slot].carrier = carrier
+        if self.flows[slot].marks & NAMED:
+            self.say((CARRIES, slot, carrier))
+        return 0
+
+    cdef int say(self, tuple one) except -1:
+        if self.dull_used:
+            self.flush()
+        self.told.append(one)
+        return 0
+
+    cdef int flush(self) except -1:
+        """Put the rows of dull flows in their place among what is told."""
+        if self.dull_used:
+            self.told.append((DULL, <bytes>(<char *>self.dull)[:self.dull_used * sizeof(Closed)]))
+            self.dull_used = 0
+        return 0
 
     cdef void enqueue(self, int32_t slot, int queue, int64_t time_ns) noexcept:
         self.dequeue(slot)
-        cdef Flow *flow = &self.flows[slot]
-        flow.queue = queue
-        flow.queued_ns = time_ns
-        flow.newer = -1
-        flow.older = self.newest[queue]
-        if flow.older >= 0:
-            self.flows[flow.older].newer = slot
+        cdef Link *link = &self.links[slot]
+        self.flows[slot].queue = queue
+        link.queued_ns = time_ns
+        link.newer = -1
+        link.older = self.newest[queue]
+        if link.older >= 0:
+            self.links[link.older].newer = slot
         else:
             self.oldest[queue] = slot
         self.newest[queue] = slot
 
     cdef void dequeue(self, int32_t slot) noexcept:
-        cdef Flow *flow = &self.flows[slot]
-        if flow.queue == 255:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Link *link = &self.links[slot]
+        if flow.queue == NO_QUEUE:
             return
-        if flow.newer >= 0:
-            self.flows[flow.newer].older = flow.older
+        if link.newer >= 0:
+            self.links[link.newer].older = link.older
         else:
-            self.newest[flow.queue] = flow.older
-        if flow.older >= 0:
-            self.flows[flow.older].newer = flow.newer
+            self.newest[flow.queue] = link.older
+        if link.older >= 0:
+            self.links[link.older].newer = link.newer
         else:
-            self.oldest[flow.queue] = flow.newer
-        flow.queue = 255
+            self.oldest[flow.queue] = link.newer
+        flow.queue = NO_QUEUE
 
-    cdef drop(self, int32_t slot, int64_t time_ns, int reason):
+    cdef int drop(self, int32_t slot, int64_t time_ns, int reason) except -1:
         """Forget a flow; it is told of as closed unless it was before."""
-        cdef Flow *flow = &self.flows[slot]
+        cdef Hot *flow = &self.flows[slot]
         if flow.queue != QUEUE_CLOSED:
             self.tell_closed(slot, time_ns, reason)
         self.dequeue(slot)
-        cdef uint64_t place = self.bucket(flow.low, flow.high, <uint32_t>flow.low_port << 16 | flow.high_port,
+        cdef uint32_t place = self.bucket(flow.low, flow.high, <uint32_t>flow.low_port << 16 | flow.high_port,
                                           flow.protocol, flow.netns)
         cdef int32_t *link = &self.heads[place]
         while link[0] != slot + 1:
@@ -394,90 +614,175 @@ cdef class Table:
         flow.chain = self.free_slot
         self.free_slot = slot
         self.size -= 1
+        return 0
 
-    cdef tell_closed(self, int32_t slot, int64_t time_ns, int reason):
-        cdef Flow *flow = &self.flows[slot]
-        self.told.append((CLOSED, time_ns, slot, reason, flow.packets, flow.payload_bytes[0], flow.payload_bytes[1],
-                          flow.first[0], flow.first[1], flow.answered))
+    cdef int tell_closed(self, int32_t slot, int64_t time_ns, int reason) except -1:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        cdef uint64_t packets = <uint64_t>cold.packets_high << 32 | flow.packets
+        if not flow.marks & NAMED:
+            if flow.spoke & 2 and (flow.protocol == TCP or flow.protocol == UDP):
+                return self.tell_dull(slot, time_ns, reason, packets)
+            self.name(slot)
+        self.say((CLOSED, time_ns, slot, reason, packets, flow.payload_bytes[0], flow.payload_bytes[1],
+                  cold.first[0], cold.first[1], cold.answered))
+        return 0
 
-    # -- one packet ---------------------------------------------------------------------------------------------------
+    cdef int tell_dull(self, int32_t slot, int64_t time_ns, int reason, uint64_t packets) except -1:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        cdef Closed *row
+        if self.dull_used == self.dull_room:
+            row = <Closed *>realloc(self.dull, (self.dull_room * 2 + 64) * sizeof(Closed))
+            if row == NULL:
+                raise MemoryError
+            self.dull = row
+            self.dull_room = self.dull_room * 2 + 64
+        row = &self.dull[self.dull_used]
+        self.dull_used += 1
+        row.time_ns = time_ns
+        row.start_ns = cold.start_ns
+        row.netns = flow.netns
+        row.protocol = flow.protocol
+        row.initiator_known = flow.marks & KNOWN
+        row.reason = reason
+        row.carrier = cold.carrier
+        memcpy(row.initiator, &flow.high[0] if flow.initiator_is_high else &flow.low[0], 16)
+        memcpy(row.responder, &flow.low[0] if flow.initiator_is_high else &flow.high[0], 16)
+        row.initiator_port = flow.high_port if flow.initiator_is_high else flow.low_port
+        row.responder_port = flow.low_port if flow.initiator_is_high else flow.high_port
+        row.packets = packets
+        row.payload_bytes[0] = flow.payload_bytes[0]
+        row.payload_bytes[1] = flow.payload_bytes[1]
+        row.first[0] = cold.first[0]
+        row.first[1] = cold.first[1]
+        row.answered = cold.answered
+        return 0
 
-    cdef int take(self, const Packet *packet, int64_t netns) except -1:
-        cdef bint from_high
-        cdef int32_t slot = self.find(packet, netns, &from_high)
-        if slot < 0 or self.reused(&self.flows[slot], packet):
-            slot = self.open(slot, packet, netns, from_high)
-        cdef Flow *flow = &self.flows[slot]
-        cdef int side = self.side(flow, from_high)
+    # -- packets ------------------------------------------------------------------------------------------------------
+
+    cdef int take_all(self, Py_ssize_t start, Py_ssize_t stop, uint32_t netns) except -1:
+        """Take packets in, BATCH at a time: bucket, then flow are asked for well before either is needed."""
+        cdef Look[BATCH] looks
+        cdef Py_ssize_t at = start
+        cdef int i, count
+        cdef int32_t slot
+        while at < stop:
+            count = BATCH if stop - at > BATCH else <int>(stop - at)
+            for i in range(count):
+                self.look(&self.packets[at + i], netns, &looks[i])
+                ask(&self.heads[looks[i].place])
+            for i in range(count):
+                slot = self.heads[looks[i].place] - 1
+                if slot >= 0:
+                    ask(&self.flows[slot])
+                    ask(&self.flows[slot].last_ns)
+            for i in range(count):
+                self.take(&self.packets[at + i], netns, &looks[i])
+            at += count
+        return 0
+
+    cdef inline int take(self, const Packet *packet, uint32_t netns, const Look *look) except -1:
+        cdef int32_t slot = self.find(packet, netns, look)
+        if slot < 0 or self.reused(slot, packet):
+            slot = self.open(slot, packet, netns, look)
+        cdef Hot *flow = &self.flows[slot]
+        cdef int side = self.side(flow, look.from_high)
         cdef uint32_t fresh = packet.payload_bytes
         cdef uint32_t start = packet.sequence
+        cdef bint tcp = packet.protocol == TCP
+        if packet.ip_version >> 4:
+            self.carries(slot, packet.ip_version >> 4)
+        cdef bint stale = packet.time_ns >> QUEUE_EPOCH_LOG2 > flow.last_ns >> QUEUE_EPOCH_LOG2
         flow.packets += 1
+        if flow.packets == 0:
+            self.colds[slot].packets_high += 1
         if packet.time_ns > flow.last_ns:
             flow.last_ns = packet.time_ns
         if flow.queue == QUEUE_CLOSED:
             return 0
-        if packet.protocol == TCP:
-            self.handshake(flow, packet, side)
-            fresh = self.new_bytes(flow, side, packet, &start)
+        if tcp:
+            if packet.tcp_flags & SYN or flow.marks & AWAIT_ACK:
+                self.handshake(slot, packet, side)
+            fresh = self.new_bytes(slot, side, packet, &start)
         if fresh:
             flow.spoke |= 1 << side
             flow.payload_bytes[side] += fresh
             self.talk(slot, side, fresh, packet.time_ns)
-            if flow.watched[side]:
+            if flow.marks & WATCHED and self.colds[slot].watched[side]:
                 self.segment(slot, side, start, fresh, packet.time_ns)
-        if flow.queue == QUEUE_BRIEF and flow.spoke == 3 and packet.protocol == TCP:
+        if flow.queue == QUEUE_BRIEF and flow.spoke & 3 == 3 and tcp:
             self.enqueue(slot, QUEUE_LONG, packet.time_ns)
-        elif packet.time_ns - flow.queued_ns >= QUEUE_NS:
+        elif stale:
             self.enqueue(slot, flow.queue, packet.time_ns)
-        if packet.protocol == TCP and packet.tcp_flags & (FIN | RST):
-            flow.fins |= 3 if packet.tcp_flags & RST else 1 << side
-            if flow.fins == 3:
+        if tcp and packet.tcp_flags & (FIN | RST):
+            flow.spoke |= 12 if packet.tcp_flags & RST else 4 << side
+            if flow.spoke & 12 == 12:
                 self.tell_closed(slot, packet.time_ns, REASON_CLOSED)
                 self.enqueue(slot, QUEUE_CLOSED, packet.time_ns)
         return 0
 
-    cdef void handshake(self, Flow *flow, const Packet *packet, int side) noexcept:
+    cdef void handshake(self, int32_t slot, const Packet *packet, int side) noexcept:
         """RTT is from the SYN to the ACK of its answer: a whole one, wherever on the path it is seen from."""
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
         cdef uint8_t flags = packet.tcp_flags & (SYN | ACK | RST)
         if flags == SYN and side == 0:
-            flow.syn_ns = packet.time_ns
-            flow.syn_sequence = packet.sequence
+            cold.syn_ns = packet.time_ns
+            cold.syn_sequence = packet.sequence
         elif flags == (SYN | ACK) and side == 1:
-            flow.syn_answer_ns = packet.time_ns
-        elif flags == ACK and side == 0 and flow.rtt_ns < 0 and flow.syn_ns >= 0 and flow.syn_answer_ns >= 0:
-            flow.rtt_ns = packet.time_ns - flow.syn_ns if packet.time_ns > flow.syn_ns else 0
+            cold.syn_answer_ns = packet.time_ns
+        elif flags == ACK and side == 0 and flow.marks & AWAIT_ACK:
+            cold.rtt_ns = packet.time_ns - cold.syn_ns if packet.time_ns > cold.syn_ns else 0
+            if cold.rtt_ns * 2 >= SILENCE_LONG:
+                flow.silence_ns = SILENCE_LONG
+            elif cold.rtt_ns * 2 > SILENCE_NS:
+                flow.silence_ns = <uint32_t>(cold.rtt_ns * 2)
+        if cold.rtt_ns < 0 and cold.syn_ns >= 0 and cold.syn_answer_ns >= 0:
+            flow.marks |= AWAIT_ACK
+        else:
+            flow.marks &= ~AWAIT_ACK
 
-    cdef uint32_t new_bytes(self, Flow *flow, int side, const Packet *packet, uint32_t *start) noexcept:
+    cdef inline uint32_t new_bytes(self, int32_t slot, int side, const Packet *packet, uint32_t *start) noexcept:
         """Return how many of the segment's bytes were not seen before, and from which sequence number on."""
+        cdef Hot *flow = &self.flows[slot]
         cdef uint32_t sequence = packet.sequence
         cdef uint32_t size = packet.payload_bytes
-        cdef uint32_t end
-        cdef int32_t ahead
         if packet.tcp_flags & RST:
             return 0
         if packet.tcp_flags & SYN:
             # A SYN takes one number; data in it (TCP Fast Open, RFC 7413) follows.
             sequence += 1
-            if not flow.expected_known[side]:
+            if not flow.order & EXPECTED << side:
                 flow.expected[side] = sequence
-                flow.expected_known[side] = 1
+                flow.order |= EXPECTED << side
         if size == 0:
             return 0
-        if not flow.expected_known[side]:
+        if not flow.order & EXPECTED << side:
             flow.expected[side] = sequence
-            flow.expected_known[side] = 1
-        end = sequence + size
-        ahead = <int32_t>(sequence - flow.expected[side])
+            flow.order |= EXPECTED << side
+        if sequence == flow.expected[side] and not flow.order & STRANGE << side:
+            start[0] = sequence
+            flow.expected[side] = sequence + size
+            return size
+        return self.out_of_order(slot, side, sequence, size, start)
+
+    cdef uint32_t out_of_order(self, int32_t slot, int side, uint32_t sequence, uint32_t size,
+                               uint32_t *start) noexcept:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        cdef uint32_t end = sequence + size
+        cdef int32_t ahead = <int32_t>(sequence - flow.expected[side])
         if ahead > HOLE_BYTES_MAX or ahead < -HOLE_BYTES_MAX:
             # Farther than any window reaches by loss alone: believed only when the next segment carries on from it.
-            if not flow.strange_known[side] or flow.strange[side] != sequence:
-                flow.strange_known[side] = 1
-                flow.strange[side] = end
+            if not flow.order & STRANGE << side or cold.strange[side] != sequence:
+                flow.order |= STRANGE << side
+                cold.strange[side] = end
                 return 0
-            flow.holes[side] = 0
+            cold.holes[side] = 0
             ahead = 0
             flow.expected[side] = sequence
-        flow.strange_known[side] = 0
+        flow.order &= ~(STRANGE << side)
         start[0] = sequence
         if ahead < 0:
             if <int32_t>(end - flow.expected[side]) > 0:
@@ -485,83 +790,112 @@ cdef class Table:
                 size = end - flow.expected[side]
                 flow.expected[side] = end
                 return size
-            return self.fill(flow, side, sequence, end, start)
+            return self.fill(cold, side, sequence, end, start)
         if ahead > 0:
-            self.dig(flow, side, flow.expected[side], sequence)
+            self.dig(cold, side, flow.expected[side], sequence)
         flow.expected[side] = end
         return size
 
-    cdef void dig(self, Flow *flow, int side, uint32_t start, uint32_t end) noexcept:
+    cdef void dig(self, Cold *cold, int side, uint32_t start, uint32_t end) noexcept:
         """Remember a hole; of more than two the oldest is given up."""
-        if flow.holes[side] == 2:
-            flow.hole_start[side][0] = flow.hole_start[side][1]
-            flow.hole_end[side][0] = flow.hole_end[side][1]
-            flow.holes[side] = 1
-        flow.hole_start[side][flow.holes[side]] = start
-        flow.hole_end[side][flow.holes[side]] = end
-        flow.holes[side] += 1
-        flow.dug[side] += 1
+        if cold.holes[side] == 2:
+            cold.hole_start[side][0] = cold.hole_start[side][1]
+            cold.hole_end[side][0] = cold.hole_end[side][1]
+            cold.holes[side] = 1
+        cold.hole_start[side][cold.holes[side]] = start
+        cold.hole_end[side][cold.holes[side]] = end
+        cold.holes[side] += 1
+        cold.dug[side] += 1
 
-    cdef uint32_t fill(self, Flow *flow, int side, uint32_t sequence, uint32_t end, uint32_t *start) noexcept:
+    cdef uint32_t fill(self, Cold *cold, int side, uint32_t sequence, uint32_t end, uint32_t *start) noexcept:
         """Take what a late segment brings to the first hole that it touches; what lies before it there is given up."""
         cdef int i
         cdef uint32_t first, last
-        for i in range(flow.holes[side]):
-            first = flow.hole_start[side][i]
-            last = flow.hole_end[side][i]
+        for i in range(cold.holes[side]):
+            first = cold.hole_start[side][i]
+            last = cold.hole_end[side][i]
             if <int32_t>(end - first) <= 0 or <int32_t>(last - sequence) <= 0:
                 continue
             if <int32_t>(sequence - first) > 0:
                 first = sequence
             if <int32_t>(last - end) > 0:
-                flow.hole_start[side][i] = end
+                cold.hole_start[side][i] = end
                 last = end
             else:
                 if i == 0:
-                    flow.hole_start[side][0] = flow.hole_start[side][1]
-                    flow.hole_end[side][0] = flow.hole_end[side][1]
-                flow.holes[side] -= 1
+                    cold.hole_start[side][0] = cold.hole_start[side][1]
+                    cold.hole_end[side][0] = cold.hole_end[side][1]
+                cold.holes[side] -= 1
             start[0] = first
             return last - first
         return 0
 
-    cdef int talk(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:
+    cdef inline int talk(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:
         """Turn taking: who breaks a silence, and how the other side answers."""
-        cdef Flow *flow = &self.flows[slot]
-        cdef int64_t gap = time_ns - flow.talk_ns
-        cdef int64_t silence = SILENCE_NS
-        if flow.rtt_ns * 2 > silence:
-            silence = flow.rtt_ns * 2
-        if flow.waiting and side != flow.asker and time_ns - flow.question_ns <= ANSWER_NS:
-            flow.waiting = 0
-            if flow.question_bytes <= SMALL_BYTES and size <= SMALL_BYTES:
-                flow.answered += 1
-                self.told.append((EXCHANGE, time_ns, slot, flow.asker,
-                                  time_ns - flow.question_ns if time_ns > flow.question_ns else 0,
-                                  flow.question_bytes, size, flow.first[0], flow.first[1], flow.answered,
-                                  flow.rtt_ns, flow.payload_bytes[0], flow.payload_bytes[1]))
-        elif flow.talk_ns >= 0 and gap > silence:
-            flow.first[side] += 1
-            flow.waiting = 1
-            flow.asker = side
-            flow.question_bytes = size
-            flow.question_ns = time_ns
-        elif flow.waiting and side == flow.asker:
-            flow.question_bytes += size
-            flow.question_ns = time_ns
-            if flow.question_bytes > SMALL_BYTES:
-                flow.waiting = 0
+        cdef Hot *flow = &self.flows[slot]
+        cdef int64_t silence = flow.silence_ns
+        if flow.waiting:
+            self.answer(slot, side, size, time_ns)
+        elif flow.talk_ns >= 0 and time_ns - flow.talk_ns > silence:
+            self.question(slot, side, size, time_ns)
         flow.talk_ns = time_ns
         self.rhythm(slot, side, size, time_ns)
         return 0
 
-    cdef int rhythm(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:
+    cdef void question(self, int32_t slot, int side, uint32_t size, int64_t time_ns) noexcept:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        if flow.silence_ns == SILENCE_LONG and time_ns - flow.talk_ns <= cold.rtt_ns * 2:
+            return
+        cold.first[side] += 1
+        flow.waiting = 1
+        flow.asker = side
+        flow.question_bytes = size
+        cold.question_ns = time_ns
+
+    cdef int answer(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:
+        """Payload while a question is open: its answer, the question of a new silence, or more of the question."""
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        cdef int64_t silence = flow.silence_ns
+        if side != flow.asker and time_ns - cold.question_ns <= ANSWER_NS:
+            flow.waiting = 0
+            if flow.question_bytes <= SMALL_BYTES and size <= SMALL_BYTES:
+                cold.answered += 1
+                self.tell_exchange(slot, size, time_ns)
+            return 0
+        if flow.silence_ns == SILENCE_LONG:
+            silence = cold.rtt_ns * 2
+        if flow.talk_ns >= 0 and time_ns - flow.talk_ns > silence:
+            self.question(slot, side, size, time_ns)
+        elif side == flow.asker:
+            flow.question_bytes += size
+            cold.question_ns = time_ns
+            if flow.question_bytes > SMALL_BYTES:
+                flow.waiting = 0
+        return 0
+
+    cdef int tell_exchange(self, int32_t slot, uint32_t size, int64_t time_ns) except -1:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        if flow.asker:
+            flow.marks |= LED
+        elif self.quiet_exchanges and flow.protocol == TCP and not flow.marks & LED:
+            return 0
+        self.name(slot)
+        self.say((EXCHANGE, time_ns, slot, flow.asker,
+                  time_ns - cold.question_ns if time_ns > cold.question_ns else 0,
+                  flow.question_bytes, size, cold.first[0], cold.first[1], cold.answered,
+                  cold.rtt_ns, flow.payload_bytes[0], flow.payload_bytes[1]))
+        return 0
+
+    cdef inline int rhythm(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:
         """Small records on a 20 ms grid (OpenSSH's keystroke chaff), and whose are answered at once."""
-        cdef Flow *flow = &self.flows[slot]
+        cdef Hot *flow = &self.flows[slot]
         cdef int other = 1 - side
         cdef int64_t gap
-        if flow.quick_waiting[other]:
-            flow.quick_waiting[other] = 0
+        if flow.quick_waiting & 1 << other:
+            flow.quick_waiting &= ~(1 << other)
             if time_ns - flow.small_ns[other] <= QUICK_NS:
                 flow.quick[other] += 1
         if size > RHYTHM_BYTES:
@@ -571,32 +905,36 @@ cdef class Table:
             if GRID_LOW_NS <= gap <= GRID_HIGH_NS:
                 flow.grid[side] += 1
         flow.small_ns[side] = time_ns
-        flow.quick_waiting[side] = 1
+        flow.quick_waiting |= 1 << side
         flow.small[side] += 1
         if flow.small[side] == RHYTHM_RECORDS:
             if flow.grid[side] * 3 > RHYTHM_RECORDS:
-                self.told.append((RHYTHM, time_ns, slot, side, flow.small[side], flow.grid[side], flow.quick[side],
-                                  flow.packets))
+                self.name(slot)
+                self.say((RHYTHM, time_ns, slot, side, flow.small[side], flow.grid[side], flow.quick[side],
+                          <uint64_t>self.colds[slot].packets_high << 32 | flow.packets))
             flow.small[side] = flow.grid[side] = flow.quick[side] = 0
         return 0
 
     cdef int segment(self, int32_t slot, int side, uint32_t start, uint32_t size, int64_t time_ns) except -1:
         """Tell of the encrypted part of a segment; of a run of large ones only the first and every 64 KiB."""
-        cdef Flow *flow = &self.flows[slot]
-        cdef int32_t clear = <int32_t>(flow.watch_from[side] - start)
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        cdef int32_t clear = <int32_t>(cold.watch_from[side] - start)
         cdef uint64_t total = flow.payload_bytes[side]
-        if clear > 0 and flow.watched[side] == 1:
+        if clear > 0 and cold.watched[side] == 1:
             if <uint32_t>clear >= size:
                 return 0
             size -= clear
         elif clear < -HOLE_BYTES_MAX:
             # Sequence numbers come round again: from here on all is beyond the boundary.
-            flow.watched[side] = 2
+            cold.watched[side] = 2
         if size < LARGE_BYTES:
-            flow.large_side = 2
-        elif flow.large_side == side and total >> LARGE_STEP_LOG2 == (total - size) >> LARGE_STEP_LOG2:
+            cold.large_side = 2
+        elif cold.large_side == side and total >> LARGE_STEP_LOG2 == (total - size) >> LARGE_STEP_LOG2:
             return 0
         else:
-            flow.large_side = side
-        self.told.append((SEGMENT, time_ns, slot, side, size, total, flow.packets, flow.dug[0], flow.dug[1]))
+            cold.large_side = side
+        self.name(slot)
+        self.say((SEGMENT, time_ns, slot, side, size, total,
+                  <uint64_t>cold.packets_high << 32 | flow.packets, cold.dug[0], cold.dug[1]))
         return 0

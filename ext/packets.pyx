@@ -133,6 +133,12 @@ cdef enum:
     FIN = 1
     SYN = 2
 
+# Where facts are brief: carriers in the upper bits of ip_version, and the room in a name that makes it a fact.
+cdef enum:
+    CARRIES_TLS = 2 << 4
+    CARRIES_DNS = 3 << 4
+    BRIEF_NAME_BYTES = 27
+
 cdef struct Stream:
     uint8_t key[36]
     uint32_t first      # sequence number of the first byte
@@ -172,6 +178,7 @@ cdef struct Parse:
     uint64_t other
     uint64_t malformed
     uint64_t streams_lost
+    bint brief
 
 
 # -- bytes ------------------------------------------------------------------------------------------------------------
@@ -314,6 +321,9 @@ cdef int32_t extensions(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
             if alpn_size > size - 2:
                 return -1
         at += size
+    if s.brief:
+        s.rows[s.used].ip_version = s.rows[s.used].ip_version & 15 | CARRIES_TLS
+        return 1
     fact = note(s, HELLO, 0, 0)
     head[0] = <uint8_t>(name_size >> 8)
     head[1] = <uint8_t>(name_size & 255)
@@ -681,6 +691,19 @@ cdef uint32_t dns_answers(const uint8_t* p, uint32_t n, uint32_t at, uint32_t co
     return total
 
 
+cdef bint plain_name(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether a name is at most BRIEF_NAME_BYTES long when written out. Others than letters are written longer."""
+    cdef uint32_t i, at = 0
+    if n > BRIEF_NAME_BYTES + 2:
+        return 0
+    while at < n and p[at]:
+        for i in range(at + 1, at + 1 + p[at]):
+            if not (p[i] == 45 or p[i] == 95 or 48 <= p[i] <= 57 or 65 <= p[i] <= 90 or 97 <= p[i] <= 122):
+                return 0
+        at += 1 + p[at]
+    return 1
+
+
 cdef void dns(Parse* s, const Row* row, const uint8_t* p, uint32_t n, uint32_t size) noexcept nogil:
     """One question, opcode QUERY. On other ports than 53 and 5353 all the rest must be what a resolver would send."""
     cdef uint32_t flags, at, answers
@@ -700,6 +723,9 @@ cdef void dns(Parse* s, const Row* row, const uint8_t* p, uint32_t n, uint32_t s
             return
         if not (flags & 0x8000) and (answers or be16(p + 8)):
             return
+    if s.brief and plain_name(p + 12, at - 12) and (not (flags & 0x8000) or be16(p + at) == 1 or be16(p + at) == 28):
+        s.rows[s.used].ip_version = s.rows[s.used].ip_version & 15 | CARRIES_DNS
+        return
     fact = note(s, DNS, (be16(p + at) << 1) | (flags >> 15),
                 dns_answers(p, n, at + 4, answers, size) if flags & 0x8000 else 0)
     put(s, fact, p + 12, at - 12)
@@ -908,18 +934,20 @@ cdef class Parser:
     """Turns frames into rows and facts. Streams live as long as the parser, rows and facts until `take`.
 
     ``rows_max``: rows of one block. ``seed`` goes into the hash of streams: any number where the result must not
-    depend on the run, a secret one where somebody may aim at the table.
+    depend on the run, a secret one where somebody may aim at the table. ``brief``: of a ClientHello and of DNS that can
+    hold no data make no fact, only a mark in the row (see `records.PACKET`).
     """
 
     cdef Parse s
     cdef object rows
 
-    def __cinit__(self, *, int rows_max=8192, uint64_t seed=0):
+    def __cinit__(self, *, int rows_max=8192, uint64_t seed=0, bint brief=False):
         if rows_max < 1:
             raise ValueError("rows_max must be at least 1")
         memset(&self.s, 0, sizeof(Parse))
         self.s.rows_max = rows_max
         self.s.seed = seed
+        self.s.brief = brief
         self.s.facts = <FactNote*>malloc(FACTS_MAX * sizeof(FactNote))
         self.s.arena = <uint8_t*>malloc(ARENA_BYTES)
         self.s.scratch = <uint8_t*>malloc(MESSAGE_MAX)

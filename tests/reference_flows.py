@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 FIN, SYN, RST, ACK, TCP = 1, 2, 4, 16, 6
-OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM = range(5)
+OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES = range(7)
 SHUT, BRIEF, LONG = range(3)
 BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
 TIMEOUT_NS = (10 * 10**9, 180 * 10**9, 86_400 * 10**9)
@@ -51,6 +51,11 @@ class Flow:
     question_ns: int = 0
     question_bytes: int = 0
     large_side: int = 2
+    start_ns: int = 0
+    known: bool = False
+    named: bool = False
+    led: bool = False
+    carrier: int = 0
     sides: tuple[Side, Side] = field(default_factory=lambda: (Side(), Side()))
 
 
@@ -60,7 +65,8 @@ def signed(value: int) -> int:
 
 
 class Table:
-    def __init__(self, size_max: int, seed: int = 0) -> None:
+    def __init__(self, size_max: int, seed: int = 0, *, quiet_flows=False, quiet_exchanges=False) -> None:
+        self.quiet_flows, self.quiet_exchanges = quiet_flows, quiet_exchanges
         self.size_max = size_max
         self.flows: dict[tuple, Flow] = {}  # in order of opening
         self.queues: list[OrderedDict[tuple, None]] = [OrderedDict(), OrderedDict(), OrderedDict()]
@@ -82,7 +88,23 @@ class Table:
         flow = self.flows.get(key)
         if flow is None or self.reused(flow, rows[row]):
             flow = self.open(flow, key, from_high, rows[row])
+        self.name(flow)
         return flow.slot, self.side(flow, from_high)
+
+    def mark(self, rows, row, netns, carrier):
+        key, from_high = self.key(rows[row], netns)
+        flow = self.flows.get(key)
+        if flow is None or self.reused(flow, rows[row]):
+            flow = self.open(flow, key, from_high, rows[row])
+        flow.carrier = carrier
+        return flow.slot if flow.named else -1
+
+    def loud(self):
+        self.quiet_flows = self.quiet_exchanges = False
+        for flow in self.flows.values():
+            if flow.queue != SHUT:
+                self.name(flow)
+        return self.tell()
 
     def watch(self, slot, side, from_sequence):
         flow = next(flow for flow in self.flows.values() if flow.slot == slot)
@@ -143,12 +165,23 @@ class Table:
             queue = next(queue for queue in self.queues if queue)
             self.drop(self.flows[next(iter(queue))], time_ns, BY_EVICTION)
         slot = self.free.pop() if self.free else len(self.flows)
-        flow = Flow(key, slot, bool(from_high != backwards), time_ns)
+        flow = Flow(key, slot, bool(from_high != backwards), time_ns, start_ns=time_ns, known=bool(known))
         self.flows[key] = flow
         self.enqueue(flow, BRIEF, time_ns)
-        ends = (key[3], key[2]) if flow.initiator_is_high else (key[2], key[3])
-        self.told.append((OPENED, time_ns, slot, key[0], protocol, *ends[0], *ends[1], bool(known)))
+        if not self.quiet_flows:
+            self.name(flow)
         return flow
+
+    @staticmethod
+    def ends(flow):
+        low, high = flow.key[2:]
+        return (*high, *low) if flow.initiator_is_high else (*low, *high)
+
+    def name(self, flow):
+        if not flow.named:
+            flow.named = True
+            self.told.append((OPENED, flow.start_ns, flow.slot, *flow.key[:2], *self.ends(flow), flow.known,
+                              flow.carrier))
 
     def enqueue(self, flow, queue, time_ns):
         self.queues[flow.queue].pop(flow.key, None)
@@ -164,6 +197,13 @@ class Table:
 
     def tell_closed(self, flow, time_ns, reason):
         one, two = flow.sides
+        if not flow.named and two.payload_bytes and flow.key[1] in (TCP, 17):
+            near, near_port, far, far_port = self.ends(flow)
+            self.told.append((DULL, time_ns, flow.start_ns, flow.key[0], near, far, near_port, far_port, flow.key[1],
+                              flow.known, reason, flow.carrier, flow.packets, one.payload_bytes, two.payload_bytes,
+                              one.first, two.first, flow.answered))
+            return
+        self.name(flow)
         self.told.append((CLOSED, time_ns, flow.slot, reason, flow.packets, one.payload_bytes, two.payload_bytes,
                           one.first, two.first, flow.answered))
 
@@ -174,6 +214,11 @@ class Table:
             flow = self.open(flow, key, from_high, row)
         number = self.side(flow, from_high)
         side, time_ns, tcp = flow.sides[number], int(row["time_ns"]), row["protocol"] == TCP
+        if row["ip_version"] >> 4:
+            flow.carrier = row["ip_version"] >> 4
+            if flow.named:
+                self.told.append((CARRIES, flow.slot, flow.carrier))
+        stale = time_ns >> 34 > flow.last_ns >> 34
         flow.packets += 1
         flow.last_ns = max(flow.last_ns, time_ns)
         if flow.queue == SHUT:
@@ -189,7 +234,7 @@ class Table:
                 self.segment(flow, number, start, fresh, time_ns)
         if flow.queue == BRIEF and tcp and all(one.payload_bytes for one in flow.sides):
             self.enqueue(flow, LONG, time_ns)
-        elif time_ns - flow.queued_ns >= 10**9:
+        elif stale:
             self.enqueue(flow, flow.queue, time_ns)
         if tcp and row["tcp_flags"] & (FIN | RST):
             flow.fins |= 3 if row["tcp_flags"] & RST else 1 << number
@@ -254,9 +299,9 @@ class Table:
             flow.waiting = False
             if flow.question_bytes <= 512 and size <= 512:
                 flow.answered += 1
-                self.told.append((EXCHANGE, time_ns, flow.slot, flow.asker, max(0, time_ns - flow.question_ns),
-                                  flow.question_bytes, size, flow.sides[0].first, flow.sides[1].first, flow.answered,
-                                  flow.rtt_ns, flow.sides[0].payload_bytes, flow.sides[1].payload_bytes))
+                flow.led |= flow.asker == 1
+                if not self.quiet_exchanges or flow.key[1] != TCP or flow.led:
+                    self.tell_exchange(flow, size, time_ns)
         elif flow.talk_ns is not None and time_ns - flow.talk_ns > silence:
             flow.sides[number].first += 1
             flow.waiting, flow.asker, flow.question_bytes, flow.question_ns = True, number, size, time_ns
@@ -266,6 +311,12 @@ class Table:
             flow.waiting = flow.question_bytes <= 512
         flow.talk_ns = time_ns
         self.rhythm(flow, number, size, time_ns)
+
+    def tell_exchange(self, flow, size, time_ns):
+        self.name(flow)
+        self.told.append((EXCHANGE, time_ns, flow.slot, flow.asker, max(0, time_ns - flow.question_ns),
+                          flow.question_bytes, size, flow.sides[0].first, flow.sides[1].first, flow.answered,
+                          flow.rtt_ns, flow.sides[0].payload_bytes, flow.sides[1].payload_bytes))
 
     def rhythm(self, flow, number, size, time_ns):
         side, other = flow.sides[number], flow.sides[1 - number]
@@ -280,6 +331,7 @@ class Table:
         side.small += 1
         if side.small == 64:
             if side.grid * 3 > 64:
+                self.name(flow)
                 self.told.append((RHYTHM, time_ns, flow.slot, number, 64, side.grid, side.quick, flow.packets))
             side.small = side.grid = side.quick = 0
 
@@ -299,5 +351,6 @@ class Table:
             return
         else:
             flow.large_side = number
+        self.name(flow)
         dug = (one.dug for one in flow.sides)
         self.told.append((SEGMENT, time_ns, flow.slot, number, size, total, flow.packets, *dug))

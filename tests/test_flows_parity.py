@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard import _flows
+from gpuguard.core.observations import CLOSED_FLOW
 from gpuguard.core.records import PACKET
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,6 +29,7 @@ packet = st.tuples(
     st.sampled_from((0, 1, 36, 50, 100, 512, 513, 1448, 70_000)),
     st.sampled_from((6, 6, 6, 6, 17, 1, 58)),
     st.sampled_from((16, 16, 24, 16, 2, 18, 17, 4)),
+    st.sampled_from((4, 4, 4, 6, 4 | 2 << 4, 6 | 3 << 4)),
 )
 
 
@@ -35,31 +37,47 @@ def rows_of(packets):
     rows = np.zeros(len(packets), PACKET)
     now = 10**18
     for row, one in zip(rows, packets, strict=True):
-        gap_ms, source, destination, near, far, sequence, size, protocol, flags = one
+        gap_ms, source, destination, near, far, sequence, size, protocol, flags, version = one
         now += gap_ms * 1_000_000 + 123
         row["time_ns"] = now
         row["source"] = np.frombuffer(ADDRESSES[source], "u1")
         row["destination"] = np.frombuffer(ADDRESSES[destination], "u1")
         row["source_port"], row["destination_port"] = near, far
         row["sequence"], row["payload_bytes"] = sequence, size
-        row["protocol"], row["tcp_flags"] = protocol, flags
+        row["protocol"], row["tcp_flags"], row["ip_version"] = protocol, flags, version
     return rows
 
 
 def same(told):
-    return [tuple(int(x) if not isinstance(x, bytes) else x for x in one) for one in told]
+    return [tuple(int(x) if not isinstance(x, bytes) else x for x in one) for one in spread(told)]
 
 
-def both(size_max):
-    return _flows.Table(size_max), reference_flows.Table(size_max)
+def spread(told):
+    """One tuple a dull flow, as the plain table has it."""
+    for one in told:
+        if one[0] != reference_flows.DULL or len(one) > 2:
+            yield one
+            continue
+        for row in np.frombuffer(one[1], CLOSED_FLOW):
+            yield (reference_flows.DULL, *(
+                bytes(row[name]) if name in ("initiator", "responder") else row[name] for name in CLOSED_FLOW.names))
 
 
-def check(fast, plain, rows, cuts, watch):
+def both(size_max, **options):
+    return _flows.Table(size_max, **options), reference_flows.Table(size_max, **options)
+
+
+def check(fast, plain, rows, cuts, watch, mark=0):
     now = 10**18
     last = 0
-    for cut in [*cuts, len(rows)]:
+    for number, cut in enumerate( [*cuts, len(rows)]):
         assert same(fast.run(rows, last, cut, 7)) == same(plain.run(rows, last, cut, 7))
         if cut < len(rows):
+            if mark:
+                assert fast.mark(rows, cut, 7, mark) == plain.mark(rows, cut, 7, mark)
+            if mark == 2 and number == 1:
+                assert same(fast.loud()) == same(plain.loud())
+        if cut < len(rows) and (watch or not mark):
             assert fast.touch(rows, cut, 7) == plain.touch(rows, cut, 7)
             slot, side = plain.touch(rows, cut, 7)
             if watch:
@@ -87,6 +105,20 @@ def test_random(packets, size_max, cuts, watch):
     check(*both(size_max), rows, sorted(min(cut, len(rows)) for cut in cuts), watch)
 
 
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    st.lists(packet, max_size=80),
+    st.sampled_from((1, 2, 3, 64)),
+    st.lists(st.integers(0, 80), max_size=4),
+    st.booleans(),
+    st.integers(0, 2),
+    st.sampled_from(({"quiet_flows": True}, {"quiet_exchanges": True}, {"quiet_flows": True, "quiet_exchanges": True})),
+)
+def test_random_quiet(packets, size_max, cuts, watch, mark, options):
+    rows = rows_of(packets)
+    check(*both(size_max, **options), rows, sorted(min(cut, len(rows)) for cut in cuts), watch, mark)
+
+
 segment = st.tuples(
     st.sampled_from((1, 20, 20, 21, 90, 300, 1200)),
     st.booleans(),
@@ -111,6 +143,7 @@ def test_conversation(segments, first_sequence):
         if fault in (0, 2) or fault > 3:
             numbers[back] = (sequence + size) & 0xFFFFFFFF
         ends = (1, 0, 22, 4000) if back else (0, 1, 4000, 22)
-        packets.append((gap_ms, *ends, sequence, size, 6, 16))
+        packets.append((gap_ms, *ends, sequence, size, 6, 16, 4))
     rows = rows_of(packets)
     check(*both(8), rows, [0, len(rows) // 2], watch=bool(len(rows) > 1))
+    check(*both(8, quiet_flows=True, quiet_exchanges=True), rows, [len(rows) // 2], watch=False, mark=1)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.labels import Verdict
-from gpuguard.core.observations import FlowClosed
+from gpuguard.core.observations import FlowClosed, FlowsClosed
 from gpuguard.core.records import ActionOutcome, Gap, ToolCall
 from gpuguard.core.subjects import Context, ProcessId, Subject
 
@@ -99,4 +99,12 @@ class FlowReport(Struct, frozen=True, tag="flow_report"):
     finding: Finding
 
 
-Event = Finding | Decision | Incident | FlowReport | Gap
+class FlowReports(Struct, frozen=True, tag="flow_reports"):
+    """Dull flows that ended: nothing was seen in them, and nobody accused them. `guard.reports` makes reports of it."""
+
+    time_ns: int
+    closed: FlowsClosed
+    gaps: tuple[Gap, ...] = ()
+
+
+Event = Finding | Decision | Incident | FlowReport | FlowReports | Gap

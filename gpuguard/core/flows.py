@@ -11,7 +11,11 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
 - Encrypted SSH segments are told of one by one; of a run of segments of 1024 bytes or more only each 64 KiB.
 - Idle times: 10 s after a close, 180 s where not both sides have spoken over TCP (half-open, UDP, ICMP), a day for TCP
   conversations: a tunnel without keepalives sends nothing for hours. When the table is full, the longest idle leaves,
-  closed ones first and conversations last, so that a scan cannot push a tunnel out.
+  closed ones first and conversations last, so that a scan cannot push a tunnel out. A flow that is in use moves to the
+  back of its queue with its first packet of each 17 s (2**34 ns): its neighbours there cost a look into memory.
+
+A quiet table tells of a flow when there is something to tell (see `ext/flows.pyx`); the others are rows of
+`FlowsClosed` when they end. It is for input without socket lists: those are joined to every flow as it opens.
 """
 
 from __future__ import annotations
@@ -20,21 +24,40 @@ import ipaddress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from gpuguard._flows import Table
-from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowUse, Observation, Speaker
+from gpuguard.core.observations import (
+    CLOSED_FLOW,
+    Exchange,
+    FlowClosed,
+    FlowOpened,
+    FlowsClosed,
+    FlowUse,
+    Observation,
+    Speaker,
+)
 from gpuguard.core.records import DnsMessage, Fact, Packets, SshBanner, SshKexInit, SshNewKeys, TlsClientHello
 from gpuguard.core.ssh import SshSession, Use
 from gpuguard.core.subjects import FlowId
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gpuguard._flows import Told
 
-FLOWS_MAX = 65_536
+Seen = list[Observation | FlowsClosed]
 
-_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM = range(5)
+#: What flows may carry, as numbered in the table; 0 is what the protocol says.
+CARRIERS = ("", "ssh", "tls", "dns")
+
+FLOWS_MAX = 131_072
+
+_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES = range(7)
 _SPEAKERS: tuple[Speaker, Speaker] = ("initiator", "responder")
 _REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
 _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
+_TLS, _DNS = 2, 3
 
 # Records answered at once are 0.96 of the typing side's and 0.25 of the other's (the answers of a far echo meet the
 # next record of the grid by chance). 64 records at 0.8 or more against 0.25 would be worth 50 nats if they were
@@ -44,12 +67,28 @@ RHYTHM_NATS = 7.0
 RHYTHM_ANSWERED_MIN = 0.8
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16_384)
 def address_text(address: bytes) -> str:
     """Return 16 bytes as text: IPv4 in dotted form where mapped (RFC 4291 section 2.5.5.2), IPv6 as RFC 5952 has it."""
     if address[:12] == b"\0" * 10 + b"\xff\xff":
-        return str(ipaddress.IPv4Address(address[12:]))
+        return f"{address[12]}.{address[13]}.{address[14]}.{address[15]}"  # a tenth of what ipaddress takes
     return str(ipaddress.IPv6Address(address))
+
+
+def carrier_of(protocol: int, carrier: int) -> str:
+    """Return what a flow carries in words, as far as its protocol and its payload say."""
+    return CARRIERS[carrier] or _CARRIERS.get(protocol, "ip")
+
+
+def closed_flows(seen: FlowsClosed) -> Iterator[FlowClosed]:
+    """Yield dull flows one by one, as a table that is not quiet would have told of their ends."""
+    for row in seen.rows.tolist():
+        (time_ns, start_ns, netns, near, far, near_port, far_port, protocol, known, reason, carrier,
+         packets, near_bytes, far_bytes, near_first, far_first, answered) = row
+        ends = (address_text(near), near_port, address_text(far), far_port)
+        flow = FlowId(netns, protocol, *ends, start_ns, bool(known))
+        yield FlowClosed(time_ns, flow, _REASONS[reason], packets, near_bytes, far_bytes, near_first, far_first,
+                         answered, carrier_of(protocol, carrier))
 
 
 class _Conversation:
@@ -57,17 +96,17 @@ class _Conversation:
 
     __slots__ = ("carrier", "flow", "ssh")
 
-    def __init__(self, flow: FlowId) -> None:
+    def __init__(self, flow: FlowId, carrier: str) -> None:
         self.flow = flow
-        self.carrier = _CARRIERS.get(flow.protocol, "ip")
+        self.carrier = carrier
         self.ssh: SshSession | None = None
 
 
 class FlowTable:
     """All conversations seen, at most ``size_max``; the same packets give the same observations, however cut."""
 
-    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0) -> None:
-        self._table = Table(size_max, seed)
+    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False) -> None:
+        self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=quiet)
         self._conversations: dict[int, _Conversation] = {}
 
     def __len__(self) -> int:
@@ -78,33 +117,42 @@ class FlowTable:
         """How many flows left because the table was full."""
         return self._table.evicted
 
-    def receive(self, packets: Packets) -> list[Observation]:
+    def receive(self, packets: Packets) -> Seen:
         """Take a block of packets in and return what it tells, in order."""
-        seen: list[Observation] = []
-        last, rows = 0, packets.rows
+        seen: Seen = []
+        last, rows, table = 0, packets.rows, self._table
         for fact in packets.facts:
             row = min(max(fact.row, last), len(rows) - 1)
             if row < 0:
                 break
-            seen += self._observe(self._table.run(rows, last, row, packets.netns))
-            slot, side = self._table.touch(rows, row, packets.netns)
-            seen += self._observe(self._table.tell())
-            seen += self._learn(slot, side, fact, int(rows["time_ns"][row]), int(rows["sequence"][row]))
+            table.add(rows, last, row, packets.netns)
             last = row
-        return seen + self._observe(self._table.run(rows, last, len(rows), packets.netns))
+            carrier = _mark_of(fact)
+            if carrier and table.mark(rows, row, packets.netns, carrier) < 0:
+                continue
+            slot, side = table.touch(rows, row, packets.netns)
+            seen += self._observe(table.tell())
+            seen += self._learn(slot, side, fact, int(rows["time_ns"][row]), int(rows["sequence"][row]))
+        table.add(rows, last, len(rows), packets.netns)
+        return seen + self._observe(table.tell())
 
-    def tick(self, time_ns: int) -> list[Observation]:
+    def loud(self) -> Seen:
+        """Tell of every flow from now on, and of those that are open."""
+        return self._observe(self._table.loud())
+
+    def tick(self, time_ns: int) -> Seen:
         """Return what idled out by this time."""
         return self._observe(self._table.tick(time_ns))
 
-    def close(self, time_ns: int) -> list[Observation]:
+    def close(self, time_ns: int) -> Seen:
         """Return the end of every flow that is still open."""
         return self._observe(self._table.close(time_ns))
 
-    def _observe(self, told: list[Told]) -> list[Observation]:
-        seen: list[Observation] = []
+    def _observe(self, told: list[Told]) -> Seen:
+        seen: Seen = []
+        dull: list[Any] = []
         for one in told:
-            kind = one[0]
+            kind, before = one[0], len(seen)
             if kind == _SEGMENT:
                 self._segment(seen, *one[1:])
             elif kind == _EXCHANGE:
@@ -113,12 +161,19 @@ class FlowTable:
                 seen.append(self._open(*one[1:]))
             elif kind == _CLOSED:
                 seen.append(self._close(*one[1:]))
+            elif kind == _CARRIES:
+                self._conversations[one[1]].carrier = CARRIERS[one[2]]  # type: ignore[index]
+            elif kind == _DULL:
+                dull.append(one[1])
             else:
                 self._rhythm(seen, *one[1:])
-        return seen
+            if dull and len(seen) > before:
+                seen.insert(before, _flows_closed(dull))
+                dull = []
+        return [*seen, _flows_closed(dull)] if dull else seen
 
     def _open(self, time_ns: Any, slot: Any, netns: Any, protocol: Any, near: Any, near_port: Any, far: Any,
-              far_port: Any, known: Any) -> FlowOpened:
+              far_port: Any, known: Any, carrier: Any) -> FlowOpened:
         flow = FlowId(
             netns=netns,
             protocol=protocol,
@@ -129,7 +184,7 @@ class FlowTable:
             start_ns=time_ns,
             initiator_known=known,
         )
-        self._conversations[slot] = _Conversation(flow)
+        self._conversations[slot] = _Conversation(flow, carrier_of(protocol, carrier))
         return FlowOpened(time_ns=time_ns, flow=flow)
 
     def _exchange(self, time_ns: Any, slot: Any, first: Any, delay_ns: Any, question: Any, answer: Any,
@@ -168,14 +223,14 @@ class FlowTable:
             carrier=conversation.carrier,
         )
 
-    def _segment(self, seen: list[Observation], time_ns: Any, slot: Any, side: Any, size: Any, total: Any,
+    def _segment(self, seen: Seen, time_ns: Any, slot: Any, side: Any, size: Any, total: Any,
                  packets: Any, near_holes: Any, far_holes: Any) -> None:
         conversation = self._conversations[slot]
         if conversation.ssh is not None:
             uses = conversation.ssh.segment(time_ns, side, size, total, holes=(near_holes, far_holes))
             seen.extend(_use(conversation, time_ns, packets, use) for use in uses)
 
-    def _rhythm(self, seen: list[Observation], time_ns: Any, slot: Any, side: Any, records: Any, grid: Any,
+    def _rhythm(self, seen: Seen, time_ns: Any, slot: Any, side: Any, records: Any, grid: Any,
                 quick: Any, packets: Any) -> None:
         """Records on OpenSSH's grid whose every one is answered at once: their sender types, the other side serves."""
         if quick < RHYTHM_ANSWERED_MIN * records:
@@ -215,6 +270,25 @@ class FlowTable:
             case _:
                 pass
         return [_use(conversation, time_ns, 0, use) for use in uses]
+
+
+def _flows_closed(dull: list[bytes]) -> FlowsClosed:
+    rows = np.frombuffer(b"".join(dull), CLOSED_FLOW)
+    return FlowsClosed(int(rows["time_ns"][-1]), rows)
+
+
+def _mark_of(fact: Fact) -> int:
+    """Return what a fact says of its flow where that is all that it says, else 0: the flow is then to be named."""
+    from gpuguard.core.names import may_carry  # names builds on this module
+
+    match fact:
+        case TlsClientHello():
+            return _TLS
+        case DnsMessage():
+            # What may hold data is told of (see `names`), and then of a flow that is known by name.
+            return 0 if may_carry(fact) else _DNS
+        case _:
+            return 0
 
 
 def _use(conversation: _Conversation, time_ns: int, packets: int, use: Use) -> FlowUse:

@@ -24,7 +24,7 @@ from gpuguard.core.records import (
 from gpuguard.core.subjects import Context, FlowId, ProcessId, context_of
 
 if TYPE_CHECKING:
-    from gpuguard.core.observations import Observation
+    from gpuguard.core.observations import FlowsClosed, Observation
     from gpuguard.core.records import Block
 
 K = TypeVar("K")
@@ -99,7 +99,7 @@ class Host:
         self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(ENDED_MAX)
         self._images: BoundedTable[ProcessId, deque[ModuleImage]] = BoundedTable(PROCESSES_MAX)
 
-    def receive(self, item: Block | Observation) -> None:
+    def receive(self, item: Block | Observation | FlowsClosed) -> None:
         """Take one record in; observations and what it has no use for pass by."""
         self.now_ns = max(self.now_ns, item.time_ns)
         match item:

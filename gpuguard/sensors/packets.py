@@ -63,14 +63,15 @@ class CaptureError(Exception):
         self.reason = reason
 
 
-def read_capture(source: str | os.PathLike[str] | BinaryIO, rows_max: int = ROWS_MAX) -> Iterator[Packets | Gap]:
+def read_capture(source: str | os.PathLike[str] | BinaryIO, rows_max: int = ROWS_MAX, *,
+                 brief: bool = False) -> Iterator[Packets | Gap]:
     """Yield the packets of a pcap or pcapng file, gzipped or not, in blocks of at most ``rows_max`` rows.
 
     ``source`` is a path, or a binary file that need not seek. Memory stays bounded whatever the file claims. What was
     passed over is a `Gap` at the end. A file that breaks off or breaks the format yields all packets before that, a
-    `Gap`, and then raises `CaptureError`.
+    `Gap`, and then raises `CaptureError`. ``brief``: facts that nobody here reads are a mark in the row, see `Parser`.
     """
-    parser = Parser(rows_max=rows_max)
+    parser = Parser(rows_max=rows_max, brief=brief)
     capture = CaptureFile(parser)
     name = getattr(source, "name", "capture") if hasattr(source, "read") else os.fspath(cast("str", source))
     time_ns = 0

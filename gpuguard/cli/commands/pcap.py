@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuguard.cli.output import Summary, exit_status, worst, write_line, write_summary
-from gpuguard.core.events import FlowReport
+from gpuguard.core.events import FlowReport, FlowReports
 from gpuguard.core.labels import VERDICTS, Verdict
 from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Tick
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Line = dict[str, object]
 
+_UNOPENED = "the opening of the flow was not captured"
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
@@ -46,7 +47,7 @@ def command(files: tuple[Path, ...], output: str, hosts: tuple[str, ...]) -> Non
     addresses = tuple(_address(host) for host in hosts)
     tally = _Tally()
     for file in files:
-        for line in judge(file, addresses, tally):
+        for line in judge(file, addresses, tally, dull=output == "json"):
             if output == "json":
                 write_line(line)
     if output == "json":
@@ -66,6 +67,15 @@ class _Tally:
         self.found: list[Line] = []
         self.gaps: set[str] = set()
         self.unreadable: list[str] = []
+
+    def add_dull(self, verdict: Verdict, times: int) -> None:
+        """Count flows in which nothing was seen."""
+        from gpuguard.core.fusion import probability
+
+        if times:
+            self.add({"label": "other", "verdict": verdict, "probability": probability(0.0), "evidence": []}, verdict)
+            self.counts[verdict] += times - 1
+            self.labels["other", verdict] += times - 1
 
     def add(self, line: Line, verdict: Verdict) -> None:
         self.counts[verdict] += 1
@@ -88,14 +98,25 @@ class _Tally:
         )
 
 
-def judge(file: Path, addresses: tuple[str, ...], tally: _Tally) -> Iterator[Line]:
-    """Yield one line for each flow of a file as it ends; say on stderr what could not be read, and go on."""
+def judge(file: Path, addresses: tuple[str, ...], tally: _Tally, *, dull: bool = True) -> Iterator[Line]:
+    """Yield one line for each flow of a file as it ends; say on stderr what could not be read, and go on.
+
+    Where the ``dull`` ones are not asked for, they are counted only.
+    """
+    from gpuguard.core.guard import unspoken_verdicts
+
     gaps: list[str] = []
     for event in _events(file, addresses, tally, gaps):
         if isinstance(event, FlowReport):
             line = _line(file, event, gaps)
             tally.add(line, event.finding.verdict)
             yield line
+        elif isinstance(event, FlowReports):
+            verdicts = unspoken_verdicts(event.closed)
+            for verdict in dict.fromkeys(verdicts):
+                tally.add_dull(verdict, verdicts.count(verdict))
+            if dull:
+                yield from _dull_lines(file, event.closed.rows, verdicts, gaps)
 
 
 def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[str]) -> Iterator[Event]:
@@ -103,13 +124,13 @@ def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[st
     from gpuguard.core.guard import Guard
     from gpuguard.sensors.packets import CaptureError, read_capture
 
-    guard = Guard()
+    guard = Guard(quiet=True)
     now_ns = 0
     if addresses:
         guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="", clock_ticks_per_s=100,
                                addresses=addresses))
     try:
-        for block in read_capture(file):
+        for block in read_capture(file, brief=True):
             if isinstance(block, Gap):
                 gaps.append(f"{block.sensor}: {block.reason}")
                 continue
@@ -152,8 +173,38 @@ def _line(file: Path, report: FlowReport, gaps: list[str]) -> Line:
             {"class": one.evidence_class, "text": one.text, "nats": one.nats}
             for one in (*finding.evidence, *finding.counter_evidence)
         ],
-        "gaps": [*gaps, *(() if flow.initiator_known else ("the opening of the flow was not captured",))],
+        "gaps": [*gaps, *(() if flow.initiator_known else (_UNOPENED,))],
     }
+
+
+def _dull_lines(file: Path, rows: np.ndarray, verdicts: list[Verdict], gaps: list[str]) -> Iterator[Line]:
+    """Yield what `_line` makes of the reports of these flows, without making the reports: there may be millions."""
+    from gpuguard.core.flows import address_text, carrier_of
+    from gpuguard.core.fusion import probability
+
+    odds = probability(0.0)
+    opened, unopened = [*gaps], [*gaps, _UNOPENED]
+    for row, verdict in zip(rows.tolist(), verdicts, strict=True):
+        (time_ns, start_ns, _, near, far, near_port, far_port, protocol, known, _, carrier, packets, near_bytes,
+         far_bytes, *_) = row
+        yield {
+            "file": str(file),
+            "proto": _PROTOCOLS.get(protocol) or str(protocol),
+            "initiator": _end(address_text(near), near_port),
+            "responder": _end(address_text(far), far_port),
+            "packets": packets,
+            "bytes": near_bytes + far_bytes,
+            "start_ns": start_ns,
+            "duration_s": max(0, time_ns - start_ns) / 1e9,
+            "label": "other",
+            "carrier": carrier_of(protocol, carrier),
+            "verdict": verdict,
+            "probability": odds,
+            "decided_after_s": None,
+            "decided_after_packets": None,
+            "evidence": [],
+            "gaps": opened if known else unopened,
+        }
 
 
 def _end(address: str, port: int) -> str:

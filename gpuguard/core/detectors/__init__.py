@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 if TYPE_CHECKING:
     from gpuguard.core.evidence import Evidence
     from gpuguard.core.host import Host
-    from gpuguard.core.observations import Observation
+    from gpuguard.core.observations import FlowsClosed, Observation
     from gpuguard.core.records import Block
     from gpuguard.core.signatures import Signature
 
@@ -33,6 +33,15 @@ class Learner(Protocol):
 
     def learn(self, signatures: tuple[Signature, ...]) -> None:
         """Look for these from now on."""
+        ...
+
+
+@runtime_checkable
+class Onlooker(Protocol):
+    """A detector that also wants the ends of dull flows, where the table is quiet (see `core.flows`)."""
+
+    def look(self, item: FlowsClosed, host: Host) -> list[Evidence]:
+        """Return what these ends add; [] if nothing."""
         ...
 
 

@@ -109,6 +109,12 @@ class _Source:
     def add(self, nats: float) -> None:
         self.nats = min(max(0.0, self.nats + nats), NATS_MAX)
 
+    def succeed(self, target: Target) -> None:
+        """Count a success, for which nothing is to be taken away where nothing is held against the unit."""
+        if self.nats:
+            self.add(AGAIN_NATS if target in self.targets else ANSWERED_NATS)
+        self.targets[target] = None
+
 
 class Detector:
     """Counts first contacts that failed, for each process or source."""
@@ -151,11 +157,16 @@ class Detector:
         """Take in the ends of flows in which both sides spoke, where they come by the row: successes, all of them."""
         del host  # rows come where no socket list does: nobody owns them
         if len(self._failing):
-            for netns, near, far, port, protocol in item.rows[list(_ROW)].tolist():
-                address = address_text(near)
-                if (netns, address) in self._failing and protocol in (_TCP, _ICMP, _ICMPV6):
-                    target = (address_text(far), protocol, port if protocol == _TCP else 0)
-                    self._succeeded(_Unit(netns, address, None), target)
+            sources: dict[tuple[int, bytes], _Source | None] = {}
+            for netns, near, far, port, protocol in zip(*(item.rows[name].tolist() for name in _ROW), strict=True):
+                if protocol != _TCP:
+                    continue  # of the others only UDP comes by the row, and says nothing
+                if (netns, near) not in sources:
+                    unit = _Unit(netns, address_text(near), None)
+                    sources[netns, near] = self._sources.get(unit) if (netns, unit.address) in self._failing else None
+                source = sources[netns, near]
+                if source:
+                    source.succeed((address_text(far), protocol, port))
         return []
 
     def _open(self, flow: FlowId, host: Host) -> None:
@@ -192,8 +203,7 @@ class Detector:
     def _succeeded(self, unit: _Unit, target: Target) -> None:
         source = self._sources.get(unit)
         if source:
-            source.add(AGAIN_NATS if target in source.targets else ANSWERED_NATS)
-            source.targets[target] = None
+            source.succeed(target)
 
     def _close(self, item: FlowClosed, host: Host) -> list[Evidence]:
         flow = item.flow

@@ -1,0 +1,179 @@
+"""A guard that reports dull flows by the row gives the same answers as one that reports each, on every input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuguard._packets import Parser
+from gpuguard.core.events import FlowReport, FlowReports
+from gpuguard.core.guard import Guard, reports, unspoken_verdicts
+from gpuguard.core.names import may_carry
+from gpuguard.core.observations import FlowsClosed
+from gpuguard.core.records import Gap, Packets, Sockets, Tick
+from gpuguard.sensors.packets import CaptureError, read_capture
+
+sys.path.insert(0, str(Path(__file__).parent))
+import test_flows_parity as parity
+from conversation import ACK, FIN, SYN, Conversation
+
+DATA = Path(os.environ.get("GPUGUARD_DATA_DIR", "")) / "captures"
+
+
+def spread(events):
+    """Every flow's report, in order of flows, and all other events in order."""
+    flows, others = [], []
+    for event in events:
+        if isinstance(event, FlowReports):
+            one_by_one = list(reports(event))
+            assert [one.finding.verdict for one in one_by_one] == unspoken_verdicts(event.closed)
+            flows += one_by_one
+        elif isinstance(event, FlowReport):
+            flows.append(event)
+        else:
+            others.append(event)
+    return sorted(flows, key=lambda one: (one.closed.flow, one.time_ns)), others
+
+
+def judged(blocks, *, quiet):
+    guard = Guard(quiet=quiet)
+    events, now_ns = [], 0
+    for block in blocks:
+        if isinstance(block, Packets):
+            now_ns = max(now_ns, int(block.rows["time_ns"].max()))
+            events += guard.receive(block)
+            events += guard.receive(Tick(time_ns=now_ns))
+    return spread([*events, *guard.close(now_ns)])
+
+
+def read(path, *, brief):
+    try:
+        yield from read_capture(path, brief=brief)
+    except CaptureError:
+        return
+
+
+def captures():
+    return sorted(path for path in DATA.glob("*/*") if path.is_file()) if os.environ.get("GPUGUARD_DATA_DIR") else []
+
+
+@pytest.mark.skipif(not captures(), reason="GPUGUARD_DATA_DIR names no folder with captures/ in it")
+def test_on_recorded_traffic():
+    quiet_flows = 0
+    for path in captures():
+        each, quiet = judged(read(path, brief=False), quiet=False), judged(read(path, brief=True), quiet=True)
+        assert quiet == each, path.name
+        quiet_flows += len(quiet[0])
+    assert quiet_flows > 1000
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(parity.packet, min_size=1, max_size=80), st.integers(1, 79))
+def test_on_random_packets_however_cut(packets, cut):
+    rows = parity.rows_of([(*one[:-1], 4) for one in packets])
+    whole = [Packets(time_ns=0, netns=0, rows=rows)]
+    parts = [Packets(time_ns=0, netns=0, rows=one) for one in (rows[:cut], rows[cut:]) if len(one)]
+    each = judged(whole, quiet=False)
+    assert judged(whole, quiet=True) == each
+    assert judged(parts, quiet=True)[0] == judged(parts, quiet=False)[0]
+
+
+def conversation(port, rounds, *, first):
+    talk = Conversation(port=port)
+    talk.say(0, 100)
+    talk.say(1, 100)
+    for _ in range(rounds):
+        talk.say(first, 40, after_ms=300)
+        talk.say(1 - first, 41, after_ms=2)
+    talk.packet(0, 0, ACK | FIN)
+    talk.packet(1, 0, ACK | FIN)
+    return talk
+
+
+def test_what_is_dull_makes_no_object_and_what_is_led_from_afar_does():
+    guard = Guard(quiet=True)
+    events = guard.receive(conversation(4000, 9, first=0).block())
+    assert [type(one) for one in events] == [FlowReports]
+    (one,) = reports(events[0])
+    assert (one.closed.answered, one.closed.packets, one.finding.verdict) == (9, 25, "clear")
+    events = guard.receive(conversation(4001, 9, first=1).block())
+    assert FlowReports not in [type(one) for one in events]
+    scan = Conversation(port=9, handshake=False)
+    scan.packet(0, 0, SYN)
+    assert [type(one) for one in [*guard.receive(scan.block()), *guard.close(scan.now_ns)]] == [FlowReport]
+
+
+def test_what_this_host_led_before_counts_against_a_lead_of_the_far_side():
+    talk = conversation(4000, 20, first=0)
+    mixed = Conversation(port=4000)
+    mixed.rows, mixed.sequence, mixed.now_ns = talk.rows[:-2], talk.sequence, talk.now_ns
+    for _ in range(8):
+        mixed.say(1, 40, after_ms=300)
+        mixed.say(0, 41, after_ms=2)
+    blocks = [mixed.block()]
+    assert judged(blocks, quiet=True) == judged(blocks, quiet=False)
+
+
+def test_from_the_first_list_of_sockets_on_every_flow_is_told_of():
+    guard = Guard(quiet=True)
+    talk = conversation(4000, 3, first=0)
+    guard.receive(talk.block(0, 5))
+    guard.receive(Sockets(talk.now_ns, 0, ()))
+    events = guard.receive(talk.block(5))
+    (one,) = [event for event in events if isinstance(event, FlowReport)]
+    each = Guard()
+    each.receive(talk.block(0, 5))
+    each.receive(Sockets(talk.now_ns, 0, ()))
+    assert one == next(event for event in each.receive(talk.block(5)) if isinstance(event, FlowReport))
+
+
+def test_a_detector_that_stumbles_over_rows_is_off_and_told():
+    class Bad:
+        def receive(self, item, host):
+            del item, host
+            return []
+
+        def look(self, item, host):
+            assert isinstance(item, FlowsClosed)
+            raise ZeroDivisionError
+
+    guard = Guard(quiet=True)
+    guard._detectors.append(Bad())
+    guard._onlookers.append(guard._detectors[-1])
+    events = guard.receive(conversation(4000, 1, first=0).block())
+    assert [type(one) for one in events] == [Gap, FlowReports]
+    events = guard.receive(conversation(4001, 1, first=0).block())
+    assert [type(one) for one in events] == [FlowReports]
+
+
+label = st.binary(min_size=1, max_size=30)
+
+
+@settings(max_examples=400, derandomize=True)
+@given(st.lists(label, min_size=1, max_size=6), st.booleans(), st.sampled_from((1, 2, 16, 28, 10, 65_400)),
+       st.integers(0, 40))
+def test_brief_facts_leave_out_nothing_that_may_carry(labels, answer, kind, data):
+    name = b"".join(bytes([len(one)]) + one for one in labels) + b"\0"
+    message = (b"\x12\x34" + (b"\x81\x80" if answer else b"\x01\0") + b"\0\x01\0" + bytes([answer]) + bytes(4) + name
+               + kind.to_bytes(2, "big") + b"\0\x01")
+    if answer:
+        message += b"\xc0\x0c" + kind.to_bytes(2, "big") + b"\0\x01" + bytes(4) + data.to_bytes(2, "big") + bytes(data)
+    udp = b"\x10\0\0\x35" + (8 + len(message)).to_bytes(2, "big") + bytes(2) + message
+    frame = bytes(12) + b"\x08\0\x45\0" + (20 + len(udp)).to_bytes(2, "big") + bytes(4) + b"\x40\x11" + bytes(10) + udp
+    found = []
+    for brief in (False, True):
+        parser = Parser(brief=brief)
+        parser.frame(1, frame, 0)
+        found.append(parser.take())
+    (rows, facts), (brief_rows, brief_facts) = found
+    assert brief_facts in (facts, ())
+    assert brief_facts == facts or not any(may_carry(fact) for fact in facts)
+    assert brief_rows["ip_version"][0] >> 4 == (3 if facts and not brief_facts else 0)
+    brief_rows["ip_version"] &= 15
+    assert np.array_equal(rows, brief_rows)
