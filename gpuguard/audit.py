@@ -94,7 +94,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a folder or of one file, up to the first line that cannot be read."""
+    """Yield the entries of a folder or of one file, up to the first line that cannot be read (`verify` says which)."""
     for one in files(path) if path.is_dir() else [path]:
         with one.open("rb") as stream:
             for raw in stream:

@@ -408,8 +408,8 @@ def start(config: Config, *, handover: bytes = b"", argv: Sequence[str] | None =
     for folder in (paths.guard_state_dir(), paths.guard_runtime_dir()):
         paths.make_dir(folder, mode=0o700, uid=uid, gid=gid)
     enforcement = Enforcement(state, logs, enforcing=config.guard.mode == "enforce", limits=limits)
-    for outcome in enforcement.recover():
-        _log.warning("undone from an earlier run", action=outcome.action, outcome=outcome.outcome, text=outcome.text)
+    for outcome in [*enforcement.unreadable(), *enforcement.recover()]:
+        _log.warning("left by an earlier run", action=outcome.action, outcome=outcome.outcome, text=outcome.text)
     control = listen_control()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = list(argv or [sys.executable, "-P", "-m", "gpuguard.daemon"])

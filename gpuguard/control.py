@@ -93,16 +93,16 @@ class _ByHand:
         return [self._enforcement.act(request, "operator")]
 
     def release(self, decision_id: str, reason: str) -> Outcomes:
-        return self._enforcement.undo(decision_id, reason, "operator")
+        return [*self._enforcement.unreadable(), *self._enforcement.undo(decision_id, reason, "operator")]
 
     def disarm(self, reason: str) -> Outcomes:
-        return self._enforcement.disarm(reason, "operator")
+        return [*self._enforcement.unreadable(), *self._enforcement.disarm(reason, "operator")]
 
     def recover(self) -> Outcomes:
-        return self._enforcement.recover()
+        return [*self._enforcement.unreadable(), *self._enforcement.recover()]
 
     def in_force(self) -> Outcomes:
-        return self._enforcement.in_force()
+        return [*self._enforcement.unreadable(), *self._enforcement.in_force()]
 
 
 def _connect() -> BrokerClient | None:

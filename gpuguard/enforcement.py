@@ -206,6 +206,11 @@ class Enforcement:
 
     # -- what time brings --
 
+    def unreadable(self) -> list[ActionOutcome]:
+        """Return a failure for each line of the journal that cannot be read: what it named may still be in force."""
+        text = "an act that it named may still be in force; what is paused or cut off is in cgroups named gpuguard-*"
+        return [self._outcome("", "journal", "failed", f"{line}: {text}") for line in self._journal.unreadable]
+
     def recover(self) -> list[ActionOutcome]:
         """Undo what an earlier life left in force. What a person paused stays so until its time is over."""
         for damage in self._journal.damage:

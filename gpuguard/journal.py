@@ -152,6 +152,7 @@ class Journal:
         self._size = data.rfind(b"\n") + 1
         self._failed = ""
         self.state, self.damage = replay(data[: self._size])
+        self.unreadable = tuple(self.damage)
         if len(data) > self._size:
             # Nobody acted on a line that was not synced to its end. Taken off, it cannot swallow the next one.
             os.ftruncate(self._file, self._size)

@@ -227,6 +227,8 @@ def test_the_command_says_where(tmp_path):
     rows = lines(path)
     removed(rows)
     path.write_bytes(b"".join(rows))
+    shown = CliRunner().invoke(command, ["show", str(tmp_path)])
+    assert (shown.exit_code, "broken" in shown.output) == (1, True), "an empty or short table must not look whole"
     broken = CliRunner().invoke(command, ["verify", str(tmp_path)])
     assert broken.exit_code == 1
     assert f"{path.name} line 3" in broken.output

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuguard import audit, boxes, control, messages, paths, proctree
+from gpuguard import audit, boxes, control, journal, messages, paths, proctree
 from gpuguard.broker import _GRANTS, _HANDLERS, _OPERATOR_HANDLERS, STOP_S, VERSION, Broker
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.cli.commands import disarm, release, stop
@@ -587,3 +587,13 @@ def test_a_guard_of_disarm_lifts(folders):
     assert CliRunner().invoke(disarm.command, []).exit_code == 0
     assert "lifted" in CliRunner().invoke(disarm.command, ["--lift"]).output
     assert "not disarmed" in CliRunner().invoke(disarm.command, ["--lift"]).output
+
+
+@pytest.mark.parametrize("words", [["--all"], ["--list"], ["--leftovers"]])
+def test_a_journal_that_cannot_be_read_is_not_nothing_in_force(folders, words):
+    paths.make_dir(paths.state_dir())
+    (paths.state_dir() / journal.NAME).write_bytes(b"garbage\n")
+    done = CliRunner().invoke(release.command, [*words, "-o", "json"])
+    assert done.exit_code == 3
+    [said_of_it] = [json.loads(line) for line in done.output.splitlines()]
+    assert (said_of_it["outcome"], "line 1" in said_of_it["text"]) == ("failed", True)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gpuguard.cli.output import EXIT_CLEAR, EXIT_FOUND, EXIT_UNREADABLE, write_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gpuguard.audit import Entry
 
 
 @click.group()
@@ -55,7 +61,7 @@ def verify(path: Path | None, output: str) -> None:
 @click.option("--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many entries.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Form of the output.")
 def show(path: Path | None, last: int, output: str) -> None:
-    """Show the last entries, oldest first."""
+    """Show the last entries, oldest first. Exit status 0: the log is whole, 1: broken, 3: cannot be read."""
     from collections import deque
 
     from gpuguard import audit
@@ -63,13 +69,21 @@ def show(path: Path | None, last: int, output: str) -> None:
     path = _place(path)
     try:
         entries = deque(audit.read(path), maxlen=last)
+        report = audit.verify(path)
     except OSError as error:
         click.echo(f"{path}: {error.strerror or error}", err=True)
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         for entry in entries:
             write_line(entry)
-        return
+    else:
+        _print(entries)
+    if not report.ok:
+        click.echo(f"{path}: broken, and shown no further than it can be read: gpuguard audit verify", err=True)
+        sys.exit(EXIT_FOUND)
+
+
+def _print(entries: Iterable[Entry]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
