@@ -38,6 +38,7 @@ class Build(build_ext):
         super().run()
         machine = platform.machine()
         clang = shutil.which("clang")
+        self.build_capture()
         inplace = self.inplace or getattr(self, "editable_mode", False)
         out = (ROOT if inplace else Path(self.build_lib)) / "gpuguard" / "bpf"
         for source in sorted((ROOT / "ext" / "bpf").glob("*.bpf.c")):
@@ -51,6 +52,22 @@ class Build(build_ext):
             built = subprocess.run([clang, *flags, "-c", str(source), "-o", str(target)], check=False)
             if built.returncode:
                 warn(f"{source.name} not built: clang failed (are the headers of libbpf installed?)")
+
+    def build_capture(self) -> None:
+        """Build the cooperative shim: a plain library, since other programs load it."""
+        inplace = self.inplace or getattr(self, "editable_mode", False)
+        target = (ROOT if inplace else Path(self.build_lib)) / "gpuguard" / "libgpuguard_capture.so"
+        if platform.machine() != "x86_64":
+            warn(f"{target.name} not built: the driver's stubs are known on x86-64 only")
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden"]
+        try:
+            objects = self.compiler.compile(["ext/inject/shim.c"], output_dir=self.build_temp, extra_postargs=flags,
+                                            depends=["ext/inject/capture.h"])
+            self.compiler.link_shared_object(objects, str(target), libraries=["dl", "pthread"])
+        except (CompileError, LinkError) as error:
+            warn(f"{target.name} not built: {error}")
 
     def build_extensions(self) -> None:
         left_out = [one.name for one in self.extensions if "bpf" in one.libraries]

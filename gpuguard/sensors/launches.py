@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import numpy as np
 from msgspec import Struct
 
-from gpuguard import boundary
+from gpuguard import boundary, capture
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Block, Gap, KernelName, Launches, ModuleImage, ProcessStarted
 from gpuguard.core.subjects import ProcessId
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from gpuguard._launches import Programs, Ring
+    from gpuguard.capture import CooperativeSensor
     from gpuguard.config import Config
 
 NAME = "launches"
@@ -563,8 +564,8 @@ def _bytes_of(rows: np.ndarray) -> memoryview:
     return rows.view(np.uint8).reshape(-1).data
 
 
-def open_sensor(broker: Broker, config: Config) -> LaunchSensor:
-    """Open the launch eye.
+def open_sensor(broker: Broker, config: Config) -> LaunchSensor | CooperativeSensor:
+    """Open the launch eye: by probes, else, where there is a folder for it, by what processes tell of themselves.
 
     Raises
     ------
@@ -575,7 +576,11 @@ def open_sensor(broker: Broker, config: Config) -> LaunchSensor:
     if not isinstance(answer, Opened):
         for fd in descriptors:
             os.close(fd)
-        raise EyeClosed(answer.reason if isinstance(answer, Refused) else f"unexpected answer {answer}")
+        reason = answer.reason if isinstance(answer, Refused) else f"unexpected answer {answer}"
+        cooperative = capture.open_sensor(config.launches.interval_ms * 1_000_000, reason)
+        if cooperative is None:
+            raise EyeClosed(f"{reason}; {capture.FOLDER_VARIABLE} would open it for processes that cooperate")
+        return cooperative
     return LaunchSensor(broker, answer, list(descriptors), config.launches.interval_ms * 1_000_000)
 
 

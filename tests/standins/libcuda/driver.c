@@ -3,6 +3,7 @@
  * and structures are those of cuda.h 12; errors are CUresult values.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +30,15 @@ static const struct { const char *name; void *address; } exports[] = {
     EXPORTS(ENTRY)
 };
 
-API standin_cuInit(unsigned flags) { initialised = 1; return flags ? INVALID_VALUE : SUCCESS; }
+/* As drivers do, cuInit loads the library that CUDA_INJECTION64_PATH names and calls its InitializeInjection. */
+API standin_cuInit(unsigned flags) {
+    const char *path = getenv("CUDA_INJECTION64_PATH");
+    void *library = path && !initialised ? dlopen(path, RTLD_NOW) : NULL;
+    int (*begin)(void) = library ? (int (*)(void))dlsym(library, "InitializeInjection") : NULL;
+    initialised = 1;
+    if (begin) begin();
+    return flags ? INVALID_VALUE : SUCCESS;
+}
 API standin_cuDriverGetVersion(int *version) { *version = 12020; return SUCCESS; }
 API standin_cuGetErrorName(int error, const char **text) {
     *text = error ? "CUDA_ERROR_UNKNOWN" : "CUDA_SUCCESS";

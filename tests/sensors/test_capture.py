@@ -1,0 +1,254 @@
+"""The cooperative tier: a program that was given the shim, and rings that are lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuguard import capture
+from gpuguard.capture import FILE_BYTES, HEADER_BYTES, MAGIC, RECORD, SLOTS, CooperativeSensor
+from gpuguard.config import Config
+from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Gap, KernelName, Launches
+from gpuguard.messages import Refused
+from gpuguard.sensors import EyeClosed, launches
+from tests.standins.build import build
+
+
+@pytest.fixture(scope="module")
+def standins(tmp_path_factory):
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler: the stand-in driver cannot be built")
+    if not capture.LIBRARY.exists():
+        pytest.skip("this build lacks the shim")
+    return build(tmp_path_factory.mktemp("standins"))
+
+
+@pytest.fixture
+def rings(tmp_path):
+    where = tmp_path / "rings"
+    where.mkdir(mode=0o700)
+    return where
+
+
+@pytest.fixture
+def sensor(rings):
+    one = CooperativeSensor(rings, 250_000_000, "a test")
+    yield one
+    one.close()
+
+
+def given_the_shim(rings, variable="CUDA_INJECTION64_PATH"):
+    return {**os.environ, "GPUGUARD_CAPTURE_DIR": str(rings), variable: str(capture.LIBRARY)}
+
+
+def read_all(sensor, process):
+    blocks = []
+    while process.poll() is None:
+        blocks += sensor.read(time.time_ns())
+        time.sleep(0.01)
+    return blocks + sensor.read(time.time_ns())
+
+
+def rows_of(blocks):
+    return np.concatenate([np.zeros(0, LAUNCH), *(one.rows for one in blocks if isinstance(one, Launches))])
+
+
+@pytest.mark.parametrize("variable", ["CUDA_INJECTION64_PATH", "LD_PRELOAD"])
+@pytest.mark.parametrize("api", ["kernel", "ex", "coop", "ptsz"])
+def test_every_launch_of_who_cooperates_is_counted(sensor, rings, standins, variable, api):
+    command = [standins["hasher"], "--launches", "3000", "--interval-us", "50", "--kernel", "one", "--kernel", "two",
+               "--grid", "77", "--block", "64", "--shared", "512", "--api", api]
+    process = subprocess.Popen(list(map(str, command)), env=given_the_shim(rings, variable), stdout=subprocess.PIPE)
+    blocks = read_all(sensor, process)
+    made = json.loads(process.communicate()[0])["launches"]
+    rows = rows_of(blocks)
+    lost = sum(one.lost or 0 for one in blocks if isinstance(one, Gap))
+    assert rows["launches"].sum() + lost == made == 3000
+    assert set(rows["pid"].tolist()) == {process.pid}
+    names = {one.kernel: one.name for one in blocks if isinstance(one, KernelName)}
+    assert {names[int(kernel)] for kernel in rows["kernel"]} == {"one", "two"}
+    expected = {"kernel": 0, "ptsz": 0, "ex": 1, "coop": 2}[api]
+    shapes = {(int(row["api"]), *row["grid"].tolist(), *row["block"].tolist(), int(row["shared_bytes"]))
+              for row in rows}
+    assert shapes == {(expected, 77, 1, 1, 64, 1, 1, 512)}
+    if not lost:
+        assert rows["gaps_log2"].sum() == 3000 - 2
+    assert (rows["first_ns"] <= rows["last_ns"]).all()
+    assert list(rings.iterdir()) == []
+
+
+def test_an_alias_has_the_name_of_its_kernel(sensor, rings, standins):
+    command = [str(standins["hasher"]), "--launches", "5", "--interval-us", "1000", "--library", "--kernel", "inside"]
+    process = subprocess.Popen(command, env=given_the_shim(rings), stdout=subprocess.PIPE)
+    # It may be over before the first look: its ring is then nobody's, so look at once.
+    blocks = read_all(sensor, process)
+    process.communicate()
+    names = [one.name for one in blocks if isinstance(one, KernelName)]
+    assert set(names) <= {"inside"}
+
+
+FORKING = """
+import ctypes, os, sys
+cuda = ctypes.CDLL("libcuda.so.1") if len(sys.argv) < 2 else ctypes.CDLL(sys.argv[1])
+cuda.cuInit(0)
+def launch(times):
+    for _ in range(times):
+        cuda.cuLaunch(ctypes.c_void_p(7))
+launch(3)
+child = os.fork()
+launch(4 if child else 5)
+sys.stdin.read() if child else os.read(0, 1)
+"""
+
+
+def test_a_child_has_a_ring_of_its_own(sensor, rings, standins):
+    process = subprocess.Popen([sys.executable, "-c", FORKING, str(standins["libcuda"])], stdin=subprocess.PIPE,
+                               env=given_the_shim(rings))
+    end = time.monotonic() + 20
+    blocks = []
+    while rows_of(blocks)["launches"].sum() < 12 and time.monotonic() < end:
+        blocks += sensor.read(time.time_ns())
+        time.sleep(0.01)
+    process.stdin.close()
+    process.wait()
+    made = Counter()
+    for row in rows_of(blocks):
+        made[int(row["pid"])] += int(row["launches"])
+        assert LAUNCH_APIS[row["api"]] == "cuLaunch"
+    assert sorted(made.values()) == [5, 7]
+    assert made[process.pid] == 7
+
+
+def test_a_program_without_a_folder_runs_as_ever(standins, tmp_path):
+    for where in (tmp_path / "none", "/proc"):
+        process = subprocess.run([str(standins["hasher"]), "--launches", "50", "--interval-us", "0"],
+                                 env=given_the_shim(where), capture_output=True, check=True)
+        assert json.loads(process.stdout)["launches"] == 50
+        assert process.stderr == b""
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def write_ring(path, *, head=0, records=b"", magic=MAGIC, size=FILE_BYTES):
+    header = bytearray(HEADER_BYTES)
+    struct.pack_into("<QQ", header, 0, magic, 1)
+    struct.pack_into("<Q", header, 64, head)
+    path.write_bytes((bytes(header) + records).ljust(size, b"\0")[:size])
+
+
+def reasons(blocks):
+    return [one.reason for one in blocks if isinstance(one, Gap)]
+
+
+def test_files_that_are_no_rings_are_told_once(sensor, rings):
+    write_ring(rings / "1.ring", magic=5)
+    write_ring(rings / f"{os.getpid()}.ring")
+    (rings / "x.ring").write_bytes(b"")
+    os.mkfifo(rings / "2.ring")
+    (rings / "1.bad.ring").symlink_to("/etc/passwd")
+    write_ring(rings / "999999999.ring")
+    first = reasons(sensor.read(time.time_ns()))
+    assert "only launches of processes that were given" in first[0]
+    assert len(first) == 7
+    assert any("does not map it" in one for one in first)
+    assert reasons(sensor.read(time.time_ns())) == []
+    # What belongs to nobody alive is taken away, but never through a link.
+    assert sorted(one.name for one in rings.iterdir()) == sorted(["1.ring", "2.ring", f"{os.getpid()}.ring"])
+
+
+@pytest.fixture
+def mapped(sensor, rings):
+    """A ring of our own, as its file and open in the sensor."""
+    import mmap
+
+    path = rings / f"{os.getpid()}.ring"
+    write_ring(path)
+    with path.open("r+b") as file:
+        held = mmap.mmap(file.fileno(), 0)
+    sensor.read(time.time_ns())
+    yield path
+    held.close()
+
+
+@settings(max_examples=80, deadline=None)
+@given(content=st.binary(max_size=600), head=st.integers(0, 2**64 - 1) | st.integers(0, 8))
+def test_whatever_a_ring_holds_is_read_or_dropped(tmp_path_factory, content, head):
+    where = tmp_path_factory.mktemp("rings")
+    path = where / "7.ring"
+    write_ring(path, head=head, records=content)
+    sensor = CooperativeSensor(where, 1, "a test")
+    ring = capture.Ring(capture.ProcessId("b", 7, 8), os.open(path, os.O_RDWR))
+    try:
+        for block in sensor._drain(ring, time.time_ns()):
+            assert isinstance(block, Launches | KernelName)
+        assert ring.tail <= max(head, 0)
+    finally:
+        os.close(ring.descriptor)
+        sensor.close()
+
+
+def test_a_ring_that_was_cut_ends_nothing(sensor, mapped):
+    os.truncate(mapped, 100)
+    assert sensor.read(time.time_ns()) == []
+    os.truncate(mapped, 0)
+    assert sensor.read(time.time_ns()) == []
+    with mapped.open("r+b") as file:
+        file.seek(64)
+        file.write(struct.pack("<Q", 50))
+    assert rows_of(sensor.read(time.time_ns())).size == 0
+
+
+def test_lies_about_time_api_and_place_are_held(sensor, mapped):
+    records = np.zeros(4, RECORD)
+    records["sequence"] = [1, 2, 3, 9]
+    records["time_ns"] = [2**63, 5, 2**64 - 1, 0]
+    records["api"] = [0, 99, 1, 0]
+    with mapped.open("r+b") as file:
+        file.seek(HEADER_BYTES)
+        file.write(records.tobytes())
+        file.seek(64)
+        file.write(struct.pack("<Q", 4))
+    now_ns = time.time_ns()
+    blocks = sensor.read(now_ns)
+    rows = rows_of(blocks)
+    assert rows["api"].tolist() == [0, 1]
+    assert (abs(rows["last_ns"] - now_ns) < 10**9).all()
+    assert [(one.reason, one.lost) for one in blocks if isinstance(one, Gap)] == [("malformed records", 1)]
+    assert int.from_bytes(mapped.read_bytes()[128:136], "little") == 3
+
+
+def test_a_claim_of_more_than_fits_is_refused(sensor, mapped):
+    with mapped.open("r+b") as file:
+        file.seek(64)
+        file.write(struct.pack("<Q", SLOTS + 1))
+    assert "claims 16385 records" in reasons(sensor.read(time.time_ns()))[0]
+
+
+class Closed:
+    def ask(self, request):
+        del request
+        return Refused("no root here"), []
+
+
+def test_the_launch_eye_opens_by_this_tier_where_probes_are_refused(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.delenv(capture.FOLDER_VARIABLE, raising=False)
+    with pytest.raises(EyeClosed, match="GPUGUARD_CAPTURE_DIR"):
+        launches.open_sensor(Closed(), Config())
+    monkeypatch.setenv(capture.FOLDER_VARIABLE, str(tmp_path / "made"))
+    sensor = launches.open_sensor(Closed(), Config())
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
+    assert "no root here" in reasons(sensor.read(time.time_ns()))[0]
+    sensor.close()
