@@ -35,10 +35,14 @@ _PIPE_BYTES = 1 << 20
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What to read, and how it is called. ``regions``: a memory, and which parts of it."""
+    """What to read, and how it is called. ``regions``: a memory, and which parts of it.
+
+    ``descriptor``: of a file that is open already, closed once it is read; -1: it is opened by its path.
+    """
 
     path: str
     opened: str = ""  # where it is opened, if that is another path
+    descriptor: int = -1
     regions: tuple[tuple[int, int], ...] = ()
 
 
@@ -86,6 +90,13 @@ def scan_targets(targets: Iterable[Target], *, workers: int | None = None, allow
     """
     with _Pool(workers or min(8, os.cpu_count() or 1), allow, sm) as pool:
         yield from pool.run(targets)
+
+
+def scan_as_they_come(targets: Iterable[Target]) -> Iterator[Event]:
+    """Yield what `scan_targets` does, each file to its end before the next is asked for, by one worker."""
+    with _Pool(1, None, None) as pool:
+        for target in targets:
+            yield from pool.run([target])
 
 
 class _Reading:
@@ -220,8 +231,14 @@ class _Pool:
         # -P: no module is taken from the current folder, which may be the one that is scanned.
         command = [sys.executable, "-P", "-m", "gpuguard.code.worker", "--fd", str(theirs.fileno()), "--parent",
                    str(os.getpid()), *(["--allow", str(allow)] if allow else [])]
-        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        except OSError as error:
+            ours.close()
+            self._ready.close()
+            raise NoWorker(f"the reader cannot be started: {error}") from error
+        finally:
+            theirs.close()
         self._peer = ours
         self._ready.register(ours, selectors.EVENT_READ)
 
@@ -269,7 +286,8 @@ class _Pool:
     def _open(self, target: Target) -> _File:
         """Open a target and hand it to as many workers as it is worth."""
         try:
-            source = os.open(target.opened or target.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+            source = target.descriptor if target.descriptor >= 0 else os.open(target.opened or target.path, flags)
         except OSError as error:
             return _File(target, 0, 0, f"could not be opened: {error.strerror}")
         try:
@@ -277,7 +295,8 @@ class _Pool:
             size = sum(end - start for start, end in target.regions) or status.st_size
             if not target.regions and not stat.S_ISREG(status.st_mode):
                 return _File(target, 0, 0, "no regular file")
-            shares = self._workers if size >= SHARED_FROM_BYTES and not target.regions else 1
+            shared = size >= SHARED_FROM_BYTES and not target.regions and target.descriptor < 0
+            shares = self._workers if shared else 1
             file = _File(target, size, shares)
             for share in range(shares):
                 # Of its own: descriptors that were passed on share one position.
