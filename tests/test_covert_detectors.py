@@ -367,6 +367,16 @@ def test_refused_again_and_again_is_guessing():
     assert standings(logins(60), ssh_bruteforce.Detector()) == {"ssh-bruteforce": "confirmed"}
 
 
+def test_a_process_that_guesses_is_weighed_once():
+    host, detector, seen = Host(), ssh_bruteforce.Detector(), []
+    for item in logins(19):
+        near, far = (item.flow.initiator, item.flow.initiator_port), (item.flow.responder, item.flow.responder_port)
+        host.receive(Sockets(item.time_ns - S, 0, (Socket(6, *near, *far, 1, 1, 0, (AGENT,)),)))
+        seen += detector.receive(item, host)
+    assert {one.subject for one in seen} == {AGENT}
+    assert sum(one.nats for one in seen) == 18 - ssh_bruteforce.FREE_FAILURES
+
+
 def test_no_table_grows_without_end():
     detector = ssh_bruteforce.Detector()
     for i in range(ssh_bruteforce.SOURCES_MAX + 50):

@@ -30,12 +30,13 @@ def test_it_is_small():
     assert sum(path.stat().st_size for path in RECORDING.iterdir()) < 512 * 1024
 
 
-def test_it_gives_one_incident_with_the_tunnel_its_shell_and_the_mining(events):
+def test_it_gives_one_incident_with_the_scan_the_tunnel_its_shell_and_the_mining(events):
     [incident] = story.told_by(events).incidents
     found = {f.label: f for f in story.accused(incident)}
     assert {label for label, finding in found.items() if finding.verdict == "confirmed"} >= {
-        "ssh-reverse-tunnel", "ssh-reverse-shell", "mining"}
+        "ssh-reverse-tunnel", "ssh-reverse-shell", "mining", "scan"}
     assert found["mining"].process.name == "hasher"
+    assert found["scan"].tool_call.arguments == '{"command": "python scan.py 10.80.0.0/24"}'
     assert found["ssh-reverse-tunnel"].process.name == "ssh"
     assert all(f.tool_call and f.tool_call.tool_name == "shell" for f in found.values())
     assert len({f.trace_id for f in found.values()}) == 1

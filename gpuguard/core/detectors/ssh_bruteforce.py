@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
-    from gpuguard.core.subjects import FlowId
+    from gpuguard.core.subjects import FlowId, Subject
 
 FLOWS_MAX = 8_192
 SOURCES_MAX = 1_024
@@ -48,13 +48,15 @@ _SPOTS = ("a login within the free attempts of one connection", "less than one g
 class _Source:
     """What one source tried."""
 
-    __slots__ = ("failed", "last_ns", "servers", "start_ns", "told_failed")
+    __slots__ = ("failed", "last", "last_ns", "servers", "start_ns", "told", "told_failed")
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
         self.last_ns = start_ns
         self.failed = 0
         self.told_failed = 0
+        self.told = 0.0
+        self.last: Subject | None = None
         self.servers: BoundedTable[str, None] = BoundedTable(SOURCES_MAX)
 
 
@@ -104,17 +106,19 @@ class Detector:
         nats = min(NATS_MAX, FAILED_NATS * (source.failed - FREE_FAILURES))
         if nats < SUSPECT_NATS or source.failed < 2 * source.told_failed:
             return []
-        source.told_failed = source.failed
+        subject = host.owner(item.flow) or item.flow
+        change = nats - source.told if subject == source.last else nats
+        source.told_failed, source.told, source.last = source.failed, nats, subject
         servers = f"{len(source.servers)} SSH server{'s' if len(source.servers) > 1 else ''}"
         text = (f"{source.failed} connections to {servers} came through the key exchange within "
                 f"{(source.last_ns - source.start_ns) / 1e9:.0f} s, and none was let in")
         return [Evidence(
             time_ns=item.time_ns,
-            subject=host.owner(item.flow) or item.flow,
+            subject=subject,
             label="ssh-bruteforce",
             evidence_class="network",
             kind="logins-refused",
-            nats=nats,
+            nats=change,
             text=text,
             start_ns=source.start_ns,
             carrier="ssh",
