@@ -30,6 +30,14 @@ def descendants(pid: int) -> list[int]:
     return [one for child in children for one in (int(child), *descendants(int(child)))]
 
 
+def alive(pid: int) -> bool:
+    """Return whether a process still runs: one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def stop_s(after_s: float) -> tuple[float, int, int]:
     """Start the daemon, end it after so long; return how long that took, who of it is left, and its exit status.
 
@@ -49,7 +57,9 @@ def stop_s(after_s: float) -> tuple[float, int, int]:
             daemon.wait(30)
         finally:
             daemon.kill()
-        return time.perf_counter() - begin, sum(Path(f"/proc/{pid}").exists() for pid in below), daemon.returncode
+        while any(left := [pid for pid in below if alive(pid)]) and time.perf_counter() - begin < 2 * STOP_MAX_S:
+            time.sleep(0.002)
+        return time.perf_counter() - begin, len(left), daemon.returncode
 
 
 def main() -> int:
