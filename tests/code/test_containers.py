@@ -69,10 +69,8 @@ def test_sections_that_all_name_the_same_bytes_are_refused():
         elf.read_cubin(bytes(grown))
 
 
-def test_a_host_library_is_asked_for_its_sections():
-    data = made.cubin()
-    assert [one.name for one in elf.sections(data)][1:3] == [".text.k", ".nv.constant3"]
-    assert elf.fatbin_sections(elf.sections(data)) == []
+def test_sections_have_names():
+    assert [one.name for one in elf.sections(made.cubin())][1:3] == [".text.k", ".nv.constant3"]
 
 
 @given(st.data())
@@ -260,6 +258,16 @@ def test_a_bomb_is_stopped():
 def test_a_name_is_shown_and_never_more():
     found, _ = read(made.tar({"../../etc/\x1b[31mpasswd\n": OTHER}))
     assert found[0].path == "f!/../../etc/\\x1b[31mpasswd\\n"
+
+
+def test_a_member_without_a_name_is_read():
+    data = made.wheel({"k": OTHER})
+    at = data.rindex(b"PK\x01\x02")
+    nameless = bytearray(data[:at + 46] + data[at + 47:])
+    nameless[at + 28] = 0
+    nameless[nameless.rindex(b"PK\x05\x06") + 12] -= 1
+    _, flaws = read(bytes(nameless))
+    assert [one.kind for one in flaws] == ["unread"]
 
 
 def test_an_encrypted_member_is_a_gap():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import struct
 import zipfile
 import zlib
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ _ZSTD_WINDOW_MAX = 128 << 20
 _UNPACKED_CHUNK = 1 << 20
 _PACKED_PIECE, _ZSTD_PIECE = 1 << 16, 1 << 9
 _BLOCK = 512
+# What zipfile lets through of what its modules raise on bytes that they did not expect.
+_ZIP_ERRORS = (zipfile.BadZipFile, struct.error, ValueError, OSError, EOFError, IndexError, KeyError, OverflowError)
 File = io.BufferedIOBase | io.RawIOBase
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
 _HEAD_BYTES = 265
@@ -308,12 +311,12 @@ def _zip(stream: Stream, file: File | None, budget: Budget) -> Iterator[Member |
     try:
         archive = zipfile.ZipFile(file)
         entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+    except (*_ZIP_ERRORS, NotImplementedError) as error:
         raise Malformed(f"zip: {error}") from error
     if len(entries) > ZIP_MEMBERS_MAX:
         raise Unread(f"a zip of {len(entries)} members")
     for entry in entries:
-        if not entry.is_dir():
+        if not entry.filename.endswith("/"):
             yield _zip_member(archive, entry, budget)
 
 
@@ -325,13 +328,13 @@ def _zip_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, budget: Budget
         member = archive.open(entry)
     except NotImplementedError as error:
         return Unread(f"{name}: {error}")
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, RuntimeError) as error:
+    except (*_ZIP_ERRORS, RuntimeError) as error:
         return Unread(f"{name}: {error}")
 
     def read(count: int) -> bytes:
         try:
             return member.read(count)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+        except (*_ZIP_ERRORS, zlib.error, lzma.LZMAError) as error:
             raise Malformed(f"zip: {error}") from error
 
     return Member(name, entry.file_size, Stream(_counted(read, budget)))

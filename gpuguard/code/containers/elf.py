@@ -1,4 +1,4 @@
-"""ELF64: cubins, and the sections of host libraries that hold fatbins.
+"""Cubins: machine code for a GPU in ELF64.
 
 A cubin is plain ELF64 with machine 190 (EM_CUDA): one ``.text.<kernel>`` a kernel, ``.nv.constant<bank>`` with literals
 and tables (bank 0 holds parameters, one a kernel), ``.nv.global.init`` with initialised globals, ``.nv.info.<kernel>``.
@@ -27,7 +27,6 @@ _NO_BYTES = (8, 0x7000_000A)  # NOBITS, and NVIDIA's own for shared memory: a si
 _SHN_XINDEX = 0xFFFF
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
-_HOST_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -171,8 +170,3 @@ def _holds_constants(name: str) -> bool:
     """Return whether a section holds literals or tables: not the parameters, which are bank 0."""
     bank = name.removeprefix(".nv.constant")
     return name.startswith((".nv.global.init", ".rodata")) or (bank != name and not bank.startswith("0"))
-
-
-def fatbin_sections(sections_of: list[Section]) -> list[Section]:
-    """Return which sections of a host library are there to hold fatbins."""
-    return [one for one in sections_of if one.name in _HOST_SECTIONS]

@@ -1,0 +1,41 @@
+"""Cubins under mutation: read or malformed, every view inside the file, no more code than there are bytes.
+
+What is read is decoded too, since the decoder is handed whatever a section says is code.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gpuguard.code import decode
+from gpuguard.code.containers import elf
+from gpuguard.code.containers.images import Malformed
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+import code_inputs  # noqa: E402
+import code_samples as made  # noqa: E402
+
+
+def check(data: bytes) -> None:
+    try:
+        cubin = elf.read_cubin(data)
+        size = elf.extent(data)
+    except Malformed as error:
+        assert str(error)
+        return
+    assert size >= elf.HEADER_BYTES
+    assert sum(len(one.text) for one in cubin.kernels) <= len(data)
+    for kernel in cubin.kernels:
+        assert data[kernel.offset:kernel.offset + len(kernel.text)] == kernel.text
+        try:
+            row = decode.decode_kernel(cubin.sm, kernel.text)
+        except ValueError as error:
+            assert str(error)
+        else:
+            assert sum(row.opcodes.values()) == row.n_instr
+
+
+if __name__ == "__main__":
+    small = sorted((path.read_bytes() for path in made.CUBINS), key=len)[:12]
+    code_inputs.run("fuzz_elf", [made.cubin(constants=bytes(64)), made.cubin(abi=8, sm=120), *small], check)
