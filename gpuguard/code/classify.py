@@ -90,9 +90,10 @@ AES_WORDS_MIN = 48
 class CodeVerdict(Struct, frozen=True):
     """What one kernel's code says.
 
-    ``label`` is mining, cracking, grey:CLASS, benign or unknown. ``probability`` that it hashes, 0..1, with the prior;
-    ``nats`` is the weight without it: 0 for unknown, grey and benign, since a miner's code may be elsewhere.
-    ``score`` is the uncapped log-likelihood ratio of the instruction mix, None where it was not judged.
+    ``label`` is mining, cracking, grey:CLASS, benign or unknown. ``probability`` that it hashes, 0..1: the prior and
+    the uncapped score, so that kernels can be ranked by it. ``nats`` is the weight as evidence, without the prior and
+    capped: 0 for unknown, grey and benign, since a miner's code may be elsewhere. ``score`` is the log-likelihood
+    ratio of the instruction mix, None where it was not judged.
     """
 
     label: str
