@@ -3,9 +3,9 @@
 What the derived counts are was pinned down on 4,382 kernels of nvcomp, bitsandbytes and CuPy, whose counts are in the
 table of kernels that models are trained on. All but `distinct_op` (which there counts a renamed opcode twice, in 4 % of
 the kernels) come out the same, save for a dozen kernels in which that table takes HFMA2.BF16 for an integer addition.
-Where it does not decide (truth tables and selectors that these libraries never use) the family is completed: a function counts as chi in whichever order its
-operands stand. Peculiarities that the table has are kept, since models are trained on it: a CALL to an absolute address
-ends no straight run, a BMOV from a register does.
+Where it does not decide (truth tables and selectors that these libraries never use) the family is completed: a function
+counts as chi in whichever order its operands stand. Peculiarities that the table has are kept, since models are trained
+on it: a CALL to an absolute address ends no straight run, a BMOV from a register does.
 """
 
 from __future__ import annotations
