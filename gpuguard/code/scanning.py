@@ -42,8 +42,8 @@ class Target(msgspec.Struct, frozen=True):
 
     path: str
     opened: str = ""  # where it is opened, if that is another path
-    descriptor: int = -1
     regions: tuple[tuple[int, int], ...] = ()
+    descriptor: int = -1
 
 
 class Progress(msgspec.Struct, frozen=True):
