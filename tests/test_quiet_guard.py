@@ -32,7 +32,7 @@ def spread(events):
     for event in events:
         if isinstance(event, FlowReports):
             one_by_one = list(reports(event))
-            assert [one.finding.verdict for one in one_by_one] == unspoken_verdicts(event.closed)
+            assert [one.finding.verdict for one in one_by_one] == unspoken_verdicts(event.closed.rows)
             flows += one_by_one
         elif isinstance(event, FlowReport):
             flows.append(event)

@@ -152,7 +152,7 @@ class FlowTable:
         seen: Seen = []
         dull: list[Any] = []
         for one in told:
-            kind, before = one[0], len(seen)
+            kind = one[0]
             if kind == _SEGMENT:
                 self._segment(seen, *one[1:])
             elif kind == _EXCHANGE:
@@ -160,6 +160,10 @@ class FlowTable:
             elif kind == _OPENED:
                 seen.append(self._open(*one[1:]))
             elif kind == _CLOSED:
+                # Ends keep their order among each other; the more dull ones come at once, the cheaper they are.
+                if dull:
+                    seen.append(_flows_closed(dull))
+                    dull = []
                 seen.append(self._close(*one[1:]))
             elif kind == _CARRIES:
                 self._conversations[one[1]].carrier = CARRIERS[one[2]]  # type: ignore[index]
@@ -167,9 +171,6 @@ class FlowTable:
                 dull.append(one[1])
             else:
                 self._rhythm(seen, *one[1:])
-            if dull and len(seen) > before:
-                seen.insert(before, _flows_closed(dull))
-                dull = []
         return [*seen, _flows_closed(dull)] if dull else seen
 
     def _open(self, time_ns: Any, slot: Any, netns: Any, protocol: Any, near: Any, near_port: Any, far: Any,

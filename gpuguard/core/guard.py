@@ -42,6 +42,8 @@ from gpuguard.core.subjects import FlowId, ProcessId, Subject
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+
     from gpuguard.core.evidence import Evidence
     from gpuguard.core.signatures import Signature
 
@@ -183,8 +185,7 @@ class Guard:
             case Approval():
                 return self._approve(item)
             case ActionOutcome():
-                incident = self.incidents.outcome(item)
-                return [incident] if incident else []
+                return self._heard(item)
             case ProcessExited():
                 self._gone.append(item)
             case Tick():
@@ -288,6 +289,25 @@ class Guard:
         return self._ask(msgspec.structs.replace(
             decision, time_ns=approval.time_ns, needs_approval=False, approved_by=approval.by))
 
+    def _heard(self, outcome: ActionOutcome) -> list[Event]:
+        """File what became of a decision. That an act is over while its reason stands, somebody has to be told."""
+        incident = self.incidents.outcome(outcome)
+        if incident is None:
+            return []
+        decision = next(d for d in incident.decisions if d.id == outcome.decision_id)
+        finding = next((f for f in incident.findings if f.id == decision.finding_id), None)
+        alive = decision.target is not None and not self.host.has_ended(decision.target.process)
+        if outcome.outcome != "expired" or finding is None or finding.verdict != "confirmed" or not alive:
+            return [incident]
+        return [incident, *self._ask(msgspec.structs.replace(
+            decision,
+            time_ns=outcome.time_ns,
+            id=short_id("D", decision.id, outcome.time_ns),
+            rung="notify",
+            needs_approval=False,
+            reason=f"{decision.rung} is over, and {finding.label} still stands: nothing holds it now",
+        ))]
+
     def _rejected(self, decision: Decision, approval: Approval) -> list[Event]:
         because = f": {approval.reason}" if approval.reason else ""
         incident = self.incidents.outcome(ActionOutcome(
@@ -383,9 +403,8 @@ def reports(quiet: FlowReports) -> Iterator[FlowReport]:
         ))
 
 
-def unspoken_verdicts(closed: FlowsClosed) -> list[Verdict]:
-    """Return the verdict of each of these flows, of which no detector spoke; all bear the label "other"."""
-    rows = closed.rows
+def unspoken_verdicts(rows: np.ndarray) -> list[Verdict]:
+    """Return the verdict of each of these `CLOSED_FLOW`, of which no detector spoke; all bear the label "other"."""
     looked = (rows["packets"] >= LOOKED_PACKETS) & (rows["initiator_known"] != 0)
     looked &= (rows["payload_bytes_initiator"] != 0) & (rows["payload_bytes_responder"] != 0)
     return ["clear" if one else "unknown" for one in looked.tolist()]

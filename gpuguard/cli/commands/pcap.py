@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Line = dict[str, object]
 
+_HELD_MAX = 256
 _UNOPENED = "the opening of the flow was not captured"
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
@@ -103,20 +104,35 @@ def judge(file: Path, addresses: tuple[str, ...], tally: _Tally, *, dull: bool =
 
     Where the ``dull`` ones are not asked for, they are counted only.
     """
-    from gpuguard.core.guard import unspoken_verdicts
-
     gaps: list[str] = []
+    held: list[FlowReports] = []
     for event in _events(file, addresses, tally, gaps):
+        if isinstance(event, FlowReports):
+            held.append(event)
+        if held and (len(held) >= _HELD_MAX or (dull and isinstance(event, FlowReport))):
+            yield from _dull(file, held, tally, gaps, told=dull)
+            held = []
         if isinstance(event, FlowReport):
             line = _line(file, event, gaps)
             tally.add(line, event.finding.verdict)
             yield line
-        elif isinstance(event, FlowReports):
-            verdicts = unspoken_verdicts(event.closed)
-            for verdict in dict.fromkeys(verdicts):
-                tally.add_dull(verdict, verdicts.count(verdict))
-            if dull:
-                yield from _dull_lines(file, event.closed.rows, verdicts, gaps)
+    if held:
+        yield from _dull(file, held, tally, gaps, told=dull)
+
+
+def _dull(file: Path, held: list[FlowReports], tally: _Tally, gaps: list[str], *, told: bool) -> Iterator[Line]:
+    """Count flows in which nothing was seen, and yield their lines if they are to be told."""
+    import numpy as np
+
+    from gpuguard.core.guard import unspoken_verdicts
+
+    # By their bytes: concatenate() takes 100 microseconds for each array that has fields.
+    rows = np.frombuffer(b"".join(one.closed.rows.tobytes() for one in held), held[0].closed.rows.dtype)
+    verdicts = unspoken_verdicts(rows)
+    for verdict in dict.fromkeys(verdicts):
+        tally.add_dull(verdict, verdicts.count(verdict))
+    if told:
+        yield from _dull_lines(file, rows, verdicts, gaps)
 
 
 def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[str]) -> Iterator[Event]:
