@@ -2,9 +2,9 @@
 
 Two figures a wheel. `read` is the containers alone, one process, no cell: unzip, find each fatbin, unpack and hash
 every entry. `scan` is all of it, as the command does it: workers in their cells, every entry of every architecture
-decoded, windows and loops counted, and classified. MB are 10^6 bytes of unpacked GPU code. The baseline disassembles a sample of
-the same cubins with nvdisasm (if it is in PATH or named by NVDISASM) and counts mnemonics per kernel in Python, which
-is the least that anybody must do with its text.
+decoded, windows and loops counted, and classified. MB are 10^6 bytes of unpacked GPU code. The baseline disassembles a
+sample of the same cubins with nvdisasm (if it is in PATH or named by NVDISASM) and counts mnemonics per kernel in
+Python, which is the least that anybody must do with its text.
 
 Wheels are found in the folder that GPUGUARD_WHEELS_DIR names; without it, one is made of the cubins of the tests. Run:
 make bench-code-scan. Targets: no entry that cannot be read, at most 500 MB of memory, at least 5 times the baseline.

@@ -45,7 +45,7 @@ def targets_of(pid: int, *, memory: bool = False) -> Iterator[Target]:
                 regions.append((start, end))
     if memory:
         for at in range(0, len(regions), REGIONS_MAX):
-            yield Target(f"/proc/{pid}/mem", str(folder / "mem"), tuple(regions[at:at + REGIONS_MAX]))
+            yield Target(f"/proc/{pid}/mem", str(folder / "mem"), regions=tuple(regions[at:at + REGIONS_MAX]))
 
 
 def _file(folder: Path, span: str, name: str) -> Iterator[Target]:

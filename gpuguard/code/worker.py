@@ -35,6 +35,8 @@ from gpuguard.code.verdicts import KernelVerdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuguard.code.containers.stream import File
+
 MESSAGE_BYTES_MAX = 64 << 20
 REQUEST_BYTES_MAX = 1 << 16
 REGIONS_MAX = 1_500
@@ -175,11 +177,11 @@ def _reap(peer: socket.socket, child: int, running: dict[int, tuple[int, int]], 
     peer.send(msgspec.msgpack.encode(Ended(number, status)))
 
 
-def _child(job: Job, source: int, out: int, parent: int, reading: Callable[[Job, _File, int], None]) -> None:
+def _child(job: Job, source: int, out: int, parent: int, reading: Callable[[Job, File, int], None]) -> None:
     """Close the cell, read, end; never returns."""
     status = 70
     try:
-        file = _Regions(source, job.regions) if job.regions else _Counting(source)
+        file = _Regions(source, job.regions) if job.regions else io.FileIO(source, "rb", closefd=False)
         try:
             sandbox.close_cell((source, out), job.size_bytes, parent)
         except sandbox.CellOpen as error:
@@ -197,29 +199,19 @@ def _child(job: Job, source: int, out: int, parent: int, reading: Callable[[Job,
         os._exit(status)
 
 
-class _Counting(io.FileIO):
-    """A file that knows how much of it was read."""
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, "rb", closefd=False)
-        self.passed = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        part = super().read(-1 if size is None else size)
-        self.passed += len(part)
-        return part
-
-
-class _Regions(io.RawIOBase):
-    """Parts of a memory, one after the other; a page that cannot be read ends its part."""
+class _Regions:
+    """Parts of a memory, one after the other, as a file; a page that cannot be read ends its part."""
 
     def __init__(self, descriptor: int, regions: tuple[tuple[int, int], ...]) -> None:
         self._descriptor = descriptor
         self._left = list(reversed(regions))
-        self.passed = 0
+        self._passed = 0
 
-    def readable(self) -> bool:
-        return True
+    def tell(self) -> int:
+        return self._passed
+
+    def seek(self, _offset: int, _whence: int = 0) -> int:
+        raise io.UnsupportedOperation("a memory is read once")
 
     def seekable(self) -> bool:
         return False
@@ -235,29 +227,27 @@ class _Regions(io.RawIOBase):
             if part and start + len(part) < end:
                 self._left.append((start + len(part), end))
             if part:
-                self.passed += len(part)
+                self._passed += len(part)
                 return part
         return b""
 
 
-_File = _Counting | _Regions
-
-
-def read(job: Job, file: _File, out: int, allowed: allow.AllowList, classify: judge.Classifier) -> None:
+def read(job: Job, file: File, out: int, allowed: allow.AllowList, classify: judge.Classifier) -> None:
     """Read a file and write what it holds: one frame or more for each image, in their order."""
     budget = Budget(job.size_bytes, share=job.share, shares=job.shares)
     for one in find_images(file, job.path, budget):
         if isinstance(one, Flaw):
-            _send(out, Part(budget.images, file.passed, flaws=(one,)))
+            _send(out, Part(budget.images, file.tell(), flaws=(one,)))
             continue
         if not judge.runs_on(one.arch, job.sm):
             continue
-        _send(out, Part(budget.images, file.passed, len(one.data), unopened=int(one.kind == "other")))
+        _send(out, Part(budget.images, file.tell(), len(one.data), unopened=int(one.kind == "other")))
         for kernels, flaws in judge.judge_image(one, allowed, classify):
             for at in range(0, max(1, len(kernels)), _BATCH_KERNELS):
-                _send(out, Part(budget.images, file.passed, 0, tuple(kernels[at:at + _BATCH_KERNELS]),
+                _send(out, Part(budget.images, file.tell(), 0, tuple(kernels[at:at + _BATCH_KERNELS]),
                                 () if at else tuple(flaws)))
-    _send(out, Part(budget.images, file.passed, last=True))
+        del one  # before the next is unpacked: two of the largest would be too much
+    _send(out, Part(budget.images, file.tell(), last=True))
 
 
 def _send(out: int, part: Part) -> None:

@@ -14,7 +14,7 @@ import lzma
 import struct
 import zipfile
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import zstandard
@@ -24,6 +24,9 @@ from gpuguard.code.containers.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import IO
+
+    from gpuguard.code.containers.stream import File
 
 #: A zip inside another archive is read whole, since its table of contents comes last.
 NESTED_ZIP_BYTES_MAX = 128 << 20
@@ -36,7 +39,6 @@ _PACKED_PIECE, _ZSTD_PIECE = 1 << 16, 1 << 9
 _BLOCK = 512
 # What zipfile lets through of what its modules raise on bytes that they did not expect.
 _ZIP_ERRORS = (zipfile.BadZipFile, struct.error, ValueError, OSError, EOFError, IndexError, KeyError, OverflowError)
-File = io.BufferedIOBase | io.RawIOBase
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
 _HEAD_BYTES = 265
 
@@ -309,7 +311,7 @@ def _zip(stream: Stream, file: File | None, budget: Budget) -> Iterator[Member |
             raise Unread(f"a zip of more than {NESTED_ZIP_BYTES_MAX >> 20} MB inside another archive")
         file = io.BytesIO(content)
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(cast("IO[bytes]", file))
         entries = archive.infolist()
     except (*_ZIP_ERRORS, NotImplementedError) as error:
         raise Malformed(f"zip: {error}") from error

@@ -26,11 +26,12 @@ from gpuguard.code.containers.stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from gpuguard.code.containers.stream import File
+
 _NEEDLES = (fatbin.MAGIC, elf.MAGIC, ptx.NEEDLE)
 _HEAD_BYTES = 2048
 _FATBIN_BYTES_MAX = 1 << 36
 Found = Image | Flaw
-File = io.BufferedIOBase | io.RawIOBase
 
 
 class _Place:
@@ -80,13 +81,17 @@ def find_images(source: File | bytes, path: str, budget: Budget | None = None) -
     else:
         size = 0
     place = _Place(path, "", 0, budget or Budget(size))
-    stream = Stream(source.read)
+    stream = Stream(_reading(source))
     try:
         yield from _any(stream, source if source.seekable() else None, place)
     except Exhausted as error:
         yield place.flaw(0, str(error))
     except MemoryError:
         yield place.flaw(0, "needs more memory than reading is given", unread=True)
+
+
+def _reading(file: File) -> Callable[[int], bytes]:
+    return lambda count: file.read(count) or b""
 
 
 def _any(stream: Stream, file: File | None, place: _Place) -> Iterator[Found]:

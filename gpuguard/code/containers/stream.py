@@ -6,7 +6,7 @@ largest image. Nothing is ever read twice; whoever takes bytes and cannot make s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gpuguard.code.containers.images import Malformed
 
@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK_BYTES = 1 << 20
+
+
+class File(Protocol):
+    """What is read: of an open file these four; a memory or an unpacker is not seekable."""
+
+    def read(self, size: int = ..., /) -> bytes | None:
+        """Return up to ``size`` bytes, none at the end."""
+
+    def tell(self) -> int:
+        """Return how far we are."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """Go elsewhere."""
+
+    def seekable(self) -> bool:
+        """Return whether `seek` can be called."""
 
 
 class Stream:
