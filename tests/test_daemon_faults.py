@@ -251,6 +251,19 @@ def test_a_full_disk_tears_no_line_and_the_loss_is_the_next_one(tmp_path: Path) 
         ("nvml", "0", None), ("events", "events could not be written", 2), ("nvml", "3", None), ("nvml", "4", None)]
 
 
+def test_a_loss_that_no_later_event_tells_is_the_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log._stream.close()
+    log._stream = disk = Disk(path, "ab")
+    disk.full = True
+    log.write(Gap(time_ns=T0, sensor="nvml", reason="not written"))
+    disk.full = False
+    log.close()
+    [line] = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert (line["sensor"], line["lost"], line["time_ns"]) == ("events", 1, T0)
+
+
 def test_a_full_log_is_turned_and_no_event_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_log, "FILE_BYTES_MAX", 400)
     log = EventLog(tmp_path / "events.jsonl")

@@ -34,13 +34,14 @@ class EventLog:
         self._encoder = msgspec.json.Encoder()
         self._stream = _open(path)
         self._lost = 0
+        self._last_ns = 0
 
     def write(self, event: Event) -> None:
         """Write one event as one line."""
         lines = self._encoder.encode(event) + b"\n"
+        self._last_ns = event.time_ns
         if self._lost:
-            gap = Gap(time_ns=event.time_ns, sensor="events", reason="events could not be written", lost=self._lost)
-            lines = self._encoder.encode(gap) + b"\n" + lines
+            lines = self._loss() + lines
         try:
             self._append(lines)
             self._lost = 0
@@ -50,8 +51,15 @@ class EventLog:
             self._lost += 1
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a loss that no later event told is its last line."""
+        if self._lost:
+            with contextlib.suppress(OSError):  # still full: it was logged when it began
+                self._append(self._loss())
         self._stream.close()
+
+    def _loss(self) -> bytes:
+        gap = Gap(time_ns=self._last_ns, sensor="events", reason="events could not be written", lost=self._lost)
+        return self._encoder.encode(gap) + b"\n"
 
     def _append(self, lines: bytes) -> None:
         size = self._stream.seek(0, os.SEEK_END)
