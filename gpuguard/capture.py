@@ -30,6 +30,8 @@ MAGIC, SLOTS, HEADER_BYTES = 0x3145525554504143, 16_384, 4_096
 HEAD_AT, TAIL_AT = 64, 128
 KIND_LAUNCH, KIND_NAME, KIND_ALIAS = range(3)
 RINGS_MAX = 256
+#: As often it is said again that others are not seen.
+BLIND_PERIOD_NS = 300 * 1_000_000_000
 KEYS_MAX = 16_384
 HANDLES_MAX = 65_536
 
@@ -78,11 +80,15 @@ class CooperativeSensor:
         self._rings: dict[str, Ring] = {}
         self._refused: BoundedTable[str, str] = BoundedTable(RINGS_MAX)
         self._names: BoundedTable[tuple[ProcessId, int], str] = BoundedTable(HANDLES_MAX)
-        told = f"only launches of processes that were given {LIBRARY.name} are seen: {reason}"
-        self._gaps: list[Block] = [Gap(time.time_ns(), NAME, told)]
+        self._blind = f"only launches of processes that were given {LIBRARY.name} are seen: {reason}"
+        self._told_blind_ns = 0
+        self._gaps: list[Block] = []
 
     def read(self, now_ns: int) -> list[Block]:
         """Return names, launches and gaps since the last call."""
+        if now_ns - self._told_blind_ns >= BLIND_PERIOD_NS:
+            self._told_blind_ns = now_ns
+            self._gap(now_ns, self._blind, None)
         self._find(now_ns)
         blocks: list[Block] = []
         for file, ring in list(self._rings.items()):

@@ -88,6 +88,7 @@ EVENTS_PER_READ = 4_096
 #: A row is looked at again when it was touched at most this long before the last read.
 SLACK_NS = SECOND_NS
 PRUNE_PERIOD_NS = 60 * SECOND_NS
+ALIVE_PERIOD_NS = 10 * SECOND_NS
 
 # struct launch_key, launch_value and launch_event of ext/bpf/launches.h.
 KEY = np.dtype([
@@ -710,7 +711,7 @@ class LaunchSensor:
         self._refused = opened.values.get("refused", 0)
         self._young: list[tuple[int, int]] = []
         self._nameless: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
-        self._scanned_ns = self._rows_read_ns = 0
+        self._scanned_ns = self._rows_read_ns = self._told_alive_ns = 0
         self._gaps: list[Block] = []
         if self._refused:
             self._gap(time.time_ns(), opened.mode)
@@ -839,7 +840,11 @@ class LaunchSensor:
             return []
         rows = self._deltas.take(self._keys[:count], self._values[:count], boot_ns)
         self._tell_nameless(rows, now_ns)
-        return [Launches(now_ns, rows)] if len(rows) else []
+        if not len(rows) and now_ns - self._told_alive_ns < ALIVE_PERIOD_NS:
+            return []
+        # A block without rows says that the eye is open and saw nothing: silence must not look like blindness.
+        self._told_alive_ns = now_ns
+        return [Launches(now_ns, rows)]
 
     def _tell_nameless(self, rows: np.ndarray, now_ns: int) -> None:
         """Say once of a process that it launches kernels which it looked up before it was watched.
