@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = (["config", "show"], ["config", "schema"], ["config", "show", "-o", "json"])
+INCIDENT = str(ROOT / "gpuguard/lab/recordings/incident")
+COMMANDS = (["config", "show"], ["config", "schema"], ["incidents", "--recording", INCIDENT],
+            ["incidents", "--recording", INCIDENT, "-o", "json"])
 
 
 def run(words: list[str], stdout: int) -> subprocess.CompletedProcess[str]:

@@ -36,6 +36,10 @@ class _Commands(click.Group):
                 sys.stdout.flush()
         except BrokenPipeError:
             _discard_output()
+        except SystemExit as end:
+            # Rich ends the program itself where nobody reads, with 1.
+            if not isinstance(end.__context__, BrokenPipeError):
+                raise
         except OSError as error:
             _discard_output()
             click.echo(f"gpuguard: {error}", err=True)

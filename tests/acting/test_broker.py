@@ -587,6 +587,7 @@ def test_a_guard_of_disarm_lifts(folders):
     assert CliRunner().invoke(disarm.command, []).exit_code == 0
     assert "lifted" in CliRunner().invoke(disarm.command, ["--lift"]).output
     assert "not disarmed" in CliRunner().invoke(disarm.command, ["--lift"]).output
+    assert json.loads(CliRunner().invoke(disarm.command, ["--lift", "-o", "json"]).output) == {"lifted": False}
 
 
 @pytest.mark.parametrize("words", [["--all"], ["--list"], ["--leftovers"]])

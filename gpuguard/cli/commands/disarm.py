@@ -31,8 +31,12 @@ def command(*, lift: bool, reason: str, output: str) -> None:
 
     try:
         if lift:
-            click.echo("lifted: a guard that is started from now on may act; one that runs stays disarmed until then"
-                       if control.lift() else "it was not disarmed")
+            lifted = control.lift()
+            if output == "json":
+                write_line({"lifted": lifted})
+            else:
+                click.echo("lifted: a guard that is started from now on may act; one that runs stays disarmed until "
+                           "then" if lifted else "it was not disarmed")
             sys.exit(EXIT_CLEAR)
         with control.session() as session:
             outcomes = session.disarm(reason or f"disarmed by {control.operator()}")
