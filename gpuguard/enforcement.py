@@ -130,6 +130,7 @@ class Enforcement:
             else:
                 text, expires_ns = self._perform(request, by)
                 outcome = "done"
+                self._approvals.pop(request.decision_id, None)
         except Refusal as refused:
             outcome, text = "refused", str(refused)
         except (OSError, JournalFailed, AuditFailed) as error:

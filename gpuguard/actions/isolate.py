@@ -153,14 +153,19 @@ def _owned(members: list[Member], cut: Cut) -> dict[int, tuple[int, int]]:
         except OSError:
             cut.unreadable += 1
     for name in os.listdir(PROC) if owned else []:
-        if name.isdigit() and int(name) not in inside:
-            try:
-                foreign = _sockets(int(name)).keys() & owned.keys()
-            except OSError:
-                continue
-            for inode in foreign:
-                del owned[inode]
-                cut.shared += 1
+        if not name.isdigit() or int(name) in inside:
+            continue
+        try:
+            foreign = _sockets(int(name)).keys() & owned.keys()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            # Not even root may see into it. It could share a socket; that we do not know is said, and we go on.
+            cut.unreadable += 1
+            continue
+        for inode in foreign:
+            del owned[inode]
+            cut.shared += 1
     return owned
 
 

@@ -19,13 +19,11 @@ def answer(wanted: str, word: Literal["approve", "reject"], reason: str, by: str
     """Give the answer, and say what it was about. An incident's id answers nothing: it may hold several decisions."""
     with running_guard(socket) as guard:
         decision = _named(guard.incidents(), wanted)
-        if word == "approve" and decision.mode == "enforce":
+        if word == "approve":
             _tell_broker(decision, by, reason)
         guard.decide(decision.id, word, reason=reason, by=by)
     done = "approved" if word == "approve" else "rejected"
     click.echo(f"{done} {decision.id}: {said_of(decision)}")
-    if word == "approve" and decision.mode == "observe":
-        click.echo("the guard observes: this is written down, and nothing is done")
 
 
 def _tell_broker(decision: Decision, by: str, reason: str) -> None:

@@ -150,6 +150,19 @@ def test_outcomes_reach_their_incident() -> None:
     assert incident.outcomes == (outcome,)
 
 
+def test_an_act_that_is_over_while_its_reason_stands_is_told() -> None:
+    guard = guard_that_hears({1: MINING})
+    guard.receive(started(pid(5)))
+    paused = next(e for e in guard.receive(tick(1)) if isinstance(e, Decision) and e.rung == "pause")
+    over = ActionOutcome(time_ns=T0 + 900 * SECOND, decision_id=paused.id, action="pause", outcome="expired", text="")
+    told = [e for e in guard.receive(over) if isinstance(e, Decision)]
+    assert [(d.rung, d.target == paused.target, d.needs_approval) for d in told] == [("notify", True, False)]
+    assert "still stands" in told[0].reason
+    guard.receive(ProcessExited(time_ns=T0 + 901 * SECOND, process=pid(5)))
+    again = msgspec.structs.replace(over, time_ns=T0 + 902 * SECOND)
+    assert not [e for e in guard.receive(again) if isinstance(e, Decision)], "who is gone holds nobody up"
+
+
 def test_a_detector_that_stumbles_is_told_of_and_the_others_go_on() -> None:
     guard = guard_that_hears({2: MINING})
     guard._detectors.insert(0, Stumbling())
