@@ -46,7 +46,7 @@ def command(*, agent: str | None, job: str | None, pid: int | None, ttl_s: int, 
     Nothing is lost: `gpuguard release ID` lets it go on where it stood. Exit status 0: stopped, 2: wrong usage,
     3: something could not be stopped.
     """
-    if sum(one is not None for one in (agent, job, pid)) != 1:
+    if sum(one is not None for one in (agent, job, pid)) != 1 or "" in (agent, job):
         raise click.UsageError("name one of --agent, --job and --pid")
     from gpuguard import control
     from gpuguard.audit import AuditFailed
