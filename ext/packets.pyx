@@ -420,7 +420,7 @@ cdef bint stratum(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
 
 
 cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
-    """The first bytes of a stream: a TLS record, a pool's JSON, an SSH banner, or lines of text that may stand before."""
+    """The first bytes of a stream: a TLS record, a pool's JSON, an SSH banner, or text that may stand before one."""
     cdef uint32_t size
     cdef const uint8_t* end
     if not t.mid_line:
