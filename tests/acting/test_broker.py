@@ -575,7 +575,8 @@ def test_stop_finds_whom_it_is_told(folders, spawn, how, no_boxes):
 
 
 @pytest.mark.parametrize(("words", "status"), [
-    ([], 2), (["--agent", ""], 2), (["--pid", "5", "--job", "6"], 2), (["--pid", "1"], 2), (["--pid", "5", "--for", "soon"], 2),
+    ([], 2), (["--agent", ""], 2), (["--pid", "5", "--job", "6"], 2), (["--pid", "1"], 2),
+    (["--pid", "5", "--for", "soon"], 2),
     (["--agent", "nobody-of-this-name"], 3), (["--job", "no-such-job"], 3), (["--pid", str(2**22 + 1)], 3)])
 def test_stop_says_what_is_wrong(folders, words, status):
     done = CliRunner().invoke(stop.command, words)
