@@ -46,6 +46,7 @@ class CodeEye:
             self._finished.put(_unjudged(sha256, self._failed))
             return
         own = os.dup(descriptor)
+        os.lseek(own, 0, os.SEEK_SET)
         try:
             self._waiting.put_nowait((sha256, own))
         except queue.Full:

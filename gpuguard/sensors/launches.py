@@ -689,8 +689,11 @@ class LaunchSensor:
 
     def __init__(self, broker: Broker, opened: Opened, descriptors: list[int], interval_ns: int) -> None:
         from gpuguard import _launches
+        from gpuguard.code.eye import CodeEye
 
         self.period_ns: int | None = interval_ns
+        self._code = CodeEye()
+        self._unjudged: BoundedTable[str, bool] = BoundedTable(IMAGES_WAITING_MAX)
         self.mode = opened.mode
         self._broker = broker
         handles = dict(zip(opened.descriptors, descriptors, strict=True))
@@ -726,6 +729,7 @@ class LaunchSensor:
         self._scan(now_ns)
         blocks = self._read_events()
         blocks += self._read_images()
+        blocks += self._judged()
         if self.period_ns is None or now_ns - self._rows_read_ns >= self.period_ns // 2:
             self._rows_read_ns = now_ns
             blocks += self._read_rows(now_ns)
@@ -736,6 +740,7 @@ class LaunchSensor:
 
     def close(self) -> None:
         """Give every handle back."""
+        self._code.close()
         self._ring.close()
         for fd in (self.rows_fd, self._counters_fd, self.descriptor):
             if fd is not None and fd >= 0:
@@ -823,11 +828,21 @@ class LaunchSensor:
                 self._gap(image.time_ns, reason, process=image.process)
             with mmap.mmap(fd, size, prot=mmap.PROT_READ) as code:
                 sha256 = hashlib.sha256(code).hexdigest()
+            self._code.give(sha256, fd)
         finally:
             os.close(fd)
         names = self._names.read(image.time_ns, image.process, image.module, sha256)
         kind = cast("ImageKind", answer.mode)
         return [ModuleImage(image.time_ns, image.process, sha256, size, kind), *names]
+
+    def _judged(self) -> list[Block]:
+        """Return what the code eye made of images; why one could not be judged is told once for all of that reason."""
+        verdicts = self._code.take()
+        for one in verdicts:
+            if one.reason and one.reason not in self._unjudged:
+                self._unjudged[one.reason] = True
+                self._gap(one.time_ns, f"GPU code not judged, or in part: {one.reason}")
+        return list(verdicts)
 
     def _read_rows(self, now_ns: int) -> list[Block]:
         from gpuguard import _launches
