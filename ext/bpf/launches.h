@@ -52,7 +52,7 @@ enum quota_mode {
 };
 #define QUOTAS_MAX 4096
 #define QUOTA_AHEAD_NS 20000000ull
-/* So much of what was not used may be caught up with: more than a late wake-up, less than a burst anyone would notice. */
+/* So much of what was not used may be caught up with: more than a late wake-up, less than a burst to notice. */
 #define QUOTA_BEHIND_NS 60000000ull
 
 enum counter { COUNT_ROWS_FULL = 0, COUNT_UNREADABLE = 1, COUNT_RING_FULL = 2, COUNT_FOREIGN = 3, COUNTERS = 4 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The cooperative tier: a process that a scheduler gave this library tells of its own launches, at some tens of ns each.
+/* The cooperative tier: a process that a scheduler gave this library tells of its own launches, at tens of ns each.
  *
  * Loaded by the driver (CUDA_INJECTION64_PATH names it, cuInit calls InitializeInjection) or by LD_PRELOAD, which then
  * sets that variable for the driver. It subscribes to nothing (CUPTI has room for one subscriber) and rewrites no code:
@@ -7,8 +7,8 @@
  * on to what was there. So pointers that were given out by cuGetProcAddress are covered too. An export of another shape
  * is left alone and counted.
  *
- * Records go into a bounded ring in a file of our own in $GPUGUARD_CAPTURE_DIR (else $XDG_RUNTIME_DIR/gpuguard/capture);
- * a full ring drops and counts. Nothing here may fail the program: without a ring there is no wrapping.
+ * Records go into a bounded ring in a file of our own in $GPUGUARD_CAPTURE_DIR, else in gpuguard/capture below
+ * $XDG_RUNTIME_DIR; a full ring drops and counts. Nothing here may fail the program: without a ring there is no wrapping.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -83,7 +83,7 @@ static void name(uint32_t kind, const void *handle, const void *text, size_t byt
 	__atomic_store_n(&record->sequence, index + 1, __ATOMIC_RELEASE);
 }
 
-/* -- the calls, as cuda.h 12 declares them ---------------------------------------------------------------------------*/
+/* -- the calls, as cuda.h 12 declares them -------------------------------------------------------------------------*/
 
 #define GEOMETRY unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared
 #define PASSED gx, gy, gz, bx, by, bz, shared
@@ -152,14 +152,15 @@ static int cuKernelGetFunction(void **out, void *kernel) {
 	X(cuGraphLaunch) X(cuGraphLaunch_ptsz) X(cuLaunch) X(cuLaunchGrid) X(cuLaunchGridAsync) \
 	X(cuModuleGetFunction) X(cuLibraryGetKernel) X(cuKernelGetFunction)
 
-/* -- putting ourselves in ---------------------------------------------------------------------------------------------*/
+/* -- putting ourselves in ------------------------------------------------------------------------------------------*/
 
 /* The slot through which a stub jumps, NULL if this is no such stub. See gpuguard/libcuda.py. */
 static void **slot_of(const unsigned char *stub) {
 	int32_t away;
 
 	/* 0xcc: a probe of the launch eye sits there. */
-	if (stub[0] != 0x81 || stub[1] != 0x3d || (stub[10] != 0x74 && stub[10] != 0xcc) || stub[12] != 0xff || stub[13] != 0x25)
+	if (stub[0] != 0x81 || stub[1] != 0x3d || (stub[10] != 0x74 && stub[10] != 0xcc) || stub[12] != 0xff ||
+	    stub[13] != 0x25)
 		return NULL;
 	memcpy(&away, stub + 14, sizeof away);
 	return (void **)(stub + 18 + away);
