@@ -14,6 +14,10 @@ _KIB = 1024
 _MIB = 1024 * 1024
 
 
+#: A name of one file or folder: nobody is led elsewhere by it.
+NAME = r"^([A-Za-z0-9_-][A-Za-z0-9._-]{0,127})?$"
+
+
 class GuardSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How sure to be, and what to do about it."""
 
@@ -96,7 +100,9 @@ class ToolCallSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class RecordingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The recorder."""
 
-    directory: Annotated[str, Meta(description="folder of recordings; empty: nothing is recorded")] = ""
+    directory: Annotated[
+        str, Meta(pattern=NAME, description="name of the folder of recordings, in the guard's state folder; empty: none")
+    ] = ""
     file_bytes_max: Annotated[
         int, Meta(ge=64 * _KIB, description="a file that would grow above this is closed and a new one begun, in bytes")
     ] = 64 * _MIB
@@ -112,8 +118,8 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
         str, Meta(max_length=255, description="loopback address to serve them on, as 127.0.0.1:9400; empty: none")
     ] = ""
     textfile: Annotated[
-        str, Meta(max_length=4096, description="file for node_exporter's textfile collector, in the guard's state "
-                                               "folder; empty: none")
+        str, Meta(pattern=NAME, description="name of the file for node_exporter's textfile collector, in the guard's "
+                                            "state folder; empty: none")
     ] = ""
 
 

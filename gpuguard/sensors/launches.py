@@ -107,8 +107,7 @@ COUNTERS = (
     "names or images lost: the ring is full",
     "launches of processes that this pid namespace does not show",
 )
-FOREIGN = 3
-FOREIGN_PERIOD_NS = 60 * SECOND_NS
+LOST_PERIOD_NS = 60 * SECOND_NS
 
 ELF_MACHINE_CUDA = 190  # EM_CUDA of elf.h
 FATBIN_MAGIC = 0xBA55ED50  # fatbinary_section.h: magic u32, version u16, header bytes u16, payload bytes u64
@@ -710,7 +709,7 @@ class LaunchSensor:
         self._names = KernelNames()
         self._images: list[_Image] = []
         self._counted = list(_launches.read_counters(self._counters_fd))
-        self._foreign_told_ns = 0
+        self._told_lost_ns = [0] * len(COUNTERS)
         self._refused = opened.values.get("refused", 0)
         self._young: list[tuple[int, int]] = []
         self._nameless: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
@@ -884,10 +883,9 @@ class LaunchSensor:
 
         counted = _launches.read_counters(self._counters_fd)
         for i, (now, before) in enumerate(zip(counted, self._counted, strict=True)):
-            # Processes out of our sight may launch for ever: that is said now and then, all else at once.
-            waits = i == FOREIGN and now_ns - self._foreign_told_ns < FOREIGN_PERIOD_NS
-            if now == before or waits:
+            # The first time at once; what goes on for long is said now and then, with all that was lost meanwhile.
+            if now == before or now_ns - self._told_lost_ns[i] < LOST_PERIOD_NS:
                 continue
             self._gap(now_ns, COUNTERS[i], lost=now - before)
             self._counted[i] = now
-            self._foreign_told_ns = now_ns if i == FOREIGN else self._foreign_told_ns
+            self._told_lost_ns[i] = now_ns
