@@ -8,7 +8,8 @@
  * is left alone and counted.
  *
  * Records go into a bounded ring in a file of our own in $GPUGUARD_CAPTURE_DIR, else in gpuguard/capture below
- * $XDG_RUNTIME_DIR; a full ring drops and counts. Nothing here may fail the program: without a ring there is no wrapping.
+ * $XDG_RUNTIME_DIR; a full ring drops and counts. Nothing here may fail the program: where there is no ring, nothing is
+ * wrapped.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
