@@ -9,7 +9,8 @@ Most flows are dull: both sides spoke, and nothing that anybody listens for was 
 object for them, neither when they open nor when they close: their ends are rows of `observations.CLOSED_FLOW`. A flow
 is named, told of as opened, right before anything else is told of it, or at its end if its responder never spoke or it
 is neither TCP nor UDP.
-Exchanges that the initiator led are not told before the responder has led one: they only count.
+Exchanges that the initiator led are not told before the responder has led one, but for a flow's first where that is
+asked for: they only count.
 
 Hot and cold are apart. A packet within a conversation touches the two cache lines of `Hot` and one of `heads`, and no
 other. Floor, by the bytes: 64 of its row, 128 of the flow, 64 of the bucket's line. When the flows fit no cache, the
@@ -258,13 +259,14 @@ cdef class Table:
     cdef int32_t[3] newest
     cdef int32_t free_slot
     cdef int32_t size_max
+    cdef int32_t peak           # slots that were ever in use; the memory of the others is not touched
     cdef uint64_t mask
     cdef uint64_t seed
     cdef uint64_t serials
     cdef readonly uint64_t evicted
     cdef readonly int32_t size
     cdef bint quiet_flows
-    cdef bint quiet_exchanges
+    cdef int quiet_exchanges    # of those that the initiator leads: 0 tells each, 1 a flow's first, 2 none
     cdef list told
     cdef Closed *dull
     cdef size_t dull_used
@@ -273,7 +275,7 @@ cdef class Table:
     cdef const Packet *packets
     cdef Py_ssize_t packets_size
 
-    def __cinit__(self, int size_max, uint64_t seed=0, *, bint quiet_flows=False, bint quiet_exchanges=False):
+    def __cinit__(self, int size_max, uint64_t seed=0, *, bint quiet_flows=False, int quiet_exchanges=0):
         cdef int32_t i
         cdef uint64_t buckets = 16
         if size_max < 1 or size_max > 1 << 24:
@@ -340,11 +342,12 @@ cdef class Table:
         return told
 
     def loud(self):
-        """From now on tell of all that there is, and of every flow that is open."""
+        """From now on tell of every flow, and of the first exchange of each; and now of those that are open."""
         cdef int32_t slot
         order = []
-        self.quiet_flows = self.quiet_exchanges = False
-        for slot in range(self.size_max):
+        self.quiet_flows = False
+        self.quiet_exchanges = min(self.quiet_exchanges, 1)
+        for slot in range(self.peak):
             if self.flows[slot].used and self.flows[slot].queue != QUEUE_CLOSED:
                 order.append((self.colds[slot].serial, slot))
         for _, slot in sorted(order):
@@ -381,7 +384,7 @@ cdef class Table:
         """Close everything, in the order it was opened."""
         cdef int32_t slot
         order = []
-        for slot in range(self.size_max):
+        for slot in range(self.peak):
             if self.flows[slot].used:
                 order.append((self.colds[slot].serial, slot))
         for _, slot in sorted(order):
@@ -535,6 +538,8 @@ cdef class Table:
         else:
             slot = self.size
         self.size += 1
+        if self.size > self.peak:
+            self.peak = self.size
         return slot
 
     cdef int name(self, int32_t slot) except -1:
@@ -881,7 +886,8 @@ cdef class Table:
         if flow.asker:
             flow.marks |= LED
         elif self.quiet_exchanges and flow.protocol == TCP and not flow.marks & LED:
-            return 0
+            if self.quiet_exchanges == 2 or cold.answered > 1:
+                return 0
         self.name(slot)
         self.say((EXCHANGE, time_ns, slot, flow.asker,
                   time_ns - cold.question_ns if time_ns > cold.question_ns else 0,

@@ -96,7 +96,11 @@ cdef extern from *:
     uint32_t load_acquire "gpuguard_load_acquire"(const uint32_t* p) noexcept nogil
     void store_release "gpuguard_store_release"(uint32_t* p, uint32_t v) noexcept nogil
 
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(object)
+
 cdef enum:
+    POOL_MAX = 4
     SETS = 1024
     WAYS = 8
     MESSAGE_MAX = 16384
@@ -940,6 +944,7 @@ cdef class Parser:
 
     cdef Parse s
     cdef object rows
+    cdef list pool
 
     def __cinit__(self, *, int rows_max=8192, uint64_t seed=0, bint brief=False):
         if rows_max < 1:
@@ -948,6 +953,7 @@ cdef class Parser:
         self.s.rows_max = rows_max
         self.s.seed = seed
         self.s.brief = brief
+        self.pool = []
         self.s.facts = <FactNote*>malloc(FACTS_MAX * sizeof(FactNote))
         self.s.arena = <uint8_t*>malloc(ARENA_BYTES)
         self.s.scratch = <uint8_t*>malloc(MESSAGE_MAX)
@@ -969,7 +975,15 @@ cdef class Parser:
         free(self.s.streams)
 
     cdef _fresh(self):
-        self.rows = np.empty(self.s.rows_max, dtype=PACKET)
+        """Begin new rows, in old ones that nobody has any more: fresh pages cost more than writing to them."""
+        self.rows = None
+        for rows in self.pool:
+            if Py_REFCNT(rows) == 2:  # the pool's own and this loop's
+                self.rows = rows
+                break
+        if self.rows is None:
+            self.rows = np.empty(self.s.rows_max, dtype=PACKET)
+            self.pool = [self.rows, *self.pool[:POOL_MAX - 1]]
         self.s.rows = <Row*><size_t>self.rows.ctypes.data
         self.s.used = 0
         self.s.facts_used = 0

@@ -65,7 +65,7 @@ def signed(value: int) -> int:
 
 
 class Table:
-    def __init__(self, size_max: int, seed: int = 0, *, quiet_flows=False, quiet_exchanges=False) -> None:
+    def __init__(self, size_max: int, seed: int = 0, *, quiet_flows=False, quiet_exchanges=0) -> None:
         self.quiet_flows, self.quiet_exchanges = quiet_flows, quiet_exchanges
         self.size_max = size_max
         self.flows: dict[tuple, Flow] = {}  # in order of opening
@@ -100,7 +100,7 @@ class Table:
         return flow.slot if flow.named else -1
 
     def loud(self):
-        self.quiet_flows = self.quiet_exchanges = False
+        self.quiet_flows, self.quiet_exchanges = False, min(self.quiet_exchanges, 1)
         for flow in self.flows.values():
             if flow.queue != SHUT:
                 self.name(flow)
@@ -300,7 +300,8 @@ class Table:
             if flow.question_bytes <= 512 and size <= 512:
                 flow.answered += 1
                 flow.led |= flow.asker == 1
-                if not self.quiet_exchanges or flow.key[1] != TCP or flow.led:
+                first = self.quiet_exchanges == 1 and flow.answered == 1
+                if not self.quiet_exchanges or first or flow.key[1] != TCP or flow.led:
                     self.tell_exchange(flow, size, time_ns)
         elif flow.talk_ns is not None and time_ns - flow.talk_ns > silence:
             flow.sides[number].first += 1

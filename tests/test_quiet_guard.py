@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gpuguard._packets import Parser
 from gpuguard.core.events import FlowReport, FlowReports
+from gpuguard.core.flows import FlowTable
 from gpuguard.core.guard import Guard, reports, unspoken_verdicts
 from gpuguard.core.names import may_carry
 from gpuguard.core.observations import FlowsClosed
@@ -43,6 +44,8 @@ def spread(events):
 
 def judged(blocks, *, quiet):
     guard = Guard(quiet=quiet)
+    if not quiet:
+        guard._flows = FlowTable()  # which tells of every exchange as well
     events, now_ns = [], 0
     for block in blocks:
         if isinstance(block, Packets):

@@ -103,10 +103,14 @@ class _Conversation:
 
 
 class FlowTable:
-    """All conversations seen, at most ``size_max``; the same packets give the same observations, however cut."""
+    """All conversations seen, at most ``size_max``; the same packets give the same observations, however cut.
 
-    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False) -> None:
-        self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=quiet)
+    ``quiet``: dull flows by the row. ``exchanges`` of TCP that the initiator leads, before the responder led any: 0
+    tells each, 1 the first of a flow, 2 none.
+    """
+
+    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: int = 0) -> None:
+        self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=exchanges)
         self._conversations: dict[int, _Conversation] = {}
 
     def __len__(self) -> int:
@@ -137,7 +141,7 @@ class FlowTable:
         return seen + self._observe(table.tell())
 
     def loud(self) -> Seen:
-        """Tell of every flow from now on, and of those that are open."""
+        """Tell of every flow and its first exchange from now on, and of those that are open."""
         return self._observe(self._table.loud())
 
     def tick(self, time_ns: int) -> Seen:

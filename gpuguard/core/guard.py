@@ -102,7 +102,7 @@ class Guard:
         self.incidents = Incidents()
         self._policy = policy
         self._mode: Literal["observe", "enforce"] = mode
-        self._flows = FlowTable(quiet=quiet)
+        self._flows = FlowTable(quiet=quiet, exchanges=2 if quiet else 1)
         self._quiet = quiet
         self._detectors = new_detectors(signatures)
         self._onlookers: list[Detector] = [one for one in self._detectors if isinstance(one, Onlooker)]

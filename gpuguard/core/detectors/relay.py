@@ -14,6 +14,7 @@ amounts. A load balancer or proxy of this host is entered from outside: its oute
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gpuguard.core.evidence import Evidence
@@ -162,6 +163,7 @@ def _evidence(seen: Sockets, outer: _Outer, kind: str, nats: float, text: str) -
     )
 
 
+@lru_cache(maxsize=16_384)
 def _is_private(address: str) -> bool:
     """Return whether an address is this host's or its site's: loopback, RFC 1918, RFC 4193, link-local."""
     one = ipaddress.ip_address(address)

@@ -72,13 +72,13 @@ _SPOTS = ("pasted scripts that answer with files only", "commands paced by a tim
 class _Led:
     """What is known of one flow."""
 
-    __slots__ = ("base_far", "base_near", "chaff", "led", "near", "pairs", "seen", "slow", "times_ns", "told", "tunnel",
-                 "undo")
+    __slots__ = ("answered", "base_far", "base_near", "chaff", "led", "near", "pairs", "slow", "times_ns", "told",
+                 "tunnel", "undo")
 
     def __init__(self) -> None:
         self.led = 0
         self.near = 0
-        self.seen = False
+        self.answered = 0
         self.slow = 0
         self.chaff = 0
         self.tunnel = 0.0
@@ -122,10 +122,9 @@ class Detector:
             # What this host leads is no news, but it counts against a lead of the far side later on.
             known = self._of(item.flow)
         led = known or self._of(item.flow)
-        if not led.seen:
-            # A quiet table does not tell of what this host led before the far side first did.
-            led.near += item.answered - 1
-            led.seen = True
+        # The table does not tell of each that this host leads before the far side does, but counts it.
+        led.near += item.answered - led.answered - 1
+        led.answered = item.answered
         if item.first == "initiator":
             led.near += 1
         elif not self._at_once(item):
