@@ -166,7 +166,9 @@ cdef class Decoder:
                 held = self.straight(code, n, kernel, windows, sums, runs)
             if not held:
                 raise MemoryError
-            loops, spans = self.bodies(code, windows, sums, runs) if parts else (windows[:0], np.empty((0, 2), np.uint32))
+            loops, spans = windows[:0], np.empty((0, 2), np.uint32)
+            if parts:
+                loops, spans = self.bodies(code, windows, sums, runs)
         finally:
             free(sums)
             free(runs)

@@ -101,7 +101,7 @@ class RecordingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The recorder."""
 
     directory: Annotated[
-        str, Meta(pattern=NAME, description="name of the folder of recordings, in the guard's state folder; empty: none")
+        str, Meta(pattern=NAME, description="folder of recordings, a name in the guard's state folder; empty: none")
     ] = ""
     file_bytes_max: Annotated[
         int, Meta(ge=64 * _KIB, description="a file that would grow above this is closed and a new one begun, in bytes")
