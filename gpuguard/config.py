@@ -134,6 +134,9 @@ class ActionSettings(Struct, frozen=True, forbid_unknown_fields=True):
     grace_s: Annotated[
         float, Meta(ge=0, le=600, description="time between SIGTERM and SIGKILL, in seconds")
     ] = 10.0
+    launches_per_s: Annotated[
+        float, Meta(gt=0, le=1e6, description="kernel launches a second that throttle leaves to each process")
+    ] = 100.0
     protected_executables: Annotated[
         tuple[str, ...], Meta(description="names of host daemons never to act on, beside the built-in ones")
     ] = ()

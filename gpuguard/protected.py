@@ -53,6 +53,7 @@ def limits_of(settings: ActionSettings) -> Limits:
         kills_per_hour=settings.kills_per_hour,
         ttl_s_max=settings.ttl_s_max,
         grace_s=settings.grace_s,
+        launches_per_s=settings.launches_per_s,
         protected_executables=(*DAEMONS, *settings.protected_executables),
         protected_cgroups=settings.protected_cgroups,
     )
