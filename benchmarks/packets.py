@@ -180,7 +180,7 @@ def table(path: Path) -> None:
     for block in read_capture(path, brief=True):
         if isinstance(block, Packets):
             flows.run(block.rows, 0, len(block.rows), 0)
-            now_ns = max(now_ns, int(block.rows["time_ns"].max()))
+            now_ns = max(now_ns, block.time_ns)
             flows.tick(now_ns)
     flows.close(now_ns)
 

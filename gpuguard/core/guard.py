@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from gpuguard.core.evidence import Evidence
     from gpuguard.core.signatures import Signature
 
 GAPS_MAX = 16
@@ -150,7 +149,10 @@ class Guard:
         asked = self._onlookers if isinstance(item, FlowsClosed) else self._detectors
         for detector in list(asked):
             try:
-                weighed = _ask(detector, item, self.host)
+                if isinstance(item, FlowsClosed):
+                    weighed = cast("Onlooker", detector).look(item, self.host)
+                else:
+                    weighed = detector.receive(item, self.host)
             except Exception as error:  # noqa: BLE001 one blind detector must not blind the others; it is told, once
                 self._detectors.remove(detector)
                 self._onlookers = [one for one in self._onlookers if one is not detector]
@@ -418,12 +420,6 @@ def _unspoken(closed: FlowClosed) -> Standing:
     if closed.packets >= LOOKED_PACKETS and both and closed.flow.initiator_known:
         standing.verdict = "clear"
     return standing
-
-
-def _ask(detector: Detector, item: Block | Observation | FlowsClosed, host: Host) -> list[Evidence]:
-    if isinstance(item, FlowsClosed):
-        return cast("Onlooker", detector).look(item, host)
-    return detector.receive(item, host)
 
 
 def _failed(detector: Detector, item: Block | Observation | FlowsClosed, error: Exception) -> Gap:
