@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
 import pkgutil
@@ -521,6 +522,7 @@ def _addresses() -> tuple[str, ...]:
         one.address.partition("%")[0] for each in interfaces.values() for one in each if one.family in families}))
 
 
+@functools.cache
 def _sensor_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(sensors.__path__))
 

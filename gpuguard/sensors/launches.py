@@ -600,6 +600,10 @@ class LaunchDeltas:
         A row that was deleted and made anew has another ``first_ns`` and counts from zero. The first launch since the
         last read is known exactly for a new row only; else it is taken to lie where even spacing would put it.
         """
+        if not len(keys):  # most hosts, most of the time
+            self._before.clear()
+            self._read_ns = boot_ns
+            return np.zeros(0, LAUNCH)
         touched = values["last_ns"] >= self._read_ns - SLACK_NS
         keys, values, all_keys = keys[touched], values[touched].copy(), keys
         before = np.zeros(len(keys), VALUE)
