@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from gpuguard.code.scanning import NoWorker, Target, scan_as_they_come
+from gpuguard.code.scanning import Target, scan_as_they_come
 from gpuguard.code.verdicts import ACCUSED, FileVerdict, KernelVerdict
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import KernelCode, ModuleVerdict
@@ -35,16 +35,13 @@ class CodeEye:
         self._finished: queue.SimpleQueue[ModuleVerdict] = queue.SimpleQueue()
         self._known: BoundedTable[str, None] = BoundedTable(KNOWN_MAX)
         self._thread: threading.Thread | None = None
-        self._failed = ""
+        self._at_hand = ""
 
     def give(self, sha256: str, descriptor: int) -> None:
         """Hand in an image by a descriptor that stays the caller's; one that was seen before is not judged again."""
         if sha256 in self._known:
             return
         self._known[sha256] = None
-        if self._failed:
-            self._finished.put(_unjudged(sha256, self._failed))
-            return
         own = os.dup(descriptor)
         os.lseek(own, 0, os.SEEK_SET)
         try:
@@ -76,6 +73,7 @@ class CodeEye:
             sha256, descriptor = self._waiting.get()
             if descriptor == _STOP:
                 return
+            self._at_hand = sha256
             yield Target(sha256, descriptor=descriptor)
 
     def _work(self) -> None:
@@ -90,12 +88,18 @@ class CodeEye:
                         accused = []
                     case _:
                         pass
-        except (NoWorker, OSError) as error:
-            self._failed = f"the code eye is closed: {error}"
-            while not self._waiting.empty():
-                sha256, descriptor = self._waiting.get()
+        except Exception as error:  # noqa: BLE001 whatever ends the reading, each image without a verdict is told
+            self._refuse(f"the code eye is closed: {error}")
+
+    def _refuse(self, reason: str) -> None:
+        """Say of the image at hand, and of every one that comes, that it was not judged."""
+        sha256, descriptor = self._at_hand, -2
+        while descriptor != _STOP:
+            if sha256:
+                self._finished.put(_unjudged(sha256, reason))
+            sha256, descriptor = self._waiting.get()
+            if descriptor != _STOP:
                 os.close(descriptor)
-                self._finished.put(_unjudged(sha256, self._failed))
 
 
 def _kernel(said: KernelVerdict) -> KernelCode:

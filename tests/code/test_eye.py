@@ -65,11 +65,13 @@ def test_what_does_not_fit_is_said_to_be_unjudged(code_eye, monkeypatch):
     assert all("wait already" in one.reason for one in said)
 
 
-def test_without_a_worker_the_eye_is_closed_and_says_so(code_eye, monkeypatch):
+def test_without_a_worker_the_eye_is_closed_and_says_so_of_every_image(code_eye, monkeypatch):
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     give(code_eye, "first", b"x")
-    deadline = time.monotonic() + 20
-    while not code_eye._failed and time.monotonic() < deadline:
-        time.sleep(0.01)
     give(code_eye, "second", b"x")
-    assert all("code eye is closed" in one.reason for one in code_eye.take())
+    said = wait_for(code_eye, 2)
+    assert [one.sha256 for one in said] == ["first", "second"]
+    give(code_eye, "third", b"x")
+    said += wait_for(code_eye, 1)
+    assert len(said) == 3
+    assert all("code eye is closed" in one.reason for one in said)
