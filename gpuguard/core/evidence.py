@@ -6,11 +6,14 @@ counter-evidence. What was not seen weighs nothing: unknown is never innocence.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
 from gpuguard.core.subjects import Subject
+
+if TYPE_CHECKING:
+    from gpuguard.core.observations import FlowUse
 
 EvidenceClass = Literal["network", "launch", "code", "counter", "process", "toolcall", "external"]
 
@@ -34,3 +37,19 @@ class Evidence(Struct, frozen=True):
     start_ns: int
     carrier: str = ""
     blind_spots: tuple[str, ...] = ()
+
+
+def of_use(use: FlowUse, label: str) -> Evidence:
+    """Return what the protocol's own state says of a flow as evidence for a label, with the weight it was given."""
+    return Evidence(
+        time_ns=use.time_ns,
+        subject=use.flow,
+        label=label,
+        evidence_class="network",
+        kind=use.use,
+        nats=use.nats,
+        text=use.text,
+        start_ns=use.start_ns,
+        carrier=use.carrier,
+        blind_spots=use.blind_spots,
+    )

@@ -186,6 +186,10 @@ class Host:
             return True
         return (netns, address) in self._local
 
+    def is_inbound(self, flow: FlowId) -> bool:
+        """Return whether a flow was opened from elsewhere to this host: what its initiator does is not done here."""
+        return self.is_local(flow.netns, flow.responder) and not self.is_local(flow.netns, flow.initiator)
+
     def socket(self, flow: FlowId, *, initiator: bool) -> Socket | None:
         """Return the socket of one end of a flow, None if it was not seen since the flow began."""
         near = (flow.initiator, flow.initiator_port)

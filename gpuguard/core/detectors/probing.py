@@ -218,7 +218,7 @@ class Detector:
             self._answered(flow, host)
         elif flow in self._judged:
             self._judged.pop(flow)
-        elif flow.initiator_known and _is_target(flow.responder) and not _comes_in(flow, host):
+        elif flow.initiator_known and _is_target(flow.responder) and not host.is_inbound(flow):
             return self._failed(flow, item.time_ns, host)
         self._drop(flow)
         return []
@@ -320,7 +320,3 @@ def _is_target(address: str) -> bool:
     """Return whether an address is one machine's: not a group's or everybody's."""
     one = ipaddress.ip_address(address)
     return not (one.is_multicast or one.is_unspecified or one.is_loopback or address == "255.255.255.255")
-
-
-def _comes_in(flow: FlowId, host: Host) -> bool:
-    return host.is_local(flow.netns, flow.responder) and not host.is_local(flow.netns, flow.initiator)

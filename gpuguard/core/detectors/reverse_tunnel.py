@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuguard.core.evidence import Evidence
+from gpuguard.core.evidence import Evidence, of_use
 from gpuguard.core.observations import FlowUse
 
 if TYPE_CHECKING:
@@ -31,17 +31,6 @@ class Detector:
         if not isinstance(item, FlowUse) or item.use not in _KINDS or item.nats <= 0:
             return []
         flow = item.flow
-        if host.is_local(flow.netns, flow.responder) and not host.is_local(flow.netns, flow.initiator):
+        if host.is_inbound(flow):
             return []
-        return [Evidence(
-            time_ns=item.time_ns,
-            subject=flow,
-            label="ssh-reverse-tunnel",
-            evidence_class="network",
-            kind=item.use,
-            nats=item.nats,
-            text=item.text,
-            start_ns=item.start_ns,
-            carrier=item.carrier,
-            blind_spots=item.blind_spots,
-        )]
+        return [of_use(item, "ssh-reverse-tunnel")]

@@ -88,7 +88,7 @@ class Detector:
         guess = min(sizes) >= KEY_EXCHANGE_BYTES and max(sizes) <= GUESS_BYTES_MAX and item.reason == "closed"
         if let_in or not guess or not flow.initiator_known:
             return []
-        if host.is_local(flow.netns, flow.responder) and not host.is_local(flow.netns, flow.initiator):
+        if host.is_inbound(flow):
             return []
         key = (flow.netns, flow.initiator)
         source = self._sources.get(key)

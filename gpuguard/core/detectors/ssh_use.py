@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuguard.core.evidence import Evidence
+from gpuguard.core.evidence import Evidence, of_use
 from gpuguard.core.labels import LABELS
 from gpuguard.core.observations import FlowUse
 
@@ -27,18 +27,6 @@ class Detector:
         if not isinstance(item, FlowUse) or item.use not in LABELS or item.nats <= 0:
             return []
         flow = item.flow
-        if LABELS[item.use].accuses and not host.is_local(flow.netns, flow.initiator) and host.is_local(
-                flow.netns, flow.responder):
+        if LABELS[item.use].accuses and host.is_inbound(flow):
             return []
-        return [Evidence(
-            time_ns=item.time_ns,
-            subject=flow,
-            label=item.use,
-            evidence_class="network",
-            kind=item.use,
-            nats=item.nats,
-            text=item.text,
-            start_ns=item.start_ns,
-            carrier=item.carrier,
-            blind_spots=item.blind_spots,
-        )]
+        return [of_use(item, item.use)]

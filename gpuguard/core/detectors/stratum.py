@@ -62,8 +62,7 @@ class Detector:
     def _line(self, item: StratumSeen, host: Host) -> list[Evidence]:
         near, far = (item.source, item.source_port), (item.destination, item.destination_port)
         flow = self._flows.get((item.netns, *near, *far)) or self._flows.get((item.netns, *far, *near))
-        if flow is None or (host.is_local(flow.netns, flow.responder) and not host.is_local(
-                flow.netns, flow.initiator)):
+        if flow is None or host.is_inbound(flow):
             return []
         by_far = near == (flow.responder, flow.responder_port)
         return [Evidence(
