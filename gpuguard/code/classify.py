@@ -123,6 +123,22 @@ class Model(NamedTuple):
     part: Calibration
 
 
+class Kernels(NamedTuple):
+    """Kernels and their parts as arrays: what a scan judges, many at a time.
+
+    ``counts`` and ``parts`` are rows of `opcodes.COLUMNS`, of kernels and of the parts that can be judged, kernel by
+    kernel; ``part_ends[i]`` is where those of kernel i end. ``part_firsts`` are their first instructions, and
+    ``part_loops`` says which are loops and no windows. ``tables`` are the distinct words found, by table.
+    """
+
+    counts: np.ndarray  # any numbers [kernels, COLUMNS]
+    tables: Sequence[Mapping[str, int]]
+    parts: np.ndarray  # any numbers [parts, COLUMNS]
+    part_ends: np.ndarray  # int64[kernels]
+    part_firsts: np.ndarray  # int64[parts]
+    part_loops: np.ndarray  # bool[parts]
+
+
 class Facts(NamedTuple):
     """What is used of a row, checked: counts, constants, and its parts as (kind, first instruction, counts)."""
 
@@ -130,7 +146,6 @@ class Facts(NamedTuple):
     opcodes: Mapping[str, int]
     derived: Mapping[str, int]
     tables: Mapping[str, int]
-    unknown_ratio: float
     parts: Sequence[tuple[str, int, Mapping[str, int], Mapping[str, int]]] = ()
 
 
@@ -178,9 +193,11 @@ def read(row: KernelRow | Mapping[str, Any]) -> Facts | str:
     total = sum(facts.opcodes.values())
     if total != facts.n_instr:
         return f"could not be read: {facts.n_instr} instructions, but {total} counted"
-    if facts.n_instr < INSTRUCTIONS_MIN:
-        return f"too short to judge: {facts.n_instr} instructions"
-    return facts
+    return _too_short(facts.n_instr) if facts.n_instr < INSTRUCTIONS_MIN else facts
+
+
+def _too_short(total: float) -> str:
+    return f"too short to judge: {total:.0f} instructions"
 
 
 def _of_struct(row: KernelRow) -> Facts:
@@ -188,20 +205,13 @@ def _of_struct(row: KernelRow) -> Facts:
              for one in row.windows[:_PARTS_MAX] if one.n_instr >= PART_INSTRUCTIONS_MIN and one.is_judgeable()]
     own = _checked(row.opcodes)
     return Facts(row.n_instr, own, _checked(row.derived),
-                 _most(_checked(row.known_const_imm), _checked(row.known_const_module)), _unknown_ratio(own), parts)
+                 _most(_checked(row.known_const_imm), _checked(row.known_const_module)), parts)
 
 
 def _of_columns(row: Mapping[str, Any]) -> Facts:
     tables = _most(_counts(row.get("known_const_imm") or ""), _counts(row.get("known_const_module") or ""))
     own = _counts(row["opcodes"])
-    return Facts(opcodes.checked(int(row["n_instr"])), own, _counts(row["derived"]), tables, _unknown_ratio(own))
-
-
-def _unknown_ratio(own: Mapping[str, int]) -> float:
-    return sum(count for name, count in own.items() if name not in _KNOWN) / max(sum(own.values()), 1)
-
-
-_KNOWN = frozenset(opcodes.MNEMONICS)
+    return Facts(opcodes.checked(int(row["n_instr"])), own, _counts(row["derived"]), tables)
 
 
 def _counts(value: Any) -> Mapping[str, int]:
@@ -236,47 +246,75 @@ def _most(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
 def judge(batch: Sequence[Facts | str], trained: Model, prior: float, backend: str) -> list[CodeVerdict]:
     """Return the verdicts of a batch that `read` made."""
     good = [one for one in batch if not isinstance(one, str)]
-    table = opcodes.counts([(one.opcodes, one.derived) for one in good])
-    scores = opcodes.scores(opcodes.features(table, backend), trained.forest, backend).tolist()
-    parts = best_parts(good, trained, backend)
-    judged = iter([_verdict(facts, counts, trained, score, part, prior)
-                   for facts, counts, score, part in zip(good, table, scores, parts, strict=True)])
+    judged = iter(judge_kernels(_arrays(good), trained, prior, backend))
     return [_unknown(one, prior) if isinstance(one, str) else next(judged) for one in batch]
+
+
+def _arrays(good: Sequence[Facts]) -> Kernels:
+    parts = [part for facts in good for part in facts.parts]
+    return Kernels(
+        counts=opcodes.counts([(one.opcodes, one.derived) for one in good]), tables=[one.tables for one in good],
+        parts=opcodes.counts([(counts, derived) for _, _, counts, derived in parts]),
+        part_ends=np.cumsum([len(one.parts) for one in good], dtype=np.int64),
+        part_firsts=np.array([first for _, first, *_ in parts], np.int64),
+        part_loops=np.array([kind == "loop" for kind, *_ in parts], bool))
+
+
+def judge_kernels(kernels: Kernels, trained: Model | None = None, prior: float = PRIOR,
+                  backend: str = "auto") -> list[CodeVerdict]:
+    """Return a verdict for each kernel, in their order: `classify` for who has arrays."""
+    trained = trained or model()
+    whole = trained.whole.slope * _scores(kernels.counts, trained.forest, backend) + trained.whole.intercept
+    best = best_parts(kernels, trained, backend)
+    totals, unknown = kernels.counts[:, 0].tolist(), kernels.counts[:, 1].tolist()
+    return [_verdict(kernels, i, total, few / max(total, 1), nats, part, trained, prior)
+            for i, (total, few, nats, part) in enumerate(zip(totals, unknown, whole.tolist(), best, strict=True))]
+
+
+def _scores(table: np.ndarray, forest: Forest, backend: str) -> np.ndarray:
+    """Return the score of each row, so many at a time that what is held beside the table stays small."""
+    out = np.zeros(len(table))
+    for first in range(0, len(table), BATCH_ROWS):
+        some = table[first:first + BATCH_ROWS].astype(np.float64)
+        out[first:first + BATCH_ROWS] = opcodes.scores(opcodes.features(some, backend), forest, backend)
+    return out
 
 
 def _unknown(reason: str, prior: float) -> CodeVerdict:
     return CodeVerdict("unknown", prior, 0.0, (reason,))
 
 
-def best_parts(good: Sequence[Facts], trained: Model, backend: str) -> list[tuple[float, str] | None]:
+def best_parts(kernels: Kernels, trained: Model, backend: str) -> list[tuple[float, str] | None]:
     """Return the weight and place of each kernel's most suspicious part, None for a kernel without parts.
 
     The best of k parts is high by chance more often than one is, at most k times as often: ln k is taken off.
     """
+    scores = _scores(kernels.parts, trained.forest, backend)
     out: list[tuple[float, str] | None] = []
-    for facts in good:
+    first = 0
+    for end in kernels.part_ends.tolist():
         best = None
-        for first in range(0, len(facts.parts), BATCH_ROWS):
-            some = facts.parts[first:first + BATCH_ROWS]
-            table = opcodes.counts([(counts, derived) for _, _, counts, derived in some])
-            scores = opcodes.scores(opcodes.features(table, backend), trained.forest, backend)
-            top = int(np.argmax(scores))
-            if best is None or scores[top] > best[0]:
-                best = float(scores[top]), f"{some[top][0]} at instruction {some[top][1]}"
-        if best is not None:
-            best = trained.part.nats(best[0]) - math.log(len(facts.parts)), best[1]
+        if end > first:
+            top = first + int(np.argmax(scores[first:end]))
+            kind = "loop" if kernels.part_loops[top] else "window"
+            best = (trained.part.nats(float(scores[top])) - math.log(end - first),
+                    f"{kind} at instruction {kernels.part_firsts[top]}")
         out.append(best)
+        first = end
     return out
 
 
-def _verdict(facts: Facts, counts: np.ndarray, trained: Model, score: float, part: tuple[float, str] | None,
-             prior: float) -> CodeVerdict:
-    hits = table_hits(facts.tables)
-    if facts.unknown_ratio > UNKNOWN_RATIO_MAX:
+def _verdict(kernels: Kernels, i: int, total: float, unknown_ratio: float, nats: float,
+             part: tuple[float, str] | None, trained: Model, prior: float) -> CodeVerdict:
+    """Return the verdict on kernel ``i``; ``nats`` is what its whole mix weighs."""
+    tables = kernels.tables[i]
+    if total < INSTRUCTIONS_MIN:
+        return _unknown(_too_short(total), prior)
+    hits = table_hits(tables) if tables else []
+    if unknown_ratio > UNKNOWN_RATIO_MAX:
         if not hits:
-            return _unknown(f"refused to judge: {facts.unknown_ratio:.1%} of its opcodes are unknown", prior)
-        return _by_tables(facts, hits, (), prior, None)
-    nats = trained.whole.nats(score)
+            return _unknown(f"refused to judge: {unknown_ratio:.1%} of its opcodes are unknown", prior)
+        return _by_tables(tables, hits, (), prior, None)
     accused = nats >= trained.whole.accuse_nats
     mix = [f"instruction mix of the whole kernel: {nats:+.1f} nats"]
     if part is not None:
@@ -284,18 +322,20 @@ def _verdict(facts: Facts, counts: np.ndarray, trained: Model, score: float, par
         accused = accused or part[0] >= trained.part.accuse_nats
         nats = max(nats, part[0])
     if hits:
-        return _by_tables(facts, hits, mix, prior, nats)
-    grey = grey_class(facts.tables, counts, accused=accused, suspicious=nats > 0)
-    if grey is not None:
-        return CodeVerdict(f"grey:{grey[0]}", _probability(min(nats, 0.0), prior), 0.0, (grey[1], *mix), nats)
+        return _by_tables(tables, hits, mix, prior, nats)
+    if tables or nats > 0:
+        grey = grey_class(tables, kernels.counts[i], accused=accused, suspicious=nats > 0)
+        if grey is not None:
+            return CodeVerdict(f"grey:{grey[0]}", _probability(min(nats, 0.0), prior), 0.0, (grey[1], *mix), nats)
     weight = min(nats, MIX_NATS_MAX) if accused else 0.0
     return CodeVerdict("mining" if accused else "benign", _probability(nats, prior), weight, tuple(mix), nats)
 
 
-def _by_tables(facts: Facts, hits: Sequence[str], mix: Sequence[str], prior: float, nats: float | None) -> CodeVerdict:
+def _by_tables(tables: Mapping[str, int], hits: Sequence[str], mix: Sequence[str], prior: float,
+               nats: float | None) -> CodeVerdict:
     """Return the verdict on a kernel with the words of a hash. The mix adds to the probability, not to the weight."""
     label = "cracking" if all(TABLES[name].label == "cracking" for name in hits) else "mining"
-    found = [f"{facts.tables[name]} distinct words of {TABLES[name].text}" for name in hits]
+    found = [f"{tables[name]} distinct words of {TABLES[name].text}" for name in hits]
     return CodeVerdict(label, _probability(TABLE_NATS_MAX + max(nats or 0.0, 0.0), prior), TABLE_NATS_MAX,
                        (*found, *mix), nats)
 
