@@ -192,7 +192,12 @@ class ModuleVerdict(Struct, frozen=True, tag="module_verdict"):
 
 
 class Device(Struct, frozen=True, tag="device_info"):
-    """What does not change while the driver is loaded. None: the driver does not say."""
+    """What a device is and under which limits it is read; told again whenever that changes. None: not said.
+
+    A MIG instance is a device of its own, with its parent's uuid and index. ``virtualization_mode`` is NVML's
+    (none, passthrough, vgpu, host_vgpu, host_vsga), "" if not told; ``confidential_compute`` means that performance
+    counters are off unless ``devtools_mode`` is on.
+    """
 
     time_ns: int
     uuid: str
@@ -202,10 +207,72 @@ class Device(Struct, frozen=True, tag="device_info"):
     power_limit_w: float | None = None
     sm_clock_limit_hz: int | None = None
     driver_version: str = ""
+    power_limit_default_w: float | None = None
+    power_limit_max_w: float | None = None
+    memory_clock_limit_hz: int | None = None
+    architecture: str = ""
+    board_part_number: str = ""
+    vbios_version: str = ""
+    multiprocessors: int | None = None
+    nvlinks: int | None = None
+    parent_uuid: str = ""
+    gpu_instance_id: int | None = None
+    compute_instance_id: int | None = None
+    mig_mode: bool | None = None
+    virtualization_mode: str = ""
+    confidential_compute: bool | None = None
+    devtools_mode: bool | None = None
+    accounting_mode: bool | None = None
+    gpm_supported: bool | None = None
+
+
+class Gpm(Struct, frozen=True, omit_defaults=True):
+    """GPU performance metrics (nvmlGpm*, Hopper and later), the mean over the ``period_ns`` before the sample.
+
+    They are of the device or the MIG GPU instance, never of a process. Windows may overlap: the driver wants 100 ms
+    between two samples. ``*_cycles`` count since the machine started, so that nothing between two samples is missed;
+    the tensor types are those of the instructions: HMMA half precision, IMMA integer, DFMA and DMMA double.
+    """
+
+    period_ns: int
+    graphics_ratio: float | None = None
+    sm_ratio: float | None = None
+    occupancy_ratio: float | None = None
+    integer_ratio: float | None = None
+    fp64_ratio: float | None = None
+    fp32_ratio: float | None = None
+    fp16_ratio: float | None = None
+    tensor_ratio: float | None = None
+    tensor_hmma_ratio: float | None = None
+    tensor_imma_ratio: float | None = None
+    tensor_dfma_ratio: float | None = None
+    tensor_dmma_ratio: float | None = None
+    dram_ratio: float | None = None
+    pcie_tx_bytes_per_s: int | None = None
+    pcie_rx_bytes_per_s: int | None = None
+    nvlink_tx_bytes_per_s: int | None = None
+    nvlink_rx_bytes_per_s: int | None = None
+    context_switches_per_s: float | None = None
+    context_switch_ratio: float | None = None
+    sm_elapsed_cycles: int | None = None
+    sm_active_cycles: int | None = None
+    tensor_active_cycles: int | None = None
+    tensor_hmma_active_cycles: int | None = None
+    tensor_imma_active_cycles: int | None = None
+    tensor_dfma_active_cycles: int | None = None
+    tensor_dmma_active_cycles: int | None = None
+    integer_active_cycles: int | None = None
+    fp64_active_cycles: int | None = None
+    fp32_active_cycles: int | None = None
+    fp16_active_cycles: int | None = None
 
 
 class DeviceSample(Struct, frozen=True, tag="device_sample"):
-    """NVML counters of one device at one moment. None: could not be read (a `Gap` says why, once)."""
+    """NVML counters of one device at one moment. None: could not be read (a `Gap` says why, once).
+
+    ``power_w`` is what the board calls its power: a 1 s mean on Ampere and later except GA100, where the two others
+    tell the mean from the moment. Energy is the exact integral. Rates are means since the sample before.
+    """
 
     time_ns: int
     uuid: str
@@ -220,10 +287,22 @@ class DeviceSample(Struct, frozen=True, tag="device_sample"):
     pcie_tx_bytes_per_s: int | None = None
     pcie_rx_bytes_per_s: int | None = None
     throttle_reasons: int | None = None
+    power_average_w: float | None = None
+    power_instant_w: float | None = None
+    power_capped_ratio: float | None = None
+    memory_temperature_c: float | None = None
+    nvlink_tx_bytes_per_s: int | None = None
+    nvlink_rx_bytes_per_s: int | None = None
+    encoder_ratio: float | None = None
+    decoder_ratio: float | None = None
+    gpm: Gpm | None = None
 
 
 class ProcessSample(Struct, frozen=True, tag="process_sample"):
-    """What one process used of one device. ``sm_ratio`` is the mean since its last sample."""
+    """What one process used of one device. ``sm_ratio`` is the mean since its last sample.
+
+    ``uuid`` is the MIG instance's where the process runs on one.
+    """
 
     time_ns: int
     process: ProcessId
@@ -231,6 +310,26 @@ class ProcessSample(Struct, frozen=True, tag="process_sample"):
     memory_used_bytes: int | None = None
     sm_ratio: float | None = None
     memory_ratio: float | None = None
+    encoder_ratio: float | None = None
+    decoder_ratio: float | None = None
+
+
+class ProcessAccounting(Struct, frozen=True, tag="process_accounting"):
+    """What the driver's accounting says of the whole life of a process on a device; kept after it has ended.
+
+    ``process`` is None where nobody can say any more who had the pid; ``active_ns`` is the time that it held a context.
+    """
+
+    time_ns: int
+    uuid: str
+    pid: int
+    started_ns: int
+    running: bool
+    process: ProcessId | None = None
+    gpu_ratio: float | None = None
+    memory_ratio: float | None = None
+    memory_max_bytes: int | None = None
+    active_ns: int | None = None
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
@@ -388,6 +487,7 @@ Block = (
     | Device
     | DeviceSample
     | ProcessSample
+    | ProcessAccounting
     | ProcessStarted
     | ProcessExited
     | Sockets
