@@ -28,7 +28,8 @@ def check(data: bytes) -> None:
 
 
 WORDS = (b"{", b"}", b";", b"/*", b"*/", b"//", b".func (.param .b32 r) f (", b".entry e", b"= {", b"[", b"]", b"0x",
-         b"-", b"lop3.b32 %r1, %r2, %r3, %r4, 0x96;", b"shf.l.wrap.b32 %r1, %r2, %r2, 9;", b"mma.sync.aligned.m16n8k16.row",
+         b"-", b"lop3.b32 %r1, %r2, %r3, %r4, 0x96;",
+         b"shf.l.wrap.b32 %r1, %r2, %r2, 9;", b"mma.sync.aligned.m16n8k16.row",
          b"xor.b64 %rd1, %rd2, 18446744073709551615;", b"99999999999999999999999", b".const .b64 K[2] = {1, -1};",
          b"bra.uni", b"\xff", b".f16x2", b" " * 5000, b".version 8.0\n.target sm_75\n")
 
