@@ -124,16 +124,17 @@ class Model(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """Kernels and their parts as arrays: what a scan judges, many at a time.
+    """Kernels as arrays, with what the forest says of them and of their parts: what a scan judges, many at a time.
 
-    ``counts`` and ``parts`` are rows of `opcodes.COLUMNS`, of kernels and of the parts that can be judged, kernel by
-    kernel; ``part_ends[i]`` is where those of kernel i end. ``part_firsts`` are their first instructions, and
-    ``part_loops`` says which are loops and no windows. ``tables`` are the distinct words found, by table.
+    ``counts`` are rows of `opcodes.COLUMNS`; ``tables`` the distinct words found, by table. The parts that can be
+    judged stand kernel by kernel: ``part_ends[i]`` is where those of kernel i end, ``part_firsts`` are their first
+    instructions, and ``part_loops`` says which are loops and no windows.
     """
 
-    counts: np.ndarray  # any numbers [kernels, COLUMNS]
+    counts: np.ndarray  # float64[kernels, COLUMNS]
+    scores: np.ndarray  # float64[kernels]
     tables: Sequence[Mapping[str, int]]
-    parts: np.ndarray  # any numbers [parts, COLUMNS]
+    part_scores: np.ndarray  # float64[parts]
     part_ends: np.ndarray  # int64[kernels]
     part_firsts: np.ndarray  # int64[parts]
     part_loops: np.ndarray  # bool[parts]
@@ -246,50 +247,46 @@ def _most(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
 def judge(batch: Sequence[Facts | str], trained: Model, prior: float, backend: str) -> list[CodeVerdict]:
     """Return the verdicts of a batch that `read` made."""
     good = [one for one in batch if not isinstance(one, str)]
-    judged = iter(judge_kernels(_arrays(good), trained, prior, backend))
+    judged = iter(judge_kernels(_arrays(good, trained, backend), trained, prior))
     return [_unknown(one, prior) if isinstance(one, str) else next(judged) for one in batch]
 
 
-def _arrays(good: Sequence[Facts]) -> Kernels:
+def _arrays(good: Sequence[Facts], trained: Model, backend: str) -> Kernels:
+    counts = opcodes.counts([(one.opcodes, one.derived) for one in good])
     parts = [part for facts in good for part in facts.parts]
+    part_scores = np.zeros(len(parts))
+    for first in range(0, len(parts), BATCH_ROWS):
+        some = [(counts, derived) for _, _, counts, derived in parts[first:first + BATCH_ROWS]]
+        part_scores[first:first + BATCH_ROWS] = _scores(opcodes.counts(some), trained, backend)
     return Kernels(
-        counts=opcodes.counts([(one.opcodes, one.derived) for one in good]), tables=[one.tables for one in good],
-        parts=opcodes.counts([(counts, derived) for _, _, counts, derived in parts]),
-        part_ends=np.cumsum([len(one.parts) for one in good], dtype=np.int64),
+        counts=counts, scores=_scores(counts, trained, backend), tables=[one.tables for one in good],
+        part_scores=part_scores, part_ends=np.cumsum([len(one.parts) for one in good], dtype=np.int64),
         part_firsts=np.array([first for _, first, *_ in parts], np.int64),
         part_loops=np.array([kind == "loop" for kind, *_ in parts], bool))
 
 
-def judge_kernels(kernels: Kernels, trained: Model | None = None, prior: float = PRIOR,
-                  backend: str = "auto") -> list[CodeVerdict]:
+def _scores(table: np.ndarray, trained: Model, backend: str) -> np.ndarray:
+    return opcodes.scores(opcodes.features(table, backend), trained.forest, backend)
+
+
+def judge_kernels(kernels: Kernels, trained: Model, prior: float = PRIOR) -> list[CodeVerdict]:
     """Return a verdict for each kernel, in their order: `classify` for who has arrays."""
-    trained = trained or model()
-    whole = trained.whole.slope * _scores(kernels.counts, trained.forest, backend) + trained.whole.intercept
-    best = best_parts(kernels, trained, backend)
     totals, unknown = kernels.counts[:, 0].tolist(), kernels.counts[:, 1].tolist()
-    return [_verdict(kernels, i, total, few / max(total, 1), nats, part, trained, prior)
-            for i, (total, few, nats, part) in enumerate(zip(totals, unknown, whole.tolist(), best, strict=True))]
-
-
-def _scores(table: np.ndarray, forest: Forest, backend: str) -> np.ndarray:
-    """Return the score of each row, so many at a time that what is held beside the table stays small."""
-    out = np.zeros(len(table))
-    for first in range(0, len(table), BATCH_ROWS):
-        some = table[first:first + BATCH_ROWS].astype(np.float64)
-        out[first:first + BATCH_ROWS] = opcodes.scores(opcodes.features(some, backend), forest, backend)
-    return out
+    whole = (trained.whole.slope * kernels.scores + trained.whole.intercept).tolist()
+    return [_verdict(kernels, i, total, few / max(total, 1), nats, part, trained, prior) for i, (total, few, nats, part)
+            in enumerate(zip(totals, unknown, whole, best_parts(kernels, trained), strict=True))]
 
 
 def _unknown(reason: str, prior: float) -> CodeVerdict:
     return CodeVerdict("unknown", prior, 0.0, (reason,))
 
 
-def best_parts(kernels: Kernels, trained: Model, backend: str) -> list[tuple[float, str] | None]:
+def best_parts(kernels: Kernels, trained: Model) -> list[tuple[float, str] | None]:
     """Return the weight and place of each kernel's most suspicious part, None for a kernel without parts.
 
     The best of k parts is high by chance more often than one is, at most k times as often: ln k is taken off.
     """
-    scores = _scores(kernels.parts, trained.forest, backend)
+    scores = kernels.part_scores
     out: list[tuple[float, str] | None] = []
     first = 0
     for end in kernels.part_ends.tolist():
