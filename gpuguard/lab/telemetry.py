@@ -1,0 +1,484 @@
+"""A simulator of GPU counters: what training, inference, other work and mining look like where nobody recorded them.
+
+No time series of counters during mining can be had (miners publish hash rates and watts only), so this stands in for
+recordings, and every figure that rests on it is *simulated*. It was written before the detector, and it knows more
+than it shows: a job is drawn from ranges, its rhythm is laid out in time, and only then it is sampled the way a driver
+would, with smoothing, jitter and fields that the board does not have.
+
+Sources, named beside the numbers by these words:
+
+- **h100**: DCGM at 10 Hz of 8 x H100 SXM (DDP training of a 136M model, speculative decoding of an 8B model, idle).
+- **exporter**: H100 SXM training as reported in guilbaults/slurm-job-exporter#30.
+- **dvfs**: summary of the NV-DVFS set, 20 CUDA programs on a V100: 19 keep SMACT >= 0.7, all have TENSO = 0; sorting
+  networks SM .98, DRAM .1, FP32 .02-.04, occupancy .96; streaming programs DRAM .7-.87, FP32 .04-.08.
+- **watts**: watts by algorithm on an RTX 4090 (450 W): Autolykos2 183, Verthash 187, CryptoNightGPU 214, Etchash 249,
+  Cuckatoo32 273, Octopus and Skydoge 279, Kawpow 299, ZelHash 329, PyrinHash 347, Nexapow 410.
+- **pearl**: figures of Pearl miners: IMMA only, one shape, within 2 % of the board's power at stock clocks.
+- **nature**: the algorithm's own arithmetic: what it computes and fetches for each hash. Signatures of this kind are
+  hypotheses: the ranges are kept wide, and overlap with those of honest programs wherever the arithmetic does.
+- **assumed**: nothing better is known; the range is wide on purpose.
+- **evasion**: options of public miners and malware (--low-load, --gpu-intensity, -i 8..25, idle-wait, "pauses the miner
+  and clears the GPU memory"), and watts of deliberately down-clocked mining (118 W to 78 W, 142 W to 103 W).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from gpuguard.core.records import Device, DeviceSample, Gpm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECOND_NS = 1_000_000_000
+#: Everything is laid out at this step and then averaged to the rate that is asked for.
+STEP_S = 0.1
+
+Range = tuple[float, float]
+Kind = Literal["mining", "training", "inference", "compute", "idle"]
+Visible = Literal["gpm", "dcgm", "nvml"]
+
+#: Shares of the device's limit, 0..1, in the order in which they are laid out.
+SHARES = ("sm", "occupancy", "integer", "fp32", "fp64", "fp16", "hmma", "imma", "dram")
+
+
+class Board(NamedTuple):
+    """A GPU model: its limits, and what its driver tells."""
+
+    name: str
+    power_limit_w: float
+    idle_w: float
+    memory_bytes: float
+    sm_clock_limit_hz: float
+    visible: tuple[Visible, ...]
+
+
+#: Power and memory as on the vendor's data sheets; idle from h100 (68-123 W with a context), others scaled (assumed).
+#: GPM exists from Hopper on; DCGM's profiling fields on data-centre boards from Volta on; consumer boards have neither.
+BOARDS = (
+    Board("H100 SXM", 700.0, 75.0, 80e9, 1.98e9, ("gpm", "dcgm", "nvml")),
+    Board("H200 SXM", 700.0, 80.0, 141e9, 1.98e9, ("gpm", "dcgm", "nvml")),
+    Board("B200", 1000.0, 140.0, 180e9, 1.965e9, ("gpm", "dcgm", "nvml")),
+    Board("A100 SXM", 400.0, 55.0, 80e9, 1.41e9, ("dcgm", "nvml")),
+    Board("V100 SXM", 300.0, 40.0, 16e9, 1.53e9, ("dcgm", "nvml")),
+    Board("L40S", 350.0, 35.0, 48e9, 2.52e9, ("dcgm", "nvml")),
+    Board("RTX 4090", 450.0, 20.0, 24e9, 2.52e9, ("nvml",)),
+)
+
+
+class Rhythm(NamedTuple):
+    """How the work of a job is laid out in time.
+
+    A step of ``step_s`` seconds is busy for all but ``wait`` of it, when the level falls to ``rest`` of the busy one. A
+    break comes every ``break_s`` seconds on average and lasts ``break_length_s``: SMs idle, and ``copy`` bytes/s move
+    over PCIe. A phase, where ``phases_s`` says so, changes the level of everything to something between ``phase_level``
+    and 1. Zeros mean that there is none.
+    """
+
+    step_s: Range = (0.05, 0.5)
+    wait: Range = (0.0, 0.02)
+    rest: Range = (0.0, 0.5)
+    break_s: Range = (0.0, 0.0)
+    break_length_s: Range = (0.1, 2.0)
+    copy: Range = (0.0, 0.0)
+    phases_s: Range = (0.0, 0.0)
+    phase_level: float = 1.0
+
+
+class Workload(NamedTuple):
+    """One way to use a GPU. Ranges are of the busy part of a step; power is the share of the way from idle to limit."""
+
+    name: str
+    kind: Kind
+    family: str
+    sm: Range
+    occupancy: Range
+    integer: Range
+    fp32: Range
+    fp64: Range
+    fp16: Range
+    hmma: Range
+    imma: Range
+    dram: Range
+    power: Range
+    pcie: Range
+    nvlink: Range
+    memory: Range
+    rhythm: Rhythm
+
+
+ZERO = (0.0, 0.0)
+#: Counters of pipes that a program does not use still show a little: address arithmetic is integer work, loops compare.
+TRACE = (0.0, 0.01)
+#: An idle H100 with a monitor on it moves 0.6-1.0 MB/s each way, up to 4 (h100).
+HUSH = (1e5, 2e6)
+
+#: A search kernel runs for 10 ms to 1 s and is launched again at once (nature): no break, no copy but a nonce.
+SEARCH = Rhythm(step_s=(0.01, 1.0), wait=(0.0, 0.03), rest=(0.0, 0.9))
+#: Rounds of sorting or trimming, each with its own shape, for tenths of seconds to seconds (nature).
+ROUNDS = Rhythm(step_s=(0.2, 8.0), wait=(0.1, 0.5), rest=(0.4, 0.9))
+
+MINERS = (
+    # Random reads of 64 x 128 B a hash: DRAM 80-95 %, no float (nature); watts .41 to .6 of the limit (watts).
+    Workload("ethash", "mining", "memory", (.85, 1.0), (.3, .9), (.08, .4), (0., .05), ZERO, TRACE, ZERO, ZERO, (.75,
+             .95), (.35, .75), HUSH, ZERO, (.03, .5), SEARCH),
+    # Reads of 32 B of a table, one Blake2b: bound by sectors, the poorest in watts (nature, watts).
+    Workload("autolykos", "mining", "memory", (.7, 1.0), (.3, .95), (.1, .45), (0., .05), ZERO, TRACE, ZERO, ZERO,
+             (.4, .9), (.3, .6), HUSH, ZERO, (.03, .5), SEARCH),
+    # Reads of a light table and of DRAM, then a random program of integer instructions, near the cap (nature, watts).
+    Workload("kawpow", "mining", "mixed", (.9, 1.0), (.3, .8), (.4, .85), (0., .12), ZERO, TRACE, ZERO, ZERO, (.45, .9),
+             (.55, .98), HUSH, ZERO, (.04, .5), SEARCH),
+    # DAG reads and polynomials over integers, high power (nature, watts).
+    Workload("octopus", "mining", "mixed", (.85, 1.0), (.3, .8), (.3, .75), (0., .08), ZERO, TRACE, ZERO, ZERO, (.4,
+             .85), (.5, .95), HUSH, ZERO, (.06, .5), SEARCH),
+    # A 64 x 64 matrix of nibbles by dp4a between two Keccaks: integer at its most, hardly any DRAM (nature).
+    Workload("kheavyhash", "mining", "integer", (.93, 1.0), (.3, .95), (.6, .97), (0., .06), ZERO, TRACE, ZERO, ZERO,
+             (0., .03), (.5, .98), HUSH, ZERO, (.003, .03), SEARCH),
+    # Registers only: integer near its most, DRAM below 2 %, less than 500 MB (nature); SHA-256, SHA-3 and Keccak alike.
+    Workload("blake3", "mining", "integer", (.93, 1.0), (.25, .95), (.6, .98), (0., .05), ZERO, TRACE, ZERO, ZERO,
+             (0., .02), (.45, .95), HUSH, ZERO, (.002, .03), SEARCH),
+    # Lists are sorted and collided round by round: DRAM reads and writes, atomics (nature), .73 (watts).
+    Workload("equihash", "mining", "lists", (.75, 1.0), (.3, .9), (.15, .6), (0., .05), ZERO, TRACE, ZERO, ZERO, (.3,
+             .8), (.45, .9), HUSH, ZERO, (.02, .25), ROUNDS),
+    # Edges of a graph are trimmed for seconds, 7-11 GB (nature), .6 (watts).
+    Workload("cuckoo", "mining", "lists", (.75, 1.0), (.3, .9), (.1, .5), (0., .05), ZERO, TRACE, ZERO, ZERO, (.4, .9),
+             (.4, .8), HUSH, ZERO, (.06, .5), ROUNDS),
+    # A scratchpad of floats: FP32 high, as in simulation (nature), .48 (watts).
+    Workload("cryptonight-gpu", "mining", "float", (.85, 1.0), (.2, .7), (.1, .4), (.4, .85), ZERO, TRACE, ZERO, ZERO,
+             (.1, .6), (.4, .95), HUSH, ZERO, (.1, .9), SEARCH),
+    # Made for CPUs; on a GPU few threads, scratchpads of 2 MB, odd occupancy (nature).
+    Workload("randomx", "mining", "scratchpad", (.5, 1.0), (.03, .25), (.1, .5), (0., .2), (0., .15), TRACE, ZERO, ZERO,
+             (.1, .6), (.25, .6), HUSH, ZERO, (.1, .95), ROUNDS),
+    # INT8 matrix products of one shape: IMMA high, HMMA none, near the board's power (pearl); hash and noise beside it.
+    Workload("matmul-pow", "mining", "matmul", (.9, 1.0), (.12, .4), (.05, .3), (0., .08), ZERO, TRACE, (0., .005),
+             (.4, .95), (.05, .45), (.75, 1.0), HUSH, ZERO, (.005, .2), SEARCH),
+)
+
+#: A step with a wait for its gradients or its data; a checkpoint now and then goes over PCIe (h100, exporter, assumed).
+STEPS = Rhythm(step_s=(0.05, 3.0), wait=(0.03, 0.4), rest=(0.0, 0.5), break_s=(120.0, 3600.0),
+               break_length_s=(1.0, 40.0), copy=(2e8, 2e10))
+TRAINING = (
+    # sm .58-.69, tensor .17-.21, DRAM .29-.35, PCIe 65-82 MB/s, NVLink 7.5-10 GB/s, 518-588 W (h100); sm .91-.93,
+    # tensor .28, DRAM .18-.21, FP32 .05, occupancy .24, NVLink 5 GB/s, 572-602 W (exporter).
+    Workload("ddp", "training", "", (.5, .95), (.15, .4), (.05, .25), (.02, .15), ZERO, (0., .02), (.12, .6), ZERO,
+             (.15, .5), (.5, .95), (1e7, 1e9), (5e8, 3e10), (.1, .95), STEPS),
+    Workload("one-gpu", "training", "", (.4, .98), (.15, .5), (.05, .3), (.02, .3), ZERO, (0., .05), (.05, .5), ZERO,
+             (.15, .6), (.4, .95), (5e6, 1e9), ZERO, (.05, .9), STEPS),
+    # Several small steps, then one for the optimizer, where tensor cores rest: below 1 s if offloaded (h100).
+    Workload("accumulation", "training", "", (.6, .98), (.15, .45), (.05, .25), (.02, .2), ZERO, (0., .02), (.2, .6),
+             ZERO, (.15, .5), (.5, .98), (1e7, 5e8), (0., 2e10), (.3, .95),
+             STEPS._replace(step_s=(2.0, 20.0), wait=(0.03, 0.15), rest=(0.3, 0.8))),
+    # Waits for its input most of the time (assumed).
+    Workload("data-starved", "training", "", (.4, .95), (.15, .5), (.05, .3), (.02, .3), ZERO, (0., .05), (.05, .5),
+             ZERO, (.1, .5), (.3, .8), (2e7, 3e9), ZERO, (.05, .9),
+             STEPS._replace(step_s=(0.2, 5.0), wait=(.4, .9), rest=(0., .1))),
+    # Waits for other ranks: NCCL spins on the SMs, next to no tensor work, one kernel for over 90 % (launch traces).
+    Workload("nccl-wait", "training", "", (.3, .95), (.02, .2), (.02, .15), (.01, .1), ZERO, TRACE, (.01, .15), ZERO,
+             (.02, .2), (.2, .5), (5e6, 5e8), (1e8, 3e10), (.3, .95),
+             STEPS._replace(step_s=(1.0, 60.0), wait=(.3, .8), rest=(.5, 1.))),
+    # Rollouts, updates, and idle while environments run (assumed): phases of tens of seconds.
+    Workload("rl", "training", "", (.3, .95), (.1, .4), (.05, .25), (.02, .2), ZERO, (0., .05), (.05, .5), ZERO,
+             (.15, .7), (.3, .9), (1e7, 2e9), (0., 2e10), (.3, .95),
+             STEPS._replace(phases_s=(5.0, 120.0), phase_level=0.0, break_s=(60.0, 900.0))),
+    # Single precision without tensor cores: what is left of them is FP32 (assumed).
+    Workload("fp32", "training", "", (.6, .99), (.2, .6), (.1, .35), (.25, .8), ZERO, TRACE, (0., .02), ZERO, (.1, .6),
+             (.4, .98), (5e6, 5e8), (0., 1e10), (.05, .9), STEPS),
+    # Embeddings and neighbours of nodes are fetched at random: DRAM, integer, little else (a named confuser).
+    Workload("embedding", "training", "", (.5, .95), (.3, .8), (.15, .45), (.03, .2), ZERO, TRACE, (0., .15), ZERO,
+             (.4, .85), (.3, .7), (2e7, 4e9), (0., 1e10), (.3, .95), STEPS),
+)
+
+#: Requests come and go; each brings its bytes (h100: 29-33 MB/s out, 272-306 MB/s in while decoding).
+SERVING = Rhythm(step_s=(0.02, 1.0), wait=(0.05, 0.7), rest=(0.0, 0.3), break_s=(20.0, 600.0),
+                 break_length_s=(0.2, 20.0), copy=(1e7, 3e9), phases_s=(10.0, 300.0), phase_level=0.3)
+INFERENCE = (
+    # sm .2-.27, tensor .03-.05, DRAM .12-.2, 193-220 W (h100).
+    Workload("batch-1", "inference", "", (.2, .8), (.1, .35), (.03, .2), (.02, .15), ZERO, (0., .1), (.02, .15), ZERO,
+             (.15, .85), (.2, .7), (1e6, 5e8), ZERO, (.2, .95), SERVING),
+    Workload("batched", "inference", "", (.5, .98), (.1, .4), (.05, .25), (.02, .2), ZERO, (0., .1), (.1, .6), ZERO,
+             (.2, .8), (.4, .95), (5e6, 2e9), (0., 2e10), (.5, .95), SERVING._replace(wait=(0.0, 0.3))),
+    # W8A8 serving is IMMA, as matmul proof of work; attention stays HMMA (a named confuser).
+    Workload("int8", "inference", "", (.5, .98), (.1, .4), (.08, .3), (.02, .2), ZERO, (0., .1), (.01, .2), (.1, .6),
+             (.2, .8), (.4, .97), (3e6, 1e9), (0., 1e10), (.3, .95), SERVING._replace(wait=(0.0, 0.4))),
+    # Embeddings of a corpus, offline: steadier than requests are, fed over PCIe (assumed).
+    Workload("offline", "inference", "", (.6, .99), (.1, .4), (.05, .25), (.02, .2), ZERO, (0., .1), (.1, .7), (0., .3),
+             (.1, .6), (.5, .98), (5e6, 1e9), ZERO, (.1, .9), SERVING._replace(wait=(0., .2), phases_s=(0., 0.))),
+)
+
+#: Programs compute for seconds to minutes, write what they found, and go on (assumed); some run long without a word.
+RUNS = Rhythm(step_s=(0.01, 2.0), wait=(0.0, 0.2), rest=(0.0, 0.8), break_s=(3.0, 900.0), break_length_s=(0.1, 5.0),
+              copy=(5e6, 1e10))
+#: The same without a break for hours: the hardest to tell from a search (dvfs played as a constant).
+LONG = RUNS._replace(break_s=(900.0, 20_000.0), wait=(0.0, 0.05))
+COMPUTE = (
+    # Sorting networks SM .98, DRAM .1, FP32 .02-.04, occupancy .96; merge sort FP32 .12-.18 (dvfs).
+    Workload("sort", "compute", "", (.85, 1.0), (.5, .97), (.2, .7), (.02, .2), ZERO, TRACE, ZERO, ZERO, (.03, .6),
+             (.3, .8), (1e5, 1e9), ZERO, (.01, .6), RUNS),
+    Workload("sort-loop", "compute", "", (.9, 1.0), (.6, .97), (.25, .7), (.02, .08), ZERO, TRACE, ZERO, ZERO, (.03,
+             .5), (.3, .8), (1e5, 1e7), ZERO, (.01, .3), LONG),
+    # Streaming programs DRAM .7-.87, FP32 .04-.08 (dvfs): memory tests and bandwidth benchmarks among them.
+    Workload("stream", "compute", "", (.85, 1.0), (.2, .95), (.03, .3), (.03, .12), (0., .1), TRACE, ZERO, ZERO, (.5,
+             .95), (.3, .7), (1e5, 1e8), ZERO, (.02, .8), LONG),
+    Workload("fft", "compute", "", (.8, 1.0), (.3, .8), (.08, .35), (.15, .6), (0., .1), TRACE, ZERO, ZERO, (.3, .9),
+             (.4, .85), (1e5, 5e8), ZERO, (.02, .8), RUNS),
+    Workload("stencil", "compute", "", (.85, 1.0), (.3, .9), (.08, .35), (.12, .5), (0., .3), TRACE, ZERO, ZERO, (.3,
+             .9), (.4, .85), (1e5, 1e8), (0., 5e9), (.05, .9), LONG),
+    Workload("n-body", "compute", "", (.9, 1.0), (.3, .9), (.03, .25), (.4, .95), (0., .1), TRACE, ZERO, ZERO, (0., .1),
+             (.6, 1.0), (1e5, 1e7), ZERO, (.003, .2), LONG),
+    # Molecular dynamics: FP32, one frame written every few seconds to minutes (assumed).
+    Workload("folding", "compute", "", (.7, .99), (.2, .6), (.1, .35), (.25, .7), (0., .1), TRACE, (0., .02), ZERO,
+             (.05, .4), (.4, .9), (5e5, 3e7), ZERO, (.01, .2), RUNS),
+    Workload("fp64-solver", "compute", "", (.7, 1.0), (.2, .8), (.05, .3), (.01, .1), (.15, .8), TRACE, ZERO, ZERO,
+             (.02, .8), (.4, .98), (1e5, 1e9), (0., 2e10), (.05, .9), RUNS),
+    Workload("rendering", "compute", "", (.7, 1.0), (.15, .6), (.1, .4), (.15, .6), ZERO, (0., .05), (0., .1), ZERO,
+             (.1, .5), (.5, .95), (1e6, 1e9), ZERO, (.05, .9), RUNS),
+    Workload("transcoding", "compute", "", (.02, .5), (.05, .5), (.02, .2), (.01, .2), ZERO, (0., .05), (0., .05),
+             (0., .1), (.05, .3), (.1, .4), (1e7, 3e9), ZERO, (.01, .2), SERVING),
+    # Zero-knowledge provers, bigint: multiplies of long integers in bursts, witnesses over PCIe (a named confuser).
+    Workload("prover", "compute", "", (.6, 1.0), (.1, .6), (.3, .9), (.01, .1), ZERO, TRACE, ZERO, ZERO, (.05, .6),
+             (.4, .95), (5e6, 5e9), ZERO, (.05, .9), RUNS._replace(break_s=(2.0, 60.0), break_length_s=(0.5, 20.0))),
+    # Checksums, encryption and random numbers over data that comes from the host (a named confuser).
+    Workload("cipher", "compute", "", (.5, 1.0), (.3, .95), (.3, .85), (.01, .08), ZERO, TRACE, ZERO, ZERO, (.1, .7),
+             (.3, .8), (1e8, 2e10), ZERO, (.01, .3), RUNS),
+    # Hash joins and aggregation: integer and random DRAM, query by query (a named confuser).
+    Workload("database", "compute", "", (.4, .95), (.3, .9), (.15, .6), (.01, .12), (0., .1), TRACE, ZERO, ZERO, (.2,
+             .8), (.25, .7), (1e7, 1e10), ZERO, (.1, .95), RUNS._replace(wait=(.1, .6))),
+    Workload("graph", "compute", "", (.4, .98), (.2, .8), (.1, .5), (.01, .1), (0., .05), TRACE, ZERO, ZERO, (.2, .85),
+             (.25, .65), (1e5, 1e9), (0., 5e9), (.1, .95), RUNS._replace(wait=(.05, .5))),
+    # gpu-burn and dcgmproftester: a matrix product for minutes, steadier than any miner (a named confuser).
+    Workload("burn-in", "compute", "", (.95, 1.0), (.12, .5), (.02, .2), (0., .9), (0., .5), (0., .4), (0., .95),
+             (0., .3), (.05, .6), (.85, 1.0), HUSH, ZERO, (.5, .95), RUNS._replace(break_s=(20.0, 300.0))),
+    Workload("microbenchmark", "compute", "", (.8, 1.0), (.2, .95), (.03, .95), (0., .9), (0., .3), (0., .3), ZERO,
+             ZERO, (0., .95), (.2, .9), HUSH, ZERO, (.002, .5), RUNS._replace(break_s=(1.0, 30.0))),
+)
+
+#: 68-123 W, nothing else moves, a context may hold memory (h100).
+IDLE = (
+    Workload("idle", "idle", "", (0., .002), (0., .01), ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, (0., 1e-5), (0., .08),
+             HUSH, ZERO, (0., .95), Rhythm()),
+)
+
+BENIGN = TRAINING + INFERENCE + COMPUTE + IDLE
+
+
+class Evasion(NamedTuple):
+    """What a miner does not to be seen. ``share`` of the GPU's time is the miner's, the rest is a training job's."""
+
+    name: str = "none"
+    intensity: float = 1.0
+    duty_s: float = 0.0
+    downclocked: bool = False
+    share: float = 1.0
+    idle_only: bool = False
+    watched: bool = False
+
+
+#: (evasion): each is an option of a public miner or a habit of malware.
+EVASIONS = (
+    Evasion(),
+    Evasion("intensity 50 %", intensity=0.5),
+    Evasion("intensity 10 %", intensity=0.1),
+    *(Evasion(f"duty {name}", duty_s=seconds) for name, seconds in
+      (("1 s", 1.0), ("10 s", 10.0), ("1 min", 60.0), ("10 min", 600.0))),
+    Evasion("down-clocked", downclocked=True),
+    Evasion("mixed into training 30 %", share=0.3),
+    Evasion("mixed into training 10 %", share=0.1),
+    Evasion("mixed into training 5 %", share=0.05),
+    Evasion("when idle only", idle_only=True),
+    Evasion("pauses when watched", watched=True),
+)
+
+
+class Trace(NamedTuple):
+    """What a driver would have told of one device: shares (n, 9) as in `SHARES`, and the rest a column each."""
+
+    workload: Workload
+    evasion: str
+    board: Board
+    visible: Visible
+    time_s: np.ndarray
+    shares: np.ndarray
+    gpu: np.ndarray
+    memory: np.ndarray
+    power_w: np.ndarray
+    clock_hz: np.ndarray
+    pcie: np.ndarray
+    nvlink: np.ndarray
+    mining: np.ndarray
+    """The miner's share of the device, 0..1: the truth, which no driver tells."""
+
+
+class _Laid(NamedTuple):
+    """Work laid out at `STEP_S`: shares, and columns gpu, power (0..1), PCIe, NVLink, memory."""
+
+    shares: np.ndarray
+    columns: np.ndarray
+
+
+def simulate(
+    workload: Workload,
+    board: Board,
+    seconds: float,
+    random: np.random.Generator,
+    *,
+    rate_hz: float = 1.0,
+    evasion: Evasion = EVASIONS[0],
+    visible: Visible = "gpm",
+) -> Trace:
+    """Return one device's counters during a job, or during a miner that hides as ``evasion`` says."""
+    steps = max(1, round(seconds / STEP_S))
+    laid, mining = _lay_out(workload, steps, random), np.ones(steps)
+    if workload.kind == "mining":
+        laid, mining = _evade(laid, steps, evasion, random)
+    else:
+        mining = np.zeros(steps)
+    clock = _clock(steps, downclocked=evasion.downclocked, random=random)
+    power_w = board.idle_w + (board.power_limit_w - board.idle_w) * laid.columns[:, 1]
+    # NVML's power is a mean over a second, and of some boards a filter beyond: lag-1 0.1 to 0.99 at 10 Hz (h100).
+    power_w = _smoothed(power_w, random.choice([0.1, 0.9, 0.95, 0.99])) + random.normal(0, 0.3, steps)
+    clock_hz = clock * board.sm_clock_limit_hz
+    columns = np.column_stack([laid.columns[:, :1], power_w, clock_hz, laid.columns[:, 2:], mining])
+    every = max(1, round(1 / rate_hz / STEP_S))
+    shares, columns = _averaged(laid.shares, every), _averaged(columns, every)
+    # A loop that sleeps is late by some milliseconds, now and then by more (assumed).
+    time_s = np.arange(1, len(shares) + 1) * every * STEP_S + random.gamma(1.0, 0.004, len(shares))
+    gpu, power_w, clock_hz, pcie, nvlink, memory, mined = columns.T
+    return Trace(workload, evasion.name, board, visible, time_s, shares, gpu, memory, power_w, clock_hz, pcie, nvlink,
+                 mined)
+
+
+def _lay_out(workload: Workload, steps: int, random: np.random.Generator) -> _Laid:
+    """Draw a job from its ranges and lay it out in time."""
+    level, copying = _rhythm(workload.rhythm, steps, random)
+    noise_sd, lag = float(np.exp(random.uniform(np.log(0.002), np.log(0.04)))), float(random.uniform(0.0, 0.95))
+    drawn = np.array([random.uniform(*getattr(workload, name)) for name in SHARES])
+    # Pipes cannot be busier than the SMs that they are in, and those not than what occupies them.
+    drawn[1:8] = np.minimum(drawn[1:8], max(drawn[0], 1e-6))
+    wobble = 1 + noise_sd * _correlated(steps, lag, random)
+    shares = np.clip(drawn * (level * wobble)[:, None], 0, 1)
+    for i in range(len(SHARES)):
+        shares[:, i] *= np.clip(1 + noise_sd * _correlated(steps, lag, random), 0, 2)
+    gpu = np.clip(np.where(level > 0.03, np.minimum(1.0, level / 0.6), level), 0, 1) * (drawn[0] > 0.01)
+    power = random.uniform(*workload.power) * level**0.8 + 0.004 * _correlated(steps, lag, random)
+    wavering = np.clip(level * (1 + 0.2 * random.normal(size=steps)), 0.05, None)
+    pcie = 10 ** random.uniform(*np.log10(workload.pcie)) * wavering
+    pcie = np.maximum(pcie, 10 ** random.uniform(*np.log10(HUSH))) + copying
+    nvlink = random.uniform(*workload.nvlink) * level * np.clip(1 + 0.1 * random.normal(size=steps), 0, None)
+    memory = np.full(steps, random.uniform(*workload.memory))
+    return _Laid(np.clip(shares, 0, 1), np.column_stack([gpu, np.clip(power, 0, 1.02), pcie, nvlink, memory]))
+
+
+def _rhythm(rhythm: Rhythm, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return the level of work at each step, 0..1, and the bytes/s that breaks copy."""
+    period, wait, rest = (random.uniform(*one) for one in (rhythm.step_s, rhythm.wait, rhythm.rest))
+    level = 1 - _waiting(steps, period, wait, random) * (1 - rest)
+    if rhythm.phases_s[1]:
+        length = random.uniform(*rhythm.phases_s)
+        edges = np.cumsum(random.exponential(length, max(4, int(4 * steps * STEP_S / length)))) / STEP_S
+        which = np.searchsorted(edges, np.arange(steps))
+        heights = random.uniform(rhythm.phase_level, 1.0, len(edges) + 1)
+        heights[random.random(len(heights)) < 0.3] = rhythm.phase_level
+        level = level * heights[which]
+    copying = np.zeros(steps)
+    if rhythm.break_s[1]:
+        mean = 10 ** random.uniform(*np.log10(rhythm.break_s))
+        length, rate = random.uniform(*rhythm.break_length_s), 10 ** random.uniform(*np.log10(rhythm.copy))
+        for begin in np.cumsum(random.exponential(mean, int(3 * steps * STEP_S / mean) + 3)):
+            first, last = int(begin / STEP_S), int((begin + length * random.uniform(0.5, 2)) / STEP_S) + 1
+            level[first:last] *= random.uniform(0.0, 0.5)
+            copying[first:last] = rate * random.uniform(0.5, 1.5)
+    return level, copying
+
+
+def _waiting(steps: int, period_s: float, wait: float, random: np.random.Generator) -> np.ndarray:
+    """Return how much of each step is spent waiting, where the last ``wait`` of each period is."""
+    at = (np.arange(steps + 1) * STEP_S + random.uniform(0, period_s)) / period_s
+    waited = np.floor(at) * wait + np.maximum(0.0, at % 1 - (1 - wait))
+    out: np.ndarray = np.clip(np.diff(waited) * period_s / STEP_S, 0, 1)
+    return out
+
+
+def _evade(laid: _Laid, steps: int, evasion: Evasion, random: np.random.Generator) -> tuple[_Laid, np.ndarray]:
+    """Return what is seen of a miner that hides, and its share of the device at each step."""
+    on = np.ones(steps)
+    if evasion.duty_s:
+        on = 1 - _waiting(steps, evasion.duty_s, random.uniform(0.3, 0.7), random)
+    if evasion.watched:
+        begins = np.cumsum(random.exponential(900.0, steps // 600 + 4)) / STEP_S
+        for begin in begins:
+            on[int(begin):int(begin + random.uniform(120, 1200) / STEP_S)] = 0.0
+    shares, columns = laid.shares * (on * evasion.intensity)[:, None], laid.columns.copy()
+    # Throttled by sleeping between kernels, or by smaller grids: then some kernel runs all the time.
+    columns[:, 0] *= on * (evasion.intensity if random.random() < 0.5 else 1.0)
+    columns[:, 1] *= on * evasion.intensity
+    if evasion.watched:
+        columns[:, 4] *= on  # "clears the GPU memory"
+    if evasion.downclocked:
+        columns[:, 1] *= random.uniform(0.4, 0.75)  # 78 of 118 W, 103 of 142 W, of which some 20 W do not move
+    if evasion.share < 1 or evasion.idle_only:
+        host = _lay_out(TRAINING[random.integers(len(TRAINING))], steps, random)
+        share = np.full(steps, evasion.share)
+        if evasion.idle_only:
+            share = _waiting(steps, random.uniform(1200, 7200), random.uniform(0.2, 0.7), random).round()
+        on = on * share
+        shares = shares * share[:, None] + host.shares * (1 - share)[:, None]
+        memory = np.minimum(1.0, columns[:, 4] + host.columns[:, 4] * (1 - share.round()))
+        columns = columns * share[:, None] + host.columns * (1 - share)[:, None]
+        columns[:, 4] = memory
+    return _Laid(shares, columns), on * evasion.intensity
+
+
+def _clock(steps: int, *, downclocked: bool, random: np.random.Generator) -> np.ndarray:
+    """Return the SM clock as a share of its limit; 329 of 1911 MHz is the lowest that was used for mining (evasion)."""
+    level = random.uniform(0.17, 0.7) if downclocked else random.uniform(0.85, 1.0)
+    out: np.ndarray = np.clip(level * (1 + 0.01 * _correlated(steps, 0.9, random)), 0.1, 1.0)
+    return out
+
+
+def _correlated(steps: int, lag: float, random: np.random.Generator) -> np.ndarray:
+    """Return unit noise whose neighbours correlate by ``lag``: a filter of white noise, started in its middle."""
+    out: np.ndarray = _smoothed(random.normal(size=steps), lag) * np.sqrt((1 + lag) / (1 - lag))
+    return out
+
+
+def _smoothed(values: np.ndarray, lag: float) -> np.ndarray:
+    """Return an exponential moving average (a first-order filter) of values, as if the first had always been."""
+    taps = (1 - lag) * lag ** np.arange(max(2, int(np.log(1e-3) / np.log(max(lag, 1e-3)))))
+    taps /= taps.sum()
+    padded = np.concatenate([np.full(len(taps) - 1, values[0]), values])
+    out: np.ndarray = np.convolve(padded, taps, "valid")
+    return out
+
+
+def _averaged(values: np.ndarray, every: int) -> np.ndarray:
+    whole = len(values) // every * every
+    out: np.ndarray = values[:whole].reshape(-1, every, values.shape[1]).mean(axis=1)
+    return out
+
+
+def device(trace: Trace, uuid: str, start_ns: int) -> Device:
+    """Return the record that tells the limits of the device."""
+    return Device(start_ns, uuid, 0, trace.board.name, memory_bytes=int(trace.board.memory_bytes),
+                  power_limit_w=trace.board.power_limit_w, sm_clock_limit_hz=int(trace.board.sm_clock_limit_hz))
+
+
+def samples(trace: Trace, uuid: str, start_ns: int) -> Iterator[DeviceSample]:
+    """Yield what the sensor would have yielded, with None for all that this board or this source does not tell."""
+    board, period_ns = trace.board, int(SECOND_NS * float(np.median(np.diff(trace.time_s))))
+    for i, time_s in enumerate(trace.time_s.tolist()):
+        sm, occupancy, integer, fp32, fp64, fp16, hmma, imma, dram = trace.shares[i].tolist()
+        half, link = int(trace.pcie[i]) // 2, int(trace.nvlink[i]) // 2
+        full = trace.visible == "gpm"
+        gpm = None if trace.visible == "nvml" else Gpm(
+            period_ns, sm_ratio=sm, tensor_ratio=min(1.0, hmma + imma), dram_ratio=dram, fp16_ratio=fp16,
+            occupancy_ratio=occupancy if full else None, integer_ratio=integer if full else None,
+            fp32_ratio=fp32 if full else None, fp64_ratio=fp64 if full else None,
+            tensor_hmma_ratio=hmma if full else None, tensor_imma_ratio=imma if full else None)
+        yield DeviceSample(
+            start_ns + int(time_s * SECOND_NS), uuid, gpu_ratio=float(trace.gpu[i]),
+            memory_ratio=min(1.0, 1.28 * dram),  # 42 % where DRAM was active for 32 %, 19 % for 15 % (h100)
+            memory_used_bytes=int(trace.memory[i] * board.memory_bytes), power_w=float(trace.power_w[i]),
+            sm_clock_hz=int(trace.clock_hz[i]), pcie_tx_bytes_per_s=half, pcie_rx_bytes_per_s=half,
+            nvlink_tx_bytes_per_s=link, nvlink_rx_bytes_per_s=link, gpm=gpm)
