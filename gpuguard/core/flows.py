@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from gpuguard._flows import Told
 
-Seen = list[Observation | FlowsClosed]
+Seen = list[Observation]
 
 #: What flows may carry, as numbered in the table; 0 is what the protocol says.
 CARRIERS = ("", "ssh", "tls", "dns")

@@ -10,12 +10,12 @@ records say. The same blocks give the same events, bit for bit, however they are
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import msgspec
 
 from gpuguard.core.correlation import Correlation
-from gpuguard.core.detectors import Detector, Onlooker, new_detectors
+from gpuguard.core.detectors import Detector, new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, ProcessBrief
 from gpuguard.core.flows import FlowTable, closed_flows
 from gpuguard.core.fusion import Fusion, Standing, probability
@@ -56,6 +56,9 @@ LOOKED_PACKETS = 8
 #: How long the standing of a process outlives it: its last records may still be on their way.
 EXITED_KEPT_NS = 60_000_000_000
 EXITED_MAX = 16_384
+
+#: What the flow table makes; of records the world learns, and some ask for an answer by themselves.
+_OBSERVATIONS = frozenset(get_args(Observation))
 
 #: How often at most it is told that tables are full.
 EVICTED_TOLD_NS = 60_000_000_000
@@ -104,7 +107,7 @@ class Guard:
         self._flows = FlowTable(quiet=quiet, exchanges=2 if quiet else 1)
         self._quiet = quiet
         self._detectors = new_detectors(signatures)
-        self._onlookers: list[Detector] = [one for one in self._detectors if isinstance(one, Onlooker)]
+        self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)
         self._correlation = Correlation()
         self._gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
@@ -117,9 +120,10 @@ class Guard:
 
     def receive(self, block: Block) -> list[Event]:
         """Take one block in and return what follows from it, in order."""
+        self.host.receive(block)
         match block:
             case Packets():
-                items: list[Block | Observation | FlowsClosed] = list(observations_of(self._flows, block))
+                items: list[Block | Observation] = list(observations_of(self._flows, block))
             case Tick():
                 items = [block, *self._flows.tick(block.time_ns)]
             case Sockets() if self._quiet:
@@ -143,19 +147,18 @@ class Guard:
         """Return the decisions that wait for a person."""
         return list(self._pending.values())
 
-    def _take(self, item: Block | Observation | FlowsClosed) -> list[Event]:
-        self.host.receive(item)
-        events = [] if isinstance(item, FlowsClosed) else self._answer(item)
-        asked = self._onlookers if isinstance(item, FlowsClosed) else self._detectors
-        for detector in list(asked):
+    def _take(self, item: Block | Observation) -> list[Event]:
+        kind = type(item)
+        events = [] if kind in _OBSERVATIONS else self._answer(cast("Block", item))
+        asked = self._asked.get(kind)
+        if asked is None:
+            asked = self._asked[kind] = [one for one in self._detectors if kind in getattr(one, "takes", (kind,))]
+        for detector in asked:
             try:
-                if isinstance(item, FlowsClosed):
-                    weighed = cast("Onlooker", detector).look(item, self.host)
-                else:
-                    weighed = detector.receive(item, self.host)
+                weighed = detector.receive(item, self.host)
             except Exception as error:  # noqa: BLE001 one blind detector must not blind the others; it is told, once
                 self._detectors.remove(detector)
-                self._onlookers = [one for one in self._onlookers if one is not detector]
+                self._asked = {}
                 events += self._answer(_failed(detector, item, error))
                 continue
             for evidence in weighed:
@@ -170,7 +173,7 @@ class Guard:
             events.append(FlowReports(item.time_ns, item, tuple(self._gaps)))
         return events
 
-    def _answer(self, item: Block | Observation) -> list[Event]:
+    def _answer(self, item: Block) -> list[Event]:
         """Return what a record asks for by itself, apart from any evidence in it."""
         match item:
             case Gap():
@@ -422,7 +425,7 @@ def _unspoken(closed: FlowClosed) -> Standing:
     return standing
 
 
-def _failed(detector: Detector, item: Block | Observation | FlowsClosed, error: Exception) -> Gap:
+def _failed(detector: Detector, item: Block | Observation, error: Exception) -> Gap:
     """Return what is said of a detector that stumbled: it does not look any more."""
     name = type(detector).__module__.rpartition(".")[2]
     reason = f"failed on {type(item).__name__} and is off until the next start: {type(error).__name__}: {error}"

@@ -24,7 +24,6 @@ from gpuguard.core.records import (
 from gpuguard.core.subjects import Context, FlowId, ProcessId, context_of
 
 if TYPE_CHECKING:
-    from gpuguard.core.observations import FlowsClosed, Observation
     from gpuguard.core.records import Block
 
 K = TypeVar("K")
@@ -99,8 +98,8 @@ class Host:
         self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(ENDED_MAX)
         self._images: BoundedTable[ProcessId, deque[ModuleImage]] = BoundedTable(PROCESSES_MAX)
 
-    def receive(self, item: Block | Observation | FlowsClosed) -> None:
-        """Take one record in; observations and what it has no use for pass by."""
+    def receive(self, item: Block) -> None:
+        """Take one record in; of what it has no use for, it takes the time."""
         self.now_ns = max(self.now_ns, item.time_ns)
         match item:
             case ProcessStarted():

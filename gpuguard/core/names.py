@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from gpuguard.core.flows import FlowTable, address_text
-from gpuguard.core.observations import DnsSeen, FlowsClosed, Observation, StratumSeen
+from gpuguard.core.observations import DnsSeen, Observation, StratumSeen
 from gpuguard.core.records import DnsMessage, Packets, Stratum
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def may_carry(fact: DnsMessage) -> bool:
     return fact.answer_bytes > 0 and fact.query_type not in HOST_TYPES
 
 
-def observations_of(flows: FlowTable, block: Packets) -> Iterator[Observation | FlowsClosed]:
+def observations_of(flows: FlowTable, block: Packets) -> Iterator[Observation]:
     """Yield what the flow table makes of a block, with each fact that detectors want right after its packet."""
     rows, facts = block.rows, block.facts
     done, first = 0, 0

@@ -132,10 +132,10 @@ CLOSED_FLOW = np.dtype([
 
 
 class FlowsClosed(Struct, tag="flows_closed"):
-    """Dull flows that ended one after the other, rows of `CLOSED_FLOW`. No detector is shown them."""
+    """Dull flows that ended one after the other, rows of `CLOSED_FLOW`."""
 
     time_ns: int
     rows: np.ndarray
 
 
-Observation = FlowOpened | FlowUse | Exchange | FlowClosed | DnsSeen | StratumSeen
+Observation = FlowOpened | FlowUse | Exchange | FlowClosed | FlowsClosed | DnsSeen | StratumSeen

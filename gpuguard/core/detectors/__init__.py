@@ -1,8 +1,8 @@
 """Detectors turn records and observations into evidence, one behaviour a file; the list of files is the list.
 
-Each file holds a class ``Detector`` whose instances answer ``receive(item, host) -> list[Evidence]`` for every block
-(rows of `Packets` come as observations of the flow table) in order. A detector keeps its own bounded state and takes
-time from records only.
+Each file holds a class ``Detector`` whose instances answer ``receive(item, host) -> list[Evidence]`` for every item of
+the types that it names in ``takes``, in order; it is not called for others. Items are blocks (rows of `Packets` come
+as observations of the flow table). A detector keeps its own bounded state and takes time from records only.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 if TYPE_CHECKING:
     from gpuguard.core.evidence import Evidence
     from gpuguard.core.host import Host
-    from gpuguard.core.observations import FlowsClosed, Observation
+    from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
     from gpuguard.core.signatures import Signature
 
 
 class Detector(Protocol):
     """What every file of this folder provides under this name."""
+
+    #: What it wants to be shown.
+    takes: tuple[type, ...]
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what this item adds; [] if nothing."""
@@ -33,15 +36,6 @@ class Learner(Protocol):
 
     def learn(self, signatures: tuple[Signature, ...]) -> None:
         """Look for these from now on."""
-        ...
-
-
-@runtime_checkable
-class Onlooker(Protocol):
-    """A detector that also wants the ends of dull flows, where the table is quiet (see `core.flows`)."""
-
-    def look(self, item: FlowsClosed, host: Host) -> list[Evidence]:
-        """Return what these ends add; [] if nothing."""
         ...
 
 

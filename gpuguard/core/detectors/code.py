@@ -44,6 +44,8 @@ class _Seen:
 class Detector:
     """Holds accused modules against launches."""
 
+    takes = (ModuleVerdict, Launches)
+
     def __init__(self) -> None:
         self._modules: BoundedTable[str, dict[str, KernelCode]] = BoundedTable(MODULES_MAX)
         self._seen: BoundedTable[ProcessId, _Seen] = BoundedTable(PROCESSES_MAX)

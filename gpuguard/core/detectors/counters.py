@@ -176,6 +176,8 @@ def look_of(window: Window, share: Series) -> tuple[Look, float]:
 class Detector:
     """Windows by device, stretches by process."""
 
+    takes = (DeviceSample, ProcessSample, ProcessExited)
+
     def __init__(self) -> None:
         self._windows: BoundedTable[str, Window] = BoundedTable(DEVICES_MAX)
         self._standings: BoundedTable[ProcessId, Standing] = BoundedTable(PROCESSES_MAX)

@@ -85,6 +85,8 @@ class _Domain:
 class Detector:
     """Counts new information for each client and domain."""
 
+    takes = (FlowOpened, DnsSeen)
+
     def __init__(self) -> None:
         self._domains: BoundedTable[tuple[int, str, str], _Domain] = BoundedTable(DOMAINS_MAX)
         self._flows: BoundedTable[Ends, FlowId] = BoundedTable(FLOWS_MAX)

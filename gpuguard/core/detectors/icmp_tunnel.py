@@ -69,6 +69,8 @@ class _Echo:
 class Detector:
     """Weighs each conversation of echoes."""
 
+    takes = (Exchange, FlowClosed)
+
     def __init__(self) -> None:
         self._flows: BoundedTable[FlowId, _Echo] = BoundedTable(FLOWS_MAX)
 

@@ -76,6 +76,8 @@ class Standing(Struct):
 class Detector:
     """See the head of this file."""
 
+    takes = (Launches, KernelName, ModuleImage, Gap, ProcessStarted, ProcessExited, ProcessSample)
+
     def __init__(self) -> None:
         self._standings: BoundedTable[tuple[int, int], Standing] = BoundedTable(PROCESSES_MAX)
         self._opened_ns = self._alive_ns = self._blind_until_ns = 0

@@ -97,6 +97,8 @@ class Standing(Struct):
 class Detector:
     """See the head of this file."""
 
+    takes = (Launches, Tick, ModuleImage, KernelName, ProcessExited)
+
     def __init__(self) -> None:
         self._by_kind: dict[str, list[Signature]] = {}
         self._standings: BoundedTable[tuple[int, int], Standing] = BoundedTable(PROCESSES_MAX)

@@ -26,18 +26,16 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.flows import address_text
 from gpuguard.core.fusion import SUSPECT_NATS
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowUse
+from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowsClosed, FlowUse
 from gpuguard.core.records import Sockets, Tick
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
@@ -74,12 +72,6 @@ _SPOTS = ("less than one new target in ten minutes", "neighbours on the same lin
 
 Target = tuple[str, int, int]
 Ends = tuple[int, str, int, str, int]
-
-
-class _Rows(Protocol):
-    """Ends of flows as rows, their fields those of `FlowClosed` and `FlowId`."""
-
-    rows: np.ndarray
 
 
 class _Unit(NamedTuple):
@@ -119,6 +111,8 @@ class _Source:
 class Detector:
     """Counts first contacts that failed, for each process or source."""
 
+    takes = (FlowOpened, Exchange, FlowUse, FlowClosed, FlowsClosed, Sockets, Tick)
+
     def __init__(self) -> None:
         # Namespaces whose socket lists are read, and attempts made in them that neither spoke nor ended so far.
         self._listed: BoundedTable[int, None] = BoundedTable(NAMESPACES_MAX)
@@ -141,6 +135,8 @@ class Detector:
                     self._answered(item.flow, host)
             case FlowClosed():
                 return self._close(item, host)
+            case FlowsClosed():
+                self._succeed(item)
             case Sockets():
                 self._listed[item.netns] = None
                 for one in item.sockets:
@@ -153,9 +149,11 @@ class Detector:
                 pass
         return []
 
-    def look(self, item: _Rows, host: Host) -> list[Evidence]:
-        """Take in the ends of flows in which both sides spoke, where they come by the row: successes, all of them."""
-        del host  # rows come where no socket list does: nobody owns them
+    def _succeed(self, item: FlowsClosed) -> None:
+        """Take in the ends of flows in which both sides spoke: successes, all of them. Nobody owns them.
+
+        Rows come where no socket list does.
+        """
         if len(self._failing):
             sources: dict[tuple[int, bytes], _Source | None] = {}
             for netns, near, far, port, protocol in zip(*(item.rows[name].tolist() for name in _ROW), strict=True):
@@ -167,7 +165,6 @@ class Detector:
                 source = sources[netns, near]
                 if source:
                     source.succeed((address_text(far), protocol, port))
-        return []
 
     def _open(self, flow: FlowId, host: Host) -> None:
         """Remember an attempt whose socket would be listed: of this namespace's own addresses, and to another host."""

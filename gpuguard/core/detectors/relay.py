@@ -68,6 +68,8 @@ class _Outer:
 class Detector:
     """Joins connections that the far side leads with the inner ones of the same process."""
 
+    takes = (FlowOpened, FlowUse, Exchange, Sockets, FlowClosed)
+
     def __init__(self) -> None:
         self._outer: BoundedTable[FlowId, _Outer] = BoundedTable(FLOWS_MAX)
         self._opened: BoundedTable[tuple[int, str, int, str, int], int] = BoundedTable(8 * FLOWS_MAX)

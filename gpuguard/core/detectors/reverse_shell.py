@@ -93,6 +93,8 @@ class _Led:
 class Detector:
     """Weighs who leads each conversation that this host opened."""
 
+    takes = (Exchange, FlowUse, FlowClosed)
+
     def __init__(self) -> None:
         self._flows: BoundedTable[FlowId, _Led] = BoundedTable(FLOWS_MAX)
 

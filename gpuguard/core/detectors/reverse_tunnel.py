@@ -26,6 +26,8 @@ _KINDS = ("ssh-reverse-forward-request", "ssh-reverse-channel-open")
 class Detector:
     """Turns the grammar's steps towards a reverse tunnel into evidence."""
 
+    takes = (FlowUse,)
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a request for, or the first use of, a reverse forward weighs."""
         if not isinstance(item, FlowUse) or item.use not in _KINDS or item.nats <= 0:

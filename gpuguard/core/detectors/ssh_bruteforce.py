@@ -63,6 +63,8 @@ class _Source:
 class Detector:
     """Counts connections that were not let in, for each source."""
 
+    takes = (FlowUse, FlowClosed)
+
     def __init__(self) -> None:
         self._let_in: BoundedTable[FlowId, None] = BoundedTable(FLOWS_MAX)
         self._sources: BoundedTable[tuple[int, str], _Source] = BoundedTable(SOURCES_MAX)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Detector:
     """Hands uses that are labels on as evidence."""
 
+    takes = (FlowUse,)
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return the use as evidence under its own name; an inbound role swap is nobody's on this host."""
         if not isinstance(item, FlowUse) or item.use not in LABELS or item.nats <= 0:

@@ -43,6 +43,8 @@ Ends = tuple[int, str, int, str, int]
 class Detector:
     """Tells of connections whose first line is a pool's."""
 
+    takes = (FlowOpened, StratumSeen)
+
     def __init__(self) -> None:
         self._flows: BoundedTable[Ends, FlowId] = BoundedTable(FLOWS_MAX)
 
