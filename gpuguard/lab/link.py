@@ -49,15 +49,19 @@ def join_directly(far_pid: int) -> None:
 
 
 def main() -> None:
-    """Join this network namespace and that of the process named by the first argument, with a delay."""
+    """Join this network namespace and that of the process named by the first argument, with a delay.
+
+    The second argument, 0 if it is left out, is the share of frames to lose.
+    """
     far_pid = int(sys.argv[1])
+    lost_ratio = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     near = _tap("eth0")
     far = _tap("far0")
     run("ip", "link", "set", "far0", "netns", str(far_pid))
     run(*in_network_of(far_pid), "ip", "link", "set", "far0", "name", "eth0")
     _configure(far_pid)
     print(json.dumps({"ready": True}), flush=True)  # noqa: T201
-    _carry(near, far)
+    _carry(near, far, lost_ratio)
 
 
 def _tap(name: str) -> int:
@@ -79,7 +83,7 @@ def _configure(far_pid: int) -> None:
         run(*there, "ip", "address", "add", f"{address}/32", "dev", "lo")
 
 
-def _carry(near: int, far: int) -> None:
+def _carry(near: int, far: int, lost_ratio: float) -> None:
     noise = random.Random(7)
     other = {near: far, far: near}
     waiting: dict[int, deque[tuple[int, bytes]]] = {near: deque(), far: deque()}
@@ -88,14 +92,15 @@ def _carry(near: int, far: int) -> None:
         timeout_s = None if due is None else max(0, due - time.monotonic_ns()) / 1e9
         ready, _, _ = select.select([near, far], [], [], timeout_s)
         for source in ready:
-            _take(source, waiting[other[source]], noise, tell=source == near)
+            _take(source, waiting[other[source]], noise, lost_ratio, tell=source == near)
         now = time.monotonic_ns()
         for target, queue in waiting.items():
             while queue and queue[0][0] <= now:
                 _give(target, queue.popleft()[1])
 
 
-def _take(source: int, queue: deque[tuple[int, bytes]], noise: random.Random, *, tell: bool) -> None:
+def _take(source: int, queue: deque[tuple[int, bytes]], noise: random.Random, lost_ratio: float, *,
+          tell: bool) -> None:
     for _ in range(64):
         try:
             frame = os.read(source, 65_536)
@@ -103,7 +108,7 @@ def _take(source: int, queue: deque[tuple[int, bytes]], noise: random.Random, *,
             return
         if tell:
             _tell_syn(frame)
-        if len(queue) < QUEUE_MAX:
+        if len(queue) < QUEUE_MAX and not (lost_ratio and noise.random() < lost_ratio):
             earliest = queue[-1][0] if queue else 0
             due = time.monotonic_ns() + DELAY_NS + int(noise.random() * JITTER_NS)
             queue.append((max(due, earliest), frame))

@@ -1,0 +1,180 @@
+"""What the guard makes of the lab's captures, scenario by scenario, beside what was true.
+
+Truth comes from the labels alone and reaches the guard in no way: it is given packets, and the node's address.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpuguard.core.events import Finding, FlowReport
+from gpuguard.core.flows import FlowTable
+from gpuguard.core.guard import Guard
+from gpuguard.core.observations import Exchange
+from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Tick
+from gpuguard.core.subjects import FlowId
+from gpuguard.lab import link
+from gpuguard.sensors.packets import read_capture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ACCUSING = ("suspect", "confirmed")
+REVERSE = ("ssh-reverse-tunnel", "ssh-reverse-shell")
+#: Uses of a tunnel that are a shell: someone types in it, or sends commands.
+SHELLS = ("inner", "chaff", "pty", "line")
+
+
+class Judged(NamedTuple):
+    """One scenario: its line of the labels, and what was told of its flows."""
+
+    truth: dict[str, str]
+    label: str
+    verdict: str
+    worst: str
+    kinds: tuple[str, ...]
+    tunnel_ns: int | None
+    confirmed_ns: int | None
+    shell_ns: int | None
+    #: How often the far side had broken the silence when the shell was named, or in all where it was not.
+    exchanges: int
+    flows: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What to call it in a list."""
+        one = self.truth
+        return " ".join(filter(None, (one["family"], one["suite"], one["server"], one["through"])))
+
+    @property
+    def requested_in_time(self) -> bool:
+        """Whether a reverse tunnel was named before it was used."""
+        used_ns = int(self.truth["used_ns"])
+        return self.tunnel_ns is not None and (not used_ns or self.tunnel_ns < used_ns)
+
+    @property
+    def right(self) -> bool:
+        """Whether the label is the expected one and nobody is accused wrongly."""
+        expected = self.truth["expected"].split("|")
+        accused = self.worst in ACCUSING
+        return self.label in expected and accused == (self.label in (*REVERSE, "ssh-role-swap", "ssh-tun"))
+
+
+def read_labels(folder: Path) -> list[dict[str, str]]:
+    """Return the lines of a corpus' labels that played without a problem."""
+    with (folder / "LABELS.tsv").open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file, delimiter="\t") if not row["problem"]]
+
+
+def judge_corpus(folder: Path, only: str = "") -> Iterator[Judged]:
+    """Judge each scenario of a corpus, file by file."""
+    by_file: dict[str, list[dict[str, str]]] = {}
+    for row in read_labels(folder):
+        if only in row["family"]:
+            by_file.setdefault(row["file"], []).append(row)
+    for name, rows in by_file.items():
+        findings, reports, exchanges = _watch(folder / name)
+        for row in rows:
+            address = row["address"]
+            yield _judged(row, [one for one in findings if _of(one, address)],
+                          [one for one in reports if address in (one.closed.flow.initiator, one.closed.flow.responder)],
+                          [one for one in exchanges if address == one.flow.responder])
+
+
+def _of(finding: Finding, address: str) -> bool:
+    flow = finding.subject
+    return isinstance(flow, FlowId) and address in (flow.initiator, flow.responder)
+
+
+def _watch(path: Path) -> tuple[list[Finding], list[FlowReport], list[Exchange]]:
+    """Drive one guard over one file, and a flow table beside it, whose exchanges are counted."""
+    guard, table = Guard(), FlowTable()
+    events = guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="",
+                                    clock_ticks_per_s=100, addresses=(link.NODE,)))
+    exchanges: list[Exchange] = []
+    now_ns = 0
+    for block in read_capture(path):
+        if isinstance(block, Gap):
+            continue
+        if isinstance(block, Packets):
+            exchanges += [one for one in table.receive(block) if isinstance(one, Exchange)]
+            now_ns = max(now_ns, int(block.rows["time_ns"].max()) if len(block.rows) else 0)
+        events += guard.receive(block)
+        events += guard.receive(Tick(time_ns=now_ns))
+    events += guard.close(now_ns)
+    return ([one for one in events if isinstance(one, Finding)],
+            [one for one in events if isinstance(one, FlowReport)], exchanges)
+
+
+def _judged(row: dict[str, str], findings: list[Finding], reports: list[FlowReport],
+            exchanges: list[Exchange]) -> Judged:
+    from gpuguard.core.labels import VERDICTS
+
+    ends = sorted((one.finding for one in reports), key=lambda one: (VERDICTS.index(one.verdict), one.nats))
+    biggest = max(reports, key=lambda one: one.closed.packets, default=None)
+    main = ends[-1] if ends and ends[-1].verdict in ACCUSING else biggest.finding if biggest else None
+    told = [one for one in findings if one.verdict in ACCUSING]
+
+    def first(*labels: str, verdicts: tuple[str, ...] = ACCUSING) -> int | None:
+        times = [one.time_ns for one in told if one.label in labels and one.verdict in verdicts]
+        return min(times, default=None)
+
+    shell_ns = first("ssh-reverse-shell")
+    led = [one for one in exchanges if one.first == "responder" and one.time_ns >= int(row["used_ns"] or 0)]
+    return Judged(
+        truth=row,
+        label=main.label if main else "",
+        verdict=main.verdict if main else "",
+        worst=ends[-1].verdict if ends else "",
+        kinds=tuple(sorted({one.kind for end in ends for one in end.evidence})),
+        tunnel_ns=first(*REVERSE),
+        confirmed_ns=first(*REVERSE, verdicts=("confirmed",)),
+        shell_ns=shell_ns,
+        exchanges=sum(shell_ns is None or one.time_ns <= shell_ns for one in led),
+        flows=tuple(f"{end.label}:{end.verdict}" for end in ends),
+    )
+
+
+class Score(NamedTuple):
+    """Counts of one part of the corpus."""
+
+    reverse: int
+    confirmed_before_use: int
+    named_before_use: int
+    unnamed: int
+    shells: int
+    shells_named: int
+    shells_in_ten: int
+    uses: int
+    uses_seen: int
+    benign: int
+    benign_right: int
+    accused: int
+
+
+def score(judged: list[Judged]) -> Score:
+    """Count what was asked: requests before use, uses, shells within ten exchanges, and the names of everything else."""
+    reverse = [one for one in judged if one.truth["expected"] == "ssh-reverse-tunnel"]
+    shells = [one for one in reverse if one.truth["through"] in SHELLS]
+    uses = [one for one in reverse if one.truth["through"]]
+    rest = [one for one in judged if one.truth["expected"] != "ssh-reverse-tunnel"]
+    in_time = [one for one in reverse if one.requested_in_time]
+    used = [(one, int(one.truth["used_ns"])) for one in in_time]
+    innocent = [one for one in rest if one.truth["expected"] not in ("ssh-role-swap", "ssh-tun")]
+    return Score(
+        reverse=len(reverse),
+        confirmed_before_use=sum(one.confirmed_ns is not None and (not used_ns or one.confirmed_ns < used_ns)
+                                 for one, used_ns in used),
+        named_before_use=len(in_time),
+        unnamed=sum(one.tunnel_ns is None for one in reverse),
+        shells=len(shells),
+        shells_named=sum(one.shell_ns is not None for one in shells),
+        shells_in_ten=sum(one.shell_ns is not None and one.exchanges <= 10 for one in shells),
+        uses=len(uses),
+        uses_seen=sum("ssh-reverse-channel-open" in one.kinds for one in uses),
+        benign=len(rest),
+        benign_right=sum(one.right for one in rest),
+        accused=sum(one.worst in ACCUSING for one in innocent),
+    )
