@@ -9,45 +9,47 @@ mix to count.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gpuguard.code import batch, decode
 from gpuguard.code import constants as known
-from gpuguard.code import decode
+from gpuguard.code.classify import PRIOR, CodeVerdict, classify, table_hits
 from gpuguard.code.containers import elf, ptx
-from gpuguard.code.containers.finding import find_images
-from gpuguard.code.containers.images import Budget, Flaw, Image, Malformed
+from gpuguard.code.containers.images import Flaw, Image, Malformed
 from gpuguard.code.rows import KernelRow
 from gpuguard.code.verdicts import ACCUSED, ALLOWED, KernelVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from gpuguard.code.allow import AllowList
-    from gpuguard.code.classify import CodeVerdict
     from gpuguard.core.labels import Verdict
 
-#: Rows of windows and loops that are held at once: a part costs some kilobytes, and a library's image has 100,000.
-_PARTS_HELD_MAX = 6_000
+#: Windows and loops that are held at once: a part costs a kilobyte, and a library's image has 100,000.
+_PARTS_HELD_MAX = 16_384
 #: Known constants alone do not reach it, nor does the mix alone count for it.
 CONFIRMED_PROBABILITY = 0.999
-_CACHED_IMAGES_MAX = 4_096
 
 
-class Classifier(Protocol):
-    """What `gpuguard.code.classify.classify` is."""
+class Decoded(NamedTuple):
+    """A kernel that is decoded and not yet judged."""
 
-    def __call__(self, rows: Sequence[KernelRow]) -> Sequence[CodeVerdict]: ...
+    name: str
+    text_sha256: str
+    counts: decode.Parts
 
 
+Chunk: TypeAlias = tuple[list[Decoded], dict[str, int], list[Flaw]]
 Batch = tuple[list[KernelRow], list[Flaw]]
 Allowed: TypeAlias = "AllowList | frozenset[str]"
 
 
 def rows_of(image: Image, allowed: Allowed = frozenset()) -> Iterator[Batch]:
-    """Decode the kernels of one image, so many at a time; what cannot be decoded is a flaw.
+    """Decode the kernels of one image to rows, so many at a time; what cannot be decoded is a flaw.
+
+    The plain way, for who wants to look at rows; `judge_image` judges without them.
 
     Kernels that are allowed come without their parts.
     """
@@ -68,8 +70,7 @@ def _cubin_rows(image: Image, cubin: elf.Cubin, allowed: Allowed) -> Iterator[Ba
     if not decode.SM_MIN <= cubin.sm <= decode.SM_MAX:
         yield [], [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
         return
-    # Sections are padded so that no word straddles two of them.
-    found = known.in_data(b"".join(bytes(part) + bytes(-len(part) % 4) for part in cubin.constants))
+    found = _in_constants(cubin)
     rows: list[KernelRow] = []
     flaws: list[Flaw] = []
     parts = 0
@@ -86,6 +87,11 @@ def _cubin_rows(image: Image, cubin: elf.Cubin, allowed: Allowed) -> Iterator[Ba
             yield rows, flaws
             rows, flaws, parts = [], [], 0
     yield rows, flaws
+
+
+def _in_constants(cubin: elf.Cubin) -> dict[str, int]:
+    """Return the words found in a module's data. Sections are padded so that no word straddles two of them."""
+    return known.in_data(b"".join(bytes(part) + bytes(-len(part) % 4) for part in cubin.constants))
 
 
 def _ptx_rows(module: ptx.PtxModule) -> list[KernelRow]:
@@ -111,44 +117,83 @@ def _ptx_row(sm: int, kernel: ptx.PtxKernel, found: dict[str, int]) -> KernelRow
         text_sha256=hashlib.sha256(text).hexdigest())
 
 
-def judge_image(image: Image, allowed: Allowed = frozenset(),
-                classify: Classifier | None = None) -> Iterator[tuple[list[KernelVerdict], list[Flaw]]]:
-    """Yield the verdicts of an image's kernels, in its order, and what of it could not be read, so many at a time."""
-    for rows, flaws in rows_of(image, allowed):
-        asked = [row for row in rows if row.text_sha256 not in allowed]
-        answers = iter((classify or _classifier())(asked)) if asked else iter(())
-        yield [_allowed(image, row) if row.text_sha256 in allowed else _verdict(image, row, next(answers))
-               for row in rows], flaws
+def judge_image(image: Image, allowed: Allowed = frozenset(), *,
+                compiled: bool = False) -> Iterator[tuple[list[KernelVerdict], list[Flaw]]]:
+    """Yield the verdicts of an image's kernels, in its order, and what of it could not be read, so many at a time.
+
+    ``compiled``: judge by compiled loops, which take seconds to compile once.
+    """
+    try:
+        if image.kind == "ptx":
+            yield [_ptx_verdict(image, row) for row in _ptx_rows(ptx.read_ptx(image.data))], []
+        elif image.kind == "cubin":
+            for kernels, tables, flaws in _chunks(image, elf.read_cubin(image.data), allowed):
+                yield _verdicts(image, kernels, tables, allowed, compiled=compiled), flaws
+    except Malformed as error:
+        yield [], [_flaw(image, str(error))]
 
 
-def _classifier() -> Classifier:
-    from gpuguard.code.classify import classify
+def _chunks(image: Image, cubin: elf.Cubin, allowed: Allowed) -> Iterator[Chunk]:
+    """Yield decoded kernels, so many at a time, with the words found in their module, and what could not be decoded."""
+    if not decode.SM_MIN <= cubin.sm <= decode.SM_MAX:
+        yield [], {}, [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
+        return
+    tables = _in_constants(cubin)
+    kernels: list[Decoded] = []
+    flaws: list[Flaw] = []
+    parts = 0
+    for kernel in cubin.kernels:
+        digest = hashlib.sha256(kernel.text).hexdigest()
+        try:
+            counts = decode.decode_counts(cubin.sm, kernel.text, parts=not allowed or digest not in allowed)
+        except ValueError as error:
+            flaws.append(_flaw(image, f"{kernel.name}: {error}"))
+            continue
+        kernels.append(Decoded(kernel.name, digest, counts))
+        parts += 1 + len(counts.windows) + len(counts.loops)
+        if parts > _PARTS_HELD_MAX:
+            yield kernels, tables, flaws
+            kernels, flaws, parts = [], [], 0
+    yield kernels, tables, flaws
 
-    return classify
+
+def _verdicts(image: Image, kernels: list[Decoded], module: dict[str, int], allowed: Allowed, *,
+              compiled: bool) -> list[KernelVerdict]:
+    asked = [one for one in kernels if not allowed or one.text_sha256 not in allowed]
+    tables = [_most(known.in_words(one.counts.words), module) for one in asked]
+    said = batch.judge([one.counts for one in asked], tables, compiled=compiled)
+    answers = iter(zip(said, tables, strict=True))
+    return [_allowed(image, one) if allowed and one.text_sha256 in allowed else
+            _verdict(image, one.name, one.counts.n_instr, one.text_sha256, *next(answers)) for one in kernels]
 
 
-def _allowed(image: Image, row: KernelRow) -> KernelVerdict:
+def _most(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {*one, *other}} if one else other
+
+
+def _allowed(image: Image, one: Decoded) -> KernelVerdict:
     return KernelVerdict(
-        path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=row.kernel,
-        instructions=row.n_instr, label="benign", probability=0.0, nats=0.0, verdict="clear",
-        evidence=(ALLOWED,), text_sha256=row.text_sha256,
-        image_sha256=image.sha256)
+        path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=one.name,
+        instructions=one.counts.n_instr, label="benign", probability=0.0, nats=0.0, verdict="clear",
+        evidence=(ALLOWED,), text_sha256=one.text_sha256, image_sha256=image.sha256)
 
 
-def _verdict(image: Image, row: KernelRow, said: CodeVerdict) -> KernelVerdict:
-    from gpuguard.code.classify import table_hits
+def _ptx_verdict(image: Image, row: KernelRow) -> KernelVerdict:
+    tables = _most(row.known_const_imm, row.known_const_module)
+    if table_hits(tables):
+        said = classify([row], backend="reference")[0]
+    else:
+        said = CodeVerdict("unknown", PRIOR, 0.0, ("PTX without known constants: judged once it is compiled",))
+    return _verdict(image, row.kernel, row.n_instr, row.text_sha256, said, tables)
 
-    label, probability, nats, evidence = said.label, said.probability, said.nats, said.evidence
-    tables = {name: max(row.known_const_imm.get(name, 0), row.known_const_module.get(name, 0))
-              for name in {*row.known_const_imm, *row.known_const_module}}
-    hits = bool(table_hits(tables))
-    if image.kind == "ptx" and not hits:
-        label, nats, evidence = "unknown", 0.0, ("PTX without known constants: judged once it is compiled",)
+
+def _verdict(image: Image, name: str, instructions: int, digest: str, said: CodeVerdict,
+             tables: dict[str, int]) -> KernelVerdict:
     return KernelVerdict(
-        path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=row.kernel,
-        instructions=row.n_instr, label=label, probability=probability, nats=nats,
-        verdict=verdict_of(label, probability, hits=hits), evidence=evidence, text_sha256=row.text_sha256,
-        image_sha256=image.sha256)
+        path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=name,
+        instructions=instructions, label=said.label, probability=said.probability, nats=said.nats,
+        verdict=verdict_of(said.label, said.probability, hits=bool(tables and table_hits(tables))),
+        evidence=said.evidence, text_sha256=digest, image_sha256=image.sha256)
 
 
 def verdict_of(label: str, probability: float, *, hits: bool) -> Verdict:
@@ -158,36 +203,6 @@ def verdict_of(label: str, probability: float, *, hits: bool) -> Verdict:
     if label not in ACCUSED:
         return "clear"
     return "confirmed" if hits and probability >= CONFIRMED_PROBABILITY else "suspect"
-
-
-class Judge:
-    """Verdicts by content hash, for the daemon: the same module is loaded by every worker of a job.
-
-    Bounded: the image not asked for longest leaves. Reading hostile bytes belongs into the worker's cell
-    (`gpuguard.code.worker`); this is what runs in it, and what a test calls.
-    """
-
-    def __init__(self, allowed: Allowed = frozenset(), classify: Classifier | None = None) -> None:
-        self._allowed = allowed
-        self._classify = classify
-        self._known: OrderedDict[str, tuple[KernelVerdict, ...]] = OrderedDict()
-
-    def judge(self, data: bytes, sm: int | None = None) -> tuple[KernelVerdict, ...]:
-        """Return the verdicts of a module's image: cubin, fatbin or PTX. ``sm``: only what runs there natively."""
-        key = f"{hashlib.sha256(data).hexdigest()}/{sm}"
-        if key not in self._known:
-            self._known[key] = tuple(self._read(data, sm))
-            if len(self._known) > _CACHED_IMAGES_MAX:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
-
-    def _read(self, data: bytes, sm: int | None) -> list[KernelVerdict]:
-        found: list[KernelVerdict] = []
-        for one in find_images(data, "", Budget(len(data))):
-            if isinstance(one, Image) and runs_on(one.arch, sm):
-                found += [said for some, _ in judge_image(one, self._allowed, self._classify) for said in some]
-        return found
 
 
 def runs_on(arch: str, sm: int | None) -> bool:

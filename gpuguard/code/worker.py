@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gpuguard.code import allow, decode, judge, sandbox
-from gpuguard.code.classify import classify
 from gpuguard.code.containers.finding import find_images
 from gpuguard.code.containers.images import Budget, Flaw, Image, make_image
 from gpuguard.code.verdicts import KernelVerdict
@@ -97,21 +96,22 @@ def warm_up() -> None:
     text = b".version 8.0\n.target sm_90\n.visible .entry a()\n{ xor.b32 %r1, %r2, 305419896; ret; }\n"
     for one in find_images(text, "warm-up"):
         if isinstance(one, Image):
-            list(judge.judge_image(one, classify=classifier(0)))
-    list(judge.judge_image(_small_image(), classify=classifier(0)))
+            list(judge.judge_image(one))
+    list(judge.judge_image(_small_image()))
 
 
 @cache
-def _compiled() -> judge.Classifier:
-    """Return the classifier that runs compiled loops, compiled: that takes seconds, and cannot be done in a cell."""
-    compiled = partial(classify, backend="numba")
-    list(judge.judge_image(_small_image(), classify=compiled))
-    return compiled
+def _compile() -> None:
+    """Compile the loops that large files are judged by: that takes seconds, and cannot be done in a cell."""
+    list(judge.judge_image(_small_image(), compiled=True))
 
 
-def classifier(size_bytes: int) -> judge.Classifier:
-    """Return what judges a file of this size: small ones are done before a compiler has begun."""
-    return _compiled() if size_bytes >= COMPILED_FROM_BYTES else partial(classify, backend="reference")
+def is_large(size_bytes: int) -> bool:
+    """Return whether a file is judged by compiled loops: small ones are done before a compiler has begun."""
+    if size_bytes < COMPILED_FROM_BYTES:
+        return False
+    _compile()
+    return True
 
 
 def _small_image() -> Image:
@@ -157,10 +157,10 @@ def _start(peer: socket.socket, allowed: allow.AllowList, running: dict[int, tup
     if not request:
         return False
     job = msgspec.msgpack.decode(request, type=Job)
-    parent, judging = os.getpid(), classifier(job.size_bytes)
+    parent, compiled = os.getpid(), is_large(job.size_bytes)
     pid = os.fork()
     if pid == 0:
-        _child(job, descriptors[0], descriptors[1], parent, partial(read, allowed=allowed, classify=judging))
+        _child(job, descriptors[0], descriptors[1], parent, partial(read, allowed=allowed, compiled=compiled))
     for descriptor in descriptors:
         os.close(descriptor)
     child = os.pidfd_open(pid)
@@ -232,7 +232,7 @@ class _Regions:
         return b""
 
 
-def read(job: Job, file: File, out: int, allowed: allow.AllowList, classify: judge.Classifier) -> None:
+def read(job: Job, file: File, out: int, allowed: allow.AllowList, *, compiled: bool) -> None:
     """Read a file and write what it holds: one frame or more for each image, in their order."""
     budget = Budget(job.size_bytes, share=job.share, shares=job.shares)
     for one in find_images(file, job.path, budget):
@@ -242,7 +242,7 @@ def read(job: Job, file: File, out: int, allowed: allow.AllowList, classify: jud
         if not judge.runs_on(one.arch, job.sm):
             continue
         _send(out, Part(budget.images, file.tell(), len(one.data), unopened=int(one.kind == "other")))
-        for kernels, flaws in judge.judge_image(one, allowed, classify):
+        for kernels, flaws in judge.judge_image(one, allowed, compiled=compiled):
             for at in range(0, max(1, len(kernels)), _BATCH_KERNELS):
                 _send(out, Part(budget.images, file.tell(), 0, tuple(kernels[at:at + _BATCH_KERNELS]),
                                 () if at else tuple(flaws)))

@@ -1,25 +1,71 @@
-"""Kernels judged all in one call, against each of them judged alone, the plain way."""
+"""Kernels judged all in one call, as arrays, against each of them as a row and judged alone, the plain way."""
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard.code import judge
+from gpuguard.code import batch, decode, judge
 from gpuguard.code.classify import classify
+from gpuguard.code.containers import elf
 from gpuguard.code.containers.finding import find_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import code_samples as made
 
-ROWS = [row for path in made.CUBINS[::5] for image in find_images(path.read_bytes(), path.name)
-        for rows, _ in judge.rows_of(image) for row in rows]
+IMAGES = [image for path in made.CUBINS for image in find_images(path.read_bytes(), path.name)]
+ROWS = [row for image in IMAGES[::5] for rows, _ in judge.rows_of(image) for row in rows]
+CODE = [(cubin.sm, bytes(kernel.text)) for cubin in (elf.read_cubin(image.data) for image in IMAGES)
+        for kernel in cubin.kernels]
 
 
-@given(st.lists(st.sampled_from(ROWS), max_size=12))
-@settings(max_examples=15, deadline=None)
+def alike(one, other):
+    """Sums of floats may be added in another order."""
+    assert (one.label, one.evidence) == (other.label, other.evidence)
+    assert (one.probability, one.nats) == pytest.approx((other.probability, other.nats), abs=1e-9)
+
+
+@given(st.lists(st.sampled_from(ROWS), max_size=6))
+@settings(max_examples=8, deadline=None)
 def test_a_kernel_is_judged_alike_in_company_and_alone(rows):
     assert classify(rows) == [classify([row], backend="reference")[0] for row in rows]
+
+
+@given(st.lists(st.tuples(st.sampled_from(CODE), st.integers(0, 2**32)), max_size=3), st.booleans())
+@settings(max_examples=12, deadline=None)
+def test_arrays_are_judged_as_rows_are(chosen, compiled):
+    parts, rows = [], []
+    for (sm, text), seed in chosen:
+        code = changed(text, random.Random(seed))
+        row = decode.decode_kernel(sm, code)
+        parts.append(decode.decode_counts(sm, code))
+        rows.append(row)
+    tables = [row.known_const_imm for row in rows]
+    for one, row in zip(batch.judge(parts, tables, compiled=compiled), rows, strict=True):
+        alike(one, classify([row], backend="reference")[0])
+
+
+def changed(text, dice):
+    """Cut, repeat, and now and then put in what is no opcode."""
+    at = 16 * dice.randrange(len(text) // 16)
+    code = bytearray(dice.choice((text, text[:at], text[at:] * dice.choice((1, 4)), b"", text[:16 * 63])))
+    for _ in range(dice.choice((0, 0, 1, 30))):
+        if code:
+            where = 16 * dice.randrange(len(code) // 16)
+            code[where:where + 2] = dice.choice((b"\xff\xff", b"\xf3\x0f", b"\x18\x79"))
+    return bytes(code)
+
+
+@pytest.mark.parametrize("image", IMAGES[::17], ids=lambda image: image.path)
+def test_an_image_is_judged_as_its_rows_are(image):
+    said = [one for some, _ in judge.judge_image(image, compiled=True) for one in some]
+    rows = [row for some, _ in judge.rows_of(image) for row in some]
+    assert [one.kernel for one in said] == [row.kernel for row in rows]
+    for one, row in zip(said, rows, strict=True):
+        alike(one, classify([row], backend="reference")[0])
+        assert (one.instructions, one.text_sha256) == (row.n_instr, row.text_sha256)

@@ -242,23 +242,6 @@ def test_the_list_finds_what_is_on_it_and_refuses_what_is_no_list(tmp_path):
             allow.AllowList(content)
 
 
-def test_a_judge_remembers_by_content():
-    asked = []
-
-    def classify(rows):
-        from gpuguard.code.classify import classify as real
-
-        asked.append(len(rows))
-        return real(rows)
-
-    one = judge.Judge(classify=classify)
-    data = made.fatbin(made.entry(made.CUBINS[0].read_bytes(), packing="zstd"), made.entry(made.cubin(sm=75), sm=75))
-    assert one.judge(data) == one.judge(data)
-    calls = len(asked)
-    assert [said.arch for said in one.judge(data, sm=75)] == ["sm_75"] * len(one.judge(data, sm=75))
-    assert len(asked) == calls + 1
-
-
 @pytest.mark.parametrize(("label", "probability", "hits", "verdict"), [
     ("mining", 0.9999, True, "confirmed"), ("mining", 0.9, True, "suspect"), ("cracking", 0.9999, False, "suspect"),
     ("grey:crc", 0.9, False, "clear"), ("benign", 0.01, False, "clear"), ("unknown", 0.01, False, "unknown")])
