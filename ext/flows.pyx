@@ -5,10 +5,10 @@ Sizes are of TCP payload as the sender's sequence numbers order it (RFC 9293 sec
 keepalive probes and overlaps add nothing, a hole is filled by whoever arrives later. `tests/reference_flows.py` is the
 same table written for the eye; the two must agree on every input.
 
-Most flows are dull: both sides spoke, and nothing that anybody listens for was seen. A `quiet` table makes no Python
-object for them, neither when they open nor when they close: their ends are rows of `observations.CLOSED_FLOW`. A flow
-is named, told of as opened, right before anything else is told of it, or at its end if its responder never spoke or it
-is neither TCP nor UDP.
+Most flows are dull: nothing that anybody listens for was seen, be it that both sides spoke or that nobody answered. A
+`quiet` table makes no Python object for them, neither when they open nor when they close: their ends are rows of
+`observations.CLOSED_FLOW`. A flow is named, told of as opened, right before anything else is told of it, or at its end
+if it is of echoes that were answered.
 Exchanges that the initiator led are not told before the responder has led one, but for a flow's first where that is
 asked for: they only count.
 
@@ -171,8 +171,8 @@ cdef packed struct Closed:
     int64_t start_ns
     int64_t netns
     uint8_t initiator[16]
-    uint8_t responder[16]
     uint16_t initiator_port
+    uint8_t responder[16]
     uint16_t responder_port
     uint8_t protocol
     uint8_t initiator_known
@@ -189,7 +189,6 @@ cdef enum:
     RST = 4
     ACK = 16
     TCP = 6
-    UDP = 17
 
 cdef enum:
     KNOWN = 1       # who opened it
@@ -626,7 +625,7 @@ cdef class Table:
         cdef Cold *cold = &self.colds[slot]
         cdef uint64_t packets = <uint64_t>cold.packets_high << 32 | flow.packets
         if not flow.marks & NAMED:
-            if flow.spoke & 2 and (flow.protocol == TCP or flow.protocol == UDP):
+            if not (flow.spoke & 2 and (flow.protocol == 1 or flow.protocol == 58)):
                 return self.tell_dull(slot, time_ns, reason, packets)
             self.name(slot)
         self.say((CLOSED, time_ns, slot, reason, packets, flow.payload_bytes[0], flow.payload_bytes[1],

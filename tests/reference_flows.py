@@ -197,10 +197,9 @@ class Table:
 
     def tell_closed(self, flow, time_ns, reason):
         one, two = flow.sides
-        if not flow.named and two.payload_bytes and flow.key[1] in (TCP, 17):
-            near, near_port, far, far_port = self.ends(flow)
-            self.told.append((DULL, time_ns, flow.start_ns, flow.key[0], near, far, near_port, far_port, flow.key[1],
-                              flow.known, reason, flow.carrier, flow.packets, one.payload_bytes, two.payload_bytes,
+        if not flow.named and not (two.payload_bytes and flow.key[1] in (1, 58)):
+            self.told.append((DULL, time_ns, flow.start_ns, flow.key[0], *self.ends(flow), flow.key[1], flow.known,
+                              reason, flow.carrier, flow.packets, one.payload_bytes, two.payload_bytes,
                               one.first, two.first, flow.answered))
             return
         self.name(flow)

@@ -109,7 +109,7 @@ def test_what_is_dull_makes_no_object_and_what_is_led_from_afar_does():
     assert FlowReports not in [type(one) for one in events]
     scan = Conversation(port=9, handshake=False)
     scan.packet(0, 0, SYN)
-    assert [type(one) for one in [*guard.receive(scan.block()), *guard.close(scan.now_ns)]] == [FlowReport]
+    assert [type(one) for one in [*guard.receive(scan.block()), *guard.close(scan.now_ns)]] == [FlowReports]
 
 
 def test_what_this_host_led_before_counts_against_a_lead_of_the_far_side():

@@ -42,7 +42,7 @@ from gpuguard.core.ssh import SshSession, Use
 from gpuguard.core.subjects import FlowId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gpuguard._flows import Told
 
@@ -55,7 +55,7 @@ FLOWS_MAX = 131_072
 
 _OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES = range(7)
 _SPEAKERS: tuple[Speaker, Speaker] = ("initiator", "responder")
-_REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
+REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
 _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
 _TLS, _DNS = 2, 3
 
@@ -75,19 +75,26 @@ def address_text(address: bytes) -> str:
     return str(ipaddress.IPv6Address(address))
 
 
+@lru_cache(maxsize=16_384)
+def address_bytes(address: str) -> bytes:
+    """Return the 16 bytes of an address, IPv4 mapped."""
+    one = ipaddress.ip_address(address)
+    return one.packed if one.version == 6 else b"\0" * 10 + b"\xff\xff" + one.packed
+
+
 def carrier_of(protocol: int, carrier: int) -> str:
     """Return what a flow carries in words, as far as its protocol and its payload say."""
     return CARRIERS[carrier] or _CARRIERS.get(protocol, "ip")
 
 
-def closed_flows(seen: FlowsClosed) -> Iterator[FlowClosed]:
-    """Yield dull flows one by one, as a table that is not quiet would have told of their ends."""
-    for row in seen.rows.tolist():
-        (time_ns, start_ns, netns, near, far, near_port, far_port, protocol, known, reason, carrier,
+def closed_flows(rows: np.ndarray) -> Iterator[FlowClosed]:
+    """Yield these `CLOSED_FLOW` one by one, as a table that is not quiet would have told of their ends."""
+    for row in rows.tolist():
+        (time_ns, start_ns, netns, near, near_port, far, far_port, protocol, known, reason, carrier,
          packets, near_bytes, far_bytes, near_first, far_first, answered) = row
         ends = (address_text(near), near_port, address_text(far), far_port)
         flow = FlowId(netns, protocol, *ends, start_ns, bool(known))
-        yield FlowClosed(time_ns, flow, _REASONS[reason], packets, near_bytes, far_bytes, near_first, far_first,
+        yield FlowClosed(time_ns, flow, REASONS[reason], packets, near_bytes, far_bytes, near_first, far_first,
                          answered, carrier_of(protocol, carrier))
 
 
@@ -112,6 +119,10 @@ class FlowTable:
     def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: int = 0) -> None:
         self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=exchanges)
         self._conversations: dict[int, _Conversation] = {}
+        self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {
+            _OPENED: self._open, _EXCHANGE: self._exchange, _CLOSED: self._close, _SEGMENT: self._segment,
+            _RHYTHM: self._rhythm,
+        }
 
     def __len__(self) -> int:
         return self._table.size
@@ -157,28 +168,20 @@ class FlowTable:
         dull: list[Any] = []
         for one in told:
             kind = one[0]
-            if kind == _SEGMENT:
-                self._segment(seen, *one[1:])
-            elif kind == _EXCHANGE:
-                seen.append(self._exchange(*one[1:]))
-            elif kind == _OPENED:
-                seen.append(self._open(*one[1:]))
-            elif kind == _CLOSED:
-                # Ends keep their order among each other; the more dull ones come at once, the cheaper they are.
+            if kind == _DULL:
+                dull.append(one[1])
+            elif kind == _CARRIES:
+                self._conversations[one[1]].carrier = CARRIERS[one[2]]  # type: ignore[index]
+            elif new := self._tellers[kind](*one[1:]):
+                # The more dull ones come at once, the cheaper they are; but all keep their order.
                 if dull:
                     seen.append(_flows_closed(dull))
                     dull = []
-                seen.append(self._close(*one[1:]))
-            elif kind == _CARRIES:
-                self._conversations[one[1]].carrier = CARRIERS[one[2]]  # type: ignore[index]
-            elif kind == _DULL:
-                dull.append(one[1])
-            else:
-                self._rhythm(seen, *one[1:])
+                seen += new
         return [*seen, _flows_closed(dull)] if dull else seen
 
     def _open(self, time_ns: Any, slot: Any, netns: Any, protocol: Any, near: Any, near_port: Any, far: Any,
-              far_port: Any, known: Any, carrier: Any) -> FlowOpened:
+              far_port: Any, known: Any, carrier: Any) -> Seen:
         flow = FlowId(
             netns=netns,
             protocol=protocol,
@@ -190,13 +193,13 @@ class FlowTable:
             initiator_known=known,
         )
         self._conversations[slot] = _Conversation(flow, carrier_of(protocol, carrier))
-        return FlowOpened(time_ns=time_ns, flow=flow)
+        return [FlowOpened(time_ns=time_ns, flow=flow)]
 
     def _exchange(self, time_ns: Any, slot: Any, first: Any, delay_ns: Any, question: Any, answer: Any,
                   initiator_first: Any, responder_first: Any, answered: Any, rtt_ns: Any, near_bytes: Any,
-                  far_bytes: Any) -> Exchange:
+                  far_bytes: Any) -> Seen:
         conversation = self._conversations[slot]
-        return Exchange(
+        return [Exchange(
             time_ns=time_ns,
             flow=conversation.flow,
             first=_SPEAKERS[first],
@@ -210,15 +213,15 @@ class FlowTable:
             carrier=conversation.carrier,
             payload_bytes_initiator=near_bytes,
             payload_bytes_responder=far_bytes,
-        )
+        )]
 
     def _close(self, time_ns: Any, slot: Any, reason: Any, packets: Any, near_bytes: Any, far_bytes: Any,
-               initiator_first: Any, responder_first: Any, answered: Any) -> FlowClosed:
+               initiator_first: Any, responder_first: Any, answered: Any) -> Seen:
         conversation = self._conversations.pop(slot)
-        return FlowClosed(
+        return [FlowClosed(
             time_ns=time_ns,
             flow=conversation.flow,
-            reason=_REASONS[reason],
+            reason=REASONS[reason],
             packets=packets,
             payload_bytes_initiator=near_bytes,
             payload_bytes_responder=far_bytes,
@@ -226,24 +229,24 @@ class FlowTable:
             responder_first=responder_first,
             answered=answered,
             carrier=conversation.carrier,
-        )
+        )]
 
-    def _segment(self, seen: Seen, time_ns: Any, slot: Any, side: Any, size: Any, total: Any,
-                 packets: Any, near_holes: Any, far_holes: Any) -> None:
+    def _segment(self, time_ns: Any, slot: Any, side: Any, size: Any, total: Any, packets: Any, near_holes: Any,
+                 far_holes: Any) -> Seen:
         conversation = self._conversations[slot]
-        if conversation.ssh is not None:
-            uses = conversation.ssh.segment(time_ns, side, size, total, holes=(near_holes, far_holes))
-            seen.extend(_use(conversation, time_ns, packets, use) for use in uses)
+        if conversation.ssh is None:
+            return []
+        uses = conversation.ssh.segment(time_ns, side, size, total, holes=(near_holes, far_holes))
+        return [_use(conversation, time_ns, packets, use) for use in uses]
 
-    def _rhythm(self, seen: Seen, time_ns: Any, slot: Any, side: Any, records: Any, grid: Any,
-                quick: Any, packets: Any) -> None:
+    def _rhythm(self, time_ns: Any, slot: Any, side: Any, records: Any, grid: Any, quick: Any, packets: Any) -> Seen:
         """Records on OpenSSH's grid whose every one is answered at once: their sender types, the other side serves."""
         if quick < RHYTHM_ANSWERED_MIN * records:
-            return
+            return []
         text = (f"{grid} of {records} small records of the {_SPEAKERS[side]} lie 20 ms apart (keystroke chaff) and "
                 f"{quick} were answered within 5 ms; how many keys they hide is unknown")
         use = Use(f"keystrokes-from-{_SPEAKERS[side]}", RHYTHM_NATS, text, ("media sent 50 times a second over TCP",))
-        seen.append(_use(self._conversations[slot], time_ns, packets, use))
+        return [_use(self._conversations[slot], time_ns, packets, use)]
 
     @staticmethod
     def _ssh(conversation: _Conversation) -> SshSession:

@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import msgspec
+import numpy as np
 
 from gpuguard.core.correlation import Correlation
 from gpuguard.core.detectors import Detector, new_detectors
@@ -41,8 +42,6 @@ from gpuguard.core.subjects import FlowId, ProcessId, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import numpy as np
 
     from gpuguard.core.signatures import Signature
 
@@ -149,6 +148,7 @@ class Guard:
 
     def _take(self, item: Block | Observation) -> list[Event]:
         kind = type(item)
+        spoken = False
         events = [] if kind in _OBSERVATIONS else self._answer(cast("Block", item))
         asked = self._asked.get(kind)
         if asked is None:
@@ -165,12 +165,13 @@ class Guard:
                 # Told piece by piece, not block by block: a block of launches that was cut in two tells the same.
                 standing, changed = self._fusion.receive(evidence)
                 if changed and LABELS[standing.label].accuses:
-                    events += self._tell(self._finding(standing, item.time_ns))
+                    time_ns = evidence.time_ns if kind is FlowsClosed else item.time_ns
+                    events += self._tell(self._finding(standing, time_ns))
+                spoken = True
         if isinstance(item, FlowClosed):
             events.append(self._report(item))
-            self._fusion.forget(item.flow)
         elif isinstance(item, FlowsClosed):
-            events.append(FlowReports(item.time_ns, item, tuple(self._gaps)))
+            events += self._reports(item, spoken=spoken)
         return events
 
     def _answer(self, item: Block) -> list[Event]:
@@ -353,7 +354,19 @@ class Guard:
     def _report(self, closed: FlowClosed) -> FlowReport:
         standing = self._fusion.best(closed.flow) or _unspoken(closed)
         finding = self._finding(standing, closed.time_ns)
+        self._fusion.forget(closed.flow)
         return FlowReport(time_ns=closed.time_ns, closed=closed, finding=finding)
+
+    def _reports(self, item: FlowsClosed, *, spoken: bool) -> list[Event]:
+        """Return the report of dull flows; those that evidence was given about are not dull."""
+        gaps = tuple(self._gaps)
+        if not spoken:
+            return [FlowReports(item.time_ns, item, gaps)]
+        dull = [self._fusion.best(closed.flow) is None for closed in closed_flows(item.rows)]
+        events: list[Event] = [self._report(closed) for closed in closed_flows(item.rows[np.logical_not(dull)])]
+        if any(dull):
+            events.append(FlowReports(item.time_ns, FlowsClosed(item.time_ns, item.rows[dull]), gaps))
+        return events
 
     def _process_verdict(self, process: ProcessId) -> ProcessVerdict:
         standing = self._fusion.best(process)
@@ -386,7 +399,7 @@ class Guard:
 
 def reports(quiet: FlowReports) -> Iterator[FlowReport]:
     """Yield the reports that a guard which is not quiet would have made, one by one."""
-    for closed in closed_flows(quiet.closed):
+    for closed in closed_flows(quiet.closed.rows):
         standing = _unspoken(closed)
         yield FlowReport(time_ns=closed.time_ns, closed=closed, finding=Finding(
             time_ns=closed.time_ns,

@@ -108,15 +108,15 @@ class StratumSeen(Struct, frozen=True, tag="stratum_seen"):
     method: str
 
 
-#: The end of a dull flow: both sides spoke, and nothing was told of it. Fields as in `FlowClosed`; addresses are 16
+#: The end of a dull flow: nothing was told of it while it lasted. Fields as in `FlowClosed`; addresses are 16
 #: bytes as in `records.PACKET`, ``reason`` counts through those of `FlowClosed`, ``carrier`` through `flows.CARRIERS`.
 CLOSED_FLOW = np.dtype([
     ("time_ns", "<i8"),
     ("start_ns", "<i8"),
     ("netns", "<i8"),
     ("initiator", "V16"),
-    ("responder", "V16"),
     ("initiator_port", "<u2"),
+    ("responder", "V16"),
     ("responder_port", "<u2"),
     ("protocol", "u1"),
     ("initiator_known", "u1"),

@@ -26,13 +26,15 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
 
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.flows import address_text
+from gpuguard.core.flows import REASONS, address_bytes, address_text, closed_flows
 from gpuguard.core.fusion import SUSPECT_NATS
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowsClosed, FlowUse
+from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowOpened, FlowsClosed, FlowUse
 from gpuguard.core.records import Sockets, Tick
 
 if TYPE_CHECKING:
@@ -66,11 +68,18 @@ REFUSED_PACKETS_MAX = 4
 
 _ESTABLISHED = 1
 _TCP, _ICMP, _ICMPV6 = 6, 1, 58
-_ROW = ("netns", "initiator", "responder", "responder_port", "protocol")
+_CLOSED = REASONS.index("closed")
+#: Who tried, and what: a namespace and an address, and an address, a port and a protocol, as they lie in a row.
+_KEYS = np.dtype(cast("Any", {
+    "names": ["source", "target"],
+    "formats": ["V24", "V19"],
+    "offsets": [cast("Any", CLOSED_FLOW.fields)[name][1] for name in ("netns", "responder")],
+    "itemsize": CLOSED_FLOW.itemsize,
+}))
 _SPOTS = ("less than one new target in ten minutes", "neighbours on the same link that nobody answers for (ARP only)",
           "a scan that only tries what is known to answer")
 
-Target = tuple[str, int, int]
+Target = bytes
 Ends = tuple[int, str, int, str, int]
 
 
@@ -136,7 +145,7 @@ class Detector:
             case FlowClosed():
                 return self._close(item, host)
             case FlowsClosed():
-                self._succeed(item)
+                return self._closed(item, host)
             case Sockets():
                 self._listed[item.netns] = None
                 for one in item.sockets:
@@ -149,22 +158,33 @@ class Detector:
                 pass
         return []
 
-    def _succeed(self, item: FlowsClosed) -> None:
-        """Take in the ends of flows in which both sides spoke: successes, all of them. Nobody owns them.
+    def _closed(self, item: FlowsClosed, host: Host) -> list[Evidence]:
+        """Take in the ends of dull flows: those in vain one by one, of which there are few but in a scan."""
+        found: list[Evidence] = []
+        vain = _in_vain(item.rows)
+        start = 0
+        for place, closed in zip(np.flatnonzero(vain).tolist(), closed_flows(item.rows[vain]), strict=True):
+            self._succeed(item.rows[start:place])
+            found += self._close(closed, host)
+            start = place + 1
+        self._succeed(item.rows[start:])
+        return found
 
-        Rows come where no socket list does.
-        """
-        if len(self._failing):
-            sources: dict[tuple[int, bytes], _Source | None] = {}
-            for netns, near, far, port, protocol in zip(*(item.rows[name].tolist() for name in _ROW), strict=True):
-                if protocol != _TCP:
-                    continue  # of the others only UDP comes by the row, and says nothing
-                if (netns, near) not in sources:
-                    unit = _Unit(netns, address_text(near), None)
-                    sources[netns, near] = self._sources.get(unit) if (netns, unit.address) in self._failing else None
-                source = sources[netns, near]
-                if source:
-                    source.succeed((address_text(far), protocol, port))
+    def _succeed(self, rows: np.ndarray) -> None:
+        """Take in attempts that were answered. Rows come where no socket list does: nobody owns them."""
+        if not len(self._failing):
+            return
+        sources: dict[bytes, _Source | None] = {}
+        for near, target in rows.view(_KEYS).tolist():
+            if target[-1] != _TCP:
+                continue  # of the others only UDP may have been answered, and says nothing
+            if near not in sources:
+                unit = _Unit(int.from_bytes(near[:8], "little", signed=True), address_text(near[8:]), None)
+                failing = (unit.netns, unit.address) in self._failing
+                sources[near] = self._sources.get(unit) if failing else None
+            source = sources[near]
+            if source:
+                source.succeed(target)
 
     def _open(self, flow: FlowId, host: Host) -> None:
         """Remember an attempt whose socket would be listed: of this namespace's own addresses, and to another host."""
@@ -305,7 +325,17 @@ def _ends(flow: FlowId) -> Ends:
 
 def _target(flow: FlowId) -> Target:
     """Return what was tried; an echo's identifier is the sender's own and no part of it."""
-    return (flow.responder, flow.protocol, flow.responder_port if flow.protocol == _TCP else 0)
+    port = flow.responder_port if flow.protocol == _TCP else 0
+    return address_bytes(flow.responder) + port.to_bytes(2, "little") + bytes([flow.protocol])
+
+
+def _in_vain(rows: np.ndarray) -> np.ndarray:
+    """Return which of these `CLOSED_FLOW` nobody answered; echoes that were come one by one."""
+    spoke = (rows["payload_bytes_initiator"] != 0) | (rows["payload_bytes_responder"] != 0)
+    ended = (rows["reason"] == _CLOSED) & (rows["packets"] > REFUSED_PACKETS_MAX)
+    protocol = rows["protocol"]
+    vain: np.ndarray = (protocol == _TCP) & ~spoke & ~ended | (protocol == _ICMP) | (protocol == _ICMPV6)
+    return vain
 
 
 def _weight(flow: FlowId) -> float:
