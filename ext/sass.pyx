@@ -487,3 +487,96 @@ cdef inline Run joined(Run one, Run other) noexcept nogil:
     if not other.broken:
         return Run(one.head, one.best, across, 1)
     return Run(one.head, max(max(one.best, other.best), across), other.tail, 1)
+
+
+def known_words(const uint32_t[::1] words, const uint32_t[::1] every, const uint8_t[::1] low):
+    """Return which of ``every``, in order, are among ``words``: their indexes, in order.
+
+    ``low`` has a bit for the lower half of each of ``every``: 8,192 bytes that turn most words away.
+    """
+    if low.shape[0] != 8192:
+        raise ValueError("a table of another size")
+    cdef Py_ssize_t i, below, above, middle, hits = 0, count = every.shape[0]
+    cdef uint32_t word, half
+    cdef uint8_t *seen = <uint8_t *> calloc(max(1, count), 1)
+    if seen == NULL:
+        raise MemoryError
+    with nogil:
+        for i in range(words.shape[0]):
+            word = words[i]
+            half = word & 0xFFFF
+            if not (low[half >> 3] >> (half & 7)) & 1:
+                continue
+            below = 0
+            above = count
+            while below < above:
+                middle = (below + above) // 2
+                if every[middle] < word:
+                    below = middle + 1
+                else:
+                    above = middle
+            if below < count and every[below] == word:
+                hits += seen[below] == 0
+                seen[below] = 1
+    found = np.empty(hits, np.int64)
+    cdef int64_t[::1] at = found
+    hits = 0
+    for i in range(count):
+        if seen[i]:
+            at[hits] = i
+            hits += 1
+    free(seen)
+    return found
+
+
+cdef inline uint8_t digit(uint8_t letter) noexcept nogil:
+    """Return the value of a hexadecimal digit, 16 for anything else."""
+    if 48 <= letter <= 57:
+        return letter - 48
+    letter |= 32
+    return letter - 87 if 97 <= letter <= 102 else 16
+
+
+def literals(const uint8_t[::1] text):
+    """Return the numbers of a text from 4,096 on, in order, as uint32 words: of one above 32 bits both halves.
+
+    A number is a run of decimal digits, or of hexadecimal ones behind "0x"; a minus before it counts. Longer ones than
+    64 bits are cut to these.
+    """
+    cdef Py_ssize_t i = 0, n = text.shape[0], size = 0
+    cdef Py_ssize_t room = 2 * (n // 4 + 1)  # such a number has at least four digits, and makes at most two words
+    cdef uint32_t *words = <uint32_t *> malloc(4 * room)
+    cdef uint64_t value, base
+    cdef uint32_t high
+    cdef bint negative
+    if words == NULL:
+        raise MemoryError
+    with nogil:
+        while i < n:
+            if text[i] < 48 or text[i] > 57:
+                i += 1
+                continue
+            negative = i > 0 and text[i - 1] == 45
+            base = 10
+            if text[i] == 48 and i + 2 < n and text[i + 1] | 32 == 120 and digit(text[i + 2]) < 16:
+                base = 16
+                i += 2
+            value = 0
+            while i < n and digit(text[i]) < base:
+                value = value * base + digit(text[i])
+                i += 1
+            if value > 0xFFF:
+                if negative:
+                    value = ~value + 1
+                words[size] = <uint32_t> value
+                size += 1
+                high = <uint32_t> (value >> 32)
+                if high and high != 0xFFFFFFFFU:
+                    words[size] = high
+                    size += 1
+    found = np.empty(size, np.uint32)
+    cdef uint32_t[::1] out = found
+    if size:
+        memcpy(&out[0], words, 4 * size)
+    free(words)
+    return found

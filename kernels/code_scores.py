@@ -128,9 +128,10 @@ def _leaves(forest: Forest, root: int, tree: int, nodes: list[list[tuple[float, 
 def rows(counts: np.ndarray, made: Program) -> np.ndarray:
     """Return float64[rows, COLUMNS] of uint32[rows, columns], as `opcodes.counts` does of dicts."""
     out = np.zeros((len(counts), len(COLUMNS)))
-    for column, to in enumerate(made.columns.tolist()):
-        if to >= 0:
-            out[:, to] += counts[:, column]
+    unknown = COLUMN["unknown"]
+    plain = np.flatnonzero((made.columns >= 0) & (made.columns != unknown))
+    out[:, made.columns[plain]] = counts[:, plain]
+    out[:, unknown] = counts[:, made.columns == unknown].sum(1, dtype=np.float64)
     names = counts[:, :made.names]
     out[:, 0] = names.sum(1, dtype=np.float64)
     top = np.partition(names, made.names - 3, axis=1)[:, -3:]

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuguard import _sass
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -250,23 +252,21 @@ def words() -> frozenset[int]:
 
 
 @cache
-def _index() -> tuple[NDArray[np.uint32], tuple[tuple[tuple[str, int], ...], ...]]:
-    """Return all words in order, and of each the tables and entries it stands for."""
+def _index() -> tuple[NDArray[np.uint32], NDArray[np.uint8], tuple[tuple[tuple[str, int], ...], ...]]:
+    """Return all words in order, a bit for the lower half of each, and the tables and entries each stands for."""
     every = np.array(sorted(words()), np.uint32)
+    halves = np.zeros(1 << 16, bool)
+    halves[every & 0xFFFF] = True
     meant = tuple(
         tuple((name, some[word]) for name, some in tables().items() if word in some) for word in every.tolist())
-    return every, meant
+    return every, np.packbits(halves, bitorder="little"), meant
 
 
 def in_words(some: NDArray[np.uint32]) -> dict[str, int]:
     """Return table -> number of its distinct entries among words of 32 bits."""
-    if not len(some):
-        return {}
-    every, meant = _index()
-    at = np.minimum(np.searchsorted(every, some), len(every) - 1)
-    hit = np.unique(at[every[at] == some])
+    every, low, meant = _index()
     entries: dict[str, set[int]] = {}
-    for one in hit.tolist():
+    for one in _sass.known_words(some, every, low).tolist():
         for name, entry in meant[one]:
             entries.setdefault(name, set()).add(entry)
     return {name: len(numbers) for name, numbers in entries.items()}
