@@ -2,8 +2,11 @@
 """Frames to rows of `records.PACKET` and to facts: one parser for capture files and for the live ring.
 
 Sources: RFC 791, 8200 (extension headers), 9293, 768, 792, 4443; Linux "cooked" and other link layers from
-tcpdump.org/linktypes.html; RFC 4253 (SSH), RFC 8446 (TLS), RFC 6066, RFC 7301, RFC 1035; pcap and pcapng from
-draft-ietf-opsawg-pcap and -pcapng; TPACKET_V3 from Documentation/networking/packet_mmap.rst and linux/if_packet.h.
+tcpdump.org/linktypes.html; RFC 4253 (SSH), RFC 8446 (TLS), RFC 6066, RFC 7301, RFC 1035, 7766 (DNS over TCP);
+RFC 1928, 1929 and openssh.com/txt/socks4.protocol (SOCKS); RFC 9112 section 3.2 (proxies); RFC 7296 (IKE);
+wireguard.com/protocol; OpenVPN's doc/doxygen/doc_protocol_overview.h; Tor's tor-spec (cells); sv2-spec chapter 4
+(Stratum V2); pcap and pcapng from draft-ietf-opsawg-pcap and -pcapng; TPACKET_V3 from
+Documentation/networking/packet_mmap.rst and linux/if_packet.h.
 
 Every byte is hostile. Each function gets a pointer with the number of bytes that are there, and reads no others;
 each loop takes at least one byte a round or has a fixed bound. No Python object is touched per packet.
@@ -13,14 +16,18 @@ next; only bytes in order are read. A segment from beyond a hole is passed over,
 sender sends the missing part again (its row is written in any case); a hole that lies within a message that is not
 read anyway is jumped. Nothing is copied while messages are whole within a segment; else the beginning of one message
 waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked at again while its
-place in the table lasts, once it has sent NEWKEYS or its ClientHello, or is neither SSH nor TLS; of JSON the first line
-is looked at for the words of mining pools. The table is
+place in the table lasts, once it has sent NEWKEYS, or its first messages are of none of the protocols that are known
+here. Of TLS the headers of the first RECORDS_MAX records are read on, to the second that is large: who sends many small
+ones, slowly, is told of with their times and sizes, and so is who sends cells. Of JSON the first line is looked at for
+the words of mining pools; what a proxy was asked to carry is read as a stream of its own. The table is
 set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted.
 Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
+A datagram is compared with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data,
+which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
 
-Known limits: DNS over TCP is not read; Stratum is read where its opening was captured, and in clear only; a ClientHello
-or KEXINIT above MESSAGE_MAX is not read; text before an SSH
-banner is followed for TEXT_MAX bytes; TCP within IP fragments is read from the first fragment only.
+Known limits: Stratum is read where its opening was captured, and in clear only; a ClientHello or KEXINIT above
+MESSAGE_MAX is not read; text before an SSH banner is followed for TEXT_MAX bytes; what an HTTP proxy answers is read as
+text only; TCP within IP fragments is read from the first fragment only.
 """
 
 from libc.errno cimport errno
@@ -30,7 +37,18 @@ from libc.string cimport memchr, memcmp, memcpy, memset, strerror
 
 import numpy as np
 
-from gpuguard.core.records import PACKET, DnsMessage, SshBanner, SshKexInit, SshNewKeys, Stratum, TlsClientHello
+from gpuguard.core.records import (
+    PACKET,
+    SPOKEN,
+    DnsMessage,
+    Spoken,
+    SshBanner,
+    SshKexInit,
+    SshNewKeys,
+    Stratum,
+    TlsClientHello,
+    TlsRecords,
+)
 
 cdef extern from *:
     """
@@ -111,19 +129,32 @@ cdef enum:
     BANNER_LINE_MAX = 8192
     SSH_PACKET_MAX = 262144
     FACTS_MAX = 4096
-    FACTS_ROOM = 4
+    FACTS_ROOM = 16
     ARENA_BYTES = 1048576
     ARENA_ROOM = 40960
     VLAN_TAGS_MAX = 4
     EXTENSION_HEADERS_MAX = 16
     PACKET_TYPE_UNKNOWN = 255
+    RECORDS_MAX = 64
+    RECORDS_STEP = 8
+    RECORDS_GAP_MS = 500
+    RECORD_LARGE = 4096
+    RECORD_TALK = 2048
+    CELLS_MIN = 3
+    CELLS_CBC_MIN = 8
+    DATAGRAMS_MIN = 4
 
 cdef enum:
     OPENING = 0
     SSH = 1
     SSH_KEYS = 2
     TLS = 3
-    DECIDED = 4
+    RECORDS = 4
+    SOCKS = 5
+    DNS_STREAM = 6
+    NOISE = 7
+    DECIDED = 8
+    DATAGRAMS = 9  # not TCP: never read as a stream
 
 cdef enum:
     BANNER = 0
@@ -132,6 +163,25 @@ cdef enum:
     HELLO = 3
     DNS = 4
     STRATUM = 5
+    TOLD_RECORDS = 6
+    TOLD_SPOKEN = 7
+
+# records.SPOKEN, in its order.
+cdef enum:
+    SOCKS4_REQUEST = 0
+    SOCKS4_REPLY = 1
+    SOCKS5_GREETING = 2
+    SOCKS5_CHOICE = 3
+    SOCKS5_REQUEST = 4
+    HTTP_CONNECT = 5
+    HTTP_ABSOLUTE = 6
+    TOR = 7
+    WIREGUARD = 8
+    OPENVPN = 9
+    IKE = 10
+    DNS_TCP = 11
+    STRATUM2_HELLO = 12
+    STRATUM2_ANSWER = 13
 
 cdef enum:
     FIN = 1
@@ -143,6 +193,17 @@ cdef enum:
     CARRIES_DNS = 3 << 4
     BRIEF_NAME_BYTES = 27
 
+# Application data records of one side of a TLS connection.
+cdef struct Talk:
+    int64_t first_ns
+    uint32_t after_ms[RECORDS_MAX]
+    uint16_t sizes[RECORDS_MAX]
+    uint32_t used
+    uint32_t large
+    uint32_t cells      # of one cell each or a few, by the overhead of AEAD ciphers
+    uint32_t cells_cbc  # of one, by those of CBC, which pad: many other messages have that size
+    uint32_t bodies     # with more in them than the one byte that TLS 1.0 sends ahead of each
+
 cdef struct Stream:
     uint8_t key[36]
     uint32_t first      # sequence number of the first byte
@@ -152,9 +213,12 @@ cdef struct Stream:
     uint32_t text       # bytes of text before the banner
     uint32_t held       # bytes in the buffer
     uint8_t* buffer
+    Talk* talk
     uint8_t state
     uint8_t mid_line    # the text before ended within a line
     uint8_t lost        # counted in streams_lost
+    uint8_t proxied     # text is the head of a request to a proxy
+    uint8_t told        # said which protocol this is
 
 cdef struct FactNote:
     uint32_t row
@@ -359,7 +423,7 @@ cdef int32_t client_hello(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil
     return extensions(s, p + at + 2, size)
 
 
-cdef int32_t tls_records(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
+cdef int32_t tls_hello(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
     """Join the handshake bytes of the records that are there (RFC 8446, 5.1), up to the end of the first message."""
     cdef uint32_t at = 0, joined = 0, size, part, total = 4
     while joined < total:
@@ -372,6 +436,9 @@ cdef int32_t tls_records(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
         part = least(least(size, n - at), MESSAGE_MAX - joined)
         memcpy(s.scratch + joined, p + at, part)
         joined += part
+        if joined and s.scratch[0] == 2:  # a server's, which is not read
+            t.state = RECORDS
+            return tls_record(s, t, p, n)
         if joined and s.scratch[0] != 1:
             return -1
         if joined >= 4:
@@ -381,8 +448,74 @@ cdef int32_t tls_records(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
         if joined < total and size > n - at:
             return 0
         at += part
-    client_hello(s, s.scratch + 4, total - 4)
-    return -1
+    if client_hello(s, s.scratch + 4, total - 4) < 0:
+        return -1
+    t.state = RECORDS
+    return <int32_t>(at - part + size)
+
+
+cdef int32_t tls_record(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """The header of a record (RFC 8446, 5.1); what is in it is passed over."""
+    cdef uint32_t size
+    if n < 5:
+        return 0
+    size = be16(p + 3)
+    if p[0] < 20 or p[0] > 23 or p[1] != 3 or size == 0 or size > 16640:
+        return -1
+    if p[0] == 23 and not application_record(s, t, size):
+        return -1
+    return <int32_t>(size + 5)
+
+
+cdef bint application_record(Parse* s, Stream* t, uint32_t size) noexcept nogil:
+    """Note one record; return whether the next is of interest."""
+    cdef Talk* talk = t.talk
+    cdef int64_t now_ns = s.rows[s.used].time_ns, after_ns
+    if talk == NULL:
+        talk = t.talk = <Talk*>calloc(1, sizeof(Talk))
+        if talk == NULL:
+            return 0
+        talk.first_ns = now_ns
+    after_ns = now_ns - talk.first_ns
+    if after_ns < 0 or after_ns >= <int64_t>4294967295 * 1000000:
+        return 0
+    talk.after_ms[talk.used] = <uint32_t>(after_ns // 1000000)
+    talk.sizes[talk.used] = <uint16_t>size
+    talk.used += 1
+    talk.large += size > RECORD_LARGE
+    talk.cells += cells(size)
+    talk.cells_cbc += size == 544 or size == 560
+    talk.bodies += size > 48
+    if not t.told and (talk.cells >= CELLS_MIN
+                       or talk.cells_cbc >= CELLS_CBC_MIN and talk.cells_cbc * 2 >= talk.bodies):
+        t.told = 1
+        spoken(s, TOR)
+    if talk.large >= 2 and talk.cells == 0:
+        return 0
+    if talk.used % RECORDS_STEP == 0:
+        told_records(s, talk)
+    return talk.used < RECORDS_MAX
+
+
+cdef bint cells(uint32_t size) noexcept nogil:
+    """Whether a record holds one to four of Tor's cells of 514 bytes, with what TLS 1.3, GCM or ChaCha20 add to it."""
+    return size >= 530 and (
+        size >= 531 and (size - 17) % 514 == 0 or size >= 538 and (size - 24) % 514 == 0 or (size - 16) % 514 == 0
+    ) and size <= 4 * 514 + 24
+
+
+cdef void told_records(Parse* s, Talk* talk) noexcept nogil:
+    """Tell of a side that sends small records, slowly. What came with the handshake may be of any size."""
+    cdef uint32_t i, large = 0
+    cdef FactNote* fact
+    for i in range(talk.used):
+        large += talk.sizes[i] > RECORD_TALK
+    if large > 2 or talk.after_ms[talk.used - 1] < RECORDS_GAP_MS * talk.used:
+        return
+    fact = note(s, TOLD_RECORDS, 0, 0)
+    put(s, fact, <uint8_t*>&talk.first_ns, 8)
+    put(s, fact, <uint8_t*>talk.after_ms, 4 * talk.used)
+    put(s, fact, <uint8_t*>talk.sizes, 2 * talk.used)
 
 
 cdef uint32_t behind(const uint8_t* p, uint32_t n, const char* what, uint32_t size) noexcept nogil:
@@ -423,23 +556,207 @@ cdef bint stratum(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
     return True
 
 
-cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
-    """The first bytes of a stream: a TLS record, a pool's JSON, an SSH banner, or text that may stand before one."""
+# -- proxies, VPNs and others -----------------------------------------------------------------------------------------
+
+cdef void spoken(Parse* s, uint32_t what) noexcept nogil:
+    note(s, TOLD_SPOKEN, what, 0)
+
+
+cdef bint looks_random(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether half the bytes have their upper bit set, within four standard deviations and a little (n is 64 or more)."""
+    cdef uint32_t i, high = 0
+    for i in range(n):
+        high += p[i] >> 7
+    return high * 4 > n and high * 4 < 3 * n
+
+
+cdef int32_t noise(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """Stratum V2 (sv2-spec, 4.5 and 4.6): a key of 64 bytes; 234 bytes, and SetupConnection.Success in 22 + 22."""
+    if t.state == NOISE:
+        if n == 44:
+            spoken(s, STRATUM2_ANSWER)
+        return -1
+    if n == 64:
+        spoken(s, STRATUM2_HELLO)
+        return -1
+    t.state = NOISE
+    return <int32_t>n
+
+
+cdef int32_t socks_address(const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 1928, 4 to 6: version, command or reply, 0, type, address, port. How long it is; 0: more is needed."""
     cdef uint32_t size
+    if n < 5:
+        return 0
+    if p[2] != 0 or not (p[3] == 1 or p[3] == 3 or p[3] == 4):
+        return -1
+    size = 10 if p[3] == 1 else 22 if p[3] == 4 else 7 + p[4]
+    return <int32_t>size if n >= size else 0
+
+
+cdef int32_t socks(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """What either side sends after the methods: a login (RFC 1929), then the request or its reply, then anything."""
+    cdef uint32_t size
+    cdef int32_t took
+    if p[0] == 1 and t.proxied < 2:
+        size = 2
+        if t.proxied == 1 and n >= 2:  # of the client: a name and a password
+            size = 3 + p[1]
+            size += p[size - 1] if n >= size else 0
+        if n < 2 or n < size:
+            return 0
+        t.proxied += 2
+        return <int32_t>size
+    if p[0] != 5:
+        return -1
+    took = socks_address(p, n)
+    if took > 0:
+        if t.proxied & 1 and p[1] >= 1 and p[1] <= 3:
+            spoken(s, SOCKS5_REQUEST)
+        t.proxied = 0
+        t.state = OPENING
+    return took
+
+
+cdef int32_t socks5(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 1928, 3: a client's methods, or the one that the server takes of them. Sent alone, since each waits."""
+    cdef uint32_t i
+    if n < 2:
+        return 0
+    if n == 2 and (p[1] == 0 or p[1] == 2 or p[1] == 255):
+        spoken(s, SOCKS5_CHOICE)
+        t.state = SOCKS
+        t.proxied = 0
+        return 2
+    if p[1] == 0 or p[1] > 16:
+        return -1
+    if n < 2 + <uint32_t>p[1]:
+        return 0
+    for i in range(p[1]):
+        if p[2 + i] == 4 or 9 < p[2 + i] < 128 or p[2 + i] == 255:
+            return -1
+    spoken(s, SOCKS5_GREETING)
+    t.state = SOCKS
+    t.proxied = 1
+    return 2 + <int32_t>p[1]
+
+
+cdef int32_t socks4(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """4, command, port, address, user, 0; after the address 0.0.0.x a name and 0. All in one segment."""
+    cdef uint32_t at = 8, names
+    if n < 9 or not (p[1] == 1 or p[1] == 2) or be16(p + 2) == 0 or be32(p + 4) == 0:
+        return -1
+    for names in range(2 if be32(p + 4) < 256 else 1):
+        while at < n and p[at] >= 32 and p[at] < 127:
+            at += 1
+        if at >= n or p[at] != 0 or at > 8 + 512:
+            return -1
+        at += 1
+    spoken(s, SOCKS4_REQUEST)
+    return <int32_t>at
+
+
+cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 9112, 3.2.2 and 3.2.3: a request whose target is a whole address is one to a proxy. ``n``: of its line."""
+    cdef uint32_t at = 0
+    if n > 8 and memcmp(p, b"CONNECT ", 8) == 0:
+        if behind(p, n, b" HTTP/1.", 8):
+            spoken(s, HTTP_CONNECT)
+            t.proxied = 1
+        return
+    while at < n and at < 8 and 65 <= p[at] <= 90:
+        at += 1
+    if at >= 3 and n > at + 8 and memcmp(p + at, b" http://", 8) == 0:
+        spoken(s, HTTP_ABSOLUTE)
+
+
+cdef bint openvpn(const uint8_t* p, uint32_t n) noexcept nogil:
+    """A hard reset, the first message of either side: opcode, session, [HMAC, number, time,] acknowledged, number.
+
+    Sizes by HMAC (none, SHA-1, SHA-256, SHA-512); tls-crypt puts number and time first and hides what is acknowledged.
+    """
+    cdef uint32_t number
+    if p[0] == 0x38 or p[0] == 0x50:
+        if p[0] == 0x38 and (n == 14 or n == 42 or n == 54 or n == 86) and be32(p + n - 4) == 0 and p[n - 5] == 0:
+            number = be32(p + n - 13)
+            if n == 14 or number == 1 or number == 0x0F000001:
+                return 1
+        if n == 54 or p[0] == 0x50 and 54 < n <= 2048:
+            number = be32(p + 9)
+            return number == 1 or number == 0x0F000001
+        return 0
+    if p[0] != 0x40:
+        return 0
+    if (n == 26 or n == 54 or n == 66 or n == 98) and be32(p + n - 4) == 0 and p[n - 17] == 1 and be32(p + n - 16) == 0:
+        number = be32(p + n - 25)
+        if n == 26 or number == 1 or number == 0x0F000001:
+            return 1
+    if n == 66:
+        number = be32(p + 9)
+        return number == 1 or number == 0x0F000001
+    return 0
+
+
+cdef bint ike(const uint8_t* p, uint32_t n, uint32_t size) noexcept nogil:
+    """RFC 7296, 3.1 and RFC 2408, 3.1: the header of the first messages; its length is that of the datagram."""
+    if size < 28 or n < 28 or be32(p + 24) != size or be32(p + 20) != 0 or (be32(p) | be32(p + 4)) == 0:
+        return 0
+    return p[17] == 0x20 and p[18] == 34 or p[17] == 0x10 and (p[18] == 2 or p[18] == 4)
+
+
+cdef int32_t opening_binary(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """The first bytes of a stream that are no text; -2 if they are of none of these protocols."""
+    cdef int32_t took = -1
+    if (n == 64 or n == 234) and not (p[0] == 22 and p[1] == 3) and looks_random(p, n):
+        return noise(s, t, p, n)
+    if p[0] == 22:
+        t.state = TLS
+        return tls_hello(s, t, p, n)
+    if p[0] == 5:
+        took = socks5(s, t, p, n)
+    elif p[0] == 4:
+        took = socks4(s, t, p, n)
+    if took >= 0:
+        return took
+    if n == 8 and p[0] == 0 and 90 <= p[1] <= 93:
+        spoken(s, SOCKS4_REPLY)
+        return 8 if p[1] == 90 else -1
+    if n >= 16 and be16(p) >= 14 and be16(p) <= n - 2 and openvpn(p + 2, be16(p)):
+        spoken(s, OPENVPN)
+        return -1
+    if p[0] < 9 or 13 < p[0] < 32:
+        return dns_stream(s, t, p, n)
+    return -2
+
+
+cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """The first bytes of a stream: see `opening_binary`, a pool's JSON, a banner, or text that may stand before one."""
+    cdef uint32_t size
+    cdef int32_t took
     cdef const uint8_t* end
     if not t.mid_line:
         if memcmp(p, b"SSH-", least(n, 4)) == 0:
             return ssh_banner(s, t, p, n) if n >= 4 else 0
-        if t.text == 0 and p[0] == 22:
-            t.state = TLS
-            return tls_records(s, p, n)
+        if t.text == 0:
+            took = opening_binary(s, t, p, n)
+            if took != -2:
+                return took
     end = <const uint8_t*>memchr(p, 10, n)
-    if t.text == 0 and p[0] == 123:
-        if end == NULL and n < LINE_MAX:
-            return 0
-        if end != NULL and end - p < LINE_MAX and stratum(s, p, <uint32_t>(end - p)):
-            return -1
     size = n if end == NULL else <uint32_t>(end - p) + 1
+    if t.proxied and not t.mid_line and p[0] == 13 and n == 1:
+        return 0
+    if t.text == 0:
+        if p[0] == 123:
+            if end == NULL and n < LINE_MAX:
+                return 0
+            if end != NULL and end - p < LINE_MAX and stratum(s, p, <uint32_t>(end - p)):
+                return -1
+        elif 65 <= p[0] <= 90:
+            proxy_request(s, t, p, least(size, LINE_MAX))
+    if t.proxied and not t.mid_line and end != NULL and (size == 1 or size == 2 and p[0] == 13):
+        t.proxied = 0  # the end of the request: what follows is for whoever is behind the proxy
+        t.text = 0
+        return <int32_t>size
     t.text += size
     t.mid_line = end == NULL
     if t.text > TEXT_MAX or memchr(p, 0, size) != NULL:
@@ -451,7 +768,15 @@ cdef int32_t message(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t
     if t.state == OPENING:
         return opening(s, t, p, n)
     if t.state == TLS:
-        return tls_records(s, p, n)
+        return tls_hello(s, t, p, n)
+    if t.state == RECORDS:
+        return tls_record(s, t, p, n)
+    if t.state == SOCKS:
+        return socks(s, t, p, n)
+    if t.state == DNS_STREAM:
+        return dns_stream(s, t, p, n)
+    if t.state == NOISE:
+        return noise(s, t, p, n)
     return ssh_packet(s, t, p, n, sequence)
 
 
@@ -466,13 +791,21 @@ cdef void drop_buffer(Parse* s, Stream* t) noexcept nogil:
 
 
 cdef void lose(Parse* s, Stream* t) noexcept nogil:
-    """Count a stream of which something was missed, once."""
+    """Count a stream of which something was missed, once. Headers of TLS records are no handshake."""
+    if t.state == RECORDS:
+        return
     s.streams_lost += not t.lost
     t.lost = 1
 
 
+cdef void drop_talk(Stream* t) noexcept nogil:
+    free(t.talk)
+    t.talk = NULL
+
+
 cdef void decide(Parse* s, Stream* t) noexcept nogil:
     drop_buffer(s, t)
+    drop_talk(t)
     t.state = DECIDED
 
 
@@ -606,7 +939,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
             oldest = 0
             break
         t = &s.streams[base + i]
-        age = (<uint64_t>(t.state == DECIDED) << 32 | <uint32_t>(s.clock - t.used)) + 1
+        age = (<uint64_t>(t.state >= DECIDED) << 32 | <uint32_t>(s.clock - t.used)) + 1
         if age > oldest:
             oldest = age
             chosen = base + i
@@ -615,6 +948,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
         if t.held or t.state == SSH or t.state == SSH_KEYS:  # else nothing was begun: a banner is known without SYN
             lose(s, t)
         drop_buffer(s, t)
+        drop_talk(t)
     s.tags[chosen] = <uint16_t>(h | 1)
     memset(t, 0, sizeof(Stream))
     memcpy(t.key, <const uint8_t*>row + 8, 36)
@@ -623,6 +957,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
 
 cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     drop_buffer(s, t)
+    drop_talk(t)
     t.first = first
     t.wanted = first
     t.skip = 0
@@ -630,6 +965,8 @@ cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     t.state = OPENING
     t.mid_line = 0
     t.lost = 0
+    t.proxied = 0
+    t.told = 0
 
 
 cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
@@ -654,7 +991,7 @@ cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uin
             return
         t = place(s, row, h)
         start(s, t, sequence)
-    if t.state == DECIDED:
+    if t.state >= DECIDED:
         return
     s.clock += 1
     t.used = s.clock
@@ -708,31 +1045,101 @@ cdef bint plain_name(const uint8_t* p, uint32_t n) noexcept nogil:
     return 1
 
 
-cdef void dns(Parse* s, const Row* row, const uint8_t* p, uint32_t n, uint32_t size) noexcept nogil:
-    """One question, opcode QUERY. On other ports than 53 and 5353 all the rest must be what a resolver would send."""
-    cdef uint32_t flags, at, answers
+cdef bint dns_elsewhere(const uint8_t* p, uint32_t flags, uint32_t at) noexcept nogil:
+    """Whether all the rest is what a resolver would send, where no port says that this is DNS."""
+    if be16(p + at + 2) != 1 or flags & 0x0040 or be16(p + 10) > 2 and not (flags & 0x8000):
+        return 0
+    return bool(flags & 0x8000) or not (be16(p + 6) or be16(p + 8))
+
+
+cdef bint dns(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t size, bint expected) noexcept nogil:
+    """One question, opcode QUERY; return whether that is what it is. ``t``: its stream, NULL for a datagram."""
+    cdef uint32_t flags, at
     cdef FactNote* fact
     if n < 17 or be16(p + 4) != 1:
-        return
+        return 0
     flags = be16(p + 2)
     if flags & 0x7800:
-        return
+        return 0
     at = dns_question(p, n)
-    if at == 0 or n - at < 4:
-        return
-    answers = be16(p + 6)
-    if not (row.source_port == 53 or row.destination_port == 53
-            or row.source_port == 5353 or row.destination_port == 5353):
-        if be16(p + at + 2) != 1 or flags & 0x0040 or be16(p + 10) > 2 and not (flags & 0x8000):
-            return
-        if not (flags & 0x8000) and (answers or be16(p + 8)):
-            return
+    if at == 0 or n - at < 4 or not (expected or dns_elsewhere(p, flags, at)):
+        return 0
     if s.brief and plain_name(p + 12, at - 12) and (not (flags & 0x8000) or be16(p + at) == 1 or be16(p + at) == 28):
         s.rows[s.used].ip_version = s.rows[s.used].ip_version & 15 | CARRIES_DNS
-        return
+        return 1
+    if t != NULL and not t.told:
+        t.told = 1
+        spoken(s, DNS_TCP)
     fact = note(s, DNS, (be16(p + at) << 1) | (flags >> 15),
-                dns_answers(p, n, at + 4, answers, size) if flags & 0x8000 else 0)
+                dns_answers(p, n, at + 4, be16(p + 6), size) if flags & 0x8000 else 0)
     put(s, fact, p + 12, at - 12)
+    return 1
+
+
+cdef int32_t dns_stream(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 7766, 8: each message behind its length. The first one's length may come alone, or with the whole header."""
+    cdef uint32_t size
+    if n < 2:
+        return 0 if t.state == DNS_STREAM else -1
+    size = be16(p)
+    if size < 17 or size + 2 > MESSAGE_MAX:
+        return -1
+    if n < 14:
+        return 0 if t.state == DNS_STREAM or n == 2 and size <= 512 else -1
+    if be16(p + 6) != 1 or be16(p + 4) & 0x7800:
+        return -1
+    if n < size + 2:
+        return 0
+    # A packet has room for so many facts; who puts more questions than that into one is no resolver.
+    if s.facts_used >= FACTS_ROOM - 2 and s.facts[s.facts_used - (FACTS_ROOM - 2)].row == s.used:
+        lose(s, t)
+        return -1
+    if not dns(s, t, p + 2, size, size, 0):
+        return -1
+    t.state = DNS_STREAM
+    return <int32_t>(size + 2)
+
+
+# -- datagrams --------------------------------------------------------------------------------------------------------
+
+cdef void wireguard_data(Parse* s, const Row* row, const uint8_t* p) noexcept nogil:
+    """Told when DATAGRAMS_MIN came to one receiver, each numbered a little higher than the one before."""
+    cdef uint64_t h = stream_hash(row, s.seed)
+    cdef Stream* t = find(s, row, h)
+    cdef uint32_t number
+    memcpy(&number, p + 8, 4)
+    if t == NULL:
+        t = place(s, row, h)
+        t.state = DATAGRAMS
+    elif t.state != DATAGRAMS or t.told:
+        return
+    if t.text == 0 or be32(p + 4) != t.first or number - t.wanted - 1 > 1023:
+        t.text = 0
+        t.first = be32(p + 4)
+    t.wanted = number
+    t.text += 1
+    s.clock += 1
+    t.used = s.clock
+    if t.text == DATAGRAMS_MIN:
+        t.told = 1
+        spoken(s, WIREGUARD)
+
+
+cdef inline void datagram(Parse* s, const Row* row, const uint8_t* p, uint32_t n, uint32_t size) noexcept nogil:
+    """One UDP payload of ``size`` bytes of which ``n`` were captured."""
+    cdef bint expected = (row.source_port == 53 or row.destination_port == 53
+                          or row.source_port == 5353 or row.destination_port == 5353)
+    if n < 14 or dns(s, NULL, p, n, size, expected):
+        return
+    if 1 <= p[0] <= 4 and (p[1] | p[2] | p[3]) == 0 and n >= 16:
+        if p[0] == 1 and size == 148 or p[0] == 2 and size == 92:
+            spoken(s, WIREGUARD)
+        elif p[0] == 4 and size >= 32 and size % 16 == 0 and (p[12] | p[13] | p[14] | p[15]) == 0:
+            wireguard_data(s, row, p)
+    elif n == size and (p[0] == 0x38 or p[0] == 0x40 or p[0] == 0x50) and openvpn(p, n):
+        spoken(s, OPENVPN)
+    elif ike(p, n, size) or n >= 32 and be32(p) == 0 and ike(p + 4, n - 4, size - 4):  # RFC 3948, 2.2
+        spoken(s, IKE)
 
 
 # -- frames -----------------------------------------------------------------------------------------------------------
@@ -769,7 +1176,7 @@ cdef inline void transport(Parse* s, Row* row, const uint8_t* p, uint32_t have, 
         else:
             row.payload_bytes = above(size, 8)
             if have > 8:
-                dns(s, row, p + 8, have - 8, size - 8)
+                datagram(s, row, p + 8, have - 8, size - 8)
     elif row.protocol == 1 or row.protocol == 58:
         row.payload_bytes = above(size, 8)
         if have >= 2:
@@ -934,6 +1341,14 @@ def _name(data):
     return ".".join(labels)
 
 
+def _records(row, data):
+    used = (len(data) - 8) // 6
+    first_ns = int.from_bytes(data[:8], "little", signed=True)
+    after_ms = np.frombuffer(data, "<u4", used, 8).tolist()
+    sizes = np.frombuffer(data, "<u2", used, 8 + 4 * used).tolist()
+    return TlsRecords(row, tuple(first_ns + 1_000_000 * ms for ms in after_ms), tuple(sizes))
+
+
 cdef class Parser:
     """Turns frames into rows and facts. Streams live as long as the parser, rows and facts until `take`.
 
@@ -968,6 +1383,7 @@ cdef class Parser:
         if self.s.streams != NULL:
             for i in range(SETS * WAYS):
                 free(self.s.streams[i].buffer)
+                free(self.s.streams[i].talk)
         free(self.s.facts)
         free(self.s.arena)
         free(self.s.scratch)
@@ -1025,6 +1441,10 @@ cdef class Parser:
                 facts.append(_hello(fact.row, data))
             elif fact.kind == STRATUM:
                 facts.append(Stratum(fact.row, _text(data)))
+            elif fact.kind == TOLD_SPOKEN:
+                facts.append(Spoken(fact.row, SPOKEN[fact.a]))
+            elif fact.kind == TOLD_RECORDS:
+                facts.append(_records(fact.row, data))
             else:
                 facts.append(DnsMessage(fact.row, bool(fact.a & 1), _name(data), fact.a >> 1, fact.b))
         rows, used = self.rows, self.s.used

@@ -1,14 +1,25 @@
 """What ext/packets.pyx does, written for the eye: no speed, no bounds on memory, everything from scratch each time.
 
 A packet is a dict with the fields of `records.PACKET`. A stream is all its bytes in order, read again from the start
-with each segment; a fact is new when there is one more than before.
+with each segment; a fact is new when there is one more than before. ``edges`` says how many bytes were there after
+each segment, and when it came: some messages are known by being sent alone.
 """
 
 from __future__ import annotations
 
 import struct
 
-from gpuguard.core.records import DnsMessage, Fact, SshBanner, SshKexInit, SshNewKeys, Stratum, TlsClientHello
+from gpuguard.core.records import (
+    DnsMessage,
+    Fact,
+    Spoken,
+    SshBanner,
+    SshKexInit,
+    SshNewKeys,
+    Stratum,
+    TlsClientHello,
+    TlsRecords,
+)
 
 MESSAGE_MAX = 16384
 ETHERTYPES = {0x0800, 0x86DD}
@@ -137,28 +148,179 @@ def names(data: bytes) -> tuple[str, ...]:
     return tuple(text(data).split(",")) if data else ()
 
 
-def stream_facts(data: bytes, first: int, row: int) -> list[Fact]:
+Edges = list[tuple[int, int]]
+
+
+def stream_facts(data: bytes, edges: Edges, first: int, row: int) -> list[Fact]:
     """The facts of a stream that begins with ``data``, whose first byte has sequence number ``first``."""
-    if data[:1] == b"\x16":
-        return tls(data, row)
-    if data[:1] == b"{" and 0 < data.find(b"\n") < 2048 and (method := stratum(data[:data.find(b"\n")])):
-        return [Stratum(row, method)]
-    at = 0
+    facts: list[Fact] = []
+    at: int | None = 0
+    while at is not None:
+        at = opening(data, edges, at, first, row, facts)
+    return facts
+
+
+def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: list[Fact]) -> int | None:
+    """Read one protocol that begins at ``at``; return where another begins behind it, None if there is none (yet)."""
+    for edge, _ in edges:
+        seen = data[at:edge]
+        if not seen or (b"SSH-".startswith(seen) and len(seen) < 4):
+            continue
+        if seen.startswith(b"SSH-"):
+            return text_or_ssh(data, at, first, row, facts)
+        if len(seen) in {64, 234} and seen[:2] != b"\x16\3" and len(seen) < 4 * high(seen) < 3 * len(seen):
+            return noise(data, edges, at, len(seen), row, facts)
+        if seen[0] == 22:
+            facts += tls(data, edges, at, row)
+            return None
+        if seen[0] in {4, 5}:
+            step = (socks5 if seen[0] == 5 else socks4)(data, edges, at, edge, row, facts)
+            if step == "more":
+                continue
+            if step != "other":
+                return step
+        if len(seen) == 8 and seen[0] == 0 and 90 <= seen[1] <= 93:
+            facts.append(Spoken(row, "socks4-reply"))
+            return at + 8 if seen[1] == 90 else None
+        size = be(seen[:2])
+        if len(seen) >= 16 and 14 <= size <= len(seen) - 2 and openvpn(seen[2:2 + size]):
+            facts.append(Spoken(row, "openvpn"))
+            return None
+        if seen[0] < 9 or 13 < seen[0] < 32:
+            if len(seen) == 2 and 17 <= size <= 512:
+                continue
+            facts += dns_stream(data, edges, at, edge, row)
+            return None
+        if seen[:1] == b"{":
+            end = seen.find(b"\n")
+            if end < 0 and len(seen) < 2048:
+                continue
+            if 0 < end < 2048 and (method := stratum(seen[:end])):
+                facts.append(Stratum(row, method))
+                return None
+        line = seen[:seen.find(b"\n") + 1] or seen
+        if what := proxy_request(line[:2048]):
+            facts.append(Spoken(row, what))
+        return text_or_ssh(data, at, first, row, facts, connects=what == "http-connect")
+    return None
+
+
+def high(data: bytes) -> int:
+    return sum(byte >= 128 for byte in data)
+
+
+def noise(data: bytes, edges: Edges, at: int, size: int, row: int, facts: list[Fact]) -> None:
+    if size == 64:
+        facts.append(Spoken(row, "stratum2-hello"))
+    elif next((edge for edge, _ in edges if edge > at + 234), 0) == at + 278:
+        facts.append(Spoken(row, "stratum2-answer"))
+
+
+def socks5(data: bytes, edges: Edges, at: int, edge: int, row: int, facts: list[Fact]) -> int | str | None:
+    """Where what is carried begins; "more" or "other" where this is not, or not yet, a message of SOCKS."""
+    seen = data[at:edge]
+    if len(seen) < 2:
+        return "more"
+    client = not (len(seen) == 2 and seen[1] in {0, 2, 255})
+    if client and not 1 <= seen[1] <= 16:
+        return "other"
+    methods = seen[2:2 + seen[1]]
+    if client and len(methods) < seen[1]:
+        return "more"
+    if client and any(one == 4 or 9 < one < 128 or one == 255 for one in methods):
+        return "other"
+    facts.append(Spoken(row, "socks5-greeting" if client else "socks5-choice"))
+    at += 2 + len(methods)
+    rest = data[at:edges[-1][0]]
+    if rest[:1] == b"\1":
+        size = 2 if not client else 3 + rest[1] + rest[2 + rest[1]] if len(rest) > 1 and len(rest) > 2 + rest[1] else 0
+        if not size or len(rest) < size:
+            return None
+        at, rest = at + size, rest[size:]
+    if rest[:1] != b"\5" or len(rest) < 5 or rest[2] != 0 or rest[3] not in {1, 3, 4}:
+        return None
+    size = {1: 10, 3: 7 + rest[4], 4: 22}[rest[3]]
+    if len(rest) < size:
+        return None
+    if client and 1 <= rest[1] <= 3:
+        facts.append(Spoken(row, "socks5-request"))
+    return at + size
+
+
+def socks4(data: bytes, edges: Edges, at: int, edge: int, row: int, facts: list[Fact]) -> int | str:
+    seen = data[at:edge]
+    if len(seen) < 9 or seen[1] not in {1, 2} or seen[2:4] == b"\0\0" or seen[4:8] == bytes(4):
+        return "other"
+    end = 8
+    for _ in range(2 if seen[4:7] == bytes(3) else 1):
+        zero = seen.find(b"\0", end)
+        if zero < 0 or zero > 520 or any(not 32 <= one < 127 for one in seen[end:zero]):
+            return "other"
+        end = zero + 1
+    facts.append(Spoken(row, "socks4-request"))
+    return at + end
+
+
+def proxy_request(line: bytes) -> str:
+    if line.startswith(b"CONNECT "):
+        return "http-connect" if len(line) > 8 and b" HTTP/1." in line else ""
+    method, space, rest = line.partition(b" ")
+    upper = 3 <= len(method) <= 8 and all(65 <= one <= 90 for one in method)
+    return "http-absolute" if upper and space and rest.startswith(b"http://") and len(rest) > 7 else ""
+
+
+def openvpn(message: bytes) -> bool:
+    numbers, size = {1, 0x0F000001}, len(message)
+    crypt = be(message[9:13]) in numbers
+    if message[0] == 0x50:
+        return 54 <= size <= 2048 and crypt
+    if message[0] == 0x38:
+        plain = size in {14, 42, 54, 86} and message[-5:] == bytes(5)
+        return (plain and (size == 14 or be(message[-13:-9]) in numbers)) or (size == 54 and crypt)
+    if message[0] == 0x40:
+        plain = size in {26, 54, 66, 98} and message[-17:-12] == b"\1" + bytes(4) and message[-4:] == bytes(4)
+        return (plain and (size == 26 or be(message[-25:-21]) in numbers)) or (size == 66 and crypt)
+    return False
+
+
+def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *, connects: bool = False) -> int | None:
+    """Lines up to a banner; of a request to a proxy, up to the empty one."""
+    start = at
     while not data[at:].startswith(b"SSH-"):
         if b"SSH-".startswith(data[at:]):
-            return []
+            return None
         end = data.find(b"\n", at)
         line = data[at:] if end < 0 else data[at:end + 1]
-        if b"\0" in line or at + len(line) > 16384 or end < 0:
-            return []
+        if connects and line in {b"\n", b"\r\n"}:
+            return end + 1
+        if b"\0" in line or at - start + len(line) > 16384 or end < 0:
+            return None
         at = end + 1
     end = data.find(b"\n", at)
     if end < 0 or end - at >= 8192:
-        return []
+        return None
     line = data[at:end]
-    facts: list[Fact] = [SshBanner(row, text(line.removesuffix(b"\r")[:255]))]
+    facts.append(SshBanner(row, text(line.removesuffix(b"\r")[:255])))
     if line.startswith((b"SSH-2.0-", b"SSH-1.99-")):
         facts += ssh(data, end + 1, first, row)
+    return None
+
+
+def dns_stream(data: bytes, edges: Edges, at: int, edge: int, row: int) -> list[Fact]:
+    """Messages behind their lengths. Of the first one the header must be there at once; ``edge``: how much was."""
+    facts: list[Fact] = []
+    if edge - at < 14:
+        return facts
+    end = edges[-1][0]
+    while end - at >= 14:
+        size = be(data[at:at + 2])
+        if not 17 <= size <= MESSAGE_MAX - 2 or data[at + 6:at + 8] != b"\0\1" or end - at < 2 + size:
+            break
+        message = dns(data[at + 2:at + 2 + size], size, (0, 0), row)
+        if message is None:
+            break
+        facts += [message] if facts else [Spoken(row, "dns-over-tcp"), message]
+        at += 2 + size
     return facts
 
 
@@ -218,7 +380,8 @@ def kexinit(body: bytes, row: int) -> SshKexInit:
     return SshKexInit(row, *lists[:8])
 
 
-def tls(data: bytes, row: int) -> list[Fact]:
+def tls(data: bytes, edges: Edges, start: int, row: int) -> list[Fact]:
+    data, edges = data[start:], [(edge - start, time_ns) for edge, time_ns in edges]
     at, joined = 0, b""
     while len(joined) < 4 or len(joined) < 4 + be(joined[1:4]):
         if len(data) - at < 5:
@@ -227,6 +390,8 @@ def tls(data: bytes, row: int) -> list[Fact]:
         if data[at] != 22 or data[at + 1] != 3 or not 0 < size <= 16640:
             return []
         joined += data[at + 5:at + 5 + size]
+        if joined and joined[0] == 2:
+            return records(data, edges, 0, row)
         if joined and joined[0] != 1:
             return []
         at += 5 + size
@@ -234,9 +399,41 @@ def tls(data: bytes, row: int) -> list[Fact]:
     if total > MESSAGE_MAX:
         return []
     try:
-        return [client_hello(joined[4:total], row)]
+        return [client_hello(joined[4:total], row), *records(data, edges, at, row)]
     except ValueError:
         return []
+
+
+def records(data: bytes, edges: Edges, at: int, row: int) -> list[Fact]:
+    """What the headers of a TLS stream's records say; the time of a record is that of its header's last byte."""
+    facts: list[Fact] = []
+    times_ms: list[int] = []
+    sizes: list[int] = []
+    first_ns = 0
+    while len(data) - at >= 5 and len(sizes) < 64:
+        size = be(data[at + 3:at + 5])
+        if data[at] not in {20, 21, 22, 23} or data[at + 1] != 3 or not 0 < size <= 16640:
+            break
+        if data[at] == 23:
+            now_ns = next(time_ns for edge, time_ns in edges if edge >= at + 5)
+            first_ns = first_ns if sizes else now_ns
+            if not 0 <= now_ns - first_ns < (2**32 - 1) * 10**6:
+                break
+            times_ms.append((now_ns - first_ns) // 10**6)
+            sizes.append(size)
+            cells = sum(any((one - more) % 514 == 0 and 1 <= (one - more) // 514 <= 4 for more in (16, 17, 24))
+                        for one in sizes)
+            padded, bodies = sum(one in {544, 560} for one in sizes), sum(one > 48 for one in sizes)
+            if not any(isinstance(fact, Spoken) for fact in facts) and (
+                    cells >= 3 or (padded >= 8 and padded * 2 >= bodies)):
+                facts.append(Spoken(row, "tor"))
+            if sum(one > 4096 for one in sizes) >= 2 and not cells:
+                break
+            talk = sum(one > 2048 for one in sizes) <= 2 and times_ms[-1] >= 500 * len(sizes)
+            if len(sizes) % 8 == 0 and talk:
+                facts.append(TlsRecords(row, tuple(first_ns + 10**6 * ms for ms in times_ms), tuple(sizes)))
+        at += 5 + size
+    return facts
 
 
 class Cursor:
@@ -321,43 +518,89 @@ def answer_bytes(data: bytes, at: int, answers: int, size: int) -> int:
     return total
 
 
-def read_frames(frames: list[tuple[int, bytes, int]]) -> tuple[list[dict], list[Fact]]:
+def vpn(data: bytes, size: int) -> str:
+    """What the handshakes of VPNs have in fixed places. WireGuard's data: see `Tunnels`."""
+    if len(data) >= 16 and data[:4] in {b"\1\0\0\0", b"\2\0\0\0", b"\3\0\0\0", b"\4\0\0\0"}:
+        return "wireguard" if (data[0], size) in {(1, 148), (2, 92)} else ""
+    if len(data) == size >= 14 and openvpn(data):
+        return "openvpn"
+    return "ike" if ike(data, size) or (len(data) >= 32 and data[:4] == bytes(4) and ike(data[4:], size - 4)) else ""
+
+
+def ike(data: bytes, size: int) -> bool:
+    if len(data) < 28 or be(data[24:28]) != size or data[20:24] != bytes(4) or data[:8] == bytes(8):
+        return False
+    return (data[17], data[18]) in {(0x20, 34), (0x10, 2), (0x10, 4)}
+
+
+class Tunnels:
+    """Counts WireGuard's data messages (type 4) by their ends."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple, list[tuple[bytes, int]]] = {}
+
+    def told(self, row: dict, data: bytes) -> bool:
+        size = row["payload_bytes"]
+        if len(data) < 16 or data[:4] != b"\4\0\0\0" or data[12:16] != bytes(4) or size < 32 or size % 16:
+            return False
+        run = self.seen.setdefault(stream_key(row), [])
+        if len(run) == 4:
+            return False
+        receiver, number = data[4:8], int.from_bytes(data[8:12], "little")
+        if run and (run[-1][0] != receiver or not 1 <= (number - run[-1][1]) % 2**32 <= 1024):
+            run.clear()
+        run.append((receiver, number))
+        return len(run) == 4
+
+
+def read_frames(
+    frames: list[tuple[int, bytes, int]], times_ns: list[int] | None = None,
+) -> tuple[list[dict], list[Fact]]:
     """Rows and facts of (link type, frame, wire bytes); no segment may be cut by the snap length."""
     rows: list[dict] = []
     facts: list[Fact] = []
     streams: dict[tuple, dict] = {}
+    tunnels = Tunnels()
     for link, frame, wire_bytes in frames:
-        seen = packet(link, frame, wire_bytes)
+        seen = packet(link, frame, wire_bytes, times_ns[len(rows)] if times_ns else 0)
         if seen is None:
             continue
         row, payload = seen
         if row["protocol"] == 17 and payload:
             fact = dns(payload, row["payload_bytes"], (row["source_port"], row["destination_port"]), len(rows))
-            facts += [fact] if fact else []
+            what = "" if fact else vpn(payload, row["payload_bytes"])
+            if not fact and not what and tunnels.told(row, payload):
+                what = "wireguard"
+            facts += [fact] if fact else [Spoken(len(rows), what)] if what else []
         elif row["protocol"] == 6 and payload is not None:
             facts += segment(streams, row, payload, len(rows))
         rows.append(row)
     return rows, facts
 
 
+def stream_key(row: dict) -> tuple:
+    return (row["source"], row["destination"], row["source_port"], row["destination_port"])
+
+
 def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -> list[Fact]:
-    key = (row["source"], row["destination"], row["source_port"], row["destination_port"])
+    key = stream_key(row)
     sequence = row["sequence"]
     if row["tcp_flags"] & 2:
         sequence = (sequence + 1) % 2**32
         if key not in streams or streams[key]["first"] != sequence:
-            streams[key] = {"first": sequence, "data": b"", "facts": 0}
+            streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": []}
     elif key not in streams:
         if not (payload.startswith(b"SSH-")
                 or (payload[:2] == b"\x16\x03" and len(payload) >= 6 and payload[2] <= 4 and payload[5] == 1)):
             return []
-        streams[key] = {"first": sequence, "data": b"", "facts": 0}
+        streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": []}
     stream = streams[key]
     at = (sequence - stream["first"]) % 2**32
     if at > len(stream["data"]) or at + len(payload) <= len(stream["data"]):
         return []
     stream["data"] += payload[len(stream["data"]) - at:]
-    facts = stream_facts(stream["data"], stream["first"], index)
+    stream["edges"].append((len(stream["data"]), row["time_ns"]))
+    facts = stream_facts(stream["data"], stream["edges"], stream["first"], index)
     new = facts[stream["facts"]:]
     stream["facts"] = len(facts)
     return new

@@ -96,7 +96,44 @@ class Stratum(Struct, frozen=True, tag="stratum"):
     method: str
 
 
-Fact = SshBanner | SshKexInit | SshNewKeys | TlsClientHello | DnsMessage | Stratum
+#: Messages that name their protocol by their grammar, in the order that ext/packets.pyx numbers them.
+SPOKEN = (
+    "socks4-request",
+    "socks4-reply",
+    "socks5-greeting",
+    "socks5-choice",
+    "socks5-request",
+    "http-connect",
+    "http-absolute",
+    "tor",
+    "wireguard",
+    "openvpn",
+    "ike",
+    "dns-over-tcp",
+    "stratum2-hello",
+    "stratum2-answer",
+)
+
+
+class Spoken(Struct, frozen=True, tag="spoken"):
+    """The sender of packet ``row`` sent a message of `SPOKEN`."""
+
+    row: int
+    what: str
+
+
+class TlsRecords(Struct, frozen=True, tag="tls_records"):
+    """Application data records (RFC 8446 section 5.1) of one side, all small and slowly sent, since its first.
+
+    ``sizes`` are bytes of each record without its header; ``times_ns`` are exact to the millisecond.
+    """
+
+    row: int
+    times_ns: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+Fact = SshBanner | SshKexInit | SshNewKeys | TlsClientHello | DnsMessage | Stratum | Spoken | TlsRecords
 
 
 class Packets(Struct, tag="packets"):

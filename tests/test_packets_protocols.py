@@ -1,0 +1,277 @@
+"""Proxies, VPNs, DNS over TCP, Stratum V2 and TLS records: what the parser names, what it does not, and parity."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuguard._packets import Parser
+from gpuguard.core.records import SPOKEN, DnsMessage, Fact, Spoken, SshBanner, TlsClientHello, TlsRecords
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference_packets as reference
+from test_packets import NEWKEYS, client_hello, exact, ipv4, kexinit, question, tcp, tls_record, udp
+
+MS = 1_000_000
+Sent = tuple[bytes, int]  # a segment, and how many milliseconds after the one before
+
+NOISE = random.Random(7).randbytes(400)
+GREETING = b"\5\2\0\1"
+REQUEST = b"\5\1\0\3\x07example\0\x50"
+SERVER_HELLO = tls_record(b"\2\0\0\x2c" + bytes(44))
+
+
+def frames(segments: list[Sent], *, protocol: int = 6) -> tuple[list[tuple[int, bytes, int]], list[int]]:
+    """One stream with its SYN, or datagrams of one conversation; and the times they come at."""
+    if protocol == 17:
+        packets = [udp(data, (40000, 4444)) for data, _ in segments]
+        times = list(itertools.accumulate(after_ms * MS for _, after_ms in segments))
+    else:
+        starts = list(itertools.accumulate((len(data) for data, _ in segments), initial=5001))
+        packets = [tcp(b"", 5000, 2), *(tcp(data, at) for (data, _), at in zip(segments, starts, strict=False))]
+        times = list(itertools.accumulate((after_ms * MS for _, after_ms in segments), initial=0))
+    whole = [ipv4(packet, protocol) for packet in packets]
+    return [(101, one, len(one)) for one in whole], times
+
+
+def facts_of(segments: list[Sent], *, protocol: int = 6) -> list[Fact]:
+    """The parser's facts, which must be the reference's."""
+    some, times = frames(segments, protocol=protocol)
+    parser = Parser()
+    for (link, data, wire_bytes), time_ns in zip(some, times, strict=True):
+        parser.frame(link, exact(data), time_ns, wire_bytes=wire_bytes)
+    _, facts = parser.take()
+    assert list(facts) == reference.read_frames(some, times)[1]
+    return list(facts)
+
+
+def told(*segments: bytes, protocol: int = 6) -> list[str]:
+    facts = facts_of([(data, 1) for data in segments], protocol=protocol)
+    return [fact.what if isinstance(fact, Spoken) else type(fact).__name__ for fact in facts]
+
+
+# -- what it is -------------------------------------------------------------------------------------------------------
+
+DNS_QUERY = question(b"data", b"example")
+RESET = b"\x38CLIENTID" + bytes(5)
+RESET_ANSWER = b"\x40SERVERID\1" + bytes(4) + b"CLIENTID" + bytes(4)
+RESET_HMAC = b"\x38CLIENTID" + NOISE[:20] + struct.pack(">II", 1, 7) + bytes(5)
+RESET_CRYPT = b"\x38CLIENTID" + struct.pack(">II", 0x0F000001, 7) + NOISE[:37]
+IKE = NOISE[:8] + bytes(8) + bytes([33, 0x20, 34, 8]) + bytes(4) + struct.pack(">I", 128) + bytes(100)
+
+
+@pytest.mark.parametrize(("segments", "names"), [
+    ([GREETING, REQUEST], ["socks5-greeting", "socks5-request"]),
+    ([b"\5\3\0\1\2", b"\1\4user\4word", REQUEST], ["socks5-greeting", "socks5-request"]),
+    ([b"\5\0", b"\5\0\0\1\n\0\0\1\1\xbb"], ["socks5-choice"]),
+    ([b"\5\2", b"\1\0", b"\5\0\0\1\n\0\0\1\1\xbb"], ["socks5-choice"]),
+    ([b"\5\xff"], ["socks5-choice"]),
+    ([b"\4\1\0\x50\x5d\xb8\xd8\x77\0"], ["socks4-request"]),
+    ([b"\4\1\0\x50\0\0\0\1me\0www.example.com\0"], ["socks4-request"]),
+    ([b"\0\x5a\xdf\xb2\n\xb4\x9c\xf9"], ["socks4-reply"]),
+    ([b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"], ["http-connect"]),
+    ([b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n"], ["http-absolute"]),
+    ([b"\0\x0e" + RESET], ["openvpn"]),
+    ([b"\0\x1a" + RESET_ANSWER], ["openvpn"]),
+    ([NOISE[:64]], ["stratum2-hello"]),
+    ([NOISE[:234], NOISE[234:278]], ["stratum2-answer"]),
+    ([struct.pack(">H", len(DNS_QUERY)) + DNS_QUERY], ["dns-over-tcp", "DnsMessage"]),
+    ([struct.pack(">H", len(DNS_QUERY)), DNS_QUERY], ["dns-over-tcp", "DnsMessage"]),
+    ([(struct.pack(">H", len(DNS_QUERY)) + DNS_QUERY) * 3], ["dns-over-tcp"] + ["DnsMessage"] * 3),
+])
+def test_first_messages_of_streams(segments: list[bytes], names: list[str]) -> None:
+    assert told(*segments) == names
+
+
+@pytest.mark.parametrize(("datagrams", "names"), [
+    ([RESET], ["openvpn"]), ([RESET_ANSWER], ["openvpn"]), ([RESET_HMAC], ["openvpn"]), ([RESET_CRYPT], ["openvpn"]),
+    ([b"\1\0\0\0" + NOISE[:144]], ["wireguard"]), ([b"\2\0\0\0" + NOISE[:88]], ["wireguard"]),
+    ([b"\4\0\0\0abcd" + struct.pack("<Q", 7 + 3 * i) + bytes(32) for i in range(9)], ["wireguard"]),
+    ([IKE], ["ike"]), ([bytes(4) + IKE], ["ike"]),
+])
+def test_handshakes_of_vpns(datagrams: list[bytes], names: list[str]) -> None:
+    assert told(*datagrams, protocol=17) == names
+
+
+@pytest.mark.parametrize("inner", [
+    (b"SSH-2.0-x\r\n", SshBanner), (tls_record(client_hello("a.example")), TlsClientHello),
+])
+@pytest.mark.parametrize("outer", [
+    [GREETING, REQUEST], [b"\4\1\0\x50\x5d\xb8\xd8\x77\0"],
+    [b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n"], [b"CONNECT a:1 HTTP/1.0\r\n", b"\r", b"\n"],
+])
+def test_what_a_proxy_carries_is_read(outer: list[bytes], inner: tuple[bytes, type]) -> None:
+    data, kind = inner
+    for segments in ([*outer, data], [*outer[:-1], outer[-1] + data]):
+        assert isinstance(facts_of([(one, 1) for one in segments])[-1], kind)
+
+
+# -- what it is not ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segments", [
+    [b"\5\0\x0b\3\x10\0\0\0\x48\0\0\0\1\0\0\0"],                    # a bind of DCE/RPC 5.0
+    [b"\5\1\x0b\3\x10\0\0\0"],
+    [b"\5\4\1\2\3\4"],
+    [b"\4\1\0\x50\0\0\0\0\0"],                                      # SOCKS4 to nowhere
+    [b"\4\1\0\x50\x5d\xb8\xd8\x77\xff\xfe\0"],
+    [b"\0\x5a\xdf\xb2\n\xb4\x9c\xf9\1"],
+    [b"CONNECT\naccept-version:1.2\n\n\0"],                         # STOMP
+    [b"CONNECT to the server"],
+    [b"GET /http://a.example/ HTTP/1.1\r\n\r\n"],
+    [b"\x10\x1e\0\4MQTT\4\2\0\x3c\0\x12" + b"a" * 18],              # MQTT's CONNECT
+    [b"\0\0\0\x55\xffSMB" + bytes(81)],
+    [b"\0\x0e\x38CLIENTID\0\0\0\0\1"],
+    [bytes(64)], [b"{" + b"a" * 62 + b"\n"], [NOISE[:65]], [NOISE[:234], NOISE[:45]], [NOISE[:234], NOISE[:43]],
+    [struct.pack(">H", 40) + bytes(40)],
+    [struct.pack(">H", 40) + NOISE[:40]],
+])
+def test_streams_of_others(segments: list[bytes]) -> None:
+    assert told(*segments) == []
+
+
+@pytest.mark.parametrize("datagrams", [
+    [b"\4\0\0\0abcd" + struct.pack("<Q", i * 2000) + bytes(32) for i in range(9)],
+    [b"\4\0\0\0" + NOISE[i:i + 4] + struct.pack("<Q", i) + bytes(32) for i in range(9)],
+    [b"\4\0\0\0abcd" + struct.pack("<Q", i) + bytes(33) for i in range(9)],
+    [b"\1\0\0\0" + NOISE[:143]], [b"\1\0\0\1" + NOISE[:144]], [b"\x38" + bytes(41)], [b"\x40" + NOISE[:53]],
+    [b"\x40" + NOISE[:25]], [IKE + b"\0"], [bytes(128)], [b"\x80\x60" + bytes(170)],
+])
+def test_datagrams_of_others(datagrams: list[bytes]) -> None:
+    assert told(*datagrams, protocol=17) == []
+
+
+def test_more_questions_than_a_packet_has_room_for_end_the_reading() -> None:
+    one = struct.pack(">H", len(DNS_QUERY)) + DNS_QUERY
+    parser = Parser()
+    for link, data, wire in frames([(one * 40, 1)])[0]:
+        parser.frame(link, exact(data), 0, wire_bytes=wire)
+    facts = parser.take()[1]
+    assert 10 < len(facts) <= 16
+    assert {type(fact) for fact in facts} == {Spoken, DnsMessage}
+    assert parser.counts()["streams_lost"] == 1
+
+
+# -- records of TLS ---------------------------------------------------------------------------------------------------
+
+
+def application(size: int) -> bytes:
+    return b"\x17\3\3" + struct.pack(">H", size) + bytes(size)
+
+
+def test_a_slow_side_is_told_with_times_and_sizes() -> None:
+    sizes = [200 + i for i in range(24)]
+    facts = facts_of([(SERVER_HELLO, 1), *((application(size), 2000 + 7 * i) for i, size in enumerate(sizes))])
+    assert [type(fact) for fact in facts] == [TlsRecords] * 3
+    assert facts[-1].sizes == tuple(sizes)
+    assert facts[-1].times_ns[1] - facts[-1].times_ns[0] == 2007 * MS
+    assert all(time_ns % MS == 0 for time_ns in facts[-1].times_ns)
+
+
+@pytest.mark.parametrize(("sizes", "after_ms"), [([300] * 80, 100), ([300, 16384] * 40, 5000), ([3000] * 80, 5000)])
+def test_quick_and_large_talk_is_not(sizes: list[int], after_ms: int) -> None:
+    assert facts_of([(SERVER_HELLO, 1), *((application(size), after_ms) for size in sizes)]) == []
+
+
+def test_no_more_than_the_first_records_are_read() -> None:
+    facts = facts_of([(SERVER_HELLO, 1), *((application(300), 5000) for _ in range(100))])
+    assert len(facts[-1].sizes) == 64
+
+
+@pytest.mark.parametrize(("sizes", "tor"), [
+    ([69, 28, 1045, 4065, 531, 531], True),                  # TLS 1.3
+    ([35, 538, 538, 1052], True),                            # TLS 1.2 with GCM
+    ([32, 1520] + [32, 544] * 12, True),                     # TLS 1.0 with CBC, one byte ahead of each
+    ([32, 300, 544, 200, 544, 777] * 6, False),
+    ([531, 532, 533, 700, 1400, 1045], False),
+    ([1400] * 60, False),
+])
+def test_cells_of_tor(sizes: list[int], tor: bool) -> None:
+    facts = facts_of([(SERVER_HELLO, 1), *((application(size), 5) for size in sizes)])
+    assert [fact.what for fact in facts] == ["tor"] * tor
+
+
+def test_every_name_can_be_told() -> None:
+    assert len(set(SPOKEN)) == len(SPOKEN) == 14
+
+
+# -- parity -----------------------------------------------------------------------------------------------------------
+
+LENGTHS = st.one_of(st.integers(1, 700), st.sampled_from([531, 538, 544, 560, 1045, 2048, 2049, 4097, 16640]))
+PIECES = st.sampled_from([
+    GREETING, b"\5\1\0", b"\5\0", b"\5\2", b"\1\0", b"\1\4user\4word", REQUEST, b"\5\0\0\1\n\0\0\1\1\xbb", b"\5", b"\4",
+    b"\5\1\0\4" + bytes(18), b"\4\1\0\x50\x5d\xb8\xd8\x77\0", b"\4\1\0\x50\0\0\0\1me\0www.example.com\0",
+    b"\0\x5a\xdf\xb2\n\xb4\x9c\xf9", b"CONNECT a:443 HTTP/1.1\r\n", b"CONNECT ", b"\r\n", b"\r", b"\n",
+    b"GET http://a/ HTTP/1.1\r\n", b"GET ", b"\0\x0e" + RESET, b"\0\x1a" + RESET_ANSWER, b"\0\x2a" + RESET_HMAC,
+    b"\0\x36" + RESET_CRYPT, NOISE[:64], NOISE[:234], NOISE[:44], struct.pack(">H", len(DNS_QUERY)), DNS_QUERY,
+    struct.pack(">H", len(DNS_QUERY)) + DNS_QUERY, b"\0", b"SSH-2.0-x\r\n", b"SS", kexinit(*["a"] * 8), NEWKEYS,
+    tls_record(client_hello("a.example", ("h2",))), SERVER_HELLO, SERVER_HELLO[:7], application(300), application(531),
+    application(300)[:4], b'{"method":"mining.subscribe"}\n', b'{"method":', b"{", b"\x16\3\1", b"\x17\3\3",
+    b"\x14\3\3\0\1\1",
+])
+
+
+@given(st.lists(st.tuples(st.one_of(PIECES, st.binary(min_size=1, max_size=12)), st.sampled_from([0, 1, 600, 30_000])),
+                min_size=1, max_size=8), st.lists(st.integers(1, 900), max_size=6))
+@settings(max_examples=1500, deadline=None)
+def test_streams_are_the_references(segments: list[Sent], cuts: list[int]) -> None:
+    facts_of(segments)
+    whole = b"".join(data for data, _ in segments)
+    edges = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
+    facts_of([(whole[a:b], 700) for a, b in itertools.pairwise(edges)])
+
+
+@given(st.lists(st.tuples(LENGTHS, st.sampled_from([0, 400, 900, 5000])), max_size=90), st.booleans(),
+       st.lists(st.integers(1, 9000), max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_records_are_the_references(records: list[tuple[int, int]], client: bool, cuts: list[int]) -> None:
+    hello = tls_record(client_hello("a.example")) if client else SERVER_HELLO
+    facts_of([(hello, 0), *((application(size), after_ms) for size, after_ms in records)])
+    whole = hello + b"".join(application(size) for size, _ in records)
+    edges = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
+    facts_of([(whole[a:b], 90_000) for a, b in itertools.pairwise(edges)])
+
+
+DATAGRAMS = st.one_of(
+    st.sampled_from([RESET, RESET_ANSWER, RESET_HMAC, RESET_CRYPT, IKE, bytes(4) + IKE, b"\1\0\0\0" + NOISE[:144],
+                     b"\2\0\0\0" + NOISE[:88], DNS_QUERY, b"\x50CLIENTID\0\0\0\1" + NOISE]),
+    st.builds(lambda to, number, more: b"\4\0\0\0" + to + struct.pack("<Q", number) + bytes(more),
+              st.sampled_from([b"abcd", b"efgh"]), st.integers(0, 9) | st.sampled_from([1024, 2**32 - 1, 2**32]),
+              st.sampled_from([0, 16, 32, 33])),
+    st.builds(lambda one, at, value: one[:at] + bytes([value]) + one[at + 1:],
+              st.sampled_from([RESET, RESET_ANSWER, RESET_HMAC, RESET_CRYPT, IKE, bytes(4) + IKE]),
+              st.integers(0, 60), st.integers(0, 255)),
+    st.binary(min_size=1, max_size=40),
+)
+
+
+@given(st.lists(DATAGRAMS, min_size=1, max_size=14), st.integers(1, 200))
+@settings(max_examples=600, deadline=None)
+def test_datagrams_are_the_references(datagrams: list[bytes], snap: int) -> None:
+    facts_of([(one, 1) for one in datagrams], protocol=17)
+    some, times = frames([(one, 1) for one in datagrams], protocol=17)
+    some = [(link, data[:28 + snap], wire) for link, data, wire in some]
+    parser = Parser()
+    for link, data, wire in some:
+        parser.frame(link, exact(data), 0, wire_bytes=wire)
+    assert list(parser.take()[1]) == reference.read_frames(some, times)[1]
+
+
+@given(st.lists(st.tuples(st.sampled_from([6, 17]), st.one_of(PIECES, DATAGRAMS), st.integers(0, 255)), max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_a_stream_and_datagrams_of_the_same_ends_do_not_meet(mixed: list[tuple[int, bytes, int]]) -> None:
+    """The table of streams knows ends, not protocols; whatever comes, nothing is read that is not there."""
+    parser = Parser()
+    for at, (protocol, data, flags) in enumerate(mixed):
+        body = udp(data, (40000, 22)) if protocol == 17 else tcp(data, 5000 + at, flags)
+        parser.frame(101, exact(ipv4(body, protocol)), at)
+    rows, facts = parser.take()
+    assert len(rows) == len(mixed)
+    assert all(0 <= fact.row < len(rows) for fact in facts)
