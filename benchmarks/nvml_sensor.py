@@ -52,11 +52,12 @@ def sensor_step(rate_hz: float) -> object:
     from gpuguard.core.subjects import ProcessId
     from gpuguard.messages import Found
     from gpuguard.sensors import nvml
+    from gpuguard.sensors.nvml.names import start_ticks
 
     class Broker:
         def ask(self, request: object) -> tuple[Found, tuple[int, ...]]:
             pid: int = request.pid  # type: ignore[attr-defined]
-            who = ProcessId("boot", pid, nvml.start_ticks(pid) or 0)
+            who = ProcessId("boot", pid, start_ticks(pid) or 0)
             return Found((ProcessStarted(0, who, None, "x", ()),)), ()
 
     sensor = nvml.open_sensor(Broker(), Config(nvml=NvmlSettings(rate_hz=rate_hz)))

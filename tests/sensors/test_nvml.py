@@ -23,16 +23,18 @@ from gpuguard.core.records import ProcessStarted
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Found, ReadProcess, Refused
 from gpuguard.sensors import EyeClosed
-from gpuguard.sensors.nvml import Names, open_sensor, parse_start_ticks, ratio, start_ticks
+from gpuguard.sensors.nvml import open_sensor
+from gpuguard.sensors.nvml.fields import ratio
+from gpuguard.sensors.nvml.names import Names, parse_start_ticks, start_ticks
 
 STANDIN = Path(__file__).parent.parent / "standins" / "libnvidia_ml" / "build.py"
 
 ONE_GPU = """
 driver 580.95.05
 start 1760000000
-device 0 uuid GPU-a memory_mib 1000 power_limit_w 700 sm_mhz_max 1980 name NVIDIA H100 80GB HBM3
+device 0 uuid GPU-a memory_mib 1000 power_limit_w 700 sm_mhz_max 1980 gpm 1 nvlinks 18 name NVIDIA H100 80GB HBM3
 at 0 device 0 gpu 98 memory 30 used_mib 900 power_w 430.5 temperature 51 sm_mhz 1755 mem_mhz 2619
-at 0 device 0 tx_kbs 20 rx_kbs 10 throttle 4
+at 0 device 0 tx_kbs 20 rx_kbs 10 throttle 4 mem_temperature 70
 process device 0 pid_env STANDIN_PID used_mib 512 sm 97 memory 20
 """
 
@@ -46,6 +48,7 @@ from gpuguard.messages import Found, Refused
 from gpuguard.core.records import ProcessStarted
 from gpuguard.core.subjects import ProcessId
 from gpuguard.sensors import EyeClosed, nvml
+from gpuguard.sensors.nvml.names import start_ticks
 
 nvml.ANSWER_WAIT_S = 20.0
 
@@ -53,7 +56,7 @@ class Broker:
     asked = []
     def ask(self, request):
         self.asked.append(request.pid)
-        ticks = nvml.start_ticks(request.pid)
+        ticks = start_ticks(request.pid)
         if ticks is None:
             return Refused(reason="no such process"), ()
         who = ProcessId("boot", request.pid, ticks)
@@ -188,7 +191,7 @@ def test_what_a_board_lacks_is_none_and_one_gap_for_each_field(play):
 
 
 def test_without_byte_counters_one_direction_of_one_device_is_measured_in_a_turn(play):
-    lacking = ONE_GPU + "device 1 uuid GPU-b\nat 0 device 1 tx_kbs 7 rx_kbs 8\nnot_supported nvmlDeviceGetFieldValues\n"
+    lacking = ONE_GPU + "device 1 uuid GPU-b gpm 1\nat 0 device 1 mem_temperature 60 tx_kbs 7 rx_kbs 8\nnot_supported nvmlDeviceGetFieldValues\n"
     records = play(lacking, SWEEPS.format(seconds=range(1, 6)))
     fields = ("uuid", "pcie_tx_bytes_per_s", "pcie_rx_bytes_per_s")
     samples = [tuple(sample[name] for name in fields) for sample in of(records, "device_sample")]
@@ -207,7 +210,7 @@ def test_a_transient_error_is_told_when_it_begins_and_when_it_ends(play):
 
 
 def test_a_lost_gpu_leaves_the_others_alone_and_is_taken_back(play):
-    two = ONE_GPU + "device 1 uuid GPU-b\nat 0 device 1 gpu 5\nfail 2 gpu_lost device 1 until 6\n"
+    two = ONE_GPU + "device 1 uuid GPU-b gpm 1\nat 0 device 1 mem_temperature 60 gpu 5\nfail 2 gpu_lost device 1 until 6\n"
     records = play(two, SWEEPS.format(seconds=range(1, 9)))
     seconds = {uuid: [s["time_ns"] // 10**9 - 1760000000 for s in of(records, "device_sample") if s["uuid"] == uuid]
                for uuid in ("GPU-a", "GPU-b")}
@@ -222,7 +225,7 @@ def test_a_lost_gpu_leaves_the_others_alone_and_is_taken_back(play):
 
 
 def test_a_gpu_that_was_dead_at_the_start_is_taken_in_when_it_answers(play):
-    two = ONE_GPU + "device 1 uuid GPU-b\nat 0 device 1 gpu 5\nfail 0 gpu_lost device 1 until 2\n"
+    two = ONE_GPU + "device 1 uuid GPU-b gpm 1\nat 0 device 1 mem_temperature 60 gpu 5\nfail 0 gpu_lost device 1 until 2\n"
     records = play(two, SWEEPS.format(seconds=(1, 2, 3)))
     assert [device["uuid"] for device in of(records, "device_info")] == ["GPU-a", "GPU-b"]
     assert [gap["reason"] for gap in of(records, "gap")] == ["GPU 1 cannot be opened: GPU is lost"] * 2
@@ -283,14 +286,12 @@ def test_a_driver_that_hangs_does_not_hang_the_guard(play):
 def test_an_older_binding_lacks_names_and_the_rest_is_read(play):
     records = play(ONE_GPU, """
         import pynvml
-        del pynvml.nvmlDeviceGetCurrentClocksEventReasons, pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES
-        del pynvml.nvmlDeviceGetTotalEnergyConsumption
+        del pynvml.nvmlDeviceGetArchitecture, pynvml.NVML_CLOCK_MEM
     """ + SWEEPS.format(seconds=(1, 2, 3)).replace("\n", "\n        "))
     sample = of(records, "device_sample")[2]
-    assert (sample["throttle_reasons"], sample["energy_j"], sample["power_w"]) == (4, None, 430.5)
-    assert [gap["reason"].split(":")[0] for gap in of(records, "gap")] == [
-        "GPU 0 (GPU-a) has no energy", "GPU 0 (GPU-a) has no PCIe byte counters"]
-    assert of(records, "device_sample")[1]["pcie_tx_bytes_per_s"] == 20_000  # measured in its place
+    assert (sample["throttle_reasons"], sample["energy_j"], sample["power_w"]) == (4, 1291.5, 430.5)
+    assert of(records, "device_info")[0]["architecture"] == ""
+    assert [gap["reason"].split(":")[0] for gap in of(records, "gap")] == ["GPU 0 (GPU-a) has no memory clock limit"]
 
 
 def test_what_no_driver_should_do_is_a_gap_and_not_the_end(play):
@@ -342,7 +343,7 @@ class OneProcess:
 
 def test_a_reused_pid_is_another_process(monkeypatch):
     now = {"ticks": 100}
-    monkeypatch.setattr("gpuguard.sensors.nvml.start_ticks", lambda pid: now["ticks"])
+    monkeypatch.setattr("gpuguard.sensors.nvml.names.start_ticks", lambda pid: now["ticks"])
     broker = OneProcess(100)
     names = Names(broker)
     gaps = []

@@ -1,0 +1,209 @@
+"""libnvidia-ml.so.1, called directly where it is called often: prepared arguments and buffers, no copies.
+
+The binding (nvidia-ml-py) builds its structs anew at each call, which at 10 Hz and 8 GPUs costs more than the driver.
+It still initialises the library, names the devices and words the errors; what is asked once a tick is asked here.
+Layouts are those that nvidia-ml-py 13.615 declares for x86-64 and arm64 (both little-endian, 64 bits); a test compares
+them with the binding's. Nothing is read that the driver did not say it wrote.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# nvmlReturn_t of nvml.h.
+SUCCESS, UNINITIALIZED, INVALID_ARGUMENT, NOT_SUPPORTED, NO_PERMISSION = 0, 1, 2, 3, 4
+NOT_FOUND, INSUFFICIENT_SIZE = 6, 7
+DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND, GPU_IS_LOST, RESET_REQUIRED = 9, 12, 13, 15, 16
+LIB_RM_VERSION_MISMATCH, ARGUMENT_VERSION_MISMATCH, DEPRECATED = 18, 25, 26
+
+ABSENT = frozenset({NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH, DEPRECATED})
+#: INVALID_ARGUMENT is how a driver answers an id that is newer than itself.
+ID_ABSENT = ABSENT | {INVALID_ARGUMENT}
+DEVICE_GONE = frozenset({GPU_IS_LOST, RESET_REQUIRED})
+DRIVER_GONE = frozenset({UNINITIALIZED, DRIVER_NOT_LOADED, LIB_RM_VERSION_MISMATCH})
+
+REMEDIES = {
+    LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 is not here: install the NVIDIA driver, or start the container with --gpus",
+    DRIVER_NOT_LOADED: "the NVIDIA kernel driver is not loaded: modprobe nvidia",
+    LIB_RM_VERSION_MISMATCH: "library and kernel driver are of different versions: reboot, or reload the module",
+    NO_PERMISSION: "no right to open /dev/nvidiactl and /dev/nvidia*: see the device's owner and mode",
+}
+
+#: nvmlFieldValue_t: id, scope, time us, latency us, type of the value, nvmlReturn, value (a union of 8 bytes).
+FIELD = struct.Struct("<IIqqIIQ")
+#: nvmlValueType_t of 64 bits: unsigned long, unsigned long long.
+WIDE = frozenset({2, 3})
+#: nvmlGpmMetric_t: id, nvmlReturn, value; three pointers to texts follow.
+METRIC = struct.Struct("<IId24x")
+#: nvmlGpmMetricsGet_t before its metrics: version, count, two samples.
+METRICS_HEAD = struct.Struct("<IIQQ")
+METRICS_VERSION = 1
+#: NVML_GPM_METRIC_MAX is 98 in R525 and 477 in R615.
+METRICS_MAX = 1_024
+#: nvmlProcessInfo_v2_t, which is that of the calls v2 and v3: pid, memory, GPU instance, compute instance.
+PROCESS = struct.Struct("<I4xQII")
+#: nvmlProcessUtilizationSample_t: pid, time us, sm, memory, encoder, decoder, in percent.
+USE = struct.Struct("<I4xQIIII")
+
+INSTANCE_ANY = 2**32 - 1
+#: All links together, where a field id takes a link as its scope.
+SCOPE_ALL = 2**32 - 1
+
+
+class FieldValue(NamedTuple):
+    """One nvmlFieldValue_t, its value decoded; None where it is no number of a type that nvml.h knows."""
+
+    id: int
+    time_us: int
+    kind: int
+    code: int
+    value: int | float | None
+
+
+class RunningProcess(NamedTuple):
+    """One nvmlProcessInfo_t."""
+
+    pid: int
+    used_bytes: int
+    gpu_instance_id: int
+    compute_instance_id: int
+
+
+class UseSample(NamedTuple):
+    """One nvmlProcessUtilizationSample_t."""
+
+    pid: int
+    time_us: int
+    sm: int
+    memory: int
+    encoder: int
+    decoder: int
+
+
+class Library:
+    """The functions of the loaded driver library."""
+
+    def __init__(self, nvml: Any) -> None:
+        self.nvml = nvml
+        #: One nvmlGpmMetricsGet_t for all: calls are made by one thread. As large as any driver may take it to be.
+        self.metrics_buffer = ctypes.create_string_buffer(METRICS_HEAD.size + METRICS_MAX * METRIC.size)
+        self._library = ctypes.CDLL("libnvidia-ml.so.1")
+
+    def function(self, *names: str) -> Callable[..., int]:
+        """Return the first of these that the library has, newest name first; raises NVMLError."""
+        for name in names:
+            found: Callable[..., int] | None = getattr(self._library, name, None)
+            if found is not None:
+                return found
+        raise self.nvml.NVMLError(FUNCTION_NOT_FOUND)
+
+    def check(self, code: int) -> None:
+        """Raise what a call answered, if it was not success."""
+        if code:
+            raise self.nvml.NVMLError(code)
+
+    def number(self, handle: Any, kind: type[Any], *arguments: int, names: Sequence[str]) -> Callable[[], int]:
+        """Return a call that reads one number of a device: ``name(handle, arguments..., &number)``."""
+        call, answer = self.function(*names), kind()
+        pointer, fixed = ctypes.byref(answer), [ctypes.c_uint(one) for one in arguments]
+
+        def read() -> int:
+            if code := call(handle, *fixed, pointer):
+                raise self.nvml.NVMLError(code)
+            return int(answer.value)
+
+        return read
+
+
+class Fields:
+    """A fixed list of field ids of one device, read by one call of nvmlDeviceGetFieldValues."""
+
+    def __init__(self, library: Library, handle: Any, wanted: Sequence[tuple[int, int]]) -> None:
+        self._check = library.check
+        self._call = library.function("nvmlDeviceGetFieldValues")
+        self._arguments = (handle, ctypes.c_int(len(wanted)))
+        self._blank = b"".join(FIELD.pack(one, scope, 0, 0, 0, NOT_SUPPORTED, 0) for one, scope in wanted)
+        self._buffer = ctypes.create_string_buffer(self._blank, len(self._blank) or 1)
+
+    def read(self) -> list[FieldValue]:
+        """Ask, and return what was answered; raises NVMLError where the call as a whole fails."""
+        ctypes.memmove(self._buffer, self._blank, len(self._blank))
+        self._check(self._call(*self._arguments, self._buffer))
+        return decode_fields(ctypes.string_at(self._buffer, len(self._blank)))
+
+
+def decode_fields(data: bytes) -> list[FieldValue]:
+    """Return the entries of an array of nvmlFieldValue_t."""
+    return [FieldValue(one, time_us, kind, code, None if code else decode_value(kind, bits))
+            for one, _, time_us, _, kind, code, bits in FIELD.iter_unpack(data)]
+
+
+def decode_value(kind: int, bits: int) -> int | float | None:
+    """Return the member of nvmlValue_t that nvmlValueType_t names, None for a type or a number that is none."""
+    match kind:
+        case 0:
+            number: float = struct.unpack("<d", bits.to_bytes(8, "little"))[0]
+            return number if math.isfinite(number) else None
+        case 1:
+            return bits & 0xFFFFFFFF
+        case 2 | 3:
+            return bits
+        case 4:
+            return bits - (bits >> 63 << 64)
+        case 5:
+            return (bits & 0xFFFFFFFF) - ((bits >> 31 & 1) << 32)
+        case 6:
+            return bits & 0xFFFF
+    return None
+
+
+class Rows:
+    """An array that the driver fills, asked for by one call: its buffer grows where the driver asks for more."""
+
+    def __init__(self, library: Library, names: Sequence[str], row: struct.Struct, *, rows: int, rows_max: int) -> None:
+        self._library = library
+        self._calls = [call for name in names if (call := _or_none(library, name))]
+        self._row = row
+        self._rows_max = rows_max
+        self._buffer = ctypes.create_string_buffer(rows * row.size)
+
+    def read(self, handle: Any, *after: Any) -> bytes:
+        """Return the rows as bytes. Raises NVMLError; more than ``rows_max`` is INSUFFICIENT_SIZE."""
+        code = FUNCTION_NOT_FOUND
+        for call in self._calls:
+            code, rows = self._ask(call, handle, after)
+            if code == SUCCESS:
+                return ctypes.string_at(self._buffer, rows * self._row.size)
+            if code != FUNCTION_NOT_FOUND:
+                break
+        self._library.check(code)
+        return b""
+
+    def _ask(self, call: Callable[..., int], handle: Any, after: Sequence[Any]) -> tuple[int, int]:
+        while True:
+            room = len(self._buffer) // self._row.size
+            count = ctypes.c_uint(room)
+            # nvmlDeviceGetProcessUtilization takes its buffer before the count, the process lists after it.
+            order = (self._buffer, ctypes.byref(count)) if after else (ctypes.byref(count), self._buffer)
+            code = call(handle, *order, *after)
+            if code != INSUFFICIENT_SIZE or room >= self._rows_max:
+                return code, min(count.value, room)
+            self._buffer = ctypes.create_string_buffer(min(self._rows_max, max(2 * room, count.value)) * self._row.size)
+
+
+def _or_none(library: Library, name: str) -> Callable[..., int] | None:
+    try:
+        return library.function(name)
+    except library.nvml.NVMLError:
+        return None
+
+
+def remedy(error: Any) -> str:
+    """Return what an NVMLError means for a person."""
+    return REMEDIES.get(getattr(error, "value", -1), str(error))

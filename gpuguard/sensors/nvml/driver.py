@@ -1,0 +1,554 @@
+"""Every NVML call of the sensor, made on one thread: devices, what they lack, and what is lost and found again.
+
+Each field is asked for by itself at first. What this driver or board does not have is None in every sample and one
+`Gap` for that device and field, and is not asked for again until the driver was reopened; what fails for a while is a
+`Gap` when it begins and another when it ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct, field
+
+from gpuguard.core.records import Block, Device, DeviceSample, Gap
+from gpuguard.sensors.nvml import describe
+from gpuguard.sensors.nvml.calls import (
+    ABSENT,
+    DEVICE_GONE,
+    DRIVER_GONE,
+    ID_ABSENT,
+    INSTANCE_ANY,
+    NO_PERMISSION,
+    NOT_FOUND,
+    NOT_SUPPORTED,
+    WIDE,
+    Fields,
+    Library,
+    remedy,
+)
+from gpuguard.sensors.nvml.fields import (
+    FAST,
+    OF_INSTANCE,
+    PCIE_RX,
+    PCIE_RX_BYTES,
+    PCIE_TX,
+    PCIE_TX_BYTES,
+    SLOW,
+    WANTED,
+    Counters,
+    Values,
+    implausible,
+)
+from gpuguard.sensors.nvml.gpm import Window
+from gpuguard.sensors.nvml.processes import LISTS, Account, ProcessCalls, Use, account, held_by, shares_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+log = logging.getLogger(__name__)
+
+NAME = "nvml"
+SECOND_NS = 1_000_000_000
+#: The driver itself measures a process every 1/6 s to 1 s, so asking more often learns nothing.
+PROCESS_PERIOD_NS = SECOND_NS
+SLOW_PERIOD_NS = SECOND_NS
+#: Limits, modes and MIG instances are changed by people.
+CONTEXT_PERIOD_NS = 10 * SECOND_NS
+#: A call of nvmlDeviceGetPcieThroughput takes the 20 ms that it measures over: one direction of one device each time.
+THROUGHPUT_PERIOD_NS = SECOND_NS
+BACK_OFF_MIN_NS, BACK_OFF_MAX_NS = SECOND_NS, 60 * SECOND_NS
+DEVICES_MAX = 64
+#: Accounting takes one call a pid, and keeps thousands.
+ACCOUNTS_PER_ROUND = 64
+
+GPM_REFUSED = "profiling counters are for root only: NVreg_RestrictProfilingToAdminUsers=0, or run the guard as root"
+
+
+class Sweep(Struct):
+    """All that one round of calls learnt. ``uses`` is None in a round that did not ask for processes."""
+
+    time_ns: int
+    began_ns: int = field(default_factory=time.monotonic_ns)
+    blocks: list[Block] = field(default_factory=list)
+    uses: list[Use] | None = None
+    accounts: list[Account] = field(default_factory=list)
+
+    @property
+    def now_ns(self) -> int:
+        """Return the time of this moment of the round."""
+        return self.time_ns + time.monotonic_ns() - self.began_ns
+
+
+class BackOff:
+    """When to try again: after 1, 2, 4, ... 60 s."""
+
+    def __init__(self) -> None:
+        self._wait_ns = BACK_OFF_MIN_NS
+        self.until_ns = 0
+
+    def failed(self, now_ns: int) -> None:
+        """Set the next try."""
+        self.until_ns = now_ns + self._wait_ns
+        self._wait_ns = min(2 * self._wait_ns, BACK_OFF_MAX_NS)
+
+
+class Gpu:
+    """One device, or one MIG instance of ``parent``: its handle, its readers, and what it lacks."""
+
+    def __init__(
+        self, index: int, uuid: str, handle: Any, parent: Gpu | None = None, instance: tuple[int, int] | None = None,
+    ) -> None:
+        self.index = index
+        self.uuid = uuid
+        self.handle = handle
+        self.parent = parent
+        #: GPU and compute instance. Performance metrics are of the former, and are kept with the board.
+        self.instance = instance
+        self.gpm_key = instance[0] if instance else None
+        self.device = Device(0, uuid, index, "")
+        self.instances: list[Gpu] = []
+        self.absent: set[str] = set()
+        self.failing: dict[str, tuple[int, int]] = {}
+        self.fast: dict[str, Callable[[], Values]] = {}
+        self.slow: dict[str, Callable[[], Values]] = {}
+        self.held: Values = {}
+        self.slow_ns = self.context_ns = 0
+        self.fields: Fields | None = None
+        self.field_names: dict[int, str] = {}
+        self.counters = Counters()
+        self.windows: dict[int | None, Window] = {}
+        self.use_seen_us = 0
+        self.accounted: dict[int, int] = {}
+        self.lost: BackOff | None = None
+        self.lost_since_ns = 0
+
+    def __str__(self) -> str:
+        return f"GPU {self.index} ({self.uuid})"
+
+
+class DriverGone(Exception):
+    """The driver answers nothing any more."""
+
+
+class DeviceGone(Exception):
+    """This device answers nothing any more."""
+
+
+class Driver:
+    """The devices of one loaded driver."""
+
+    def __init__(self, nvml: Any) -> None:
+        self._nvml = nvml
+        self._gpus: list[Gpu] = []
+        self._unopened: dict[int, BackOff] = {}
+        self._system: dict[str, Any] = {}
+        self._library: Library
+        self._processes: ProcessCalls
+        self._told: set[tuple[str, str]] = set()
+        self._gone: BackOff | None = None
+        self._gone_since_ns = 0
+        self._processes_ns = 0
+        self._throughput_ns = 0
+        self._throughput_turn = 0
+
+    @property
+    def devices(self) -> int:
+        """Return how many devices were opened."""
+        return len(self._gpus)
+
+    def open(self, now_ns: int) -> list[Block]:
+        """Initialise NVML and name its devices; raises NVMLError."""
+        nvml = self._nvml
+        nvml.nvmlInit()
+        self._library = Library(nvml)
+        self._processes = ProcessCalls(self._library)
+        self._system = describe.system(nvml)
+        self._gpus = []
+        self._unopened = {index: BackOff() for index in range(min(nvml.nvmlDeviceGetCount(), DEVICES_MAX))}
+        sweep = Sweep(time_ns=now_ns)
+        self._open_rest(sweep)
+        return sweep.blocks
+
+    def sweep(self, now_ns: int) -> Sweep:
+        """Ask every device for everything once. Never raises: what fails is a `Gap`."""
+        sweep = Sweep(time_ns=now_ns)
+        if self._gone and not self._reopen(self._gone, sweep):
+            return sweep
+        with_processes = now_ns - self._processes_ns >= PROCESS_PERIOD_NS
+        if with_processes:
+            self._processes_ns = now_ns
+            sweep.uses = []
+        try:
+            self._open_rest(sweep)
+            for gpu in self._gpus:
+                self._sweep_gpu(gpu, sweep)
+        except DriverGone as gone:
+            sweep.blocks.append(gap(now_ns, f"the driver does not answer any more: {gone}"))
+            self._gone, self._gone_since_ns = BackOff(), now_ns
+            self._gone.failed(now_ns)
+            self._shutdown()
+        return sweep
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        if not self._gone:
+            self._shutdown()
+
+    # -- devices that come and go -------------------------------------------------------------------------------------
+
+    def _open_rest(self, sweep: Sweep) -> None:
+        """Open every device that is not open yet, and is not to be left alone for a while."""
+        nvml = self._nvml
+        for index, back_off in list(self._unopened.items()):
+            if sweep.time_ns < back_off.until_ns:
+                continue
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                gpu = Gpu(index, str(nvml.nvmlDeviceGetUUID(handle)), handle)
+                self._prepare(gpu, sweep)
+            except (nvml.NVMLError, DeviceGone) as error:
+                sweep.blocks.append(gap(sweep.time_ns, f"GPU {index} cannot be opened: {error}"))
+                back_off.failed(sweep.time_ns)
+                continue
+            self._gpus.append(gpu)
+            del self._unopened[index]
+
+    def _find_again(self, gpu: Gpu, lost: BackOff, sweep: Sweep) -> bool:
+        """Return whether a lost device answers again, and take it back."""
+        if sweep.time_ns < lost.until_ns:
+            return False
+        try:
+            handle = self._nvml.nvmlDeviceGetHandleByIndex(gpu.index)
+            if str(self._nvml.nvmlDeviceGetUUID(handle)) != gpu.uuid:
+                raise self._nvml.NVMLError(NOT_FOUND)
+            gpu.handle = handle
+            self._prepare(gpu, sweep)
+        except (self._nvml.NVMLError, DeviceGone) as error:
+            if getattr(error, "value", 0) in DRIVER_GONE:
+                raise DriverGone(str(error)) from error
+            lost.failed(sweep.time_ns)
+            reason = f"{gpu} still does not answer: {error}"
+            sweep.blocks.append(gap(sweep.time_ns, reason, since_ns=gpu.lost_since_ns))
+            return False
+        gpu.lost = None
+        sweep.blocks.append(gap(sweep.time_ns, f"{gpu} answers again", since_ns=gpu.lost_since_ns))
+        return True
+
+    def _reopen(self, gone: BackOff, sweep: Sweep) -> bool:
+        """Return whether a driver that was gone answers again, and take it back."""
+        if sweep.time_ns < gone.until_ns:
+            return False
+        try:
+            blocks = self.open(sweep.time_ns)
+        except (self._nvml.NVMLError, DriverGone) as error:
+            gone.failed(sweep.time_ns)
+            reason = f"the driver still does not answer: {remedy(error)}"
+            sweep.blocks.append(gap(sweep.time_ns, reason, since_ns=self._gone_since_ns))
+            return False
+        self._gone = None
+        sweep.blocks.append(gap(sweep.time_ns, "the driver answers again", since_ns=self._gone_since_ns))
+        sweep.blocks += blocks
+        return True
+
+    def _shutdown(self) -> None:
+        for gpu in self._gpus:
+            self._close_windows(gpu)
+        try:
+            self._nvml.nvmlShutdown()
+        except self._nvml.NVMLError as error:
+            # It is being given up because it fails; every handle is dropped and init is tried afresh.
+            log.debug("nvmlShutdown: %s", error)
+
+    def _lose(self, gpu: Gpu, sweep: Sweep, why: object) -> None:
+        sweep.blocks.append(gap(sweep.time_ns, f"{gpu} does not answer any more: {why}"))
+        self._close_windows(gpu)
+        gpu.lost, gpu.lost_since_ns = BackOff(), sweep.time_ns
+        gpu.lost.failed(sweep.time_ns)
+
+    @staticmethod
+    def _close_windows(gpu: Gpu) -> None:
+        for window in gpu.windows.values():
+            window.close()
+        gpu.windows = {}
+
+    # -- what a device is ---------------------------------------------------------------------------------------------
+
+    def _prepare(self, gpu: Gpu, sweep: Sweep) -> None:
+        """Find out what a device is and what can be read of it; raises NVMLError, DeviceGone and DriverGone."""
+        gpu.counters, gpu.held, gpu.instances = Counters(), {}, []
+        gpu.slow_ns = 0
+        whole = gpu.parent is None
+        gpu.fast = self._readers(gpu, sweep, FAST if whole else ())
+        gpu.slow = self._readers(gpu, sweep, SLOW if whole else OF_INSTANCE)
+        known = describe.fixed(self._asker(gpu, sweep), self._nvml, self._library, gpu)
+        gpu.device = Device(sweep.time_ns, gpu.uuid, gpu.index, **known, **self._system)
+        if whole:
+            self._prepare_fields(gpu, sweep)
+        self._open_window(gpu, sweep)
+        self._context(gpu, sweep, told=False)
+
+    def _readers(self, gpu: Gpu, sweep: Sweep, readers: Sequence[Callable[..., Any]]) -> dict[str, Any]:
+        made = {}
+        for reader in readers:
+            what = reader.__name__.replace("_", " ")
+            read = self._ask(gpu, sweep, what, functools.partial(reader, self._library, gpu.handle))
+            if read is not None:
+                made[what] = read
+        return made
+
+    def _prepare_fields(self, gpu: Gpu, sweep: Sweep) -> None:
+        """Ask for each field by itself; those that the driver knows are asked for together from then on."""
+        gpu.field_names = {}
+        for what, wanted in WANTED.items():
+            if "NVLink" in what and gpu.device.nvlinks == 0:
+                continue  # no link: nothing is missing
+            found = self._ask(gpu, sweep, what, functools.partial(self._probe, gpu, wanted))
+            if found is not None:
+                gpu.field_names[wanted[0]] = what
+        kept = [WANTED[what] for what in gpu.field_names.values()]
+        gpu.fields = Fields(self._library, gpu.handle, kept) if kept else None
+
+    def _probe(self, gpu: Gpu, wanted: tuple[int, int]) -> bool:
+        """Return True for a field that this driver knows, whether or not it has a value now; raises NVMLError."""
+        answer = Fields(self._library, gpu.handle, [wanted]).read()[0]
+        if answer.code in ID_ABSENT:
+            raise self._nvml.NVMLError(NOT_SUPPORTED)
+        # 32 bits wrap within a tenth of a second on a busy link.
+        if wanted[0] in (PCIE_TX_BYTES, PCIE_RX_BYTES) and answer.kind not in WIDE:
+            raise self._nvml.NVMLError(NOT_SUPPORTED)
+        return True
+
+    def _open_window(self, gpu: Gpu, sweep: Sweep) -> None:
+        owner = gpu.parent or gpu
+        if gpu.gpm_key in owner.windows or "GPM" in gpu.absent or not gpu.device.gpm_supported:
+            if gpu.device.gpm_supported is False and gpu.parent is None:
+                self._tell_absent(gpu, sweep, "GPM", "only Hopper and later have it")
+            return
+        window = self._ask(gpu, sweep, "GPM", lambda: Window(self._library, owner.handle, gpu.gpm_key))
+        if window is not None:
+            owner.windows[gpu.gpm_key] = window
+
+    def _context(self, gpu: Gpu, sweep: Sweep, *, told: bool = True) -> None:
+        """Tell of limits, modes and MIG instances where they are not what they were."""
+        gpu.context_ns = sweep.time_ns
+        now = describe.changing(self._asker(gpu, sweep), self._nvml, gpu)
+        device = msgspec.structs.replace(gpu.device, **now)
+        if not told or device != gpu.device:
+            gpu.device = msgspec.structs.replace(device, time_ns=sweep.time_ns)
+            sweep.blocks.append(gpu.device)
+        if gpu.device.mig_mode and gpu.parent is None:
+            self._find_instances(gpu, sweep)
+
+    def _find_instances(self, gpu: Gpu, sweep: Sweep) -> None:
+        """Take in new MIG instances, and let go of those that were destroyed."""
+        found = self._ask(gpu, sweep, "MIG instances", lambda: describe.instances(self._nvml, gpu.handle))
+        if found is None:
+            return
+        known = {one.uuid for one in gpu.instances}
+        for uuid, (handle, ids) in found.items():
+            if uuid not in known:
+                instance = Gpu(gpu.index, uuid, handle, gpu, ids)
+                gpu.instances.append(instance)
+                self._prepare(instance, sweep)
+        gone = [one for one in gpu.instances if one.uuid not in found]
+        gpu.instances = [one for one in gpu.instances if one.uuid in found]
+        used = {one.gpm_key for one in gpu.instances} | {None}
+        for instance in gone:
+            sweep.blocks.append(gap(sweep.time_ns, f"{instance} is no more: the MIG instance was destroyed"))
+            if instance.gpm_key not in used and (window := gpu.windows.pop(instance.gpm_key, None)):
+                window.close()
+
+    # -- what it does now ---------------------------------------------------------------------------------------------
+
+    def _sweep_gpu(self, gpu: Gpu, sweep: Sweep) -> None:
+        if gpu.lost and not self._find_again(gpu, gpu.lost, sweep):
+            return
+        try:
+            if sweep.time_ns - gpu.context_ns >= CONTEXT_PERIOD_NS:
+                self._context(gpu, sweep)
+                self._accounts(gpu, sweep)
+            now_ns = sweep.now_ns
+            for one in (gpu, *gpu.instances):
+                self._sample(one, sweep, now_ns)
+            if sweep.uses is not None:
+                sweep.uses += self._uses(gpu, sweep)
+        except DeviceGone as gone:
+            self._lose(gpu, sweep, gone)
+
+    def _sample(self, gpu: Gpu, sweep: Sweep, now_ns: int) -> None:
+        values: Values = {}
+        self._read(gpu, sweep, gpu.fast, values)
+        if gpu.fields is not None:
+            self._read_fields(gpu, sweep, gpu.fields, values)
+        if sweep.time_ns - gpu.slow_ns >= SLOW_PERIOD_NS:
+            gpu.slow_ns, gpu.held = sweep.time_ns, {}
+            self._read(gpu, sweep, gpu.slow, gpu.held)
+            self._drop_implausible(gpu, sweep, gpu.held)
+        if gpu.parent is None and not gpu.field_names.keys() >= {PCIE_TX_BYTES, PCIE_RX_BYTES}:
+            values.update(self._throughput(gpu, sweep))
+        self._drop_implausible(gpu, sweep, values)
+        values.update(gpu.held)
+        values["gpm"] = self._gpm(gpu, sweep, now_ns)
+        if any(value is not None for value in values.values()):
+            sweep.blocks.append(DeviceSample(sweep.time_ns, gpu.uuid, **values))
+
+    def _read(self, gpu: Gpu, sweep: Sweep, readers: dict[str, Callable[[], Values]], values: Values) -> None:
+        for what, reader in list(readers.items()):
+            answer = self._ask(gpu, sweep, what, reader)
+            if answer is not None:
+                values.update(answer)
+            elif what in gpu.absent:
+                del readers[what]
+
+    def _read_fields(self, gpu: Gpu, sweep: Sweep, fields: Fields, values: Values) -> None:
+        answers = self._ask(gpu, sweep, "field values", fields.read)
+        if answers is None:
+            return
+        for one in answers:
+            if one.code and (what := gpu.field_names.get(one.id)):
+                self._failed(gpu, sweep, what, self._nvml.NVMLError(one.code))
+            elif gpu.failing and (what := gpu.field_names.get(one.id)) in gpu.failing:
+                self._recovered(gpu, sweep, what)
+        values.update(gpu.counters.values(answers))
+
+    def _drop_implausible(self, gpu: Gpu, sweep: Sweep, values: Values) -> None:
+        for name in implausible(values):
+            log.debug("%s: %s = %s is no measurement", gpu, name, values.pop(name))
+            if (gpu.uuid, f"!{name}") not in self._told:
+                self._told.add((gpu.uuid, f"!{name}"))
+                sweep.blocks.append(gap(sweep.time_ns, f"{gpu}: the driver gives a {name} that is no measurement"))
+
+    def _gpm(self, gpu: Gpu, sweep: Sweep, now_ns: int) -> Any:
+        owner = gpu.parent or gpu
+        window = owner.windows.get(gpu.gpm_key)
+        if window is None:
+            return None
+        found = self._ask(gpu, sweep, "GPM", lambda: window.read(now_ns))
+        if window.refused:
+            names, window.refused = ", ".join(window.refused), []
+            self._tell_absent(gpu, sweep, "GPM metrics of this kind", names)
+        if "GPM" in gpu.absent:
+            owner.windows.pop(gpu.gpm_key).close()
+        return found
+
+    def _throughput(self, gpu: Gpu, sweep: Sweep) -> Values:
+        """Return bytes per second over PCIe, for a driver without byte counters (before R550).
+
+        nvmlDeviceGetPcieThroughput, KB/s over the 20 ms that the call takes: one direction of one device is asked each
+        second, in turn, and the other samples have None. Absent in vGPU guests.
+        """
+        answering = [one for one in self._gpus if not one.lost]
+        turn = self._throughput_turn % (2 * max(1, len(answering)))
+        if sweep.time_ns - self._throughput_ns < THROUGHPUT_PERIOD_NS or answering[turn // 2] is not gpu:
+            return {}
+        self._throughput_turn, self._throughput_ns = self._throughput_turn + 1, sweep.time_ns
+        counter, name = ((PCIE_TX, "pcie_tx_bytes_per_s"), (PCIE_RX, "pcie_rx_bytes_per_s"))[turn % 2]
+        read = self._nvml.nvmlDeviceGetPcieThroughput
+        kbytes = self._ask(gpu, sweep, "PCIe throughput", lambda: read(gpu.handle, counter))
+        return {name: None if kbytes is None else kbytes * 1000}
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    def _uses(self, gpu: Gpu, sweep: Sweep) -> list[Use]:
+        """Return what each pid holds and uses of a device and of its MIG instances.
+
+        Memory, bytes: the process lists. SM, memory and video share, 0..1: nvmlDeviceGetProcessUtilization since the
+        last round; absent with MIG.
+        """
+        instances = {one.instance: one.uuid for one in gpu.instances if one.instance}
+        held = held_by(self._running(gpu, sweep), gpu.uuid, instances)
+        read = functools.partial(self._processes.samples, gpu.handle, gpu.use_seen_us)
+        samples = self._ask(gpu, sweep, "process utilization", read) or ()
+        shares, gpu.use_seen_us = shares_of(samples, gpu.use_seen_us, sweep.time_ns // 1_000)
+        listed = {pid for _, pid in held}
+        owners = [*held, *((gpu.uuid, pid) for pid in shares if pid not in listed)]
+        return [Use(uuid, pid, held.get((uuid, pid)), *shares.get(pid, ())) for uuid, pid in sorted(owners)]
+
+    def _running(self, gpu: Gpu, sweep: Sweep) -> Iterable[Any]:
+        """Yield every process that a device lists, or where it does not, that its instances list."""
+        for what in LISTS:
+            found = self._ask(gpu, sweep, what, functools.partial(self._processes.running, what, gpu.handle))
+            if found is not None:
+                yield from found
+                continue
+            for instance in gpu.instances:
+                ids = instance.instance or (INSTANCE_ANY, INSTANCE_ANY)
+                read = functools.partial(self._processes.running, what, instance.handle)
+                for process in self._ask(instance, sweep, what, read) or ():
+                    yield process._replace(gpu_instance_id=ids[0], compute_instance_id=ids[1])
+
+    def _accounts(self, gpu: Gpu, sweep: Sweep) -> None:
+        """Ask for the accounts of pids, a few a round; one that has ended is told once."""
+        if not gpu.device.accounting_mode:
+            return
+        pids = self._ask(gpu, sweep, "accounting", lambda: self._nvml.nvmlDeviceGetAccountingPids(gpu.handle)) or []
+        gpu.accounted = {pid: started for pid, started in gpu.accounted.items() if pid in set(pids)}
+        open_first = sorted(pids, key=lambda pid: pid in gpu.accounted)
+        for pid in open_first[:ACCOUNTS_PER_ROUND]:
+            read = functools.partial(self._nvml.nvmlDeviceGetAccountingStats, gpu.handle, pid)
+            stats = self._ask(gpu, sweep, "accounting of a process", read)
+            found = stats and account(gpu.uuid, pid, stats)
+            if found is None or gpu.accounted.get(pid) == found.started_ns:
+                continue
+            if not found.running:
+                gpu.accounted[pid] = found.started_ns
+            sweep.accounts.append(found)
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    def _ask(self, gpu: Gpu, sweep: Sweep, what: str, call: Callable[[], Any]) -> Any:
+        """Return what the call returns; None with a `Gap` where it cannot be made."""
+        if what in gpu.absent:
+            return None
+        try:
+            answer = call()
+        except self._nvml.NVMLError as error:
+            self._failed(gpu, sweep, what, error)
+            return None
+        except AttributeError as error:
+            self._absent(gpu, sweep, what, f"the installed nvidia-ml-py is too old: {error}")
+            return None
+        if gpu.failing and what in gpu.failing:
+            self._recovered(gpu, sweep, what)
+        return answer
+
+    def _asker(self, gpu: Gpu, sweep: Sweep) -> Callable[[str, Callable[[], Any]], Any]:
+        return lambda what, call: self._ask(gpu, sweep, what, call)
+
+    def _failed(self, gpu: Gpu, sweep: Sweep, what: str, error: Any) -> None:
+        if error.value in DRIVER_GONE:
+            raise DriverGone(str(error))
+        if error.value in DEVICE_GONE:
+            raise DeviceGone(str(error))
+        if error.value in ABSENT:
+            refused = what == "GPM" and error.value == NO_PERMISSION
+            self._absent(gpu, sweep, what, GPM_REFUSED if refused else error)
+            return
+        since_ns, lost = gpu.failing.get(what, (sweep.time_ns, 0))
+        gpu.failing[what] = (since_ns, lost + 1)
+        if not lost:
+            sweep.blocks.append(gap(sweep.time_ns, f"{gpu}: {what} cannot be read: {error}"))
+
+    def _recovered(self, gpu: Gpu, sweep: Sweep, what: str) -> None:
+        since_ns, lost = gpu.failing.pop(what)
+        reason = f"{gpu}: {what} can be read again"
+        sweep.blocks.append(gap(sweep.time_ns, reason, since_ns=since_ns, lost=lost))
+
+    def _absent(self, gpu: Gpu, sweep: Sweep, what: str, error: object) -> None:
+        gpu.absent.add(what)
+        self._tell_absent(gpu, sweep, what, error)
+
+    def _tell_absent(self, gpu: Gpu, sweep: Sweep, what: str, error: object) -> None:
+        if (gpu.uuid, what) not in self._told:
+            self._told.add((gpu.uuid, what))
+            sweep.blocks.append(gap(sweep.time_ns, f"{gpu} has no {what}: {error}"))
+
+
+def gap(time_ns: int, reason: str, *, since_ns: int | None = None, lost: int | None = None) -> Gap:
+    """Return a `Gap` of this sensor."""
+    return Gap(time_ns=time_ns, sensor=NAME, reason=reason, since_ns=since_ns, lost=lost)
