@@ -36,8 +36,20 @@ from gpuguard.core.observations import (
     FlowUse,
     Observation,
     Speaker,
+    Spoke,
+    TlsTalk,
 )
-from gpuguard.core.records import DnsMessage, Fact, Packets, SshBanner, SshKexInit, SshNewKeys, TlsClientHello
+from gpuguard.core.records import (
+    DnsMessage,
+    Fact,
+    Packets,
+    Spoken,
+    SshBanner,
+    SshKexInit,
+    SshNewKeys,
+    TlsClientHello,
+    TlsRecords,
+)
 from gpuguard.core.ssh import SshSession, Use
 from gpuguard.core.subjects import FlowId
 
@@ -275,6 +287,10 @@ class FlowTable:
                 conversation.carrier = "tls"
             case DnsMessage():
                 conversation.carrier = "dns"
+            case Spoken():
+                return [Spoke(time_ns, conversation.flow, _SPEAKERS[side], fact.what)]
+            case TlsRecords():
+                return [TlsTalk(time_ns, conversation.flow, _SPEAKERS[side], fact.times_ns, fact.sizes)]
             case _:
                 pass
         return [_use(conversation, time_ns, 0, use) for use in uses]

@@ -108,6 +108,25 @@ class StratumSeen(Struct, frozen=True, tag="stratum_seen"):
     method: str
 
 
+class Spoke(Struct, frozen=True, tag="spoke"):
+    """One side of a flow sent a message that names its protocol: ``what`` is of `records.SPOKEN`."""
+
+    time_ns: int
+    flow: FlowId
+    speaker: Speaker
+    what: str
+
+
+class TlsTalk(Struct, frozen=True, tag="tls_talk"):
+    """What one side of a TLS connection sent so far in small records, slowly: see `records.TlsRecords`."""
+
+    time_ns: int
+    flow: FlowId
+    speaker: Speaker
+    times_ns: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
 #: The end of a dull flow: nothing was told of it while it lasted. Fields as in `FlowClosed`; addresses are 16
 #: bytes as in `records.PACKET`, ``reason`` counts through those of `FlowClosed`, ``carrier`` through `flows.CARRIERS`.
 CLOSED_FLOW = np.dtype([
@@ -138,4 +157,4 @@ class FlowsClosed(Struct, tag="flows_closed"):
     rows: np.ndarray
 
 
-Observation = FlowOpened | FlowUse | Exchange | FlowClosed | FlowsClosed | DnsSeen | StratumSeen
+Observation = FlowOpened | FlowUse | Exchange | FlowClosed | FlowsClosed | DnsSeen | StratumSeen | Spoke | TlsTalk
