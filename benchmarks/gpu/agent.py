@@ -1,0 +1,92 @@
+"""The daemon as it is measured here: observing, only the GPU's eyes open, its state in a folder of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from machine import driver_library, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OPEN_S = 20.0
+STOP_S = 15.0
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+SETTINGS = """\
+[nvml]
+rate_hz = {rate_hz}
+[launches]
+libraries = ["{library}"]
+[packets]
+enabled = false
+[sockets]
+enabled = false
+[toolcalls]
+enabled = false
+"""
+
+
+@contextlib.contextmanager
+def agent(folder: Path, *, rate_hz: float = 10.0, record: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``gpuguard run`` until the block ends; its records are below ``folder``/state/guard.
+
+    Raises
+    ------
+    RuntimeError
+        If it ended, or opened no eye in time; its log says why.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    settings = folder / "gpuguard.toml"
+    settings.write_text(SETTINGS.format(rate_hz=rate_hz, library=driver_library()))
+    told = {**environment(), "GPUGUARD_STATE_DIR": str(folder / "state"), "GPUGUARD_RUNTIME_DIR": str(folder / "run"),
+            "GPUGUARD_LOG_DIR": str(folder / "log")}
+    command = [sys.executable, "-m", "gpuguard", "run", "--config", str(settings)]
+    log = folder / "daemon.log"
+    with log.open("wb") as stream:
+        # Not from the checkout: the package that was built for this Python is meant.
+        daemon = subprocess.Popen([*command, *(["--record", "records"] if record else [])], env=told, cwd=folder,
+                                  stderr=stream)
+    try:
+        _opened(daemon, log)
+        yield daemon
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        try:
+            daemon.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+
+def _opened(daemon: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + OPEN_S
+    while time.monotonic() < until:
+        if daemon.poll() is not None:
+            raise RuntimeError(f"the daemon ended at once: {log.read_text()[-2000:]}")
+        if tried(log) >= {"nvml", "launches", "processes"}:
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"no eye opened within {OPEN_S:g} s: {log.read_text()[-2000:]}")
+
+
+def tried(log: Path) -> set[str]:
+    """Return the eyes that the log says are open or closed."""
+    lines = [one for one in log.read_text().splitlines() if '"eye ' in one and one.endswith("}")]
+    return {str(json.loads(line).get("sensor")) for line in lines}
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process and all below it, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S + sum(cpu_s(int(one)) for one in children)

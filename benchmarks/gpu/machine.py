@@ -1,0 +1,117 @@
+"""Where the measurements run: a real GPU, or the stand-ins where there is none; and what is said of it beside each."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+#: Where `run.sh` puts what it builds and what it measured; both may be moved by the environment.
+BUILD = Path(os.environ.get("GPUGUARD_GPU_BUILD", ROOT / "build" / "gpu"))
+OUT = Path(os.environ.get("GPUGUARD_GPU_OUT", BUILD / "results"))
+PROGRAMS = BUILD / "programs"
+STANDINS = BUILD / "standins"
+NVML_SCRIPT = STANDINS / "nvml.script"
+#: The pid of the workload that runs, for the stand-in driver to show.
+BUSY_PIDS = STANDINS / "busy.pids"
+
+SCRIPT = f"""\
+driver 580.95.05
+device 0 uuid GPU-standin memory_mib 143771 power_limit_w 700 sm_mhz_max 1980 name NVIDIA H200
+at 0 device 0 gpu 96 memory 30 used_mib 4000 power_w 430 temperature 50 sm_mhz 1755 mem_mhz 3201 tx_kbs 10 rx_kbs 10
+process device 0 pid_file {BUSY_PIDS} used_mib 512 sm 97 memory 20 from 0 until 1000000
+"""
+
+
+def has_gpu() -> bool:
+    """Return whether a driver answers here."""
+    found = shutil.which("nvidia-smi")
+    if not found:
+        return False
+    return subprocess.run([found, "-L"], capture_output=True, check=False, timeout=60).stdout.startswith(b"GPU ")
+
+
+REAL = has_gpu()
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of everything that is run: our package, the libraries it brought, the stand-ins."""
+    libraries = [str(BUILD / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
+    changed = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if not REAL:
+        libraries.insert(0, str(STANDINS))
+        changed["GPUGUARD_STANDIN_NVML_SCRIPT"] = str(NVML_SCRIPT)
+    changed["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
+    return changed
+
+
+def driver_library() -> str:
+    """Return where the dynamic linker finds libcuda: images keep drivers where its cache does not look."""
+    code = "import ctypes; ctypes.CDLL('libcuda.so.1'); print(open('/proc/self/maps').read())"
+    maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env=environment()).stdout
+    return next((line.split()[-1] for line in maps.splitlines() if "libcuda.so" in line), "")
+
+
+def prepare_standins() -> None:
+    """Build the stand-in driver and programs, if there is no GPU."""
+    if REAL:
+        return
+    sys.path.append(str(ROOT))
+    from tests.standins import build as programs
+    from tests.standins.libnvidia_ml import build as nvml
+
+    programs.build(STANDINS)
+    nvml.build(STANDINS)
+    NVML_SCRIPT.write_text(SCRIPT)
+    BUSY_PIDS.write_text("")
+
+
+def context() -> dict[str, object]:
+    """Return what a reader must know of this machine to judge a figure."""
+    said: dict[str, object] = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "device": "stand-in", "kernel": platform.release(),
+        "python": platform.python_version(), "processors": os.cpu_count(),
+    }
+    if REAL:
+        fields = ("name", "driver_version", "vbios_version", "power.limit", "clocks.max.sm", "clocks.max.mem",
+                  "clocks.applications.graphics", "persistence_mode", "mig.mode.current", "ecc.mode.current")
+        asked = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
+        values = dict(zip(fields, (one.strip() for one in told.splitlines()[0].split(",")), strict=False))
+        said |= {"device": values.pop("name", "unknown"), "gpu": values}
+    return said
+
+
+def write_line(path: Path, record: dict[str, object]) -> None:
+    """Append one JSON line, at once on disk: what was measured outlives whatever comes after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        stream.write(json.dumps(record) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, object]]:
+    """Return what was written so far; a line that was cut off is no line."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    prepare_standins()
+    print(json.dumps(context(), indent=2))

@@ -1,0 +1,151 @@
+// Ordinary GPU work that counters or code may take for mining, on a real GPU: the hard negatives of the recording.
+//
+//   negative KIND [--seconds S]      sort | fft | checksum | random | sparse | bigint | copies | video | idle
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <unistd.h>
+
+#include <cufft.h>
+#include <thrust/device_vector.h>
+#include <thrust/sequence.h>
+#include <thrust/sort.h>
+
+#include "../../../tests/fixtures/cuda/bigint.cu"
+#include "../../../tests/fixtures/cuda/crcaesrng.cu"
+
+static void check(cudaError_t error, const char *what) {
+  if (error != cudaSuccess) {
+    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+    exit(1);
+  }
+}
+
+static double now_s() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
+template <class T> static T *room(size_t count, int fill = 1) {
+  T *p;
+  check(cudaMalloc(&p, count * sizeof(T)), "cudaMalloc");
+  check(cudaMemset(p, fill, count * sizeof(T)), "cudaMemset");
+  return p;
+}
+
+__global__ void scrambled(uint32_t *keys, uint32_t n, uint32_t salt) {
+  for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+    keys[i] = (i ^ salt) * 2654435761u;
+}
+
+// Rows of 32 entries at scattered columns.
+__global__ void sparse_times(const float *values, const uint32_t *columns, const float *x, float *y, uint32_t rows) {
+  for (uint32_t r = blockIdx.x * blockDim.x + threadIdx.x; r < rows; r += gridDim.x * blockDim.x) {
+    float sum = 0;
+    for (uint32_t k = 0; k < 32; k++)
+      sum += values[(size_t)k * rows + r] * x[columns[(size_t)k * rows + r] % rows];
+    y[r] = sum;
+  }
+}
+
+// One frame: luma from RGB, a 5 x 5 blur, quantisation, as a video filter does.
+__global__ void filtered(const uchar4 *in, uint8_t *out, int width, int height) {
+  int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+  if (x >= width || y >= height)
+    return;
+  float sum = 0;
+  for (int dy = -2; dy <= 2; dy++)
+    for (int dx = -2; dx <= 2; dx++) {
+      uchar4 p = in[min(max(y + dy, 0), height - 1) * width + min(max(x + dx, 0), width - 1)];
+      sum += (0.299f * p.x + 0.587f * p.y + 0.114f * p.z) * (3 - abs(dx)) * (3 - abs(dy)) / 81;
+    }
+  out[y * width + x] = (uint8_t)sum & 0xf8;
+}
+
+template <class Step> static long repeat(double seconds, Step step) {
+  long steps = 0;
+  step();  // what it allocates, it allocates here
+  check(cudaDeviceSynchronize(), "first step");
+  for (double begun = now_s(); now_s() - begun < seconds; steps++) {
+    step();
+    check(cudaGetLastError(), "step");
+    check(cudaDeviceSynchronize(), "step");
+  }
+  return steps;
+}
+
+int main(int argc, char **argv) {
+  if (argc != 2 && !(argc == 4 && !strcmp(argv[2], "--seconds")))
+    return fprintf(stderr, "usage: negative KIND [--seconds S]\n"), 2;
+  const char *kind = argv[1];
+  double seconds = argc == 4 ? atof(argv[3]) : 8;
+  long steps = 0;
+  if (!strcmp(kind, "sort")) {
+    thrust::device_vector<uint32_t> keys(1u << 27);
+    uint32_t salt = 0;
+    steps = repeat(seconds, [&] {
+      scrambled<<<4096, 256>>>(thrust::raw_pointer_cast(keys.data()), (uint32_t)keys.size(), salt++);
+      thrust::sort(keys.begin(), keys.end());
+    });
+  } else if (!strcmp(kind, "fft")) {
+    cufftHandle plan;
+    cufftComplex *field = room<cufftComplex>(1u << 26, 0);
+    if (cufftPlan2d(&plan, 8192, 8192, CUFFT_C2C) != CUFFT_SUCCESS)
+      return fprintf(stderr, "cufftPlan2d failed\n"), 1;
+    steps = repeat(seconds, [&] {
+      cufftExecC2C(plan, field, field, CUFFT_FORWARD);
+      cufftExecC2C(plan, field, field, CUFFT_INVERSE);
+    });
+  } else if (!strcmp(kind, "checksum")) {
+    uint8_t *data = room<uint8_t>(1u << 30);
+    uint32_t *sums = room<uint32_t>(1u << 20);
+    steps = repeat(seconds, [&] { crc32<<<4096, 256>>>(data, sums, 1024); });
+  } else if (!strcmp(kind, "random")) {
+    float4 *out = room<float4>(1u << 26);
+    uint32_t seed = 0;
+    steps = repeat(seconds, [&] { philox<<<8192, 256>>>(out, seed++, 1 << 26); });
+  } else if (!strcmp(kind, "sparse")) {
+    const uint32_t rows = 1u << 24;
+    float *values = room<float>((size_t)rows * 32), *x = room<float>(rows), *y = room<float>(rows);
+    uint32_t *columns = room<uint32_t>((size_t)rows * 32);
+    scrambled<<<8192, 256>>>(columns, rows * 32, 1);
+    steps = repeat(seconds, [&] { sparse_times<<<8192, 256>>>(values, columns, x, y, rows); });
+  } else if (!strcmp(kind, "bigint")) {
+    const int n = 1 << 24;
+    uint64_t *x = room<uint64_t>(n), *w = room<uint64_t>(n);
+    steps = repeat(seconds, [&] {
+      for (int half = 1; half < n; half *= 2)
+        ntt<<<8192, 256>>>(x, w, half, n);
+    });
+  } else if (!strcmp(kind, "copies")) {
+    const size_t bytes = 256u << 20;
+    char *device = room<char>(bytes), *other = room<char>(bytes), *host;
+    check(cudaMallocHost(&host, bytes), "cudaMallocHost");
+    steps = repeat(seconds, [&] {
+      check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice), "to the device");
+      check(cudaMemcpyAsync(other, device, bytes, cudaMemcpyDeviceToDevice), "on the device");
+      check(cudaMemcpyAsync(host, other, bytes, cudaMemcpyDeviceToHost), "to the host");
+    });
+  } else if (!strcmp(kind, "video")) {
+    const int width = 7680, height = 4320;
+    uchar4 *in = room<uchar4>((size_t)width * height);
+    uint8_t *out = room<uint8_t>((size_t)width * height);
+    uchar4 *host;
+    check(cudaMallocHost(&host, sizeof(uchar4) * width * height), "cudaMallocHost");
+    steps = repeat(seconds, [&] {
+      check(cudaMemcpyAsync(in, host, sizeof(uchar4) * width * height, cudaMemcpyHostToDevice), "frame");
+      filtered<<<dim3((width + 31) / 32, (height + 7) / 8), dim3(32, 8)>>>(in, out, width, height);
+      check(cudaDeviceSynchronize(), "frame");
+      usleep(16000);
+    });
+  } else if (!strcmp(kind, "idle")) {
+    room<char>(1u << 30);
+    usleep((useconds_t)(seconds * 1e6));
+  } else {
+    return fprintf(stderr, "unknown kind %s\n", kind), 2;
+  }
+  printf("{\"steps\": %ld}\n", steps);
+}

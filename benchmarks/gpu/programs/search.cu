@@ -1,0 +1,131 @@
+// A search for nonces on a real GPU, one program a family: the kernels of tests/fixtures/cuda, launched as a miner does.
+// No pool, no network, no target that could be met: nothing is earned.
+//
+//   search_FAMILY [--seconds S] [--intensity 0..1] [--on-s S --off-s S] [--launches N]
+//
+// A launch is made to last some 10 ms (or --launch-ms). --intensity below 1 sleeps after each launch, as miners throttle;
+// --on-s and --off-s work and rest in turn. Ends after --seconds or --launches, and prints one JSON line.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <unistd.h>
+
+#include KERNELS
+
+static void check(cudaError_t error, const char *what) {
+  if (error != cudaSuccess) {
+    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+    exit(1);
+  }
+}
+
+static double now_s() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
+template <class T> static T *room(size_t count, int fill = 0) {
+  T *p;
+  check(cudaMalloc(&p, count * sizeof(T)), "cudaMalloc");
+  check(cudaMemset(p, fill, count * sizeof(T)), "cudaMemset");
+  return p;
+}
+
+// One launch of `blocks` blocks; `first` is the first nonce of it.
+#if defined(FAMILY_sha256d)
+static uint32_t *found;
+static void prepare() { found = room<uint32_t>(64); }
+static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 256>>>((uint32_t)first, 0, found, 16); }
+#elif defined(FAMILY_keccak) || defined(FAMILY_heavyhash)
+static uint64_t *block, *found;
+static void prepare() { block = room<uint64_t>(32, 1), found = room<uint64_t>(16); }
+static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 256>>>(block, first, 0, found); }
+#elif defined(FAMILY_blake3)
+static uint32_t *block, *found;
+static void prepare() { block = room<uint32_t>(16, 1), found = room<uint32_t>(16); }
+static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 256>>>(block, (uint32_t)first, 0, found); }
+#elif defined(FAMILY_dagwalk)
+// 4 GiB of pages of 128 bytes, about the size of Ethereum Classic's.
+static const uint32_t pages = 1u << 25, blocks_max = 1u << 18;
+static uint4 *dag;
+static uint32_t *seed, *out;
+static void prepare() { dag = room<uint4>((size_t)pages * 8, 3), seed = room<uint32_t>(16, 1), out = room<uint32_t>(blocks_max * 128); }
+static void launch(uint32_t blocks, uint64_t first) {
+  search<<<blocks < blocks_max ? blocks : blocks_max, 128>>>(dag, pages, seed, (uint32_t)first, out);
+}
+#elif defined(FAMILY_siptrim)
+// Three kernels a round, as Cuckoo Cycle trimmers do; the table of degrees is 64 MiB.
+static const uint32_t mask = (1u << 28) - 1;
+static uint64_t *key;
+static uint32_t *alive, *degree, *fill, *kept_count;
+static uint2 *buckets, *kept;
+static void prepare() {
+  key = room<uint64_t>(4, 7), alive = room<uint32_t>(1u << 25, 0xff), degree = room<uint32_t>(1u << 24);
+  fill = room<uint32_t>(256), kept_count = room<uint32_t>(1), buckets = room<uint2>(256 * 4096), kept = room<uint2>(256 * 4096);
+}
+static void launch(uint32_t blocks, uint64_t) {
+  uint32_t edges = blocks < 1u << 20 ? blocks * 1024 : 1u << 30;
+  count<<<2048, 256>>>(key, alive, degree, mask, edges);
+  bucket<<<256, 256>>>(key, buckets, fill, mask, edges / 64);
+  check(cudaMemsetAsync(kept_count, 0, 4), "cudaMemsetAsync");
+  trim<<<4096, 256>>>(buckets, degree, kept, kept_count, 256 * 4096);
+}
+#elif defined(FAMILY_matmulpow)
+static signed char *weights;
+static uint32_t *found;
+static void prepare() { weights = room<signed char>(64 * 256, 1), found = room<uint32_t>(16); }
+static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 32>>>(weights, (uint32_t)first, 0, found); }
+#else
+#error "name a family"
+#endif
+
+// Double the blocks until a launch lasts about as long as asked.
+static uint32_t fitting(double launch_s) {
+  launch(1, 0);
+  check(cudaDeviceSynchronize(), "first launch");
+  for (uint32_t blocks = 64;; blocks *= 2) {
+    double begun = now_s();
+    launch(blocks, 0);
+    check(cudaDeviceSynchronize(), "launch");
+    if (now_s() - begun > launch_s / 2 || blocks >= 1u << 24)
+      return blocks;
+  }
+}
+
+int main(int argc, char **argv) {
+  double seconds = 8, intensity = 1, on_s = 0, off_s = 0, launch_s = 0.01;
+  long launches_max = 0, launches = 0;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    double value = atof(argv[i + 1]);
+    if (!strcmp(argv[i], "--seconds")) seconds = value;
+    else if (!strcmp(argv[i], "--intensity")) intensity = value;
+    else if (!strcmp(argv[i], "--on-s")) on_s = value;
+    else if (!strcmp(argv[i], "--off-s")) off_s = value;
+    else if (!strcmp(argv[i], "--launch-ms")) launch_s = value / 1e3;
+    else if (!strcmp(argv[i], "--launches")) launches_max = (long)value;
+    else return fprintf(stderr, "unknown option %s\n", argv[i]), 2;
+  }
+  if (argc % 2 == 0 || seconds <= 0 || intensity <= 0 || intensity > 1)
+    return fprintf(stderr, "usage: see the head of search.cu\n"), 2;
+  prepare();
+  // A counted run launches nothing that is not counted.
+  uint32_t blocks = launches_max ? 64 : fitting(launch_s);
+  double begun = now_s();
+  while (now_s() - begun < seconds && (!launches_max || launches < launches_max)) {
+    if (on_s > 0 && now_s() - begun - (int)((now_s() - begun) / (on_s + off_s)) * (on_s + off_s) > on_s) {
+      usleep(5000);
+      continue;
+    }
+    double launched = now_s();
+    launch(blocks, (uint64_t)launches * blocks);
+    check(cudaGetLastError(), "launch");
+    check(cudaDeviceSynchronize(), "search");
+    launches++;
+    if (intensity < 1)
+      usleep((useconds_t)((now_s() - launched) * (1 / intensity - 1) * 1e6));
+  }
+  printf("{\"launches\": %ld, \"blocks\": %u, \"elapsed_s\": %.6f}\n", launches, blocks, now_s() - begun);
+}
