@@ -270,6 +270,7 @@ cdef class Table:
     cdef Closed *dull
     cdef size_t dull_used
     cdef size_t dull_room
+    cdef uint32_t dull_unanswered
     cdef object rows
     cdef const Packet *packets
     cdef Py_ssize_t packets_size
@@ -570,8 +571,10 @@ cdef class Table:
     cdef int flush(self) except -1:
         """Put the rows of dull flows in their place among what is told."""
         if self.dull_used:
-            self.told.append((DULL, <bytes>(<char *>self.dull)[:self.dull_used * sizeof(Closed)]))
+            self.told.append((DULL, <bytes>(<char *>self.dull)[:self.dull_used * sizeof(Closed)],
+                              self.dull_unanswered))
             self.dull_used = 0
+            self.dull_unanswered = 0
         return 0
 
     cdef void enqueue(self, int32_t slot, int queue, int64_t time_ns) noexcept:
@@ -644,6 +647,8 @@ cdef class Table:
             self.dull_room = self.dull_room * 2 + 64
         row = &self.dull[self.dull_used]
         self.dull_used += 1
+        if not flow.spoke & 2:
+            self.dull_unanswered += 1
         row.time_ns = time_ns
         row.start_ns = cold.start_ns
         row.netns = flow.netns

@@ -178,19 +178,22 @@ class FlowTable:
     def _observe(self, told: list[Told]) -> Seen:
         seen: Seen = []
         dull: list[Any] = []
+        unanswered: Any = 0
         for one in told:
             kind = one[0]
             if kind == _DULL:
                 dull.append(one[1])
+                unanswered += one[2]
             elif kind == _CARRIES:
                 self._conversations[one[1]].carrier = CARRIERS[one[2]]  # type: ignore[index]
             elif new := self._tellers[kind](*one[1:]):
-                # The more dull ones come at once, the cheaper they are; but all keep their order.
-                if dull:
-                    seen.append(_flows_closed(dull))
-                    dull = []
+                # The more dull ones come at once, the cheaper they are; but ends keep their order among each other,
+                # and of those that may be part of a scan there is something to tell in its place.
+                if dull and (unanswered or kind == _CLOSED):
+                    seen.append(_flows_closed(dull, unanswered))
+                    dull, unanswered = [], 0
                 seen += new
-        return [*seen, _flows_closed(dull)] if dull else seen
+        return [*seen, _flows_closed(dull, unanswered)] if dull else seen
 
     def _open(self, time_ns: Any, slot: Any, netns: Any, protocol: Any, near: Any, near_port: Any, far: Any,
               far_port: Any, known: Any, carrier: Any) -> Seen:
@@ -296,9 +299,9 @@ class FlowTable:
         return [_use(conversation, time_ns, 0, use) for use in uses]
 
 
-def _flows_closed(dull: list[bytes]) -> FlowsClosed:
+def _flows_closed(dull: list[bytes], unanswered: int) -> FlowsClosed:
     rows = np.frombuffer(b"".join(dull), CLOSED_FLOW)
-    return FlowsClosed(int(rows["time_ns"][-1]), rows)
+    return FlowsClosed(int(rows["time_ns"][-1]), rows, unanswered)
 
 
 def _mark_of(fact: Fact) -> int:

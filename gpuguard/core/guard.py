@@ -365,7 +365,9 @@ class Guard:
         dull = [self._fusion.best(closed.flow) is None for closed in closed_flows(item.rows)]
         events: list[Event] = [self._report(closed) for closed in closed_flows(item.rows[np.logical_not(dull)])]
         if any(dull):
-            events.append(FlowReports(item.time_ns, FlowsClosed(item.time_ns, item.rows[dull]), gaps))
+            rows = item.rows[dull]
+            unanswered = int((rows["payload_bytes_responder"] == 0).sum())
+            events.append(FlowReports(item.time_ns, FlowsClosed(item.time_ns, rows, unanswered), gaps))
         return events
 
     def _process_verdict(self, process: ProcessId) -> ProcessVerdict:

@@ -204,6 +204,8 @@ class Host:
         Of a flow inside the host it is the initiator's. A socket inherited by a child belongs to the process among its
         owners that is an ancestor of all others; unrelated owners are nobody's.
         """
+        if not len(self._sockets):
+            return None
         known = self._flow_owner.get(flow)
         if known:
             return known

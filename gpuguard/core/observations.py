@@ -151,10 +151,11 @@ CLOSED_FLOW = np.dtype([
 
 
 class FlowsClosed(Struct, tag="flows_closed"):
-    """Dull flows that ended one after the other, rows of `CLOSED_FLOW`."""
+    """Dull flows that ended one after the other, rows of `CLOSED_FLOW`; the responder was silent in ``unanswered``."""
 
     time_ns: int
     rows: np.ndarray
+    unanswered: int
 
 
 Observation = FlowOpened | FlowUse | Exchange | FlowClosed | FlowsClosed | DnsSeen | StratumSeen | Spoke | TlsTalk

@@ -30,7 +30,7 @@ class ProcessId(Struct, frozen=True, order=True, tag="process"):
         return f"pid {self.pid}"
 
 
-class FlowId(Struct, frozen=True, order=True, tag="flow"):
+class FlowId(Struct, frozen=True, order=True, cache_hash=True, tag="flow"):
     """One transport conversation, named from the side that opened it.
 
     Addresses are text (RFC 5952 for IPv6); ``netns`` is the inode of the network namespace it was seen in, 0 for a

@@ -118,6 +118,8 @@ def _weigh(item: Exchange | FlowClosed, echo: _Echo) -> tuple[float, str]:
     """Return the weight of all that was seen so far, and its words."""
     sent, came = item.payload_bytes_initiator, item.payload_bytes_responder
     excess = came - sent
+    if excess < EXCESS_BYTES_MIN and not echo.told:
+        return 0.0, ""
     parts = [f"{sent} bytes of echo data went out and {came} came back"]
     # One size, and whole answers of it repeated: that is a host that duplicates.
     size = max(echo.questions, default=0)

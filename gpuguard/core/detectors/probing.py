@@ -160,6 +160,9 @@ class Detector:
 
     def _closed(self, item: FlowsClosed, host: Host) -> list[Evidence]:
         """Take in the ends of dull flows: those in vain one by one, of which there are few but in a scan."""
+        if not item.unanswered:
+            self._succeed(item.rows)
+            return []
         found: list[Evidence] = []
         vain = _in_vain(item.rows)
         start = 0
@@ -172,7 +175,7 @@ class Detector:
 
     def _succeed(self, rows: np.ndarray) -> None:
         """Take in attempts that were answered. Rows come where no socket list does: nobody owns them."""
-        if not len(self._failing):
+        if not len(self._failing) or not len(rows):
             return
         sources: dict[bytes, _Source | None] = {}
         for near, target in rows.view(_KEYS).tolist():
@@ -190,7 +193,7 @@ class Detector:
         """Remember an attempt whose socket would be listed: of this namespace's own addresses, and to another host."""
         if flow.protocol != _TCP or not flow.initiator_known or not host.is_local(flow.netns, flow.initiator):
             return
-        if not _is_target(flow.responder) or host.is_local(flow.netns, flow.responder):
+        if not _weight(flow.responder) or host.is_local(flow.netns, flow.responder):
             return
         self._waiting[flow] = None
         self._by_ends[_ends(flow)] = flow
@@ -215,7 +218,7 @@ class Detector:
         if source:
             # It spoke late: what was held against it is taken back, and its success counts.
             source.failed -= 1
-            source.add(ANSWERED_NATS - _weight(flow))
+            source.add(ANSWERED_NATS - _weight(flow.responder))
 
     def _succeeded(self, unit: _Unit, target: Target) -> None:
         source = self._sources.get(unit)
@@ -235,7 +238,7 @@ class Detector:
             self._answered(flow, host)
         elif flow in self._judged:
             self._judged.pop(flow)
-        elif flow.initiator_known and _is_target(flow.responder) and not host.is_inbound(flow):
+        elif flow.initiator_known and _weight(flow.responder) and not host.is_inbound(flow):
             return self._failed(flow, item.time_ns, host)
         self._drop(flow)
         return []
@@ -273,7 +276,7 @@ class Detector:
         source.addresses[flow.responder] = None
         source.ports[flow.responder_port if flow.protocol == _TCP else 0] = None
         source.failed += 1
-        source.add(_weight(flow))
+        source.add(_weight(flow.responder))
         seen_ns = self._failing.get(behind) or 0
         if unit.process is not None and source.failed >= FAILED_OF_PROCESS_MIN:
             seen_ns = time_ns
@@ -338,12 +341,10 @@ def _in_vain(rows: np.ndarray) -> np.ndarray:
     return vain
 
 
-def _weight(flow: FlowId) -> float:
-    return FAILED_PUBLIC_NATS if ipaddress.ip_address(flow.responder).is_global else FAILED_NATS
-
-
 @lru_cache(maxsize=4096)
-def _is_target(address: str) -> bool:
-    """Return whether an address is one machine's: not a group's or everybody's."""
+def _weight(address: str) -> float:
+    """Return what a failure at an address weighs, 0 if it is no machine's: a group's, or everybody's."""
     one = ipaddress.ip_address(address)
-    return not (one.is_multicast or one.is_unspecified or one.is_loopback or address == "255.255.255.255")
+    if one.is_multicast or one.is_unspecified or one.is_loopback or address == "255.255.255.255":
+        return 0.0
+    return FAILED_PUBLIC_NATS if one.is_global else FAILED_NATS
