@@ -580,3 +580,36 @@ def literals(const uint8_t[::1] text):
         memcpy(&out[0], words, 4 * size)
     free(words)
     return found
+
+
+def plain_table(const uint8_t[::1] text, int width):
+    """Return the numbers of a list as they lie in memory, little-endian, each of ``width`` bytes and cut to them.
+
+    None where the text is more than decimal digits, commas and white space.
+    """
+    if width not in (1, 2, 4, 8):
+        raise ValueError(f"numbers of {width} bytes")
+    cdef Py_ssize_t i = 0, n = text.shape[0], size = 0
+    cdef uint8_t *data = <uint8_t *> malloc(width * (n // 2 + 1))  # between two numbers stands something
+    cdef uint64_t value
+    cdef bint plain = True
+    if data == NULL:
+        raise MemoryError
+    with nogil:
+        while i < n:
+            if text[i] < 48 or text[i] > 57:
+                if text[i] != 44 and text[i] != 32 and not 9 <= text[i] <= 13:
+                    plain = False
+                    break
+                i += 1
+                continue
+            value = 0
+            while i < n and 48 <= text[i] <= 57:
+                value = value * 10 + (text[i] - 48)
+                i += 1
+            memcpy(data + size, &value, width)
+            size += width
+    try:
+        return (<char *> data)[:size] if plain else None
+    finally:
+        free(data)

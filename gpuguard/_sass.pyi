@@ -30,3 +30,22 @@ class Decoder:
         or that a known table may have; `unknown` maps opcodes without a name to counts. Without `parts` windows and
         loops are empty. Raise ValueError for a broken instruction and above KERNEL_INSTRUCTIONS_MAX.
         """
+
+def known_words(words: NDArray[np.uint32], every: NDArray[np.uint32], low: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return which of ``every``, in order, are among ``words``: their indexes, in order.
+
+    ``low`` has a bit for the lower half of each of ``every``: 8,192 bytes that turn most words away.
+    """
+
+def literals(text: bytes | memoryview) -> NDArray[np.uint32]:
+    """Return the numbers of a text from 4,096 on, in order, as uint32 words: of one above 32 bits both halves.
+
+    A number is a run of decimal digits, or of hexadecimal ones behind "0x"; a minus before it counts. Longer ones than
+    64 bits are cut to these.
+    """
+
+def plain_table(text: bytes | memoryview, width: int) -> bytes | None:
+    """Return the numbers of a list as they lie in memory, little-endian, each of ``width`` bytes and cut to them.
+
+    None where the text is more than decimal digits, commas and white space. Raise ValueError for a width that is none.
+    """

@@ -22,7 +22,7 @@ from gpuguard.code.rows import KernelRow
 from gpuguard.code.verdicts import ACCUSED, ALLOWED, KernelVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from gpuguard.code.allow import AllowList
     from gpuguard.core.labels import Verdict
@@ -91,11 +91,15 @@ def _cubin_rows(image: Image, cubin: elf.Cubin, allowed: Allowed) -> Iterator[Ba
 
 def _in_constants(cubin: elf.Cubin) -> dict[str, int]:
     """Return the words found in a module's data. Sections are padded so that no word straddles two of them."""
-    return known.in_data(b"".join(bytes(part) + bytes(-len(part) % 4) for part in cubin.constants))
+    return known.in_data(_joined(cubin.constants))
+
+
+def _joined(parts: Iterable[bytes | memoryview]) -> bytes:
+    return b"".join(bytes(part) + bytes(-len(part) % 4) for part in parts)
 
 
 def _ptx_rows(module: ptx.PtxModule) -> list[KernelRow]:
-    found = known.in_data(b"".join(one + bytes(-len(one) % 4) for one in module.constants))
+    found = known.in_data(_joined(module.constants))
     return [_ptx_row(module.sm, kernel, found) for kernel in module.kernels]
 
 
@@ -125,7 +129,7 @@ def judge_image(image: Image, allowed: Allowed = frozenset(), *,
     """
     try:
         if image.kind == "ptx":
-            yield [_ptx_verdict(image, row) for row in _ptx_rows(ptx.read_ptx(image.data))], []
+            yield _ptx_verdicts(image), []
         elif image.kind == "cubin":
             for kernels, tables, flaws in _chunks(image, elf.read_cubin(image.data), allowed):
                 yield _verdicts(image, kernels, tables, allowed, compiled=compiled), flaws
@@ -178,13 +182,18 @@ def _allowed(image: Image, one: Decoded) -> KernelVerdict:
         evidence=(ALLOWED,), text_sha256=one.text_sha256, image_sha256=image.sha256)
 
 
-def _ptx_verdict(image: Image, row: KernelRow) -> KernelVerdict:
-    tables = _most(row.known_const_imm, row.known_const_module)
-    if table_hits(tables):
-        said = classify([row], backend="reference")[0]
-    else:
-        said = CodeVerdict("unknown", PRIOR, 0.0, ("PTX without known constants: judged once it is compiled",))
-    return _verdict(image, row.kernel, row.n_instr, row.text_sha256, said, tables)
+def _ptx_verdicts(image: Image) -> list[KernelVerdict]:
+    """Look at the functions of a module one by one only if the words of a hash are anywhere in it."""
+    outline = ptx.outline(image.data)
+    unknown = CodeVerdict("unknown", PRIOR, 0.0, ("PTX without known constants: judged once it is compiled",))
+    if not table_hits(_most(known.in_words(outline.words), known.in_data(_joined(outline.constants)))):
+        return [_verdict(image, name, statements, "", unknown, {}) for name, statements in outline.functions]
+    found = []
+    for row in _ptx_rows(ptx.read_ptx(image.data)):
+        tables = _most(row.known_const_imm, row.known_const_module)
+        said = classify([row], backend="reference")[0] if table_hits(tables) else unknown
+        found.append(_verdict(image, row.kernel, row.n_instr, row.text_sha256, said, tables))
+    return found
 
 
 def _verdict(image: Image, name: str, instructions: int, digest: str, said: CodeVerdict,
