@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 #: A name below this has no room for more than a host name beside its domain.
 NAME_BYTES_MIN = 28
-#: What answers name, number or delegate hosts (RFC 1035, 2782, 3596, 4034, 9460); all other types hold free data.
-HOST_TYPES = frozenset({1, 2, 6, 12, 28, 33, 43, 46, 48, 64, 65})
+#: What answers name, number or delegate hosts (RFC 1035, 2782, 3596, 4034, 9460), or hold a whole zone of them (RFC
+#: 1995, 5936); all other types hold free data.
+HOST_TYPES = frozenset({1, 2, 6, 12, 28, 33, 43, 46, 48, 64, 65, 251, 252})
 
 
 def may_carry(fact: DnsMessage) -> bool:

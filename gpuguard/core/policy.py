@@ -82,7 +82,7 @@ class Step(Struct, frozen=True):
 
 
 _TUNNELS = ("ssh-reverse-tunnel", "ssh-reverse-shell", "reverse-shell", "ssh-role-swap", "ssh-tun", "dns-tunnel",
-            "icmp-tunnel")
+            "icmp-tunnel", "reverse-proxy")
 _MINING = ("mining", "mining-pool")
 
 DEFAULT_POLICY = Policy(

@@ -26,7 +26,7 @@ from zlib import crc32
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.names import HOST_TYPES
-from gpuguard.core.observations import DnsSeen, FlowOpened
+from gpuguard.core.observations import DnsSeen, FlowOpened, Spoke
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -58,7 +58,7 @@ SUSPECT_BYTES = 2_048
 
 _NULL, _PRIVATE_FROM, _PRIVATE_TO = 10, 65_280, 65_534
 _ESCAPED = re.compile(r"\\(\d{3}|.)")
-_SPOTS = ("DNS inside TLS or HTTPS", "DNS over TCP", "names under arpa", "many domains used in turn",
+_SPOTS = ("DNS inside TLS or HTTPS", "zone transfers", "names under arpa", "many domains used in turn",
           "less than 2 kB a day, 16 kB where answers are addresses", "names with 16 bytes or less before the domain",
           "a resolver of this host that asks for others")
 
@@ -85,7 +85,7 @@ class _Domain:
 class Detector:
     """Counts new information for each client and domain."""
 
-    takes = (FlowOpened, DnsSeen)
+    takes = (FlowOpened, Spoke, DnsSeen)
 
     def __init__(self) -> None:
         self._domains: BoundedTable[tuple[int, str, str], _Domain] = BoundedTable(DOMAINS_MAX)
@@ -95,14 +95,18 @@ class Detector:
         """Return what a message adds to its domain's account."""
         match item:
             case FlowOpened() if item.flow.protocol == 17:
-                flow = item.flow
-                ends = (flow.initiator, flow.initiator_port, flow.responder, flow.responder_port)
-                self._flows[flow.netns, *ends] = flow
+                self._know(item.flow)
+            case Spoke() if item.what == "dns-over-tcp":
+                self._know(item.flow)
             case DnsSeen():
                 return self._message(item, host)
             case _:
                 pass
         return []
+
+    def _know(self, flow: FlowId) -> None:
+        ends = (flow.initiator, flow.initiator_port, flow.responder, flow.responder_port)
+        self._flows[flow.netns, *ends] = flow
 
     def _message(self, item: DnsSeen, host: Host) -> list[Evidence]:
         zone, data_bytes = _split(item.name)

@@ -1,24 +1,42 @@
-"""Mining pools, spoken to in clear: the first line of a connection is JSON-RPC in the words of a pool's protocol.
+"""Mining pools: in clear by their JSON-RPC, in Stratum V2 by its handshake, behind TLS by who says what when.
 
 Stratum V1 (mining.subscribe, mining.authorize), the dialect of CryptoNote coins (login, then a job with its blob) and
-ethproxy's (eth_submitLogin). The port says nothing, nor does the name of the pool: pools listen on 443, and proxies of
-pools anywhere.
+ethproxy's (eth_submitLogin) are named by the first line of a connection. The port says nothing, nor does the name of
+the pool: pools listen on 443, and proxies of pools anywhere. Stratum V2 (sv2-spec, 4.5) begins with 64 random bytes,
+answered by 234, and the first message after that is answered by 44.
 
-Benign look-alikes: JSON-RPC of other programs (language servers, Electrum and Lightning wallets, Ethereum nodes asked
-for blocks and balances, a ``login`` of any service): other methods, or without the fields that only a pool's have. A
-pool that runs on this host and is dialled from outside is somebody else's mining.
+Benign look-alikes in clear: JSON-RPC of other programs (language servers, Electrum and Lightning wallets, Ethereum
+nodes asked for blocks and balances, a ``login`` of any service): other methods, or without the fields that only a
+pool's have. A pool that runs on this host and is dialled from outside is somebody else's mining.
 
-Encrypted, a pool is not told from other talk by its timing alone: a push every half minute and small answers in between
-are what chats, brokers and telemetry have as well. There the launches speak (`detectors.mining`).
+Behind TLS the lengths of records are those of the lines in them, and a pool's talk has a form of its own:
+
+- shares: messages of this host, all of one length (a nonce and counters in hexadecimal), found by chance: their
+  intervals are no timer's. Each is answered by one short line, of one length too;
+- jobs: longer lines of the pool, of nearly one length, in between, answered by nothing and asked for by nothing.
+
+Benign look-alikes behind TLS, and what keeps them out:
+
+- chats, market data, Jupyter, event streams, watches (etcd, Kubernetes): lengths vary as their contents do, or this
+  host says nothing;
+- telemetry, heartbeats, MQTT with acknowledged messages: a timer's intervals, or nothing is pushed;
+- long polls: each push is answered by the next question;
+- work queues (a task is pushed, a result returned and acknowledged): tasks and results take turns.
+
+A sensor that reports rare events in records of one length, gets acknowledgements, and subscribes to another that sends
+records of one length at its own pace, has the same form: this alone is never more than suspect. Together with launches
+of the same process (`detectors.mining`) it is.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from bisect import bisect_right
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import FlowOpened, StratumSeen
+from gpuguard.core.observations import FlowClosed, FlowOpened, Spoke, StratumSeen, TlsTalk
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -27,6 +45,7 @@ if TYPE_CHECKING:
     from gpuguard.core.subjects import FlowId
 
 FLOWS_MAX = 16_384
+TALKS_MAX = 1_024
 
 # The methods of Stratum V1 are nobody else's: a first line with one is a miner's, a pool's, or a test of either, and
 # with tests and honeypots the odds are still those of a confirmed finding. Ethereum nodes know eth_getWork and
@@ -35,21 +54,52 @@ MINING_NATS = 21.0
 ETHPROXY_NATS = 14.0
 CRYPTONOTE_NATS = 11.0
 
-_SPOTS = ("TLS, SSH and other wrappings", "a connection whose opening was not seen", "Stratum V2")
+# Stratum V2. Of the flows that this host opens with 64 random bytes and nothing more (one in ten thousand), one in 200
+# would be answered by just 234 random ones, and one in 50 of those by 44 next: 4 nats for the first, 9.2 for the answer
+# (ln 200 + ln 50), which is told only where both its parts were seen. No capture of it was at hand: suspect, no more.
+HELLO_NATS = 4.0
+ANSWER_NATS = 9.2
+
+# Behind TLS. Of slow connections with eight acknowledged messages, those that pass each of the tests below are few: one
+# length of questions (1/4), one of answers (1/2), no timer (1/2), pushes that nobody answers (1/4), of one length and
+# longer than answers (1/10), and not in turn with the questions (1/3): 1/1,900, 7.5 nats. More of the same adds little.
+TALK_NATS = ((8, 7.5), (16, 9.0))
+LOGIN_NS = 5_000_000_000
+ANSWER_NS = 2_000_000_000
+JOBS_MIN = 5
+ANSWERED_MIN = 0.85
+ALIKE_MIN = 0.85
+SHARE_BYTES = 6
+ANSWER_BYTES = 4
+JOB_RATIO = 0.35
+IRREGULAR_MIN = 0.45
+SAME_AGAIN_MIN = 0.15
+
+_SPOTS = ("SSH and other wrappings", "a connection whose opening was not seen",
+          "pools behind TLS that join jobs and answers", "fewer than eight shares in the first 64 records")
 
 Ends = tuple[int, str, int, str, int]
 
 
-class Detector:
-    """Tells of connections whose first line is a pool's."""
+class Talk(NamedTuple):
+    """What one side sent: when, and how long."""
 
-    takes = (FlowOpened, StratumSeen)
+    times_ns: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+class Detector:
+    """Tells of connections that speak to a pool."""
+
+    takes = (FlowOpened, StratumSeen, Spoke, TlsTalk, FlowClosed)
 
     def __init__(self) -> None:
         self._flows: BoundedTable[Ends, FlowId] = BoundedTable(FLOWS_MAX)
+        self._talks: BoundedTable[FlowId, dict[str, Talk]] = BoundedTable(TALKS_MAX)
+        self._told: BoundedTable[FlowId, float] = BoundedTable(TALKS_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
-        """Return what a first line weighs."""
+        """Return what a first line, a handshake or the talk so far weighs."""
         match item:
             case FlowOpened() if item.flow.protocol == 6:
                 flow = item.flow
@@ -57,9 +107,40 @@ class Detector:
                 self._flows[flow.netns, *ends] = flow
             case StratumSeen():
                 return self._line(item, host)
+            case Spoke() if item.what.startswith("stratum2") and not host.is_inbound(item.flow):
+                return self._handshake(item)
+            case TlsTalk() if item.flow.initiator_known and not host.is_local(item.flow.netns, item.flow.responder):
+                return self._talk(item)
+            case FlowClosed():
+                self._talks.pop(item.flow)
+                self._told.pop(item.flow)
             case _:
                 pass
         return []
+
+    @staticmethod
+    def _handshake(item: Spoke) -> list[Evidence]:
+        if (item.what == "stratum2-hello") != (item.speaker == "initiator"):
+            return []
+        nats, text = HELLO_NATS, "64 random bytes, as Stratum V2 begins"
+        if item.what == "stratum2-answer":
+            nats, text = ANSWER_NATS, "234 random bytes and then 44, as a Stratum V2 pool answers"
+        return [_evidence(item, item.flow, item.what, nats, text, "tcp")]
+
+    def _talk(self, item: TlsTalk) -> list[Evidence]:
+        """Weigh the talk anew whenever either side said more; tell the change."""
+        talks = self._talks.get(item.flow) or {}
+        talks[item.speaker] = Talk(item.times_ns, item.sizes)
+        self._talks[item.flow] = talks
+        if len(talks) < 2:
+            return []
+        nats, text = _weigh_talk(talks["initiator"], talks["responder"])
+        change = nats - (self._told.get(item.flow) or 0.0)
+        if abs(change) < 1.0:
+            return []
+        self._told[item.flow] = nats
+        return [_evidence(item, item.flow, "pool-like-talk" if change > 0 else "pool-like-talk-no-more", change, text,
+                          "tls")]
 
     def _line(self, item: StratumSeen, host: Host) -> list[Evidence]:
         near, far = (item.source, item.source_port), (item.destination, item.destination_port)
@@ -67,21 +148,82 @@ class Detector:
         if flow is None or host.is_inbound(flow):
             return []
         by_far = near == (flow.responder, flow.responder_port)
-        return [Evidence(
-            time_ns=item.time_ns,
-            subject=flow,
-            label="mining-pool",
-            evidence_class="network",
-            kind="pool-answers" if by_far else "pool-is-asked",
-            nats=_weigh(item.method),
-            text=f"the first line of the {'far' if by_far else 'near'} side is a mining pool's JSON-RPC: {item.method}",
-            start_ns=flow.start_ns,
-            carrier="tcp",
-            blind_spots=_SPOTS,
-        )]
+        text = f"the first line of the {'far' if by_far else 'near'} side is a mining pool's JSON-RPC: {item.method}"
+        return [_evidence(item, flow, "pool-answers" if by_far else "pool-is-asked", _weigh(item.method), text, "tcp")]
 
 
 def _weigh(method: str) -> float:
     if method.startswith("mining."):
         return MINING_NATS
     return ETHPROXY_NATS if method.startswith("eth_") else CRYPTONOTE_NATS
+
+
+def _evidence(item: StratumSeen | Spoke | TlsTalk, flow: FlowId, kind: str, nats: float, text: str,
+              carrier: str) -> Evidence:
+    return Evidence(
+        time_ns=item.time_ns,
+        subject=flow,
+        label="mining-pool",
+        evidence_class="network",
+        kind=kind,
+        nats=nats,
+        text=text,
+        start_ns=flow.start_ns,
+        carrier=carrier,
+        blind_spots=_SPOTS,
+    )
+
+
+def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
+    """Return what is said for a pool by what both sides sent, as long as both are known, and its words."""
+    start_ns = max(near.times_ns[0], far.times_ns[0]) + LOGIN_NS
+    end_ns = min(near.times_ns[-1], far.times_ns[-1])
+    shares = [(now, size) for now, size in zip(*near, strict=True) if start_ns <= now <= end_ns]
+    said = [(now, size) for now, size in zip(*far, strict=True) if start_ns <= now <= end_ns + ANSWER_NS]
+    answers, jobs = _answers_and_jobs([now for now, _ in shares], said)
+    if len(shares) < TALK_NATS[0][0] or len(jobs) < JOBS_MIN or len(answers) < ANSWERED_MIN * len(shares):
+        return 0.0, "too little, or too little answered, to be a pool's"
+    share, answer, job = (_middle([size for _, size in some]) for some in (shares, answers, jobs))
+    text = (f"{len(shares)} messages of {share} bytes went out at no timer's pace, {len(answers)} were answered by "
+            f"{answer} bytes, and {len(jobs)} of about {job} bytes came unasked")
+    alike = (_alike([size for _, size in shares], share, SHARE_BYTES)
+             and _alike([size for _, size in answers], answer, ANSWER_BYTES)
+             and _alike([size for _, size in jobs], job, JOB_RATIO * job))
+    if not alike or not answer < min(share, job):
+        return 0.0, "sizes vary as contents do"
+    if _variation([now for now, _ in shares]) < IRREGULAR_MIN or _takes_turns(shares, jobs):
+        return 0.0, "a timer's pace, or questions and answers in turn"
+    return max(nats for count, nats in TALK_NATS if len(shares) >= count), text
+
+
+def _answers_and_jobs(asked_ns: list[int], said: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], ...]:
+    """Part what the far side said: the shortest within two seconds of each message of this side, and all else."""
+    answers: dict[int, tuple[int, int]] = {}
+    for now, size in said:
+        asked = bisect_right(asked_ns, now) - 1
+        if asked >= 0 and now - asked_ns[asked] <= ANSWER_NS and (asked not in answers or size < answers[asked][1]):
+            answers[asked] = (now, size)
+    taken = set(answers.values())
+    return list(answers.values()), [one for one in said if one not in taken]
+
+
+def _middle(sizes: list[int]) -> int:
+    return sorted(sizes)[len(sizes) // 2]
+
+
+def _alike(sizes: list[int], middle: int, within: float) -> bool:
+    return sum(abs(size - middle) <= within for size in sizes) >= ALIKE_MIN * len(sizes)
+
+
+def _variation(times_ns: list[int]) -> float:
+    """Return the coefficient of variation of the gaps: 0 of a clock, 1 of what comes by chance."""
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times_ns)]
+    mean = sum(gaps) / len(gaps)
+    return float((sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5 / mean) if mean > 0 else 0.0
+
+
+def _takes_turns(shares: list[tuple[int, int]], jobs: list[tuple[int, int]]) -> bool:
+    """Return whether each push is followed by a message of this side, and each message by a push."""
+    merged = sorted([(now, 0) for now, _ in shares] + [(now, 1) for now, _ in jobs])
+    same = sum(one[1] == other[1] for one, other in itertools.pairwise(merged))
+    return same < SAME_AGAIN_MIN * len(merged)

@@ -1,0 +1,150 @@
+"""Regular calls: one end calls the same destination at even intervals, in new connections or within one.
+
+Malware phones home by a timer, with a jitter so that the timer does not show (Cobalt Strike: up to 50 % is usual); so
+do health checks, metrics exporters, leases, NTP, MQTT and package updates, and on a server they are nearly all of it.
+By timing alone the two are the same thing, so the label says what is seen, with its period, and accuses nobody; who
+may call whom is for policy, and for whoever reads the list.
+
+A beat is a call at least a second after the last to the same place. Of the last 16 intervals three quarters must lie
+within a quarter of their median: timers do so up to a jitter of a half. Intervals of independent calls (a Poisson
+process) lie there with probability 0.17 each, so that twelve of sixteen happen by chance once in 600,000.
+
+A beat begins a connection (by its start, which a table of bounded size keeps for each destination), is one message of
+a slow TLS connection, or one that the far side begins. Not seen: a clear conversation whose beats this host begins.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.flows import closed_flows
+from gpuguard.core.host import BoundedTable
+from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowsClosed, TlsTalk
+
+if TYPE_CHECKING:
+    from gpuguard.core.host import Host
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+    from gpuguard.core.subjects import FlowId
+
+PLACES_MAX = 8_192
+INTERVALS = 16
+EVEN_MIN = 12
+EVEN_RATIO = 0.25
+APART_NS = 1_000_000_000
+
+#: Slots of the sieve: what calls a place for the first time, or again within a second, costs no more than that.
+SIEVE_BITS = 16
+
+# Chance is not the rival (ln 600,000 = 13): other names are. Whoever knows more than the pace should name the flow.
+EVEN_NATS = 3.2
+
+_SPOTS = ("a jitter above one half", "fewer than 17 calls", "calls to ever new destinations")
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+#: Who called whom, as numbers, as they lie in a row.
+_ENDS = np.dtype(cast("Any", {
+    "names": ["initiator", "responder", "responder_port"],
+    "formats": [("<u8", 2), ("<u8", 2), "<u2"],
+    "offsets": [cast("Any", CLOSED_FLOW.fields)[name][1] for name in ("initiator", "responder", "responder_port")],
+    "itemsize": CLOSED_FLOW.itemsize,
+}))
+
+Place = tuple[int, int, str, str, int]
+
+
+def even(times_ns: list[int] | deque[int]) -> int:
+    """Return the median interval of these times in ns if they are a timer's, else 0."""
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times_ns)][-INTERVALS:]
+    if len(gaps) < INTERVALS:
+        return 0
+    median = sorted(gaps)[INTERVALS // 2]
+    near = sum(abs(gap - median) <= EVEN_RATIO * median for gap in gaps)
+    return median if near >= EVEN_MIN and median >= APART_NS else 0
+
+
+class Detector:
+    """Remembers when each place was called."""
+
+    takes = (FlowClosed, FlowsClosed, Exchange, TlsTalk)
+
+    def __init__(self) -> None:
+        self._calls: BoundedTable[Place, deque[int]] = BoundedTable(PLACES_MAX)
+        self._within: BoundedTable[FlowId, deque[int]] = BoundedTable(PLACES_MAX)
+        self._sieve = np.full(1 << SIEVE_BITS, np.iinfo(np.int64).max // 2, np.int64)
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002 inside or out is all one
+        """Return what is regular now."""
+        match item:
+            case FlowClosed():
+                self._within.pop(item.flow)
+                return self._call(item.flow, item.time_ns)
+            case FlowsClosed():
+                return [one for closed in closed_flows(item.rows[self._apart(item.rows)])
+                        for one in self._call(closed.flow, closed.time_ns)]
+            case Exchange() if item.first == "responder":
+                return self._beat(item)
+            case TlsTalk():
+                begun = [item.times_ns[0]]
+                begun += [now for now in item.times_ns if now - begun[-1] >= APART_NS]
+                return _tell(item.flow, item.time_ns, even(begun), f"the {item.speaker} sends")
+            case _:
+                return []
+
+    def _apart(self, rows: np.ndarray) -> np.ndarray:
+        """Return which rows begin at least a second after the one before of the same slot, if there was one."""
+        ends = rows.view(_ENDS)
+        words = (*ends["initiator"].T, *ends["responder"].T, ends["responder_port"].astype("<u8"))
+        mixed = np.zeros(len(rows), np.uint64)
+        for word in words:
+            mixed = (mixed ^ word) * _ODD
+        slots = mixed >> np.uint64(64 - SIEVE_BITS)
+        order = np.lexsort((rows["start_ns"], slots))
+        slots, starts = slots[order], rows["start_ns"][order]
+        before = np.concatenate([starts[:1], starts[:-1]])
+        first = np.concatenate([[True], slots[1:] != slots[:-1]])
+        before[first] = self._sieve[slots[first]]
+        self._sieve[slots] = starts
+        return np.sort(order[starts - before >= APART_NS])
+
+    def _call(self, flow: FlowId, time_ns: int) -> list[Evidence]:
+        if not flow.initiator_known:
+            return []
+        place = (flow.netns, flow.protocol, flow.initiator, flow.responder, flow.responder_port)
+        times = self._calls.get(place) or deque(maxlen=INTERVALS + 1)
+        self._calls[place] = times
+        return _tell(flow, time_ns, _add(times, flow.start_ns), f"{flow.initiator} calls {flow.responder}")
+
+    def _beat(self, item: Exchange) -> list[Evidence]:
+        times = self._within.get(item.flow) or deque(maxlen=INTERVALS + 1)
+        self._within[item.flow] = times
+        return _tell(item.flow, item.time_ns, _add(times, item.time_ns), "the far side speaks")
+
+
+def _add(times: deque[int], time_ns: int) -> int:
+    """Add a beat; return the period if it is one more of a timer's."""
+    if times and time_ns - times[-1] < APART_NS:
+        return 0
+    times.append(time_ns)
+    return even(times)
+
+
+def _tell(flow: FlowId, time_ns: int, period_ns: int, what: str) -> list[Evidence]:
+    if not period_ns:
+        return []
+    return [Evidence(
+        time_ns=time_ns,
+        subject=flow,
+        label="beacon",
+        evidence_class="network",
+        kind="regular-calls",
+        nats=EVEN_NATS,
+        text=f"{what} every {period_ns / 1e9:.1f} s",
+        start_ns=flow.start_ns,
+        blind_spots=_SPOTS,
+    )]

@@ -1,0 +1,74 @@
+"""SOCKS and HTTP proxies, spoken to in clear; and this host serving as one on a connection that it opened itself.
+
+A proxy is asked for a destination before anything else is said: SOCKS 4 and 5 (RFC 1928) in a few fixed bytes, HTTP by
+CONNECT or by a whole address as the target (RFC 9112 section 3.2). Companies' hosts speak to proxies all day: that is
+named, and accuses nobody. What they carry is read behind the request as if there were no proxy.
+
+When the far side of a connection that this host opened asks *this host* for destinations, this host is the way into its
+own network for somebody outside: a back-connecting proxy, as residential proxy kits and implants have it. No client
+library does so. Its label is `reverse-proxy`.
+
+Benign look-alikes: binary protocols that begin with 5 or 4 (DCE/RPC, whose version is 5.0; the parser asks for methods
+that exist), STOMP's CONNECT (no target, no HTTP version), requests with whole addresses to servers that are no proxies
+(allowed, and named nonetheless). One message alone is too little for SOCKS to be named.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuguard.core.evidence import Evidence
+from gpuguard.core.observations import Spoke
+
+if TYPE_CHECKING:
+    from gpuguard.core.host import Host
+    from gpuguard.core.observations import Observation
+    from gpuguard.core.records import Block
+
+# What a message weighs against every other protocol whose first bytes are the same: each byte that the grammar fixes is
+# worth ln 256 = 5.5 nats if first bytes were spread evenly. They are not (versions, lengths and zeros are common), so a
+# third of it is granted. SOCKS 5: two bytes of a greeting, one or two of its answer, three and a length of a request.
+_NATS = {
+    "socks4-request": 4.0,
+    "socks4-reply": 3.0,
+    "socks5-greeting": 2.5,
+    "socks5-choice": 2.0,
+    "socks5-request": 6.0,
+    "http-connect": 12.0,
+    "http-absolute": 6.0,
+}
+_ANSWERS = ("socks4-reply", "socks5-choice")
+_SPOTS = ("proxies inside TLS or SSH", "a connection whose opening was not seen")
+
+
+class Detector:
+    """Names proxies, and tells who is one for whom."""
+
+    takes = (Spoke,)
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+        """Return what a message to or from a proxy weighs."""
+        if not isinstance(item, Spoke) or item.what not in _NATS:
+            return []
+        flow = item.flow
+        answers = item.what in _ANSWERS
+        asked_by_far = (item.speaker == "responder") != answers
+        label = "socks-proxy" if item.what.startswith("socks") else "http-proxy"
+        text = f"the {item.speaker} said {item.what}"
+        if asked_by_far and flow.initiator_known:
+            if host.is_local(flow.netns, flow.responder):
+                return []
+            label = "reverse-proxy"
+            text += ": on a connection that this host opened, the far side has it connect elsewhere"
+        return [Evidence(
+            time_ns=item.time_ns,
+            subject=flow,
+            label=label,
+            evidence_class="network",
+            kind=item.what,
+            nats=_NATS[item.what],
+            text=text,
+            start_ns=flow.start_ns,
+            carrier="tcp",
+            blind_spots=_SPOTS,
+        )]
