@@ -9,7 +9,7 @@ STANDINS := build/lab
 SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h ext/*/*.c ext/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types tidy bench fuzz asan soak stubs lock reference picture dist clean
+.PHONY: help setup demo test check lint types tidy bench fuzz asan fixtures fixtures-matrix soak stubs lock reference picture dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -59,6 +59,9 @@ asan: $(READY)  ## tests of the packet parser and the machine-code decoder, buil
 
 fixtures:  ## compile tests/fixtures/cuda to cubins (nvcc from PATH, or its wheels in build/nvcc)
 	@sh scripts/fixtures.sh
+
+fixtures-matrix:  ## compile them for more architectures, unrolled or not, with other flags, to build/matrix
+	@sh scripts/fixtures.sh --matrix
 
 soak: $(READY) $(STANDINS)/.built  ## the demo, twenty times in a row
 	$(PYTHON) -m gpuguard.lab.soak --times 20 --standins $(STANDINS)

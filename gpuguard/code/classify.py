@@ -1,13 +1,15 @@
 """What a GPU kernel is, by its machine code alone: mining, cracking, a named look-alike, benign, or not to be judged.
 
-Three questions, in this order:
+Four questions, in this order:
 
 1. *Can it be judged?* Kernels of less than 64 instructions, or with counts that do not add up, are `unknown`, with the
    reason; with more than 3 % unknown opcodes only the next question is asked. Unknown weighs nothing.
 2. *Does it carry the words of a hash?* A hit is at least 16 distinct words of one table (the whole table where it is
    shorter), never a single word: Philox's 0xBB67AE85 is SHA-256's second initial value, and hundreds of ML kernels have
    it.
-3. *Does its instruction mix look like hashing?* A forest over shares that mean the same at any length: of the whole
+3. *Does it bear the structure of a memory-hard proof of work?* (`gpuguard.code.structures`): things done together that
+   no mix shows.
+4. *Does its instruction mix look like hashing?* A forest over shares that mean the same at any length: of the whole
    kernel, and of its windows and innermost loops, where appended code that never runs cannot dilute.
 
 Look-alikes are named rather than accused (`grey:...`): checksums, random numbers, ciphers, database hashing, unpacking
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from msgspec import Struct
 
+from gpuguard.code import structures
 from gpuguard.code.rows import UNKNOWN_RATIO_MAX, KernelRow
 from gpuguard.kernels import opcodes
 from gpuguard.kernels.opcodes import COLUMN, Forest
@@ -38,6 +41,8 @@ from gpuguard.kernels.opcodes import COLUMN, Forest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
+
+    from gpuguard.code.structures import Structure
 
 #: The share of launched kernels outside the allow list that hash, before any look at them. A site that knows better
 #: gives its own.
@@ -51,6 +56,8 @@ PART_INSTRUCTIONS_MIN = 48
 #: rate that some 6,500 benign kernels can show (3 / 6,500), less half a nat for kernels of one library being alike.
 MIX_NATS_MAX = 6.0
 TABLE_NATS_MAX = 7.0
+#: Of structures: the lower bound of the likelihood ratio that models/code_forest.md measures, less half a nat.
+STRUCTURE_NATS = 3.0
 
 #: Rows are judged this many at a time, so that memory stays bounded whatever is scanned.
 BATCH_ROWS = 8_192
@@ -211,8 +218,26 @@ def _of_struct(row: KernelRow) -> Facts:
 
 def _of_columns(row: Mapping[str, Any]) -> Facts:
     tables = _most(_counts(row.get("known_const_imm") or ""), _counts(row.get("known_const_module") or ""))
-    own = _counts(row["opcodes"])
+    own = _named(_counts(row["opcodes"]))
     return Facts(opcodes.checked(int(row["n_instr"])), own, _counts(row["derived"]), tables)
+
+
+def _named(own: Mapping[str, int]) -> Mapping[str, int]:
+    """Return opcode counts with the names that codes without one have been given since: UNK9f0 is HGMMA."""
+    if not any(name.startswith("UNK") for name in own):
+        return own
+    named: dict[str, int] = {}
+    for name, count in own.items():
+        known = _code_names().get(name, name)
+        named[known] = named.get(known, 0) + count
+    return named
+
+
+@functools.cache
+def _code_names() -> dict[str, str]:
+    from gpuguard.code.decode import SM_MIN, opcode_names
+
+    return {f"UNK{code:03x}": name for code, name in opcode_names(SM_MIN).items()}
 
 
 def _counts(value: Any) -> Mapping[str, int]:
@@ -273,8 +298,10 @@ def judge_kernels(kernels: Kernels, trained: Model, prior: float = PRIOR) -> lis
     """Return a verdict for each kernel, in their order: `classify` for who has arrays."""
     totals, unknown = kernels.counts[:, 0].tolist(), kernels.counts[:, 1].tolist()
     whole = (trained.whole.slope * kernels.scores + trained.whole.intercept).tolist()
-    return [_verdict(kernels, i, total, few / max(total, 1), nats, part, trained, prior) for i, (total, few, nats, part)
-            in enumerate(zip(totals, unknown, whole, best_parts(kernels, trained), strict=True))]
+    borne = structures.found(kernels.counts)
+    return [_verdict(kernels, i, total, few / max(total, 1), nats, part, bears, trained, prior)
+            for i, (total, few, nats, part, bears)
+            in enumerate(zip(totals, unknown, whole, best_parts(kernels, trained), borne, strict=True))]
 
 
 def _unknown(reason: str, prior: float) -> CodeVerdict:
@@ -302,8 +329,8 @@ def best_parts(kernels: Kernels, trained: Model) -> list[tuple[float, str] | Non
 
 
 def _verdict(kernels: Kernels, i: int, total: float, unknown_ratio: float, nats: float,
-             part: tuple[float, str] | None, trained: Model, prior: float) -> CodeVerdict:
-    """Return the verdict on kernel ``i``; ``nats`` is what its whole mix weighs."""
+             part: tuple[float, str] | None, bears: Sequence[Structure], trained: Model, prior: float) -> CodeVerdict:
+    """Return the verdict on kernel ``i``; ``nats`` is what its whole mix weighs, ``bears`` its structures."""
     tables = kernels.tables[i]
     if total < INSTRUCTIONS_MIN:
         return _unknown(_too_short(total), prior)
@@ -320,6 +347,10 @@ def _verdict(kernels: Kernels, i: int, total: float, unknown_ratio: float, nats:
         nats = max(nats, part[0])
     if hits:
         return _by_tables(tables, hits, mix, prior, nats)
+    if bears:
+        weight = max(STRUCTURE_NATS, min(nats, MIX_NATS_MAX) if accused else 0.0)
+        return CodeVerdict("mining", _probability(STRUCTURE_NATS + max(nats, 0.0), prior), weight,
+                           (*(one.text for one in bears), *mix), nats)
     if tables or nats > 0:
         grey = grey_class(tables, kernels.counts[i], accused=accused, suspicious=nats > 0)
         if grey is not None:
