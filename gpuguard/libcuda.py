@@ -1,4 +1,6 @@
-"""Where to probe a CUDA driver library: its exports, and the instruction of each that costs least to trap on.
+"""Where to probe a library that GPU work goes through: its exports, and the instruction of each that costs least.
+
+That is the CUDA driver, and the loaders of OpenCL and Vulkan, whose drivers do not launch through libcuda.
 
 Every launch export of drivers 470 to 555 is one stub (read from the libraries of Debian's non-free packages)::
 
@@ -38,9 +40,11 @@ NAME_BYTES_MAX = 128
 SITES_MAX = 64
 
 # Forms of ext/bpf/launches.h.
-FORM_REGISTERS, FORM_CONFIG, FORM_GRAPH, FORM_LIST, FORM_HANDLE, FORM_HANDLE_GRID = range(6)
+(FORM_REGISTERS, FORM_CONFIG, FORM_GRAPH, FORM_LIST, FORM_HANDLE, FORM_HANDLE_GRID, FORM_RANGE,
+ FORM_SUBMIT) = range(8)
 CALL_LOOKUP, CALL_ALIAS, CALL_IMAGE, CALL_FILE, CALL_LINK = range(5)
 CALL_BEGIN, CALL_END, CALL_NODE, CALL_ANY_NODE, CALL_ANY_NODE_V2, CALL_CHILD, CALL_CLONE, CALL_GRAPH = range(5, 13)
+CALL_CREATE, CALL_POINTER = 13, 14
 
 LAUNCH_FORMS = {
     "cuLaunchKernel": FORM_REGISTERS,
@@ -51,7 +55,11 @@ LAUNCH_FORMS = {
     "cuLaunch": FORM_HANDLE,
     "cuLaunchGrid": FORM_HANDLE_GRID,
     "cuLaunchGridAsync": FORM_HANDLE_GRID,
+    "clEnqueueNDRangeKernel": FORM_RANGE,
+    "vkQueueSubmit": FORM_SUBMIT,
 }
+#: Later forms of a call, counted as that call.
+TWINS = {"vkQueueSubmit2": "vkQueueSubmit", "vkQueueSubmit2KHR": "vkQueueSubmit"}
 
 CALL_FORMS = {
     "cuModuleGetFunction": CALL_LOOKUP,
@@ -82,13 +90,18 @@ CALL_FORMS = {
     "cuGraphInstantiateWithFlags": CALL_GRAPH,
     "cuGraphInstantiateWithParams": CALL_GRAPH,
     "cuGraphInstantiateWithParams_ptsz": CALL_GRAPH,
+    "clCreateKernel": CALL_CREATE,
+    "vkGetDeviceProcAddr": CALL_POINTER,
 }
+#: Layers of Vulkan export the calls of a device as well, and pass on what the loader counts. Only it exports this.
+VULKAN_LOADER = "vkEnumerateInstanceVersion"
+MARKS = (b"cuLaunch", b"clEnqueueNDRangeKernel", b"vkQueueSubmit")
 
 Cost = Literal["emulated", "single-step"]
 
 
 class NotProbeable(Exception):
-    """This file is no CUDA driver library, or not one that may be probed; the message says why."""
+    """This file is no library of launches, or not one that may be probed; the message says why."""
 
 
 class Site(Struct, frozen=True):
@@ -115,7 +128,7 @@ def read_library(data: Bytes) -> Library:
     Raises
     ------
     NotProbeable
-        If this is not an x86-64 ELF file that exports kernel launches.
+        If this is not an x86-64 ELF file that exports launches.
     """
     try:
         return _read_library(data)
@@ -135,7 +148,10 @@ def _read_library(data: Bytes) -> Library:
     wanted = _wanted()
     refused: list[str] = []
     sites: dict[bool, dict[int, Site]] = {True: {}, False: {}}
-    for symbol, address in _exports(data, wanted):
+    exports = dict(_exports(data, {*wanted, VULKAN_LOADER}))
+    for symbol, address in exports.items():
+        if symbol not in wanted or (symbol.startswith("vk") and VULKAN_LOADER not in exports):
+            continue
         inside = (address - start + offset for start, offset, size in loads if start <= address < start + size)
         offset = next(inside, -1)
         is_launch, cookie = wanted[symbol]
@@ -173,6 +189,8 @@ def choose_site(code: bytes) -> tuple[int, Cost]:
         raise NotProbeable("outside the file")
     if _is_push(rest):
         return delta, "emulated"
+    if _is_test(rest) and (0x70 <= rest[3] <= 0x7F or (rest[3] == 0x0F and 0x80 <= rest[4] <= 0x8F)):
+        return delta + 3, "emulated"
     if rest[:4] in (b"\x0f\x1f\x44\x00", b"\xcc\xcc\xcc\xcc"):
         raise NotProbeable(f"unknown shape {rest[:5].hex(' ')}")
     return delta, "single-step"
@@ -181,6 +199,14 @@ def choose_site(code: bytes) -> tuple[int, Cost]:
 def _is_push(code: bytes) -> bool:
     """Return whether this is ``push`` of a 64-bit register, which the kernel emulates."""
     return 0x50 <= code[0] <= 0x57 or (code[0] == 0x41 and 0x50 <= code[1] <= 0x57)
+
+
+def _is_test(code: bytes) -> bool:
+    """Return whether this is ``test`` of a 64-bit register with itself: it leaves all arguments where they are.
+
+    Loaders begin so, with a jump that the kernel emulates behind it.
+    """
+    return code[0] in (0x48, 0x4D) and code[1] == 0x85 and code[2] >> 6 == 3 and (code[2] >> 3 & 7) == (code[2] & 7)
 
 
 def build_id(data: Bytes) -> str:
@@ -204,6 +230,8 @@ def _wanted() -> dict[str, tuple[bool, int]]:
     found: dict[str, tuple[bool, int]] = {}
     for name, form in LAUNCH_FORMS.items():
         found[name] = found[f"{name}_ptsz"] = (True, LAUNCH_APIS.index(name) | form << 8)
+    for twin, name in TWINS.items():
+        found[twin] = found[name]
     for name, form in CALL_FORMS.items():
         found[name] = (False, form << 8)
     return found
@@ -218,7 +246,7 @@ def _segments(data: Bytes) -> Iterator[tuple[int, int, int, int]]:
         yield kind, offset, address, file_bytes
 
 
-def _exports(data: Bytes, wanted: dict[str, tuple[bool, int]]) -> Iterator[tuple[str, int]]:
+def _exports(data: Bytes, wanted: set[str]) -> Iterator[tuple[str, int]]:
     """Yield (name, address) of the wanted symbols that the file defines."""
     start, = struct.unpack_from("<Q", data, 40)
     size, count = struct.unpack_from("<HH", data, 58)
@@ -229,7 +257,7 @@ def _exports(data: Bytes, wanted: dict[str, tuple[bool, int]]) -> Iterator[tuple
         if kind != SHT_DYNSYM or link >= count:
             continue
         names_at, names_bytes = struct.unpack_from("<QQ", data, start + link * size + 24)
-        if data.find(b"cuLaunch", names_at, names_at + names_bytes) < 0:
+        if all(data.find(mark, names_at, names_at + names_bytes) < 0 for mark in MARKS):
             continue
         for at in range(offset, offset + min(file_bytes, SYMBOLS_MAX * 24), 24):
             name, _, _, section, address = struct.unpack_from("<IBBHQ", data, at)

@@ -58,7 +58,8 @@ def test_a_near_stub_is_not_taken_for_one():
 
 def test_every_export_of_the_stand_in_is_found_on_its_branch(library):
     found = read_library(library)
-    assert {site.symbol.removesuffix("_ptsz") for site in found.launches} == set(LAUNCH_APIS)
+    assert {site.symbol.removesuffix("_ptsz") for site in found.launches} == {
+        api for api in LAUNCH_APIS if api.startswith("cu")}
     assert {"cuLaunchKernel_ptsz", "cuLaunchKernelEx_ptsz", "cuGraphLaunch_ptsz"} <= {s.symbol for s in found.launches}
     assert {"cuModuleGetFunction", "cuLibraryGetKernel", "cuKernelGetFunction"} <= {s.symbol for s in found.calls}
     assert {site.cost for site in (*found.launches, *found.calls)} == {"emulated"}

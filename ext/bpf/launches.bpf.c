@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-2-Clause OR GPL-2.0-only
 /* Kernel launches, counted where they are made.
  *
- * on_launch sits on every launch export of every libcuda, on_call and on_return on the calls that give out handles for
- * names and for code. It runs for each launch of each GPU process, so it adds to one row and leaves; only names and
+ * on_launch sits on every launch export of every libcuda (and of the loaders of OpenCL and Vulkan), on_call and on_return
+ * on the calls that give out handles for names and for code. It runs for each launch of each GPU process, so it adds to one row and leaves; only names and
  * images travel through the ring, and there only the first bytes of an image.
  *
  * Probed at symbol+0xa (or at another place that gpuguard/libcuda.py found safe), arguments are still where the caller
@@ -177,6 +177,27 @@ static __always_inline int read_user(void *to, __u32 bytes, __u64 from)
 	return error;
 }
 
+/* OpenCL counts work-items where CUDA counts blocks. The local size may be left to the driver: 0 then. */
+static __always_inline void range(struct pt_regs *ctx, struct launch_key *key)
+{
+	__u64 dimensions = (__u32)PT_REGS_PARM3(ctx), items[3] = {}, local[3] = {};
+
+	if (dimensions < 1 || dimensions > 3)
+		return;
+	for (__u32 i = 0; i < 3; i++) {
+		if (i >= dimensions)
+			break;
+		if (read_user(&items[i], 8, ctx->r8 + 8 * i))
+			return;
+		if (ctx->r9 && read_user(&local[i], 8, ctx->r9 + 8 * i))
+			return;
+	}
+	for (__u32 i = 0; i < 3; i++) {
+		key->grid[i] = i >= dimensions ? 1 : local[i] ? items[i] / local[i] : items[i];
+		key->block[i] = local[i];
+	}
+}
+
 /* Fill what was launched; return how many launches this call makes. */
 static __always_inline __u64 arguments(struct pt_regs *ctx, __u32 form, struct launch_key *key)
 {
@@ -214,6 +235,13 @@ static __always_inline __u64 arguments(struct pt_regs *ctx, __u32 form, struct l
 		}
 		return form == FORM_LIST ? (__u32)PT_REGS_PARM2(ctx) : 1;
 	}
+	case FORM_RANGE:
+		key->kernel = PT_REGS_PARM2(ctx);
+		range(ctx, key);
+		return 1;
+	case FORM_SUBMIT:
+		key->kernel = PT_REGS_PARM1(ctx);
+		return (__u32)PT_REGS_PARM2(ctx);
 	case FORM_HANDLE_GRID:
 		key->grid[0] = PT_REGS_PARM2(ctx);
 		key->grid[1] = PT_REGS_PARM3(ctx);
@@ -344,6 +372,12 @@ static __always_inline void describe(struct launch_event *event, const struct ca
 		if (bpf_probe_read_user_str(event->text, TEXT_BYTES, (void *)call->third) < 0)
 			count(COUNT_UNREADABLE);
 		break;
+	case CALL_CREATE:
+	case CALL_POINTER:
+		event->parent = call->first;
+		if (bpf_probe_read_user_str(event->text, TEXT_BYTES, (void *)call->second) < 0)
+			count(COUNT_UNREADABLE);
+		break;
 	case CALL_ALIAS:
 	case CALL_GRAPH:
 		event->parent = call->second;
@@ -434,6 +468,20 @@ static __always_inline bool graphed(struct graph *graph, const struct call *call
 	return false;
 }
 
+/* Whether the call gave something out that is to be told; the two numbers are "vkQueueS" and "ubmit". */
+static __always_inline bool gave(struct pt_regs *ctx, const struct call *call, __u32 form)
+{
+	__u64 name[2] = {};
+
+	if (form != CALL_CREATE && form != CALL_POINTER)
+		return (__u32)PT_REGS_RC(ctx) == 0; /* CUresult: the handle is there */
+	if (!PT_REGS_RC(ctx))
+		return false;
+	if (form == CALL_CREATE)
+		return true;
+	return !read_user(name, 13, call->second) && name[0] == 0x5365756575516b76 && name[1] == 0x74696d6275;
+}
+
 SEC("uretprobe")
 int on_return(struct pt_regs *ctx)
 {
@@ -442,21 +490,23 @@ int on_return(struct pt_regs *ctx)
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct call *call = bpf_map_lookup_elem(&calls, &thread);
 	struct launch_event *event;
-	__u32 pid = pid_here(leader);
+	__u32 pid = pid_here(leader), form = bpf_get_attach_cookie(ctx) >> 8;
 
 	if (!call)
 		return 0;
-	/* CUresult 0: the call succeeded and the handle is there. */
 	struct graph graph = {BPF_CORE_READ(leader, start_boottime), 0, pid};
-	if ((__u32)PT_REGS_RC(ctx) == 0 && pid && !graphed(&graph, call, bpf_get_attach_cookie(ctx) >> 8)) {
+	if (pid && gave(ctx, call, form) && !graphed(&graph, call, form)) {
 		event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 		if (event) {
 			__builtin_memset(event, 0, sizeof(*event));
 			event->time_ns = bpf_ktime_get_boot_ns();
 			event->start_ns = BPF_CORE_READ(leader, start_boottime);
 			event->pid = pid;
-			event->form = bpf_get_attach_cookie(ctx) >> 8;
-			read_user(&event->handle, 8, call->first);
+			event->form = form;
+			if (form == CALL_CREATE || form == CALL_POINTER)
+				event->handle = PT_REGS_RC(ctx);
+			else
+				read_user(&event->handle, 8, call->first);
 			describe(event, call);
 			if (event->form == CALL_GRAPH)
 				event->bytes = kernels_of(&graph);

@@ -23,6 +23,8 @@ enum launch_form {
 	FORM_LIST = 3,         /* CUDA_LAUNCH_PARAMS *, devices */
 	FORM_HANDLE = 4,       /* handle only: cuLaunch */
 	FORM_HANDLE_GRID = 5,  /* handle, grid x2: cuLaunchGrid */
+	FORM_RANGE = 6,        /* queue, handle, dimensions, -, const size_t *global, *local: clEnqueueNDRangeKernel */
+	FORM_SUBMIT = 7,       /* queue, submissions: vkQueueSubmit */
 };
 
 enum call_form {
@@ -40,6 +42,9 @@ enum call_form {
 	CALL_CHILD = 10,  /* node *out, graph, -, -, child graph */
 	CALL_CLONE = 11,  /* graph *out, graph */
 	CALL_GRAPH = 12,  /* exec *out, graph: cuGraphInstantiate */
+	/* These return what they give out, NULL where they failed. */
+	CALL_CREATE = 13, /* parent, const char *name: clCreateKernel */
+	CALL_POINTER = 14, /* device, const char *name: vkGetDeviceProcAddr, told where it gives out a submission call */
 };
 #define CAPTURES_MAX 4096
 #define GRAPHS_MAX 16384

@@ -172,6 +172,8 @@ LAUNCH_APIS = (
     "cuLaunch",
     "cuLaunchGrid",
     "cuLaunchGridAsync",
+    "clEnqueueNDRangeKernel",
+    "vkQueueSubmit",
 )
 
 

@@ -22,6 +22,7 @@ import mmap
 import os
 import re
 import select
+import socket
 import stat
 import struct
 import time
@@ -37,17 +38,19 @@ from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Block, Gap, KernelName, L
 from gpuguard.core.subjects import ProcessId
 from gpuguard.libcuda import (
     CALL_ALIAS,
+    CALL_CREATE,
     CALL_FILE,
     CALL_GRAPH,
     CALL_IMAGE,
     CALL_LINK,
     CALL_LOOKUP,
+    CALL_POINTER,
     Library,
     NotProbeable,
     Site,
     read_library,
 )
-from gpuguard.messages import Answer, Opened, OpenLaunches, ReadImage, Refused, Request, ScanLaunches
+from gpuguard.messages import Answer, Opened, OpenLaunches, OpenReader, ReadImage, Refused, Request, ScanLaunches
 from gpuguard.sensors import EyeClosed
 
 if TYPE_CHECKING:
@@ -108,6 +111,11 @@ COUNTERS = (
     "launches of processes that this pid namespace does not show",
 )
 LOST_PERIOD_NS = 60 * SECOND_NS
+
+#: Of a file with one of these in its name it is told why it is not probed; of all others it goes without saying.
+LIBRARY_NAMES = ("libcuda.so", "libOpenCL.so", "libvulkan.so")
+#: Calls whose handle is a queue or a graph and has no name of its own to be looked up.
+NAMELESS_APIS = ("cuGraphLaunch", "vkQueueSubmit")
 
 ELF_MACHINE_CUDA = 190  # EM_CUDA of elf.h
 FATBIN_MAGIC = 0xBA55ED50  # fatbinary_section.h: magic u32, version u16, header bytes u16, payload bytes u64
@@ -239,7 +247,7 @@ class LaunchProbe:
                 raise NotProbeable(f"{LIBRARIES_MAX} libraries are probed already")
             self._watched[key] = Watched(shown, library, self._attach(fd, library))
         except (NotProbeable, OSError) as error:
-            if "libcuda.so" in shown and len(self.refused) < LIBRARIES_MAX:
+            if any(one in shown for one in LIBRARY_NAMES) and len(self.refused) < LIBRARIES_MAX:
                 self.refused[shown] = str(error)
 
     def _attach(self, fd: int, library: Library) -> list[int]:
@@ -695,7 +703,7 @@ class LaunchSensor:
         from gpuguard.code.eye import CodeEye
 
         self.period_ns: int | None = interval_ns
-        self._code = CodeEye()
+        self._code = CodeEye(self._open_reader)
         self._unjudged: BoundedTable[str, bool] = BoundedTable(IMAGES_WAITING_MAX)
         self.mode = opened.mode
         self._broker = broker
@@ -716,11 +724,17 @@ class LaunchSensor:
         self._told_lost_ns = [0] * len(COUNTERS)
         self._refused = opened.values.get("refused", 0)
         self._young: list[tuple[int, int]] = []
+        self._uncounted: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
         self._nameless: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
         self._scanned_ns = self._rows_read_ns = self._told_alive_ns = 0
         self._gaps: list[Block] = []
         if self._refused:
             self._gap(time.time_ns(), opened.mode)
+
+    def _open_reader(self) -> socket.socket | None:
+        """Have the broker start who reads images; None: the code eye starts it itself, if it can."""
+        answer, descriptors = self._broker.ask(OpenReader())
+        return socket.socket(fileno=descriptors[0]) if isinstance(answer, Opened) else None
 
     def notice(self, block: Block) -> None:
         """A process was executed: look at its maps soon, it may bring a driver library of its own."""
@@ -785,7 +799,7 @@ class LaunchSensor:
         process, time_ns = self._process(event), int(event["time_ns"]) + self._clock_offset_ns
         handle, parent = int(event["handle"]), int(event["parent"])
         match int(event["form"]):
-            case form if form == CALL_LOOKUP:
+            case form if form in (CALL_LOOKUP, CALL_CREATE):
                 name = bytes(event["text"]).split(b"\0", 1)[0].decode("utf-8", "replace")
                 return self._names.looked_up(time_ns, process, handle, parent, name)
             case form if form == CALL_ALIAS:
@@ -798,11 +812,23 @@ class LaunchSensor:
                 path = os.fsdecode(bytes(event["text"]).split(b"\0", 1)[0])
                 self._names.loaded(process, handle)
                 self._enqueue(_Image(time_ns, process, handle, 0, "unknown", 0, path))
+            case form if form == CALL_POINTER:
+                self._tell_uncounted(process, time_ns)
             case form if form == CALL_GRAPH:
                 return self._names.looked_up(time_ns, process, handle, parent, f"graph of {event['bytes']} kernels")
             case _:
                 self._gap(time_ns, f"unknown event form {event['form']}")
         return None
+
+    def _tell_uncounted(self, process: ProcessId, time_ns: int) -> None:
+        """Say once of a process that it can submit work past the loader. Where its pointer leads it could tell us
+
+        anything, so no probe is ever placed there.
+        """
+        if process not in self._uncounted:
+            self._uncounted[process] = True
+            reason = "Vulkan work that it submits through pointers of the driver's own is not counted"
+            self._gap(time_ns, reason, process=process)
 
     def _enqueue(self, image: _Image) -> None:
         if len(self._images) >= IMAGES_WAITING_MAX:
@@ -869,8 +895,8 @@ class LaunchSensor:
 
         Not at the first sight: the name may be in the ring still, since the ring was read before the rows.
         """
-        graph = LAUNCH_APIS.index("cuGraphLaunch")
-        columns = (rows[rows["api"] != graph][name].tolist() for name in ("pid", "start_ticks", "kernel"))
+        named = rows[~np.isin(rows["api"], [LAUNCH_APIS.index(api) for api in NAMELESS_APIS])]
+        columns = (named[name].tolist() for name in ("pid", "start_ticks", "kernel"))
         nameless: set[ProcessId] = set()
         for pid, start_ticks, kernel in set(zip(*columns, strict=True)):
             process = ProcessId(self._boot_id, pid, start_ticks)

@@ -6,7 +6,8 @@ do honest programs, and each innocent explanation is excluded or said:
 - a replayed graph: excluded, for a replay is a call (cuGraphLaunch) that the eye sees;
 - a persistent kernel, which was launched once and runs for hours: excluded for a process that was watched from its
   start and never launched; where it did launch, or began before the eye, this is likely, and the rest next to nothing;
-- OpenCL, Vulkan and OptiX, whose drivers do not launch by libcuda's exports: cannot be excluded, and said;
+- OpenCL and Vulkan: excluded where the work goes through their loaders, which the eye sees; past them, and by OptiX,
+  cannot be excluded, and is said;
 - work of others done in its name (an MPS server): such a server launches nothing of its own, and is said;
 - an eye that was blind: any gap of the whole eye stops the clock for `BLIND_NS`.
 
@@ -55,7 +56,7 @@ PROCESSES_MAX = 8_192
 SERVERS = ("nvidia-cuda-mps",)
 
 BLIND_SPOTS = (
-    "OpenCL, Vulkan and OptiX do not launch through libcuda",
+    "OptiX, and OpenCL or Vulkan past their loaders, are not seen to launch",
     "a persistent kernel is launched once and runs on",
     "an MPS server computes for its clients",
 )

@@ -25,7 +25,7 @@ from msgspec import Struct, field
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.records import KernelName, Launches, ModuleImage, ProcessExited, Tick
+from gpuguard.core.records import LAUNCH_APIS, KernelName, Launches, ModuleImage, ProcessExited, Tick
 from gpuguard.core.signatures import Signature, Window
 from gpuguard.core.subjects import ProcessId
 from gpuguard.kernels import launches as kernels
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
+
+SUBMISSION = LAUNCH_APIS.index("vkQueueSubmit")
 
 SECOND_NS = 1_000_000_000
 WINDOW_NS = SECOND_NS
@@ -134,7 +136,8 @@ class Detector:
     # -- launches -----------------------------------------------------------------------------------------------------
 
     def _take(self, block: Launches, host: Host) -> list[Evidence]:
-        rows = block.rows
+        # A renderer submits frames through one queue at one beat: that is no kernel, and says nothing.
+        rows = block.rows[block.rows["api"] != SUBMISSION]
         for pid, start_ticks in dict.fromkeys(zip(rows["pid"].tolist(), rows["start_ticks"].tolist(), strict=True)):
             own = rows[(rows["pid"] == pid) & (rows["start_ticks"] == start_ticks)]
             standing = self._standing(pid, start_ticks, host)
