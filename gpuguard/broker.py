@@ -47,6 +47,7 @@ from gpuguard.messages import (
     OpenLaunches,
     OpenPackets,
     OpenProcesses,
+    OpenReader,
     ReadImage,
     ReadProcess,
     ReadSockets,
@@ -72,6 +73,7 @@ COST_PER_S = 400.0
 COST_MAX = 800.0
 CONTROLS_MAX = 8
 CONTROL_IDLE_S = 30.0
+NOBODY = (65534, 65534)
 _EYES = {"packets": "packets", "processes": "processes", "sockets": "sockets", "launches": "launches"}
 
 #: Which sensor's ``grant`` answers a request.
@@ -87,7 +89,7 @@ _GRANTS: dict[type, str] = {
 }
 #: What one request costs of the budget (`COST_PER_S`); a guard that asks faster is read more slowly, never refused.
 _COSTS: dict[type, float] = {OpenPackets: 40, OpenProcesses: 40, OpenLaunches: 40, ScanLaunches: 20, ListProcesses: 10,
-                             ReadSockets: 10, ReadImage: 20, Act: 20, Undo: 20, Disarm: 20, Audit: 4}
+                             ReadSockets: 10, ReadImage: 20, OpenReader: 100, Act: 20, Undo: 20, Disarm: 20, Audit: 4}
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("gpuguard.broker")
 
@@ -285,6 +287,12 @@ def _grant(_: Enforcement, request: Request) -> Reply:
     return reply
 
 
+def _open_reader(_: Enforcement, __: OpenReader) -> Reply:
+    from gpuguard.code import reader
+
+    return reader.grant(NOBODY if guard_identity() else None)
+
+
 def _act(enforcement: Enforcement, request: Act) -> Reply:
     return Acted((enforcement.act(request, "guard"),)), ()
 
@@ -343,6 +351,7 @@ _HANDLERS: dict[type, Callable[..., Reply]] = {
     ListActions: _list,
     Disarm: _disarm,
     Audit: _enter,
+    OpenReader: _open_reader,
     **dict.fromkeys(_GRANTS, _grant),
 }
 #: Everything that an operator's command may ask.
@@ -370,7 +379,7 @@ def guard_identity() -> tuple[int, int] | None:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             return entry.pw_uid, entry.pw_gid
-    return 65534, 65534
+    return NOBODY
 
 
 def listen_control() -> socket.socket:
@@ -496,8 +505,8 @@ def _finish(guard: subprocess.Popen[bytes], enforcement: Enforcement, reason: st
 
 
 def _release_sensors() -> None:
-    for name in set(_EYES.values()):
-        module = sys.modules.get(f"gpuguard.sensors.{name}")
+    for name in ("code.reader", *(f"sensors.{one}" for one in set(_EYES.values()))):
+        module = sys.modules.get(f"gpuguard.{name}")
         release = getattr(module, "release", None)
         if release is not None:
             release()

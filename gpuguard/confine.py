@@ -84,7 +84,7 @@ def left_of(pid: int) -> str:
     return ", ".join(held + ([] if fields["NoNewPrivs"].strip() == "1" else ["new privileges"]))
 
 
-def _environ() -> dict[str, str]:
+def kept_environ() -> dict[str, str]:
     """Return what the guard needs of our environment: who starts a daemon by hand may have secrets in his."""
     return {name: value for name, value in os.environ.items()
             if name in _ENVIRON_KEPT or name.startswith(_ENVIRON_KEPT_PREFIXES)}
@@ -94,7 +94,7 @@ def spawn(command: Sequence[str], peer: socket.socket, handover: bytes,
           identity: tuple[int, int] | None) -> subprocess.Popen[bytes]:
     """Start the guard with its end of the pair and what it needs to know."""
     start = sealed(handover)
-    environ = {**_environ(), paths.STATE_VARIABLE: str(paths.state_dir()),
+    environ = {**kept_environ(), paths.STATE_VARIABLE: str(paths.state_dir()),
                paths.RUNTIME_VARIABLE: str(paths.runtime_dir()), paths.LOG_VARIABLE: str(paths.log_dir())}
     if identity is not None:
         home = str(paths.guard_state_dir())

@@ -49,6 +49,10 @@ class ScanLaunches(Struct, frozen=True, tag="scan_launches"):
     pids: tuple[int, ...] = ()
 
 
+class OpenReader(Struct, frozen=True, tag="open_reader"):
+    """Ask for a process that reads GPU code without privileges; answered by our end of its socket."""
+
+
 class ListProcesses(Struct, frozen=True, tag="list_processes"):
     """Ask for processes that exist now, with a pid above ``after_pid`` in order of pid; answered in pages."""
 
@@ -135,6 +139,7 @@ Request = (
     | OpenProcesses
     | OpenLaunches
     | ScanLaunches
+    | OpenReader
     | ListProcesses
     | ReadProcess
     | ReadSockets

@@ -13,13 +13,15 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from gpuguard.code.allow import default_path
 from gpuguard.code.scanning import Target, scan_as_they_come
 from gpuguard.code.verdicts import ACCUSED, FileVerdict, KernelVerdict
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import KernelCode, ModuleVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
+    from collections.abc import Callable, Iterator
 
 WAITING_MAX = 64
 KNOWN_MAX = 16_384
@@ -30,7 +32,13 @@ _STOP = -1
 class CodeEye:
     """Judges images in the background; `take` returns what is finished."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Callable[[], socket.socket | None] | None = None) -> None:
+        """``start`` returns the socket of a worker's program, None where there is none and we start our own.
+
+        It is called once, on the thread that gives the first image.
+        """
+        self._start = start
+        self._peer: socket.socket | None = None
         self._waiting: queue.Queue[tuple[str, int]] = queue.Queue(WAITING_MAX)
         self._finished: queue.SimpleQueue[ModuleVerdict] = queue.SimpleQueue()
         self._known: BoundedTable[str, None] = BoundedTable(KNOWN_MAX)
@@ -51,6 +59,7 @@ class CodeEye:
             self._finished.put(_unjudged(sha256, f"{WAITING_MAX} images wait already"))
             return
         if self._thread is None:
+            self._peer = self._start() if self._start else None
             self._thread = threading.Thread(target=self._work, name="code", daemon=True)
             self._thread.start()
 
@@ -79,7 +88,7 @@ class CodeEye:
     def _work(self) -> None:
         accused: list[KernelCode] = []
         try:
-            for said in scan_as_they_come(self._targets()):
+            for said in scan_as_they_come(self._targets(), allow=default_path(), peer=self._peer):
                 match said:
                     case KernelVerdict() if said.label in ACCUSED and len(accused) < ACCUSED_MAX:
                         accused.append(_kernel(said))

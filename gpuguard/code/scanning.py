@@ -12,7 +12,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gpuguard.code import verdicts
+from gpuguard.code.reader import worker_command
 from gpuguard.code.verdicts import FileVerdict, KernelVerdict
 from gpuguard.code.worker import MESSAGE_BYTES_MAX, REGIONS_MAX, REQUEST_BYTES_MAX, Ended, Job, Part
 
@@ -92,9 +92,13 @@ def scan_targets(targets: Iterable[Target], *, workers: int | None = None, allow
         yield from pool.run(targets)
 
 
-def scan_as_they_come(targets: Iterable[Target]) -> Iterator[Event]:
-    """Yield what `scan_targets` does, each file to its end before the next is asked for, by one worker."""
-    with _Pool(1, None, None) as pool:
+def scan_as_they_come(targets: Iterable[Target], *, allow: Path | None = None,
+                      peer: socket.socket | None = None) -> Iterator[Event]:
+    """Yield what `scan_targets` does, each file to its end before the next is asked for, by one worker.
+
+    ``peer``: our end of the socket of a worker's program that runs already, with an allow list of its own.
+    """
+    with _Pool(1, allow, None, peer) as pool:
         for target in targets:
             yield from pool.run([target])
 
@@ -220,27 +224,28 @@ def _texts(counts: dict[str, int]) -> tuple[str, ...]:
 class _Pool:
     """The clean process, and the jobs it was given."""
 
-    def __init__(self, workers: int, allow: Path | None, sm: int | None) -> None:
+    def __init__(self, workers: int, allow: Path | None, sm: int | None, peer: socket.socket | None = None) -> None:
         self._workers = workers
         self._sm = sm
         self._numbers = 0
         self._running: dict[int, _Reading] = {}
         self._ready = selectors.DefaultSelector()
         self._paused: set[_Reading] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._peer = peer or self._start_worker(allow)
+        self._ready.register(self._peer, selectors.EVENT_READ)
+
+    def _start_worker(self, allow: Path | None) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # -P: no module is taken from the current folder, which may be the one that is scanned.
-        command = [sys.executable, "-P", "-m", "gpuguard.code.worker", "--fd", str(theirs.fileno()), "--parent",
-                   str(os.getpid()), *(["--allow", str(allow)] if allow else [])]
+        command = [*worker_command(theirs.fileno()), *(["--allow", str(allow)] if allow else [])]
         try:
             self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         except OSError as error:
             ours.close()
-            self._ready.close()
             raise NoWorker(f"the reader cannot be started: {error}") from error
         finally:
             theirs.close()
-        self._peer = ours
-        self._ready.register(ours, selectors.EVENT_READ)
+        return ours
 
     def __enter__(self) -> Self:
         return self
@@ -251,7 +256,8 @@ class _Pool:
         for one in self._running.values():
             if one.open:
                 os.close(one.pipe)
-        self._process.wait()
+        if self._process:
+            self._process.wait()
 
     def run(self, targets: Iterable[Target]) -> Iterator[Event]:
         """Keep all workers busy; yield in order."""
@@ -360,7 +366,8 @@ class _Pool:
         except ConnectionError:
             message = b""
         if not message:
-            raise NoWorker(f"the reader ended with status {self._process.wait()}")
+            status = f" with status {self._process.wait()}" if self._process else ""
+            raise NoWorker(f"the reader ended{status}")
         ended = msgspec.msgpack.decode(message, type=Ended)
         self._running.pop(ended.number).status = ended.status
 

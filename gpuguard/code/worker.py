@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gpuguard import confine
 from gpuguard.code import allow, decode, judge, sandbox
 from gpuguard.code.containers.finding import find_images
 from gpuguard.code.containers.images import Budget, Flaw, Image, make_image
@@ -80,9 +81,15 @@ def main() -> None:
     for name in ("--fd", "--parent"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--allow", type=Path)
+    parser.add_argument("--confined", action="store_true", help="give up all privileges before the first request")
+    for name in ("--uid", "--gid"):
+        parser.add_argument(name, type=int)
     given = parser.parse_args()
     allowed = allow.load(given.allow) if given.allow else allow.AllowList()
     warm_up()
+    if given.confined:
+        _compile()  # afterwards no module may be readable
+        confine.drop(None if given.uid is None else (given.uid, given.gid), given.parent)
     with socket.socket(fileno=given.fd) as peer:
         serve(peer, allowed)
 
