@@ -118,7 +118,8 @@ def pack(forest: Forest, features: int) -> Packed:
 
 def _edges(forest: Forest) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return source and edges of the columns, and for each node the column and the number of its threshold."""
-    source, rows = [], []
+    source: list[int] = []
+    rows: list[np.ndarray] = []
     columns, numbers = np.zeros(len(forest.feature), np.int64), np.zeros(len(forest.feature), np.int64)
     for feature in np.unique(forest.feature[forest.feature >= 0]):
         of = np.flatnonzero(forest.feature == feature)
