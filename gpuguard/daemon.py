@@ -31,6 +31,7 @@ from gpuguard.core.events import Decision, Event, Finding, FlowReport, Incident
 from gpuguard.core.guard import Guard, ProcessVerdict
 from gpuguard.core.policy import Policy
 from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Packets, Tick
+from gpuguard.counters.shipped import shipped_model
 from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
@@ -108,7 +109,7 @@ class Daemon:
         config = start.config
         self._guard = Guard(
             start.policy, mode=config.guard.mode, alarms_per_gpu_year=config.guard.alarms_per_gpu_year,
-            signatures=shipped())
+            signatures=shipped(), counter_model=shipped_model())
         self._events = EventLog(guard_dir / "events.jsonl")
         self._recorder = _recorder(config, guard_dir)
         self._sensors: dict[str, Sensor] = {}
@@ -500,6 +501,7 @@ def _load_code() -> None:
     """Import what will be needed while it can still be read: the code may lie where only root may look."""
     new_detectors()
     shipped()
+    shipped_model()
     names = [f"gpuguard.sensors.{name}" for name in _sensor_names()]
     for name in [*names, "gpuguard.api.service", *CODE_LATER]:
         try:

@@ -12,6 +12,7 @@ from gpuguard.core.guard import Guard
 from gpuguard.core.policy import DEFAULT_POLICY, Policy
 from gpuguard.core.records import Block, HostInfo
 from gpuguard.core.signatures import SignatureError, parse_signature
+from gpuguard.counters.shipped import shipped_model
 from gpuguard.recording.codec import RecordingError
 from gpuguard.recording.reader import read_recording
 from gpuguard.signature_files import shipped_texts
@@ -58,6 +59,7 @@ def guard_for(first: Block, policy: Policy | None = None) -> Guard:
             policy or made_under,
             mode=settings.mode,
             alarms_per_gpu_year=settings.alarms_per_gpu_year,
+            counter_model=shipped_model(),
             signatures=tuple(parse_signature(text, stem)
                              for stem, text in sorted((shipped_texts() if texts is None else texts).items())),
         )

@@ -1,6 +1,7 @@
-"""Train the forests of `gpuguard.code.classify` from a table of kernels, and write the model with its card.
+"""Train the forest of `gpuguard.code.classify` from a table of kernels and our own modules; write model and card.
 
-    python -m gpuguard.code.train --data kernels.csv.gz --out models/
+    make fixtures-matrix
+    python -m gpuguard.code.train --data kernels.csv.gz --own build/matrix --out models/
 
 Needs the extra `train` (LightGBM). The table has one row a kernel: project, source_unit, label, group, and the columns
 that `classify` reads. Labels are per project, so helpers of a miner count as hashing; groups are projects, with forks
@@ -10,6 +11,10 @@ Choices, and why:
 
 - Whole groups are left out: the nine folds hold one hashing group each, and benign groups dealt by size. Random folds
   would only show that a kernel resembles its neighbour in the same source tree.
+- Our own modules (`gpuguard.code.modules`) are trained on too, each family in one fold: look-alikes that the table
+  lacks, and families of mining of which it has but one project. Figures on the table and on them are kept apart.
+- Hashing kernels are also shown with dead float code, at a third of the weight: what costs the miner next to nothing
+  must not help him.
 - NVIDIA's own libraries are allow-listed by content in production and therefore neither trained nor scored on here.
 - Signs are constrained where the direction is known (more xor, rotates and straight-line work cannot make a kernel
   more innocent; more float work, compares and branches cannot make it guiltier). What is constrained cannot be learnt
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 HASHING = ("mining", "cracking")
+#: The project of our own modules.
+OWN = "own"
 
 #: NVIDIA's own libraries, as the table names them.
 ALLOW_LISTED = ("lib_cublas", "lib_cublaslt", "lib_cudnn", "lib_cusolver", "lib_cusparse", "lib_dali", "lib_nccl",
@@ -50,11 +57,14 @@ FPR_MAX = 1e-3
 SEEDS = (0, 1)
 THINNED_COPIES = 1
 DEAD_FLOAT_SHARES = (0.5, 2.0)
+#: How much a hashing kernel with dead float code counts in training, and between which shares the code lies.
+DILUTED_WEIGHT = 0.3
+DILUTED_SHARES = (0.25, 2.5)
 ROUNDS = 400
 PARAMETERS = {
     "objective": "binary", "verbosity": -1, "learning_rate": 0.04, "num_leaves": 12, "min_data_in_leaf": 10,
     "feature_fraction": 0.15, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 10.0, "path_smooth": 5.0,
-    "deterministic": True, "force_row_wise": True, "monotone_constraints_method": "intermediate", "num_threads": 2,
+    "deterministic": True, "force_row_wise": True, "monotone_constraints_method": "intermediate", "num_threads": 1,
 }
 
 _MORE_IS_HASHING = ("xor", "rotate", "mix", "choose", "logic", "lop3_op", "rot_", "lop_xor", "lop_ch", "lop_maj",
@@ -79,6 +89,15 @@ class Kernels(NamedTuple):
         """Return which kernels are of allow-listed libraries."""
         return np.isin(self.project, ALLOW_LISTED)
 
+    def own(self) -> np.ndarray:
+        """Return which kernels are of our own modules."""
+        return self.project == OWN
+
+    def joined(self, other: Kernels) -> Kernels:
+        """Return both."""
+        return Kernels(np.concatenate([self.table, other.table]), self.facts + other.facts,
+                       *(np.concatenate(pair) for pair in zip(self[2:], other[2:], strict=True)))
+
 
 def load(path: Path) -> Kernels:
     """Read a table of kernels; rows that `classify` would not judge are left out."""
@@ -99,13 +118,16 @@ def load(path: Path) -> Kernels:
 
 
 def folds(kernels: Kernels) -> np.ndarray:
-    """Return the fold of each kernel: one hashing group in each, benign groups dealt by size."""
+    """Return the fold of each kernel: one hashing group in each, benign groups dealt by size, then families of ours."""
     out = np.zeros(len(kernels.group), int)
-    hashing = sorted(set(kernels.group[kernels.hashing]))
-    benign = sorted(set(kernels.group[~kernels.hashing]), key=lambda name: (-int((kernels.group == name).sum()), name))
-    for names in (hashing, benign):
+    own, hashing = kernels.own(), kernels.hashing
+    count = len(set(kernels.group[hashing & ~own])) or len(set(kernels.group[hashing]))
+    for side in (hashing & ~own, ~hashing & ~own, own):
+        names = sorted(set(kernels.group[side]), key=lambda name: (-int((kernels.group == name).sum()), name))
+        if side[hashing].any():
+            names.sort()
         for i, name in enumerate(names):
-            out[kernels.group == name] = i % len(hashing)
+            out[kernels.group == name] = i % count
     return out
 
 
@@ -114,23 +136,27 @@ def constraints(names: Sequence[str]) -> list[int]:
     return [-1 if name.startswith(_MORE_IS_OTHER) else 1 if name.startswith(_MORE_IS_HASHING) else 0 for name in names]
 
 
-def balanced(hashing: np.ndarray) -> np.ndarray:
-    """Return weights that make both classes weigh the same, so that the score has no prior in it."""
-    out: np.ndarray = np.where(hashing, 0.5 / max(hashing.sum(), 1), 0.5 / max((~hashing).sum(), 1)) * len(hashing)
+def balanced(hashing: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return weights of which both classes have the same sum, so that the score has no prior in it."""
+    out = weight.astype(float)
+    for label in (False, True):
+        out[hashing == label] *= 0.5 * len(hashing) / max(out[hashing == label].sum(), 1)
     return out
 
 
 def fit(kernels: Kernels, use: np.ndarray, seeds: Sequence[int] = SEEDS) -> Forest:
-    """Train on some kernels and on thinned copies of them; return the mean of one forest a seed as one forest."""
+    """Train on some kernels, their thinned and diluted copies; return the mean of one forest a seed as one forest."""
     import lightgbm
 
-    table = np.concatenate([kernels.table[use], *(thinned(kernels.table[use], copy) for copy in range(THINNED_COPIES))])
-    matrix, hashing = opcodes.features_reference(table), np.tile(kernels.hashing[use], 1 + THINNED_COPIES)
-    boosters = [
-        lightgbm.train(
-            {**PARAMETERS, "seed": seed, "monotone_constraints": constraints(FEATURE_NAMES)},
-            lightgbm.Dataset(matrix, hashing.astype(int), weight=balanced(hashing)), ROUNDS)
-        for seed in seeds]
+    table, hashing = kernels.table[use], kernels.hashing[use]
+    shown = np.concatenate([table, *(thinned(table, copy) for copy in range(THINNED_COPIES)), diluted(table[hashing])])
+    told = np.concatenate([np.tile(hashing, 1 + THINNED_COPIES), np.ones(int(hashing.sum()), bool)])
+    weight = np.ones(len(told))
+    weight[len(told) - int(hashing.sum()):] = DILUTED_WEIGHT
+    data = lightgbm.Dataset(opcodes.features_reference(shown), told.astype(int), weight=balanced(told, weight),
+                            free_raw_data=False)
+    boosters = [lightgbm.train({**PARAMETERS, "seed": seed, "monotone_constraints": constraints(FEATURE_NAMES)},
+                               data, ROUNDS) for seed in seeds]
     return flatten([tree["tree_structure"] for one in boosters for tree in one.dump_model()["tree_info"]],
                    1 / len(seeds))
 
@@ -153,7 +179,7 @@ def flatten(trees: Sequence[dict[str, Any]], scale: float) -> Forest:
             if node["decision_type"] != "<=":
                 raise ValueError(f"a split by {node['decision_type']}")
             waiting += [(node["left_child"], len(nodes), "left"), (node["right_child"], len(nodes), "right")]
-            nodes.append((node["split_feature"], _not_above(node["threshold"]), -1, -1, 0.0))
+            nodes.append((node["split_feature"], not_above(node["threshold"]), -1, -1, 0.0))
         for at in range(first, len(nodes)):
             if nodes[at][0] >= 0:
                 nodes[at] = (*nodes[at][:2], links[at, "left"], links[at, "right"], 0.0)
@@ -162,7 +188,7 @@ def flatten(trees: Sequence[dict[str, Any]], scale: float) -> Forest:
                   np.array(right, np.int32), np.array(value, np.float64), np.array(roots, np.int32), 0.0)
 
 
-def _not_above(threshold: float) -> float:
+def not_above(threshold: float) -> float:
     """Return the largest float32 not above a threshold: x <= it then means the same for every float32 x."""
     near = np.float32(threshold)
     return float(near if near <= threshold else np.nextafter(near, np.float32(-np.inf)))
@@ -176,7 +202,12 @@ def thinned(table: np.ndarray, seed: int) -> np.ndarray:
     return _summed(out)
 
 
-def with_dead_float(table: np.ndarray, share: float) -> np.ndarray:
+def diluted(table: np.ndarray) -> np.ndarray:
+    """Return the counts of kernels with dead float code of a random share of their length each."""
+    return with_dead_float(table, np.random.default_rng(0).uniform(*DILUTED_SHARES, len(table)))
+
+
+def with_dead_float(table: np.ndarray, share: float | np.ndarray) -> np.ndarray:
     """Return the counts of kernels to which float instructions were added, a share of their length."""
     out = table.copy()
     out[:, COLUMN["FFMA"]] += np.round(share * table[:, COLUMN["total"]])
@@ -192,16 +223,26 @@ def _summed(table: np.ndarray) -> np.ndarray:
     return table
 
 
-def out_of_fold(kernels: Kernels, seeds: Sequence[int] = SEEDS,
+def out_of_fold(kernels: Kernels, parts: tuple[np.ndarray, np.ndarray] | None = None, seeds: Sequence[int] = SEEDS,
                 progress: Callable[[str], object] = print) -> dict[str, np.ndarray]:
-    """Return scores of every kernel, whole, thinned and with dead float code, by forests that saw none of its group."""
+    """Return scores of every kernel, whole, thinned and with dead float code, by forests that saw none of its group.
+
+    ``parts``: counts of windows and loops and the kernel of each; scored as "parts", and as "parts_float_0.5" with
+    float code interleaved.
+    """
     fold, listed = folds(kernels), kernels.listed()
     forms = {"whole": kernels.table, "thinned": thinned(kernels.table, THINNED_COPIES),
              **{f"float_{share}": with_dead_float(kernels.table, share) for share in DEAD_FLOAT_SHARES}}
-    out = {name: np.zeros(len(fold)) for name in forms}
+    of_form = dict.fromkeys(forms, fold)
+    if parts is not None:
+        forms |= {"parts": parts[0], **{f"parts_float_{share}": with_dead_float(parts[0], share)
+                                        for share in DEAD_FLOAT_SHARES}}
+        of_form |= {name: fold[parts[1]] for name in forms if name.startswith("parts")}
+    out = {name: np.zeros(len(table)) for name, table in forms.items()}
     for k in range(fold.max() + 1):
-        forest, rest = fit(kernels, np.flatnonzero((fold != k) & ~listed), seeds), fold == k
+        forest = fit(kernels, np.flatnonzero((fold != k) & ~listed), seeds)
         for name, table in forms.items():
+            rest = of_form[name] == k
             out[name][rest] = opcodes.scores(opcodes.features_reference(table[rest]), forest, "numba")
         progress(f"fold {k + 1} of {fold.max() + 1}")
     return out
@@ -232,20 +273,31 @@ def write_model(path: Path, forest: Forest, curves: dict[str, Calibration]) -> N
     np.savez_compressed(path, feature_names=np.array(FEATURE_NAMES), **forest._asdict(), **arrays)
 
 
+def measured(data: Path, own: Path, told: Path,
+             progress: Callable[[str], object] = print) -> tuple[Kernels, dict[str, Calibration], dict[str, Any]]:
+    """Return all kernels, the two calibrations, and the figures: everything but the model itself."""
+    from gpuguard.code import evaluation, modules
+
+    kernels = load(data).joined(modules.load(own, told))
+    parts = modules.parts(kernels)
+    scores = out_of_fold(kernels, parts, progress=progress)
+    curves = {name: calibrate(kernels, scores[form], evaluation.pooled_threshold(kernels, scores[form]))
+              for name, form in (("whole", "whole"), ("part", "thinned"))}
+    return kernels, curves, evaluation.evaluate(kernels, scores, parts[1], curves)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, evaluate, and write the model, its scores and its card."""
     from gpuguard.code import evaluation
 
     parser = argparse.ArgumentParser(prog="python -m gpuguard.code.train", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="kernels.csv.gz")
+    parser.add_argument("--own", type=Path, required=True, help="folder of our own cubins (make fixtures-matrix)")
+    parser.add_argument("--families", type=Path, default=Path("tests/fixtures/cuda/families.csv"))
     parser.add_argument("--out", type=Path, required=True, help="folder of code_forest.npz and code_forest.md")
     asked = parser.parse_args(arguments)
-    kernels = load(asked.data)
-    scores = out_of_fold(kernels)
-    curves = {"whole": calibrate(kernels, scores["whole"], evaluation.pooled_threshold(kernels, scores["whole"])),
-              "part": calibrate(kernels, scores["thinned"], evaluation.pooled_threshold(kernels, scores["thinned"]))}
+    kernels, curves, result = measured(asked.data, asked.own, asked.families)
     write_model(asked.out / "code_forest.npz", fit(kernels, np.flatnonzero(~kernels.listed())), curves)
-    result = evaluation.evaluate(kernels, scores, curves["whole"])
     result["trained"] = datetime.now(UTC).date().isoformat()
     (asked.out / "code_forest.md").write_text(evaluation.card(result))
     sys.stdout.write(json.dumps(result["figures"], indent=2) + "\n")

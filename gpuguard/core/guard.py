@@ -43,6 +43,7 @@ from gpuguard.core.subjects import FlowId, ProcessId, Subject
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuguard.core.counter_classes import Model
     from gpuguard.core.signatures import Signature
 
 GAPS_MAX = 16
@@ -85,6 +86,8 @@ class Guard:
         The false-alarm rate that the thresholds are set for, see `fusion`. Raises ValueError if not sensible.
     signatures
         What is known of code and launches that mine; without them, mining by launches is not recognised.
+    counter_model
+        What counters are weighed by; without it, they are not judged.
     quiet
         Report dull flows by the row (`FlowReports`) instead of one by one, at a hundredth of the cost, until a list of
         sockets comes. The answers are the same, see `reports`.
@@ -97,6 +100,7 @@ class Guard:
         mode: Literal["observe", "enforce"] = "observe",
         alarms_per_gpu_year: float = 0.1,
         signatures: tuple[Signature, ...] = (),
+        counter_model: Model | None = None,
         quiet: bool = False,
     ) -> None:
         self.host = Host()
@@ -105,7 +109,7 @@ class Guard:
         self._mode: Literal["observe", "enforce"] = mode
         self._flows = FlowTable(quiet=quiet, exchanges=2 if quiet else 1)
         self._quiet = quiet
-        self._detectors = new_detectors(signatures)
+        self._detectors = new_detectors(signatures, counter_model, alarms_per_gpu_year)
         self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)
         self._correlation = Correlation()

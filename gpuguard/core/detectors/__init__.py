@@ -12,6 +12,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 if TYPE_CHECKING:
+    from gpuguard.core.counter_classes import Model
     from gpuguard.core.evidence import Evidence
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
@@ -39,12 +40,25 @@ class Learner(Protocol):
         ...
 
 
-def new_detectors(signatures: tuple[Signature, ...] = ()) -> list[Detector]:
-    """Return one fresh instance of every detector in this folder, in order of name, knowing these signatures."""
+@runtime_checkable
+class Judge(Protocol):
+    """A detector that weighs counters by a trained model."""
+
+    def judge_by(self, model: Model, alarms_per_gpu_year: float) -> None:
+        """Weigh by this model, against the threshold of this rate."""
+        ...
+
+
+def new_detectors(
+    signatures: tuple[Signature, ...] = (), counter_model: Model | None = None, alarms_per_gpu_year: float = 0.1,
+) -> list[Detector]:
+    """Return one fresh instance of every detector in this folder, in order of name, knowing all this."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     detectors = [cast("Detector", module.Detector()) for module in modules]
     for one in detectors:
         if isinstance(one, Learner):
             one.learn(signatures)
+        if counter_model and isinstance(one, Judge):
+            one.judge_by(counter_model, alarms_per_gpu_year)
     return detectors

@@ -1,32 +1,44 @@
-"""Counters as support for mining: a GPU held flat out, at one power, with hardly a byte from or to the host.
+"""Mining by counters alone: what a GPU does, look by look, added up until it is past chance; suspect at most.
 
 Ordinary CUDA work looks like mining to counters. Of 20 common CUDA programs measured on a V100 (NV-DVFS set), 19 keep
-the SMs at 0.7 and above and none uses a tensor core; a long simulation that stays on the device cannot be told from a
-hash search here. So this detector only ever supports what another eye saw: its sum stays below `CAP_NATS`, which alone
-is not even suspect, and what speaks against (phases, copies, shared GPUs) takes it away again.
+the SMs at 0.7 and above and none uses a tensor core. So levels decide nothing here: a forest weighs the mix and the
+rhythm of each look (`core.counter_features`, `core.counter_classes`), with whatever the board tells, and weighs little
+where it tells little.
 
-The records are strongly correlated: lag-1 autocorrelation of power at 10 Hz is 0.1 to 0.99 on H100s (NVML smooths it).
-A series with autocorrelation rho is worth (1 - rho) / (1 + rho) of its samples, so at the worst, 0.99 at 10 Hz, one
-independent look takes 0.1 s * 1.99 / 0.01 = 20 s. That is the window: one decision each, whatever the sampling rate.
+A sequential test adds the looks up, S = max(0, S + w - allowance), one sum for each job. What handles the correlation:
+samples of one look are one observation (real power at 10 Hz has a lag-1 autocorrelation of up to 0.99, worth one in 200
+samples), and looks of one job, which are alike because the job goes on, must each beat the allowance: a job that looks
+a little like mining for ever never adds up. The threshold is
 
-Windows of one job are not independent either: a job that was flat for an hour will be flat for the next minute. So the
-weight follows how long the stretch is, not how many windows it has. If benign stretches have a Pareto tail of index 1
-and scale `SCALE_S` (an assumption: nobody has published such stretches; the H100 training and inference runs at hand
-have none of one window), P(longer than T) = 1 / (1 + T / SCALE_S), and a miner goes on: the log-likelihood ratio grows
-as ln(1 + T / SCALE_S).
+    h = ln(looks per year / alarms per GPU-year)
+
+16.6 nats for one alarm in ten GPU-years, 21.2 for one in a thousand. That holds in the model that the forest was
+trained on, and not for a program that nobody measured and that looks just like a search: model error is why reaching h
+is told as `CAP_NATS`, which is suspect and no more, and half-way there as `NEAR_NATS` at most. With the code or the
+name of a miner beside it that is enough to confirm; with launches that only beat like a search it is not.
+
+Grounds for innocence count as well: looks that are unlike mining (collectives over NVLink, half-precision tensor work
+in steps, copies and checkpoints) take the sum down, then take from what other eyes hold, down to `FLOOR_NATS`, and name
+the work. Idle looks say nothing either way: who pauses is not cleared, and who mines when idle is still added up.
+
+Judged is the process that has the device to itself, and the device where nobody or many are told: power and PCIe are
+the device's, and cannot be shared out.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec import Struct, field
 
+from gpuguard.core import counter_features as cf
+from gpuguard.core.counter_classes import MINING, Model
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import DeviceSample, ProcessExited, ProcessSample
-from gpuguard.core.subjects import ProcessId
+from gpuguard.core.subjects import DeviceId, ProcessId
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -34,223 +46,255 @@ if TYPE_CHECKING:
     from gpuguard.core.records import Block
 
 SECOND_NS = 1_000_000_000
-WINDOW_NS = 20 * SECOND_NS
-SAMPLES_MIN = 8
+LOOK_NS = int(cf.LOOK_S * SECOND_NS)
+LOOKS_PER_YEAR = 365.25 * 86_400 / cf.LOOK_S
+#: A look needs this many samples, be it that it takes longer; samples that come faster than 25 Hz are passed over.
+SAMPLES_MIN, APART_MIN_NS = 8, SECOND_NS // 25
+#: Samples further apart than this are no look at what was between them.
+APART_MAX_NS = 120 * SECOND_NS
 
-#: The fusion layer says suspect at 6 nats; from the floor to the cap is 5.5, so counters alone never get there.
-CAP_NATS = 3.5
-FLOOR_NATS = -2.0
-FIRST_NATS = 0.5
-SCALE_S = 60.0
-PHASED_NATS = -0.5
-#: A stretch this long outlives what was held against the process before: miners too load, and change jobs.
-FORGIVEN_WINDOWS = 30
+#: The fusion layer says suspect at 6 nats. Before its threshold the sum stays so low that a launch eye which sees
+#: nothing (1.5 nats) does not make a suspect of it.
+CAP_NATS, NEAR_NATS, FLOOR_NATS = 6.25, 4.4, -2.0
+#: The sum is kept near its threshold, so that a job that stops can be seen to have stopped.
+CEILING = 1.25
+#: One look unlike mining takes this share of its weight from what others hold.
+INNOCENT_SHARE = 0.1
+#: A look names what is no mining by this much, when the forest gives it this probability; `fusion.NAMED_NATS` is 3.
+NAMED_NATS, NAMED_NATS_MAX, NAMED_PROBABILITY = 0.5, 3.0, 0.8
 #: Less is not worth an event.
-TOLD_NATS = 0.25
-
-BUSY_RATIO, BUSY_MIN_RATIO, WORKING_RATIO = 0.9, 0.8, 0.2
-STEADY_POWER, PHASED_POWER = 0.03, 0.1
-#: An idle H100 with a monitor on it moves up to 4 MB/s over PCIe.
-QUIET_BYTES_PER_S, BURST_BYTES_PER_S = 16e6, 100e6
+TOLD_NATS = 0.5
 SHARED_RATIO = 0.1
 
 DEVICES_MAX = 256
-PROCESSES_MAX = 4_096
+SUBJECTS_MAX = 4_096
 PROCESSES_PER_DEVICE_MAX = 256
+SAMPLES_MAX = 512
 
 BLIND_SPOTS = (
-    "ordinary CUDA programs look the same (19 of 20 measured ones)",
-    "a miner that pauses, copies or shares its GPU on purpose does not look like this",
+    "ordinary CUDA programs can look the same; measured only on simulated mining",
+    "mining at a small share of a busy GPU, or inside real tensor work, does not look like this",
 )
 
-Look = Literal["steady", "phased", "mixed", "unknown"]
+
+def threshold_nats(alarms_per_gpu_year: float) -> float:
+    """Return the sum from which on a job is suspect, for a rate of false alarms."""
+    return math.log(LOOKS_PER_YEAR / alarms_per_gpu_year)
 
 
-class Series(Struct):
-    """Sums over one window of one quantity."""
-
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    lowest: float = math.inf
-    highest: float = 0.0
-
-    def add(self, value: float | None) -> None:
-        """Take one value; None is no value."""
-        if value is None:
-            return
-        self.count += 1
-        self.total += value
-        self.squares += value * value
-        self.lowest = min(self.lowest, value)
-        self.highest = max(self.highest, value)
-
-    @property
-    def mean(self) -> float:
-        """Mean; 0 of nothing."""
-        return self.total / self.count if self.count else 0.0
-
-    @property
-    def variation(self) -> float:
-        """Coefficient of variation: standard deviation over mean; 0 of nothing."""
-        if not self.total:
-            return 0.0
-        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2)) / self.mean
-
-
-class Window(Struct):
-    """What one device and the processes on it did since ``start_ns``."""
+class Look(Struct, frozen=True):
+    """What became of one window of readings. ``means`` and ``most`` are by `counter_features.CHANNELS`."""
 
     start_ns: int
-    power_w: Series = field(default_factory=Series)
-    gpu_ratio: Series = field(default_factory=Series)
-    pcie_bytes_per_s: Series = field(default_factory=Series)
-    processes: dict[ProcessId, Series] = field(default_factory=dict)
+    end_ns: int
+    at_work: bool
+    nats: float
+    probabilities: tuple[float, ...]
+    means: tuple[float, ...]
+    most: tuple[float, ...]
+    power_variation: float
 
-    def add(self, sample: DeviceSample) -> None:
-        """Take one sample of the device."""
-        self.power_w.add(sample.power_w)
-        self.gpu_ratio.add(sample.gpu_ratio)
-        sent, received = sample.pcie_tx_bytes_per_s, sample.pcie_rx_bytes_per_s
-        if sent is not None or received is not None:
-            self.pcie_bytes_per_s.add((sent or 0) + (received or 0))
+
+class Watch:
+    """Readings of one device since the last look, its past, and who used it."""
+
+    def __init__(self) -> None:
+        self.readings: list[tuple[float, ...]] = []
+        self.start_ns = self.last_ns = 0
+        self.shares: dict[ProcessId, list[float]] = {}
+        self.user: ProcessId | None = None
+        self.past = cf.no_history()
+
+    def due(self, time_ns: int) -> bool:
+        """Return whether the look is over when the next sample comes now."""
+        return len(self.readings) >= SAMPLES_MIN and time_ns - self.start_ns >= LOOK_NS
+
+    def add(self, time_ns: int, reading: tuple[float, ...]) -> None:
+        """Take one reading. What was begun before a hole, or before the clock was set back, is dropped."""
+        if self.readings and not 0 <= time_ns - self.last_ns <= APART_MAX_NS:
+            self._begin_anew()
+        if not self.readings:
+            self.start_ns = time_ns
+        elif time_ns - self.last_ns < APART_MIN_NS:
+            return
+        self.readings.append(reading)
+        self.last_ns = time_ns
+
+    def look(self, model: Model, limit_w: float | None) -> Look:
+        """Weigh what was read since the last look."""
+        statistics = cf.summarised(np.array([self.readings], np.float32))
+        limit = np.array([math.nan if limit_w is None else limit_w])
+        features, at_work, self.past = cf.look(statistics, limit, self.past)
+        nats, probabilities = model.judge(features) if at_work[0] else (np.zeros(1), np.zeros((1, len(model.classes))))
+        mean, most = (statistics[0, cf.STATISTIC[name]].tolist() for name in ("mean", "max"))
+        power = float(features[0, cf.FEATURES.index("power_variation")])
+        out = Look(self.start_ns, self.last_ns, bool(at_work[0]), float(nats[0]), tuple(probabilities[0].tolist()),
+                   tuple(mean), tuple(most), power)
+        self._begin_anew()
+        return out
 
     def users(self) -> list[ProcessId]:
-        """Return who computed; where no share was told, a process that holds the device alone."""
-        told = [process for process, share in self.processes.items() if share.mean > SHARED_RATIO]
-        return told or (list(self.processes) if len(self.processes) == 1 else [])
+        """Return who computed since the last look; where no share was told, a process that holds the device alone."""
+        told = [one for one, share in self.shares.items() if share and sum(share) / len(share) > SHARED_RATIO]
+        return told or (list(self.shares) if len(self.shares) == 1 else [])
+
+    def _begin_anew(self) -> None:
+        self.readings = []
+        self.shares = {}
 
 
-class Stretch(Struct):
-    """How one process stands on one device."""
+class Level(Struct):
+    """How one subject stands on one device: the sum, what speaks for it, and since when."""
 
     start_ns: int
-    windows: int = 0
-    certain: float = 1.0
-    held_against: float = 0.0
     nats: float = 0.0
+    innocent_nats: float = 0.0
+    looks: int = 0
+    like_mining: int = 0
 
-    def take(self, look: Look, certain: float, start_ns: int) -> None:
-        """Add one window."""
-        if look == "steady":
-            self.start_ns = start_ns if self.windows == 0 else self.start_ns
-            self.windows += 1
-            self.certain = min(self.certain, certain) if self.windows > 1 else certain
-            self.held_against = 0.0 if self.windows >= FORGIVEN_WINDOWS else self.held_against
-        elif look != "unknown":
-            self.windows = 0
-            self.start_ns = start_ns
-            self.held_against += PHASED_NATS if look == "phased" else 0.0
-        self.nats = max(FLOOR_NATS, min(CAP_NATS, self.certain * stretch_nats(self.windows) + self.held_against))
+    def take(self, look: Look, allowance: float, threshold: float) -> None:
+        """Add one look at work."""
+        before = self.nats
+        self.nats = min(CEILING * threshold, max(0.0, self.nats + look.nats - allowance))
+        if self.nats == 0.0 or before == 0.0:
+            self.start_ns, self.looks, self.like_mining = look.start_ns, 0, 0
+        self.looks += 1
+        self.like_mining += look.nats > allowance
+        shift = min(0.0, look.nats) * INNOCENT_SHARE if look.nats < 0 else look.nats
+        self.innocent_nats = min(0.0, max(FLOOR_NATS, self.innocent_nats + shift))
+
+    def told(self, threshold: float) -> float:
+        """Return what the fusion layer is to hold of this."""
+        if self.nats >= threshold:
+            return CAP_NATS
+        return NEAR_NATS * self.nats / threshold if self.nats else self.innocent_nats
 
 
 class Standing(Struct):
-    """What was said of one process so far, and how it stands on each device."""
+    """What was said of one subject so far, and how it stands on each device."""
 
-    stretches: dict[str, Stretch] = field(default_factory=dict)
+    levels: dict[str, Level] = field(default_factory=dict)
     told_nats: float = 0.0
-
-
-def stretch_nats(windows: int) -> float:
-    """Return the weight of an unbroken stretch of steady windows."""
-    return FIRST_NATS + math.log1p((windows - 1) * WINDOW_NS / SECOND_NS / SCALE_S) if windows else 0.0
-
-
-def look_of(window: Window, share: Series) -> tuple[Look, float]:
-    """Return what one process did in a window that it had to itself, and how certain that is, 0..1.
-
-    Where its own share was not told, the device's stands in for it; where PCIe was not told, its quiet is not known:
-    each halves the weight.
-    """
-    busy = share if share.count else window.gpu_ratio
-    certain = (1.0 if share.count else 0.5) * (1.0 if window.pcie_bytes_per_s.count else 0.5)
-    if window.power_w.count < SAMPLES_MIN or not busy.count or busy.mean < WORKING_RATIO:
-        return "unknown", 0.0
-    traffic = window.pcie_bytes_per_s
-    if traffic.highest >= BURST_BYTES_PER_S or window.power_w.variation >= PHASED_POWER or busy.lowest < WORKING_RATIO:
-        return "phased", certain
-    flat = busy.mean >= BUSY_RATIO and busy.lowest >= BUSY_MIN_RATIO and window.power_w.variation <= STEADY_POWER
-    return ("steady" if flat and traffic.mean <= QUIET_BYTES_PER_S else "mixed"), certain
+    named_nats: dict[str, float] = field(default_factory=dict)
 
 
 class Detector:
-    """Windows by device, stretches by process."""
+    """Looks by device, sums by subject. Without a model it judges nothing."""
 
-    takes = (DeviceSample, ProcessSample, ProcessExited)
+    takes = frozenset({DeviceSample, ProcessSample, ProcessExited})
 
     def __init__(self) -> None:
-        self._windows: BoundedTable[str, Window] = BoundedTable(DEVICES_MAX)
-        self._standings: BoundedTable[ProcessId, Standing] = BoundedTable(PROCESSES_MAX)
+        self._model: Model | None = None
+        self._threshold = threshold_nats(0.1)
+        self._watches: BoundedTable[str, Watch] = BoundedTable(DEVICES_MAX)
+        self._standings: BoundedTable[ProcessId | DeviceId, Standing] = BoundedTable(SUBJECTS_MAX)
 
-    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002
-        """Return what a window that this record ends says."""
+    def judge_by(self, model: Model, alarms_per_gpu_year: float) -> None:
+        """Weigh looks by this model, against the threshold of this rate."""
+        self._model, self._threshold = model, threshold_nats(alarms_per_gpu_year)
+
+    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+        """Return what a look that this record ends says."""
         match item:
-            case DeviceSample():
-                evidence = self._turn(item.uuid, item.time_ns)
-                self._window(item.uuid, item.time_ns).add(item)
+            case DeviceSample() if self._model:
+                watch = self._watch(item.uuid)
+                evidence = self._judge(item.uuid, watch, host) if watch.due(item.time_ns) else []
+                watch.add(item.time_ns, cf.reading(item, host.devices.get(item.uuid)))
                 return evidence
-            case ProcessSample():
-                evidence = self._turn(item.uuid, item.time_ns)
-                processes = self._window(item.uuid, item.time_ns).processes
-                if item.process in processes or len(processes) < PROCESSES_PER_DEVICE_MAX:
-                    processes.setdefault(item.process, Series()).add(item.sm_ratio)
-                return evidence
+            case ProcessSample() if self._model:
+                shares = self._watch(item.uuid).shares
+                if item.process in shares or len(shares) < PROCESSES_PER_DEVICE_MAX:
+                    told = shares.setdefault(item.process, [])
+                    if item.sm_ratio is not None and len(told) < SAMPLES_MAX:
+                        told.append(item.sm_ratio)
             case ProcessExited():
                 self._standings.pop(item.process)
         return []
 
-    def _window(self, uuid: str, time_ns: int) -> Window:
-        window = self._windows.get(uuid)
-        if window is None:
-            window = Window(start_ns=time_ns)
-            self._windows[uuid] = window
-        return window
+    def _watch(self, uuid: str) -> Watch:
+        watch = self._watches.get(uuid)
+        if watch is None:
+            watch = self._watches[uuid] = Watch()
+        return watch
 
-    def _turn(self, uuid: str, time_ns: int) -> list[Evidence]:
-        window = self._windows.get(uuid)
-        if window is None or 0 <= time_ns - window.start_ns < WINDOW_NS:
+    def _judge(self, uuid: str, watch: Watch, host: Host) -> list[Evidence]:
+        assert self._model  # noqa: S101 only called where there is one
+        users = watch.users()
+        user = users[0] if len(users) == 1 else None
+        if user != watch.user and user is not None:
+            watch.user, watch.past = user, cf.no_history()
+        known = host.devices.get(uuid)
+        look = watch.look(self._model, known.power_limit_w if known else None)
+        if not look.at_work:
             return []
-        self._windows.pop(uuid)
-        users = window.users()
-        if len(users) != 1:
-            return []  # nobody's, or everybody's: power and PCIe are the device's, and cannot be shared out
-        return self._judge(users[0], uuid, window, time_ns)
+        subject = user or DeviceId(uuid)
+        standing = self._standings.get(subject)
+        if standing is None:
+            standing = self._standings[subject] = Standing()
+        level = standing.levels.get(uuid)
+        if level is None:
+            level = standing.levels[uuid] = Level(start_ns=look.start_ns)
+        level.take(look, self._model.allowance, self._threshold)
+        return [*self._weigh(subject, standing, level, look), *self._name(subject, standing, look)]
 
-    def _judge(self, process: ProcessId, uuid: str, window: Window, time_ns: int) -> list[Evidence]:
-        share = window.processes[process]
-        look, certain = look_of(window, share)
-        standing = self._standings.get(process) or Standing()
-        self._standings[process] = standing
-        if look == "unknown" and uuid not in standing.stretches:
-            return []
-        stretch = standing.stretches.setdefault(uuid, Stretch(start_ns=window.start_ns))
-        stretch.take(look, certain, window.start_ns)
+    def _weigh(self, subject: ProcessId | DeviceId, standing: Standing, level: Level, look: Look) -> list[Evidence]:
         # One process on eight GPUs is one job: its devices do not add up.
-        levels = [one.nats for one in standing.stretches.values()]
-        change = sum(levels) / len(levels) - standing.told_nats
-        if abs(change) < TOLD_NATS:
+        levels = [one.told(self._threshold) for one in standing.levels.values()]
+        now = sum(levels) / len(levels)
+        change = now - standing.told_nats
+        if abs(change) < TOLD_NATS and not (now >= CAP_NATS > standing.told_nats):
             return []
-        standing.told_nats += change
-        seconds = (time_ns - stretch.start_ns) / SECOND_NS
-        text = _text(window, share)
-        steady = change > 0
+        standing.told_nats = now
+        guilty = change > 0
+        seconds = (look.end_ns - level.start_ns) / SECOND_NS
+        so_far = f"; so in {level.like_mining} of {level.looks} looks over {seconds:.0f} s" if level.nats else ""
         return [Evidence(
-            time_ns=time_ns,
-            subject=process,
+            time_ns=look.end_ns,
+            subject=subject,
             label="mining",
             evidence_class="counter",
-            kind="counters-steady" if steady else "counters-phased",
+            kind="counters-like-mining" if guilty else "counters-unlike-mining",
             nats=change,
-            text=f"{text}; so for {seconds:.0f} s" if steady else text,
-            start_ns=stretch.start_ns if steady else window.start_ns,
+            text=self._text(look) + so_far,
+            start_ns=level.start_ns if guilty else look.start_ns,
             blind_spots=BLIND_SPOTS,
         )]
 
+    def _name(self, subject: ProcessId | DeviceId, standing: Standing, look: Look) -> list[Evidence]:
+        """Say what it is that is not mining."""
+        assert self._model  # noqa: S101 only called where there is one
+        best = max(range(len(look.probabilities)), key=look.probabilities.__getitem__)
+        name = self._model.classes[best]
+        said = standing.named_nats.get(name, 0.0)
+        if name.startswith(MINING) or look.probabilities[best] < NAMED_PROBABILITY or said >= NAMED_NATS_MAX:
+            return []
+        standing.named_nats[name] = said + NAMED_NATS
+        return [Evidence(
+            time_ns=look.end_ns,
+            subject=subject,
+            label=name,
+            evidence_class="counter",
+            kind=f"counters-{name}",
+            nats=NAMED_NATS,
+            text=self._text(look),
+            start_ns=look.start_ns,
+            blind_spots=BLIND_SPOTS[1:],
+        )]
 
-def _text(window: Window, share: Series) -> str:
-    busy, traffic = share if share.count else window.gpu_ratio, window.pcie_bytes_per_s
-    pcie = "PCIe unknown"
-    if traffic.count:
-        pcie = f"{traffic.mean / 1e6:.1f} MB/s over PCIe (peak {traffic.highest / 1e6:.0f})"
-    power = f"{window.power_w.mean:.0f} W within {window.power_w.variation:.1%}"
-    return f"SMs {busy.mean:.0%} busy (least {busy.lowest:.0%}), {power}, {pcie}"
+    def _text(self, look: Look) -> str:
+        """Return what was seen, in the words of the counters, and what that looks like."""
+        assert self._model  # noqa: S101 only called where there is one
+        mean = dict(zip(cf.CHANNELS, look.means, strict=True))
+        most = dict(zip(cf.CHANNELS, look.most, strict=True))
+        ratios = (("gpu", "GPU busy"), ("sm", "SMs"), ("integer", "integer"), ("fp32", "FP32"), ("tensor", "tensor"),
+                  ("hmma", "HMMA"), ("imma", "IMMA"), ("dram", "DRAM"))
+        seen = [f"{words} {mean[name]:.0%}" for name, words in ratios if not math.isnan(mean[name])]
+        if not math.isnan(mean["power"]):
+            within = f" within {look.power_variation:.1%}" if look.power_variation >= 0 else ""
+            seen.append(f"{mean['power']:.0f} W{within}")
+        for name, words in (("host", "PCIe"), ("link", "NVLink")):
+            if not math.isnan(most[name]):
+                seen.append(f"{words} up to {10 ** most[name] / 1e6:.1f} MB/s")
+        likeliest = sorted(zip(look.probabilities, self._model.classes, strict=True), reverse=True)[:2]
+        like = ", ".join(f"{name} {probability:.2f}" for probability, name in likeliest)
+        return f"{', '.join(seen)}: like {like}"

@@ -1,0 +1,206 @@
+"""Train the forest of `gpuguard.core.counter_classes` on simulated jobs, and write the model with its card.
+
+    gpuguard train counters --out models/
+
+Needs the extra `train` (LightGBM). The same seed gives the same model. Nothing is trained on recordings: those at hand
+are few, and serve to measure. Choices, and why:
+
+- Mining that hides in training jobs at less than a third of their time is measured, not trained on: what can be learnt
+  of it is the training job.
+- A look at a paused miner is labelled by what the device then did, not by who owns it.
+- Mining and the rest weigh alike, so that the score has no prior in it; each family and each kind weighs alike in its
+  half, but other compute, which is what looks like mining, weighs as much as training and inference together.
+- Columns are hidden at random, so that the forest holds for files and boards that tell less, and is less certain there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gpuguard.code.train import not_above
+from gpuguard.core import counter_features as cf
+from gpuguard.core.counter_classes import MINING, Model
+from gpuguard.counters import jobs
+from gpuguard.kernels.forest import Forest, pack
+from gpuguard.lab import telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gpuguard.counters.jobs import Job
+
+SEED = 20_261_121
+JOBS, BATCH = 14_400, 160
+LENGTHS_S, RATES_HZ = (600.0, 900.0, 2400.0), (1.0, 1.0, 1.0, 0.5, 10.0)
+LOOKS_PER_JOB = 7
+#: Programs that run on for hours without a break are the likeliest to be taken for a search: they are drawn so often.
+LONG_DRAWS = 4
+
+FAMILIES = tuple(dict.fromkeys(one.family for one in telemetry.MINERS))
+CLASSES = (*(MINING + name for name in FAMILIES), "training", "inference", "compute")
+KIND_WEIGHTS = {"training": 0.125, "inference": 0.125, "compute": 0.25}
+
+ROUNDS = 36
+PARAMETERS = {
+    "objective": "multiclass", "num_class": len(CLASSES), "verbosity": -1, "learning_rate": 0.15, "num_leaves": 20,
+    "max_depth": 6, "min_data_in_leaf": 60, "feature_fraction": 0.5, "bagging_fraction": 0.7, "bagging_freq": 1,
+    "lambda_l2": 5.0, "use_missing": False, "deterministic": True, "force_row_wise": True, "num_threads": 2, "seed": 0,
+}
+#: One look weighs no more than this, whatever the forest says: some 1,000 distinct jobs of other compute are drawn, and
+#: none of what was drawn bounds the share that looks like mining below 3 in 1,000 (rule of three): ln(1000 / 3).
+NATS_MOST, NATS_LEAST = 5.8, -4.0
+
+
+class Table(NamedTuple):
+    """Looks, one a row: features, class, and the job (its number, workload, board and evasion)."""
+
+    features: np.ndarray
+    label: np.ndarray
+    number: np.ndarray
+    workload: np.ndarray
+    board: np.ndarray
+    evasion: np.ndarray
+
+    def some(self, use: np.ndarray) -> Table:
+        """Return these rows only."""
+        return Table(*(column[use] for column in self))
+
+
+def trained_on(one: telemetry.Evasion) -> bool:
+    """Return whether a miner that hides so is trained on."""
+    return one.share >= 0.3
+
+
+def collect(seed: int = SEED, count: int = JOBS) -> Table:
+    """Simulate jobs and return looks at them: mining and the rest alternate in their number."""
+    random = np.random.default_rng(seed)
+    evasions = [one for one in telemetry.EVASIONS if trained_on(one)]
+    # An unhidden miner is the commonest.
+    miners = jobs.draw(telemetry.MINERS, [telemetry.EVASIONS[0], *evasions], count // 2, random)
+    benign = [one for one in telemetry.BENIGN for _ in range(LONG_DRAWS if one.rhythm is telemetry.LONG else 1)]
+    others = jobs.draw(benign, evasions, count - count // 2, random)
+    drawn = [*miners, *others]
+    drawn = [drawn[i] for i in random.permutation(len(drawn))]
+    parts = []
+    for begin in range(0, len(drawn), BATCH):
+        some = drawn[begin:begin + BATCH]
+        length, rate = random.choice(LENGTHS_S), random.choice(RATES_HZ)
+        parts.append(_rows(some, begin, jobs.look_at(some, length if rate < 10 else 600.0, rate, random), random))
+    return Table(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _rows(some: Sequence[Job], begin: int, looks: jobs.Looks, random: np.random.Generator) -> Table:
+    columns: dict[str, list[Any]] = {name: [] for name in Table._fields}
+    for i, job in enumerate(some):
+        usable = np.flatnonzero(looks.at_work[i])
+        # A look that was mining for a moment only is neither.
+        mined = looks.mining[i] > 0.5 * job.evasion.intensity * min(job.evasion.share, 1.0)
+        if job.workload.kind == "mining":
+            clear = mined | ((looks.mining[i] == 0.0) & job.evasion.idle_only)
+            usable = usable[clear[usable]]
+        for k in random.permutation(usable)[:LOOKS_PER_JOB].tolist():
+            mines = job.workload.kind == "mining" and bool(mined[k])
+            label = MINING + job.workload.family if mines else (
+                "training" if job.workload.kind == "mining" else job.workload.kind)
+            if label == "idle":
+                continue
+            for name, value in zip(Table._fields, (looks.features[i, k], CLASSES.index(label), begin + i,
+                                                   job.workload.name, job.board.name, job.evasion.name), strict=True):
+                columns[name].append(value)
+    return Table(*(np.array(columns[name]) for name in Table._fields))
+
+
+def weights(label: np.ndarray) -> np.ndarray:
+    """Return the weight of each row: mining and the rest alike."""
+    out = np.zeros(len(label))
+    for i, name in enumerate(CLASSES):
+        share = KIND_WEIGHTS.get(name, 0.5 / len(FAMILIES))
+        out[label == i] = share / max(1, int((label == i).sum()))
+    out *= len(label) / out.sum()
+    return out
+
+
+def fit(table: Table, rounds: int = ROUNDS) -> Forest:
+    """Train a forest."""
+    import lightgbm
+
+    data = lightgbm.Dataset(table.features, table.label, weight=weights(table.label))
+    booster = lightgbm.train(PARAMETERS, data, rounds)
+    return flatten([tree["tree_structure"] for tree in booster.dump_model()["tree_info"]])
+
+
+def flatten(nested: Sequence[dict[str, Any]]) -> Forest:
+    """Return LightGBM's nested trees, class by class in turn, as flat arrays, parents before children."""
+    nodes: list[tuple[int, float, int, int, float]] = []
+
+    def add(tree: dict[str, Any]) -> int:
+        at = len(nodes)
+        nodes.append((-1, 0.0, -1, -1, tree.get("leaf_value", 0.0)))
+        if "leaf_value" not in tree:
+            left, right = add(tree["left_child"]), add(tree["right_child"])
+            nodes[at] = (tree["split_feature"], not_above(tree["threshold"]), left, right, 0.0)
+        return at
+
+    root = [add(tree) for tree in nested]
+    feature, threshold, left, right, value = zip(*nodes, strict=True)
+    return Forest(np.array(feature, np.int32), np.array(threshold, np.float32), np.array(left, np.int32),
+                  np.array(right, np.int32), np.array(value, np.float64), np.array(root, np.int32), 0.0,
+                  np.arange(len(nested), dtype=np.int32) % len(CLASSES))
+
+
+def raw(forest: Forest) -> Model:
+    """Return the model whose nats are the forest's log-odds as they are."""
+    return Model(pack(forest, len(cf.FEATURES)), CLASSES, (1.0, 0.0), -30.0, 30.0, 0.0)
+
+
+def is_mining(label: np.ndarray) -> np.ndarray:
+    """Return which labels are of mining."""
+    return label < len(FAMILIES)
+
+
+def held_out(table: Table, groups: np.ndarray, rounds: int = ROUNDS) -> tuple[np.ndarray, np.ndarray]:
+    """Return log-odds of mining and the class of every row, by forests that saw none of its group.
+
+    Groups of a miner and of other work are left out together where there are as many of both.
+    """
+    odds, named = np.zeros(len(table.label)), np.zeros(len(table.label), int)
+    for one in np.unique(groups):
+        rest = groups == one
+        model = raw(fit(table.some(~rest), rounds))
+        odds[rest], probabilities = model.judge(table.features[rest])
+        named[rest] = probabilities.argmax(axis=1)
+    return odds, named
+
+
+def line_through(odds: np.ndarray, mining: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Return Platt's line from log-odds to nats, by Newton's method; classes weigh alike, so it has no prior in it."""
+    design = np.stack([odds, np.ones_like(odds)], axis=1)
+    line = np.array([1.0, 0.0])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
+        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        line += np.linalg.solve(hessian, design.T @ (weight * (mining - p)))
+    return float(line[0]), float(line[1])
+
+
+#: What a look must beat for a sum to rise, in nats. Programs that run on for hours without a break and look like a
+#: search are a quarter of what is called benign here, so a look at what cannot be told from them weighs some ln 4.
+ALLOWANCE = 2.0
+
+
+def finished(forest: Forest, line: tuple[float, float]) -> Model:
+    """Return the model as it is shipped."""
+    return Model(pack(forest, len(cf.FEATURES)), CLASSES, line, NATS_LEAST, NATS_MOST, ALLOWANCE)
+
+
+def write_model(path: Path, forest: Forest, line: tuple[float, float]) -> None:
+    """Write the model as plain arrays."""
+    arrays = {name: value for name, value in forest._asdict().items() if name != "base"}
+    np.savez_compressed(path, feature_names=np.array(cf.FEATURES), classes=np.array(CLASSES), line=np.array(line),
+                        bounds=np.array([NATS_LEAST, NATS_MOST, ALLOWANCE]), **arrays)
