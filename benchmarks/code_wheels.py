@@ -82,8 +82,9 @@ def main() -> None:
             row["with_allow_list"] = {key: learnt[key] for key in ("accused_kernels", "cpu_s", "mb_per_cpu_s")}
             row["with_allow_list"]["verdicts"] = Counter(one["verdict"] for one in learnt["files"].values())
         result["wheels"][name] = row
-        result["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
-                             "load_1_min": round(os.getloadavg()[0], 1)}
+        result["machine"] = {
+            "cores": os.cpu_count(), "python": platform.python_version(), "load_1_min": round(os.getloadavg()[0], 1),
+            "date": time.strftime("%Y-%m-%d", time.gmtime())}
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
         verdicts = Counter(one["verdict"] for one in row["files"].values())
         print(f"{wheel[:48]:48} {row['kernels']:7} kernels {row['code_mb']:8} MB {row['mb_per_cpu_s']:6} MB/s of CPU  "
