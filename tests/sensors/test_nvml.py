@@ -1,18 +1,12 @@
 """The counter eye through the real binding, against the stand-in driver.
 
-pynvml loads its library once in a process, so each story runs in a child with its own script and clock.
+What differs by board is in test_nvml_devices.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import shutil
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -26,8 +20,9 @@ from gpuguard.sensors import EyeClosed
 from gpuguard.sensors.nvml import open_sensor
 from gpuguard.sensors.nvml.fields import ratio
 from gpuguard.sensors.nvml.names import Names, parse_start_ticks, start_ticks
+from tests.sensors.nvml_play import STANDIN, SWEEPS, library, of, play
 
-STANDIN = Path(__file__).parent.parent / "standins" / "libnvidia_ml" / "build.py"
+__all__ = ["library", "play"]  # fixtures
 
 ONE_GPU = """
 driver 580.95.05
@@ -37,81 +32,7 @@ at 0 device 0 gpu 98 memory 30 used_mib 900 power_w 430.5 temperature 51 sm_mhz 
 at 0 device 0 tx_kbs 20 rx_kbs 10 throttle 4 mem_temperature 70
 process device 0 pid_env STANDIN_PID used_mib 512 sm 97 memory 20
 """
-
-HEAD = """
-import json, os, sys, time
-from pathlib import Path
-import msgspec
-from gpuguard.config import Config, NvmlSettings
-from gpuguard.core.records import Gap
-from gpuguard.messages import Found, Refused
-from gpuguard.core.records import ProcessStarted
-from gpuguard.core.subjects import ProcessId
-from gpuguard.sensors import EyeClosed, nvml
-from gpuguard.sensors.nvml.names import start_ticks
-
-nvml.ANSWER_WAIT_S = 20.0
-
-class Broker:
-    asked = []
-    def ask(self, request):
-        self.asked.append(request.pid)
-        ticks = start_ticks(request.pid)
-        if ticks is None:
-            return Refused(reason="no such process"), ()
-        who = ProcessId("boot", request.pid, ticks)
-        return Found(processes=(ProcessStarted(0, who, None, "x", ()),)), ()
-
-broker = Broker()
-def at(second):
-    Path(os.environ["GPUGUARD_STANDIN_NVML_CLOCK"]).write_text(str(second))
-    return int((1760000000 + second) * 1e9)
-def script(text):
-    Path(os.environ["GPUGUARD_STANDIN_NVML_SCRIPT"]).write_text(text)
-def show(blocks):
-    for block in blocks:
-        print(msgspec.json.encode(block).decode())
-"""
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler: the stand-in driver cannot be built")
-    spec = importlib.util.spec_from_file_location("standin_nvml_build", STANDIN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.build(tmp_path_factory.mktemp("nvml"))
-
-
-@pytest.fixture
-def play(library, tmp_path):
-    """Run Python code against a script in a child; return the records that it shows."""
-
-    def run(script: str | None, code: str, **environ: str) -> list[dict]:
-        env = {**os.environ, "LD_LIBRARY_PATH": str(library.parent), "STANDIN_PID": str(os.getpid()), **environ}
-        env["GPUGUARD_STANDIN_NVML_SCRIPT"] = str(tmp_path / "script")
-        env["GPUGUARD_STANDIN_NVML_CLOCK"] = str(tmp_path / "clock")
-        if script is not None:
-            (tmp_path / "script").write_text(script)
-        command = [sys.executable, "-c", HEAD + textwrap.dedent(code)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    return run
-
-
-def of(records, kind):
-    return [record for record in records if record.get("type") == kind]
-
-
-SWEEPS = """
-sensor = nvml.open_sensor(broker, Config(), now_ns=at(0))
-for second in {seconds}:
-    show(sensor.read(at(second)))
-sensor.close()
-"""
+OTHER = "device 1 uuid GPU-b gpm 1\nat 0 device 1 mem_temperature 60"
 
 
 def test_the_binding_and_nvitop_read_the_stand_in(play):
@@ -191,7 +112,7 @@ def test_what_a_board_lacks_is_none_and_one_gap_for_each_field(play):
 
 
 def test_without_byte_counters_one_direction_of_one_device_is_measured_in_a_turn(play):
-    lacking = ONE_GPU + "device 1 uuid GPU-b gpm 1\nat 0 device 1 mem_temperature 60 tx_kbs 7 rx_kbs 8\nnot_supported nvmlDeviceGetFieldValues\n"
+    lacking = ONE_GPU + OTHER + " tx_kbs 7 rx_kbs 8\nnot_supported nvmlDeviceGetFieldValues\n"
     records = play(lacking, SWEEPS.format(seconds=range(1, 6)))
     fields = ("uuid", "pcie_tx_bytes_per_s", "pcie_rx_bytes_per_s")
     samples = [tuple(sample[name] for name in fields) for sample in of(records, "device_sample")]
@@ -210,7 +131,7 @@ def test_a_transient_error_is_told_when_it_begins_and_when_it_ends(play):
 
 
 def test_a_lost_gpu_leaves_the_others_alone_and_is_taken_back(play):
-    two = ONE_GPU + "device 1 uuid GPU-b gpm 1\nat 0 device 1 mem_temperature 60 gpu 5\nfail 2 gpu_lost device 1 until 6\n"
+    two = ONE_GPU + OTHER + " gpu 5\nfail 2 gpu_lost device 1 until 6\n"
     records = play(two, SWEEPS.format(seconds=range(1, 9)))
     seconds = {uuid: [s["time_ns"] // 10**9 - 1760000000 for s in of(records, "device_sample") if s["uuid"] == uuid]
                for uuid in ("GPU-a", "GPU-b")}
@@ -225,7 +146,7 @@ def test_a_lost_gpu_leaves_the_others_alone_and_is_taken_back(play):
 
 
 def test_a_gpu_that_was_dead_at_the_start_is_taken_in_when_it_answers(play):
-    two = ONE_GPU + "device 1 uuid GPU-b gpm 1\nat 0 device 1 mem_temperature 60 gpu 5\nfail 0 gpu_lost device 1 until 2\n"
+    two = ONE_GPU + OTHER + " gpu 5\nfail 0 gpu_lost device 1 until 2\n"
     records = play(two, SWEEPS.format(seconds=(1, 2, 3)))
     assert [device["uuid"] for device in of(records, "device_info")] == ["GPU-a", "GPU-b"]
     assert [gap["reason"] for gap in of(records, "gap")] == ["GPU 1 cannot be opened: GPU is lost"] * 2

@@ -50,20 +50,13 @@ METRICS_MAX = 1_024
 PROCESS = struct.Struct("<I4xQII")
 #: nvmlProcessUtilizationSample_t: pid, time us, sm, memory, encoder, decoder, in percent.
 USE = struct.Struct("<I4xQIIII")
+#: nvmlAccountingStats_t: gpu, memory in percent, most memory, ms of context time, start in us of Unix time, running.
+#: The binding's own reader fails where a driver says "not available".
+ACCOUNT = struct.Struct("<IIQQQI20x")
 
 INSTANCE_ANY = 2**32 - 1
 #: All links together, where a field id takes a link as its scope.
 SCOPE_ALL = 2**32 - 1
-
-
-class FieldValue(NamedTuple):
-    """One nvmlFieldValue_t, its value decoded; None where it is no number of a type that nvml.h knows."""
-
-    id: int
-    time_us: int
-    kind: int
-    code: int
-    value: int | float | None
 
 
 class RunningProcess(NamedTuple):
@@ -125,35 +118,36 @@ class Fields:
     """A fixed list of field ids of one device, read by one call of nvmlDeviceGetFieldValues."""
 
     def __init__(self, library: Library, handle: Any, wanted: Sequence[tuple[int, int]]) -> None:
-        self._check = library.check
+        self._error = library.nvml.NVMLError
         self._call = library.function("nvmlDeviceGetFieldValues")
-        self._arguments = (handle, ctypes.c_int(len(wanted)))
         self._blank = b"".join(FIELD.pack(one, scope, 0, 0, 0, NOT_SUPPORTED, 0) for one, scope in wanted)
-        self._buffer = ctypes.create_string_buffer(self._blank, len(self._blank) or 1)
+        self._buffer = ctypes.create_string_buffer(self._blank, len(self._blank))
+        self._arguments = (handle, ctypes.c_int(len(wanted)), self._buffer)
 
-    def read(self) -> list[FieldValue]:
-        """Ask, and return what was answered; raises NVMLError where the call as a whole fails."""
-        ctypes.memmove(self._buffer, self._blank, len(self._blank))
-        self._check(self._call(*self._arguments, self._buffer))
-        return decode_fields(ctypes.string_at(self._buffer, len(self._blank)))
+    def read(self) -> list[tuple[int, int, int, int | float | None]]:
+        """Ask, and return (time in us, nvmlValueType_t, nvmlReturn, value) of each field, in order.
 
-
-def decode_fields(data: bytes) -> list[FieldValue]:
-    """Return the entries of an array of nvmlFieldValue_t."""
-    return [FieldValue(one, time_us, kind, code, None if code else decode_value(kind, bits))
-            for one, _, time_us, _, kind, code, bits in FIELD.iter_unpack(data)]
+        The value is None where it is no number of a type that nvml.h knows. Raises NVMLError where the call as a whole
+        fails.
+        """
+        size = len(self._blank)
+        ctypes.memmove(self._buffer, self._blank, size)
+        if code := self._call(*self._arguments):
+            raise self._error(code)
+        return [(time_us, kind, code, bits if kind in WIDE else decode_value(kind, bits))
+                for _, _, time_us, _, kind, code, bits in FIELD.iter_unpack(ctypes.string_at(self._buffer, size))]
 
 
 def decode_value(kind: int, bits: int) -> int | float | None:
     """Return the member of nvmlValue_t that nvmlValueType_t names, None for a type or a number that is none."""
+    if kind in WIDE:
+        return bits
     match kind:
+        case 1:
+            return bits & 0xFFFFFFFF
         case 0:
             number: float = struct.unpack("<d", bits.to_bytes(8, "little"))[0]
             return number if math.isfinite(number) else None
-        case 1:
-            return bits & 0xFFFFFFFF
-        case 2 | 3:
-            return bits
         case 4:
             return bits - (bits >> 63 << 64)
         case 5:

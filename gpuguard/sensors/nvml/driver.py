@@ -34,13 +34,13 @@ from gpuguard.sensors.nvml.calls import (
 from gpuguard.sensors.nvml.fields import (
     FAST,
     OF_INSTANCE,
+    PCIE,
     PCIE_RX,
-    PCIE_RX_BYTES,
     PCIE_TX,
-    PCIE_TX_BYTES,
     SLOW,
     WANTED,
-    Counters,
+    FieldReader,
+    Reader,
     Values,
     implausible,
 )
@@ -114,13 +114,12 @@ class Gpu:
         self.instances: list[Gpu] = []
         self.absent: set[str] = set()
         self.failing: dict[str, tuple[int, int]] = {}
-        self.fast: dict[str, Callable[[], Values]] = {}
-        self.slow: dict[str, Callable[[], Values]] = {}
+        self.fast: dict[str, Reader] = {}
+        self.slow: dict[str, Reader] = {}
         self.held: Values = {}
         self.slow_ns = self.context_ns = 0
-        self.fields: Fields | None = None
-        self.field_names: dict[int, str] = {}
-        self.counters = Counters()
+        self.fields: FieldReader | None = None
+        self.pcie_counters = False
         self.windows: dict[int | None, Window] = {}
         self.use_seen_us = 0
         self.accounted: dict[int, int] = {}
@@ -280,7 +279,7 @@ class Driver:
 
     def _prepare(self, gpu: Gpu, sweep: Sweep) -> None:
         """Find out what a device is and what can be read of it; raises NVMLError, DeviceGone and DriverGone."""
-        gpu.counters, gpu.held, gpu.instances = Counters(), {}, []
+        gpu.held, gpu.instances = {}, []
         gpu.slow_ns = 0
         whole = gpu.parent is None
         gpu.fast = self._readers(gpu, sweep, FAST if whole else ())
@@ -303,23 +302,21 @@ class Driver:
 
     def _prepare_fields(self, gpu: Gpu, sweep: Sweep) -> None:
         """Ask for each field by itself; those that the driver knows are asked for together from then on."""
-        gpu.field_names = {}
-        for what, wanted in WANTED.items():
+        kept = []
+        for wanted in WANTED:
+            what, one, scope, _ = wanted
             if "NVLink" in what and gpu.device.nvlinks == 0:
                 continue  # no link: nothing is missing
-            found = self._ask(gpu, sweep, what, functools.partial(self._probe, gpu, wanted))
-            if found is not None:
-                gpu.field_names[wanted[0]] = what
-        kept = [WANTED[what] for what in gpu.field_names.values()]
-        gpu.fields = Fields(self._library, gpu.handle, kept) if kept else None
+            if self._ask(gpu, sweep, what, functools.partial(self._probe, gpu, one, scope)):
+                kept.append(wanted)
+        gpu.fields = FieldReader(self._library, gpu.handle, kept) if kept else None
+        gpu.pcie_counters = {one for _, one, _, _ in kept} >= PCIE
 
-    def _probe(self, gpu: Gpu, wanted: tuple[int, int]) -> bool:
+    def _probe(self, gpu: Gpu, one: int, scope: int) -> bool:
         """Return True for a field that this driver knows, whether or not it has a value now; raises NVMLError."""
-        answer = Fields(self._library, gpu.handle, [wanted]).read()[0]
-        if answer.code in ID_ABSENT:
-            raise self._nvml.NVMLError(NOT_SUPPORTED)
-        # 32 bits wrap within a tenth of a second on a busy link.
-        if wanted[0] in (PCIE_TX_BYTES, PCIE_RX_BYTES) and answer.kind not in WIDE:
+        _, kind, code, _ = Fields(self._library, gpu.handle, [(one, scope)]).read()[0]
+        # 32 bits of PCIe bytes wrap within a tenth of a second on a busy link.
+        if code in ID_ABSENT or (one in PCIE and not code and kind not in WIDE):
             raise self._nvml.NVMLError(NOT_SUPPORTED)
         return True
 
@@ -385,36 +382,45 @@ class Driver:
         self._read(gpu, sweep, gpu.fast, values)
         if gpu.fields is not None:
             self._read_fields(gpu, sweep, gpu.fields, values)
+        if gpu.parent is None and not gpu.pcie_counters:
+            values.update(self._throughput(gpu, sweep))
+        self._drop_implausible(gpu, sweep, values)
         if sweep.time_ns - gpu.slow_ns >= SLOW_PERIOD_NS:
             gpu.slow_ns, gpu.held = sweep.time_ns, {}
             self._read(gpu, sweep, gpu.slow, gpu.held)
             self._drop_implausible(gpu, sweep, gpu.held)
-        if gpu.parent is None and not gpu.field_names.keys() >= {PCIE_TX_BYTES, PCIE_RX_BYTES}:
-            values.update(self._throughput(gpu, sweep))
-        self._drop_implausible(gpu, sweep, values)
         values.update(gpu.held)
         values["gpm"] = self._gpm(gpu, sweep, now_ns)
         if any(value is not None for value in values.values()):
             sweep.blocks.append(DeviceSample(sweep.time_ns, gpu.uuid, **values))
 
-    def _read(self, gpu: Gpu, sweep: Sweep, readers: dict[str, Callable[[], Values]], values: Values) -> None:
-        for what, reader in list(readers.items()):
-            answer = self._ask(gpu, sweep, what, reader)
-            if answer is not None:
-                values.update(answer)
-            elif what in gpu.absent:
-                del readers[what]
+    def _read(self, gpu: Gpu, sweep: Sweep, readers: dict[str, Reader], values: Values) -> None:
+        failed = []
+        for what, reader in readers.items():
+            try:
+                reader(values)
+            except self._nvml.NVMLError as error:
+                self._failed(gpu, sweep, what, error)
+                failed.append(what)
+        if failed or gpu.failing:
+            self._settle(gpu, sweep, readers, failed)
 
-    def _read_fields(self, gpu: Gpu, sweep: Sweep, fields: Fields, values: Values) -> None:
-        answers = self._ask(gpu, sweep, "field values", fields.read)
-        if answers is None:
+    def _settle(self, gpu: Gpu, sweep: Sweep, asked: Iterable[str], failed: Iterable[str]) -> None:
+        """Tell of what can be read again, and ask no more for what is not there."""
+        for what in gpu.failing.keys() & set(asked) - set(failed):
+            self._recovered(gpu, sweep, what)
+        for what in gpu.absent & set(failed):
+            gpu.fast.pop(what, None)
+            gpu.slow.pop(what, None)
+
+    def _read_fields(self, gpu: Gpu, sweep: Sweep, fields: FieldReader, values: Values) -> None:
+        failed = self._ask(gpu, sweep, "field values", functools.partial(fields.read, values))
+        if failed is None:
             return
-        for one in answers:
-            if one.code and (what := gpu.field_names.get(one.id)):
-                self._failed(gpu, sweep, what, self._nvml.NVMLError(one.code))
-            elif gpu.failing and (what := gpu.field_names.get(one.id)) in gpu.failing:
-                self._recovered(gpu, sweep, what)
-        values.update(gpu.counters.values(answers))
+        for what, code in failed.items():
+            self._failed(gpu, sweep, what, self._nvml.NVMLError(code))
+        if gpu.failing:
+            self._settle(gpu, sweep, [what for what, *_ in fields.kept], failed)
 
     def _drop_implausible(self, gpu: Gpu, sweep: Sweep, values: Values) -> None:
         for name in implausible(values):
@@ -490,7 +496,7 @@ class Driver:
         gpu.accounted = {pid: started for pid, started in gpu.accounted.items() if pid in set(pids)}
         open_first = sorted(pids, key=lambda pid: pid in gpu.accounted)
         for pid in open_first[:ACCOUNTS_PER_ROUND]:
-            read = functools.partial(self._nvml.nvmlDeviceGetAccountingStats, gpu.handle, pid)
+            read = functools.partial(self._processes.account, gpu.handle, pid)
             stats = self._ask(gpu, sweep, "accounting of a process", read)
             found = stats and account(gpu.uuid, pid, stats)
             if found is None or gpu.accounted.get(pid) == found.started_ns:

@@ -9,35 +9,41 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpuguard.sensors.nvml.calls import ID_ABSENT, NOT_SUPPORTED, SCOPE_ALL, Fields, Library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from gpuguard.sensors.nvml.calls import FieldValue
+    from collections.abc import Mapping, Sequence
 
 Values = dict[str, Any]
+#: Puts what one call says into a dict of values; raises NVMLError.
+Reader = Callable[[Values], None]
 
 CLOCK_SM, CLOCK_MEMORY = 1, 2
 MEMORY_V2 = 0x02000028
 PCIE_TX, PCIE_RX = 0, 1
 
-#: NVML_FI_DEV_*: what is wanted of nvmlDeviceGetFieldValues at each tick, by name; id and scope.
-ENERGY, POWER_AVERAGE, POWER_INSTANT, POWER_CAPPED = 83, 185, 186, 74
-PCIE_TX_BYTES, PCIE_RX_BYTES, NVLINK_TX_KIB, NVLINK_RX_KIB = 197, 198, 138, 139
 NVLINK_COUNT, MEMORY_TEMPERATURE = 91, 82
-WANTED = {
-    "energy": (ENERGY, 0),
-    "average power": (POWER_AVERAGE, 0),
-    "instant power": (POWER_INSTANT, 0),
-    "power cap counter": (POWER_CAPPED, 0),
-    "PCIe bytes sent": (PCIE_TX_BYTES, 0),
-    "PCIe bytes received": (PCIE_RX_BYTES, 0),
-    "NVLink bytes sent": (NVLINK_TX_KIB, SCOPE_ALL),
-    "NVLink bytes received": (NVLINK_RX_KIB, SCOPE_ALL),
-}
+#: NVML_FI_DEV_* that are wanted at each tick, in one call of nvmlDeviceGetFieldValues: what it is, id, scope, and the
+#: name of the value. Levels, mJ and mW: energy since the driver was loaded (Volta and later), power. Counters, told as
+#: rates since the tick before: ns that the power cap held the clocks, PCIe bytes and NVLink KiB from the device (sent)
+#: and to it.
+LEVELS = (
+    ("energy", 83, 0, "energy_j"),
+    ("average power", 185, 0, "power_average_w"),
+    ("instant power", 186, 0, "power_instant_w"),
+)
+RATES = (
+    ("power cap counter", 74, 0, "power_capped_ratio"),
+    ("PCIe bytes sent", 197, 0, "pcie_tx_bytes_per_s"),
+    ("PCIe bytes received", 198, 0, "pcie_rx_bytes_per_s"),
+    ("NVLink bytes sent", 138, SCOPE_ALL, "nvlink_tx_bytes_per_s"),
+    ("NVLink bytes received", 139, SCOPE_ALL, "nvlink_rx_bytes_per_s"),
+)
+WANTED = (*LEVELS, *RATES)
+PCIE = frozenset({197, 198})
 
 #: More than this is no measurement: a counter that wrapped, or a driver that answers nonsense.
 HIGHEST = {
@@ -52,50 +58,49 @@ HIGHEST = {
 
 def implausible(values: Mapping[str, Any]) -> list[str]:
     """Return the names of values that are no measurement."""
-    return [name for name, value in values.items()
-            if value is not None and not (math.isfinite(value) and 0 <= value <= HIGHEST[name])]
+    return [name for name, value in values.items() if value is not None and not 0 <= value <= HIGHEST[name]]
 
 
 # -- at each tick ----------------------------------------------------------------------------------------------------
 
 
-def utilization(library: Library, handle: Any) -> Callable[[], Values]:
+def utilization(library: Library, handle: Any) -> Reader:
     """Time with at least one kernel, and with memory traffic, 0..1.
 
     Absent with MIG. One tiny kernel is 1.0. Source: nvmlDeviceGetUtilizationRates, %; nvidia-smi utilization.gpu.
     """
     call, rates = library.function("nvmlDeviceGetUtilizationRates"), (ctypes.c_uint * 2)()
 
-    def read() -> Values:
+    def read(values: Values) -> None:
         library.check(call(handle, rates))
-        return {"gpu_ratio": ratio(rates[0]), "memory_ratio": ratio(rates[1])}
+        values["gpu_ratio"], values["memory_ratio"] = ratio(rates[0]), ratio(rates[1])
 
     return read
 
 
-def power(library: Library, handle: Any) -> Callable[[], Values]:
+def power(library: Library, handle: Any) -> Reader:
     """Power of the board, W; a 1 s mean on Ampere and later except GA100.
 
     Absent in most vGPU guests. Source: nvmlDeviceGetPowerUsage, mW; nvidia-smi power.draw.
     """
     number = library.number(handle, ctypes.c_uint, names=("nvmlDeviceGetPowerUsage",))
-    return lambda: {"power_w": number() / 1000}
+    return lambda values: values.update(power_w=number() / 1000)
 
 
-def sm_clock(library: Library, handle: Any) -> Callable[[], Values]:
+def sm_clock(library: Library, handle: Any) -> Reader:
     """Clock of the multiprocessors, Hz. Source: nvmlDeviceGetClockInfo, NVML_CLOCK_SM, MHz; nvidia-smi clocks.sm."""
     number = library.number(handle, ctypes.c_uint, CLOCK_SM, names=("nvmlDeviceGetClockInfo",))
-    return lambda: {"sm_clock_hz": number() * 1_000_000}
+    return lambda values: values.update(sm_clock_hz=number() * 1_000_000)
 
 
-def throttle_reasons(library: Library, handle: Any) -> Callable[[], Values]:
+def throttle_reasons(library: Library, handle: Any) -> Reader:
     """Why the clocks are where they are, as a bit mask of nvmlClocksEventReason* (4 SW power cap, 8 HW slowdown, ...).
 
     Source: nvmlDeviceGetCurrentClocksEventReasons, before R535 nvmlDeviceGetCurrentClocksThrottleReasons.
     """
     names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
     number = library.number(handle, ctypes.c_ulonglong, names=names)
-    return lambda: {"throttle_reasons": number()}
+    return lambda values: values.update(throttle_reasons=number())
 
 
 FAST = (utilization, power, sm_clock, throttle_reasons)
@@ -104,13 +109,13 @@ FAST = (utilization, power, sm_clock, throttle_reasons)
 # -- once a second ---------------------------------------------------------------------------------------------------
 
 
-def memory(library: Library, handle: Any) -> Callable[[], Values]:
+def memory(library: Library, handle: Any) -> Reader:
     """Memory in use, bytes, without what the driver keeps for itself where the driver tells the two apart.
 
     Source: nvmlDeviceGetMemoryInfo_v2, else nvmlDeviceGetMemoryInfo, bytes; nvidia-smi memory.used.
     """
     info = memory_info(library, handle)
-    return lambda: {"memory_used_bytes": info()[1]}
+    return lambda values: values.update(memory_used_bytes=info()[1])
 
 
 def memory_info(library: Library, handle: Any) -> Callable[[], tuple[int, int]]:
@@ -134,43 +139,43 @@ def memory_info(library: Library, handle: Any) -> Callable[[], tuple[int, int]]:
     return read
 
 
-def temperature(library: Library, handle: Any) -> Callable[[], Values]:
+def temperature(library: Library, handle: Any) -> Reader:
     """Temperature of the GPU die, degrees Celsius.
 
     Source: nvmlDeviceGetTemperature, sensor NVML_TEMPERATURE_GPU; nvidia-smi temperature.gpu.
     """
     number = library.number(handle, ctypes.c_uint, 0, names=("nvmlDeviceGetTemperature",))
-    return lambda: {"temperature_c": float(number())}
+    return lambda values: values.update(temperature_c=float(number()))
 
 
-def memory_temperature(library: Library, handle: Any) -> Callable[[], Values]:
+def memory_temperature(library: Library, handle: Any) -> Reader:
     """Temperature of the memory, degrees Celsius; absent on most consumer boards. Source: NVML_FI_DEV_MEMORY_TEMP."""
     fields = Fields(library, handle, [(MEMORY_TEMPERATURE, 0)])
 
-    def read() -> Values:
-        field = fields.read()[0]
-        library.check(NOT_SUPPORTED if field.code in ID_ABSENT or field.value is None else field.code)
-        return {"memory_temperature_c": float(field.value or 0)}
+    def read(values: Values) -> None:
+        _, _, code, value = fields.read()[0]
+        library.check(NOT_SUPPORTED if code in ID_ABSENT else code)
+        values["memory_temperature_c"] = math.nan if value is None else float(value)
 
     return read
 
 
-def memory_clock(library: Library, handle: Any) -> Callable[[], Values]:
+def memory_clock(library: Library, handle: Any) -> Reader:
     """Clock of the memory, Hz. Source: nvmlDeviceGetClockInfo, NVML_CLOCK_MEM, MHz; nvidia-smi clocks.mem."""
     number = library.number(handle, ctypes.c_uint, CLOCK_MEMORY, names=("nvmlDeviceGetClockInfo",))
-    return lambda: {"memory_clock_hz": number() * 1_000_000}
+    return lambda values: values.update(memory_clock_hz=number() * 1_000_000)
 
 
-def encoder(library: Library, handle: Any) -> Callable[[], Values]:
+def encoder(library: Library, handle: Any) -> Reader:
     """Use of the video encoders, 0..1. Source: nvmlDeviceGetEncoderUtilization, %."""
     number = _engine(library, handle, "nvmlDeviceGetEncoderUtilization")
-    return lambda: {"encoder_ratio": ratio(number())}
+    return lambda values: values.update(encoder_ratio=ratio(number()))
 
 
-def decoder(library: Library, handle: Any) -> Callable[[], Values]:
+def decoder(library: Library, handle: Any) -> Reader:
     """Use of the video decoders, 0..1. Source: nvmlDeviceGetDecoderUtilization, %."""
     number = _engine(library, handle, "nvmlDeviceGetDecoderUtilization")
-    return lambda: {"decoder_ratio": ratio(number())}
+    return lambda values: values.update(decoder_ratio=ratio(number()))
 
 
 def _engine(library: Library, handle: Any, name: str) -> Callable[[], int]:
@@ -193,52 +198,44 @@ def ratio(percent: int) -> float | None:
     return percent / 100 if 0 <= percent <= 100 else None
 
 
-# -- counters, whose difference is a rate ----------------------------------------------------------------------------
+# -- field values ----------------------------------------------------------------------------------------------------
 
-#: Field id, name of the rate, what one count is.
-RATES = (
-    (PCIE_TX_BYTES, "pcie_tx_bytes_per_s", 1), (PCIE_RX_BYTES, "pcie_rx_bytes_per_s", 1),
-    (NVLINK_TX_KIB, "nvlink_tx_bytes_per_s", 1024), (NVLINK_RX_KIB, "nvlink_rx_bytes_per_s", 1024),
-)
 #: A share of time may come out a little above 1: two clocks.
 CAPPED_RATIO_MAX = 1.05
 
 
-class Counters:
-    """The fields of one device, and what the counters among them showed before."""
+class FieldReader:
+    """The field values of one device, and what the counters among them showed before."""
 
-    def __init__(self) -> None:
-        self._before: dict[int, tuple[int, int]] = {}
+    def __init__(self, library: Library, handle: Any, kept: Sequence[tuple[str, int, int, str]]) -> None:
+        self.kept = kept
+        self._fields = Fields(library, handle, [(one, scope) for _, one, scope, _ in kept])
+        self._plan = [(what, name, wanted in LEVELS) for wanted in kept for what, _, _, name in [wanted]]
+        self._before: list[tuple[int, float]] = [(0, 0)] * len(kept)
 
-    def values(self, fields: Iterable[FieldValue]) -> Values:
-        """Return what one answer says: levels as they are, counters as rates since the answer before.
-
-        Energy in J since the driver was loaded (mJ; Volta and later), power in W (mW), PCIe and NVLink bytes/s from
-        the device (tx) and to it (rx), the share of time that the power cap held the clocks (ns).
-        """
-        found: Values = {}
-        for one in fields:
-            if one.code or one.value is None:
-                continue
-            if one.id == ENERGY:
-                found["energy_j"] = one.value / 1000
-            elif one.id == POWER_AVERAGE:
-                found["power_average_w"] = one.value / 1000
-            elif one.id == POWER_INSTANT:
-                found["power_instant_w"] = one.value / 1000
-            elif (per_us := self._per_us(one.id, one.time_us, int(one.value))) is not None:
-                found.update(_rate(one.id, per_us))
-        return found
-
-    def _per_us(self, one: int, time_us: int, value: int) -> float | None:
-        before_us, before = self._before.get(one, (time_us, value))
-        self._before[one] = time_us, value
-        # A counter that went back has wrapped or was reset: the difference says nothing.
-        return (value - before) / (time_us - before_us) if time_us > before_us and value >= before else None
+    def read(self, values: Values) -> dict[str, int]:
+        """Put what can be told into ``values``; return the nvmlReturn of what cannot. Raises NVMLError."""
+        failed = {}
+        answers = self._fields.read()
+        for index, (what, name, is_level) in enumerate(self._plan):
+            time_us, _, code, value = answers[index]
+            if code:
+                failed[what] = code
+            elif value is None:
+                values[name] = math.nan
+            elif is_level:
+                values[name] = value / 1000
+            else:
+                (before_us, before), self._before[index] = self._before[index], (time_us, value)
+                # A counter that went back has wrapped or was reset: the difference says nothing.
+                if 0 < before_us < time_us and value >= before:
+                    values[name] = as_rate(name, (value - before) / (time_us - before_us))
+        return failed
 
 
-def _rate(one: int, per_us: float) -> Values:
-    if one == POWER_CAPPED:
-        share = per_us / 1000
-        return {"power_capped_ratio": min(1.0, share) if share <= CAPPED_RATIO_MAX else share}
-    return next({name: int(per_us * 1e6 * unit)} for counter, name, unit in RATES if counter == one)
+def as_rate(name: str, per_us: float) -> float | int:
+    """Return what a counter's counts per microsecond are in the unit of the value's name."""
+    if name == "power_capped_ratio":
+        share = per_us / 1_000
+        return min(1.0, share) if share <= CAPPED_RATIO_MAX else share
+    return int(per_us * 1_000_000 * (1024 if name.startswith("nvlink") else 1))

@@ -9,6 +9,7 @@ left out from then on and named. Percentages become ratios, MiB become bytes; a 
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from gpuguard.sensors.nvml.calls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 PERIOD_MIN_NS = 100_000_000
 #: Samples further apart are not of one moment: the guard slept, or the host did.
@@ -33,10 +34,10 @@ SECOND_NS = 1_000_000_000
 MIB = 1 << 20
 #: A counter may run a little ahead of the clock that it is divided by.
 RATIO_MAX = 1.05
-BYTES_PER_S_MAX = 1e14
+MIB_PER_S_MAX = 1e8
 CYCLES_MAX = 2.0**63
 
-#: nvmlGpmMetricId_t of every field of `Gpm`, by what its unit is.
+#: nvmlGpmMetricId_t of every field of `Gpm`. What is the mean of a window is asked for at each tick.
 RATIOS = {
     1: "graphics_ratio", 2: "sm_ratio", 3: "occupancy_ratio", 4: "integer_ratio", 5: "tensor_ratio",
     6: "tensor_dfma_ratio", 7: "tensor_hmma_ratio", 8: "tensor_dmma_ratio", 9: "tensor_imma_ratio", 10: "dram_ratio",
@@ -47,30 +48,32 @@ RATES = {
 }
 #: Context switch requests of graphics engine 0 between the two samples.
 REQUESTS = {172: "context_switches_per_s"}
+#: Counted since the machine started: once a second is enough, nothing between is missed.
 CYCLES = {
     248: "sm_elapsed_cycles", 249: "sm_active_cycles", 250: "tensor_active_cycles", 251: "tensor_dmma_active_cycles",
     252: "tensor_hmma_active_cycles", 253: "tensor_imma_active_cycles", 254: "tensor_dfma_active_cycles",
     257: "integer_active_cycles", 258: "fp64_active_cycles", 259: "fp32_active_cycles", 260: "fp16_active_cycles",
 }
-NAMES = {**RATIOS, **RATES, **REQUESTS, **CYCLES}
+MEANS = {**RATIOS, **RATES, **REQUESTS}
+NAMES = {**MEANS, **CYCLES}
 
 
-def gpm(metrics: Mapping[int, float], period_ns: int) -> Gpm:
-    """Return the record of the values by metric id, taken over ``period_ns``."""
-    values: dict[str, Any] = {}
-    for one, name in RATIOS.items():
-        if one in metrics and 0 <= metrics[one] / 100 <= RATIO_MAX:
-            values[name] = min(1.0, metrics[one] / 100)
-    for one, name in RATES.items():
-        if one in metrics and 0 <= metrics[one] * MIB <= BYTES_PER_S_MAX:
-            values[name] = int(metrics[one] * MIB)
-    for one, name in REQUESTS.items():
-        if one in metrics and 0 <= metrics[one] <= period_ns:
-            values[name] = metrics[one] * SECOND_NS / period_ns
-    for one, name in CYCLES.items():
-        if one in metrics and 0 <= metrics[one] < CYCLES_MAX:
-            values[name] = int(metrics[one])
-    return Gpm(period_ns=period_ns, **values)
+def gpm(metrics: Sequence[tuple[int, int, float]], period_ns: int) -> Gpm:
+    """Return the record of (metric id, nvmlReturn, value) of a window; what is no measurement is left out."""
+    values: dict[str, Any] = {
+        RATIOS[one]: min(1.0, value / 100)
+        for one, code, value in metrics if one in RATIOS and not code and 0 <= value <= 100 * RATIO_MAX}
+    for one, code, value in metrics:
+        # NaN is neither above nor below anything.
+        if one in RATIOS or code or not value >= 0:
+            continue
+        if one in RATES and value <= MIB_PER_S_MAX:
+            values[RATES[one]] = int(value * MIB)
+        elif one in REQUESTS and value <= period_ns:
+            values[REQUESTS[one]] = value * SECOND_NS / period_ns
+        elif one in CYCLES and value < CYCLES_MAX:
+            values[CYCLES[one]] = int(value)
+    return Gpm(period_ns, **values)
 
 
 class Window:
@@ -78,8 +81,9 @@ class Window:
 
     def __init__(self, library: Library, handle: Any, gpu_instance_id: int | None) -> None:
         self._library = library
-        self._ids = tuple(NAMES)
+        self._ids = self._means = tuple(NAMES)
         self._probed = False
+        self._all_ns = 0
         #: Names of what the driver refused at the first pair, until they are taken.
         self.refused: list[str] = []
         self._taken_ns = 0
@@ -119,15 +123,17 @@ class Window:
         self._samples = [after, before]
         self._taken_ns, had = now_ns, self._taken_ns
         if had and PERIOD_MIN_NS <= period_ns <= PERIOD_MAX_NS:
-            self._last = gpm(self._metrics(before, after), period_ns)
+            self._last = gpm(self._metrics(before, after, now_ns), period_ns)
         return self._last
 
-    def _metrics(self, before: ctypes.c_void_p, after: ctypes.c_void_p) -> dict[int, float]:
+    def _metrics(self, before: ctypes.c_void_p, after: ctypes.c_void_p, now_ns: int) -> list[tuple[int, int, float]]:
         if not self._probed:
             self._probe(before, after)
-        code, found = self._ask(self._ids, before, after)
+        everything = now_ns - self._all_ns >= SECOND_NS
+        code, found = self._ask(self._ids if everything else self._means, before, after)
         self._library.check(code)
-        return {one: value for one, code, value in found if not code and math.isfinite(value)}
+        self._all_ns = now_ns if everything else self._all_ns
+        return found
 
     def _probe(self, before: ctypes.c_void_p, after: ctypes.c_void_p) -> None:
         """Leave out the ids that this driver does not know: it may refuse one of them, or all for the sake of one."""
@@ -140,17 +146,18 @@ class Window:
         else:
             self._library.check(code)
         self._ids = tuple(one for one in self._ids if codes[one] not in ID_ABSENT)
+        self._means = tuple(one for one in self._ids if one in MEANS)
         self.refused = [NAMES[one] for one in codes if codes[one] in ID_ABSENT]
         self._probed = True
 
     def _ask(
-        self, ids: Sequence[int], before: ctypes.c_void_p, after: ctypes.c_void_p,
+        self, ids: tuple[int, ...], before: ctypes.c_void_p, after: ctypes.c_void_p,
     ) -> tuple[int, list[tuple[int, int, float]]]:
         """Return what nvmlGpmMetricsGet answers, and (id, nvmlReturn, value) of each metric."""
         if not ids:
             return SUCCESS, []
         head = METRICS_HEAD.pack(METRICS_VERSION, len(ids), before.value or 0, after.value or 0)
-        asked = head + b"".join(METRIC.pack(one, INVALID_ARGUMENT, math.nan) for one in ids)
+        asked = head + _blank(ids)
         buffer = self._library.metrics_buffer
         ctypes.memmove(buffer, asked, len(asked))
         code = self._metrics_get(buffer)
@@ -161,3 +168,9 @@ class Window:
         for sample in self._samples:
             self._free(sample)
         self._samples = []
+
+
+@functools.lru_cache(maxsize=256)
+def _blank(ids: tuple[int, ...]) -> bytes:
+    """Return the metrics to ask for, as they are before they are answered."""
+    return b"".join(METRIC.pack(one, INVALID_ARGUMENT, math.nan) for one in ids)

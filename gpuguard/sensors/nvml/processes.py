@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from gpuguard.sensors.nvml.calls import (
+    ACCOUNT,
     NOT_FOUND,
     PROCESS,
     SUCCESS,
@@ -72,7 +73,7 @@ class ProcessCalls:
         self._lists = {what: Rows(library, (f"{name}_v3", f"{name}_v2"), PROCESS, rows=64, rows_max=PIDS_MAX)
                        for what, name in LISTS.items()}
         self._uses = Rows(library, ("nvmlDeviceGetProcessUtilization",), USE, rows=512, rows_max=SAMPLES_MAX)
-        self._error = library.nvml.NVMLError
+        self._library = library
 
     def running(self, what: str, handle: Any) -> list[RunningProcess]:
         """Return one of `LISTS` of a device; raises NVMLError."""
@@ -82,11 +83,17 @@ class ProcessCalls:
         """Return the driver's samples by process after ``since_us``; raises NVMLError."""
         try:
             rows = self._uses.read(handle, ctypes.c_ulonglong(since_us))
-        except self._error as error:
+        except self._library.nvml.NVMLError as error:
             if error.value in (SUCCESS, NOT_FOUND):
                 return []  # nobody ran
             raise
         return [UseSample(*row) for row in USE.iter_unpack(rows)]
+
+    def account(self, handle: Any, pid: int) -> bytes:
+        """Return the nvmlAccountingStats_t of a pid; raises NVMLError."""
+        stats = ctypes.create_string_buffer(ACCOUNT.size)
+        self._library.check(self._library.function("nvmlDeviceGetAccountingStats")(handle, ctypes.c_uint(pid), stats))
+        return stats.raw
 
 
 def held_by(
@@ -125,17 +132,18 @@ def shares_of(samples: Iterable[UseSample], since_us: int, now_us: int) -> tuple
             for pid, seen in by_pid.items()}, newest_us
 
 
-def account(uuid: str, pid: int, stats: Any) -> Account:
-    """Return what nvmlAccountingStats_t says: percents, bytes, ms of context time, us of Unix time at the start."""
+def account(uuid: str, pid: int, stats: bytes) -> Account:
+    """Return what an nvmlAccountingStats_t says."""
+    gpu, memory, memory_max, active_ms, started_us, running = ACCOUNT.unpack(stats)
     return Account(
         uuid=uuid,
         pid=pid,
-        started_ns=min(stats.startTime, US_MAX) * 1_000,
-        running=bool(stats.isRunning),
-        gpu_ratio=ratio(stats.gpuUtilization),
-        memory_ratio=ratio(stats.memoryUtilization),
-        memory_max_bytes=stats.maxMemoryUsage if (stats.maxMemoryUsage or BYTES_MAX) < BYTES_MAX else None,
-        active_ns=stats.time * 1_000_000 if stats.time < MS_MAX else None,
+        started_ns=min(started_us, US_MAX) * 1_000,
+        running=bool(running),
+        gpu_ratio=ratio(gpu),
+        memory_ratio=ratio(memory),
+        memory_max_bytes=memory_max if memory_max <= BYTES_MAX else None,
+        active_ns=active_ms * 1_000_000 if active_ms <= MS_MAX else None,
     )
 
 
