@@ -486,7 +486,7 @@ cdef bint application_record(Parse* s, Stream* t, uint32_t size) noexcept nogil:
     talk.cells += cells(size)
     talk.cells_cbc += size == 544 or size == 560
     talk.bodies += size > 48
-    if not t.told and (talk.cells >= CELLS_MIN
+    if not t.told and (talk.cells >= CELLS_MIN and talk.cells * 4 >= talk.bodies
                        or talk.cells_cbc >= CELLS_CBC_MIN and talk.cells_cbc * 2 >= talk.bodies):
         t.told = 1
         spoken(s, TOR)

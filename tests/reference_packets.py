@@ -425,7 +425,7 @@ def records(data: bytes, edges: Edges, at: int, row: int) -> list[Fact]:
                         for one in sizes)
             padded, bodies = sum(one in {544, 560} for one in sizes), sum(one > 48 for one in sizes)
             if not any(isinstance(fact, Spoken) for fact in facts) and (
-                    cells >= 3 or (padded >= 8 and padded * 2 >= bodies)):
+                    (cells >= 3 and cells * 4 >= bodies) or (padded >= 8 and padded * 2 >= bodies)):
                 facts.append(Spoken(row, "tor"))
             if sum(one > 4096 for one in sizes) >= 2 and not cells:
                 break

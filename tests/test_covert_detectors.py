@@ -14,11 +14,20 @@ import pytest
 from gpuguard._packets import Parser
 from gpuguard.core import names
 from gpuguard.core.detectors import dns_tunnel, icmp_tunnel, probing, ssh_bruteforce, stratum
-from gpuguard.core.flows import FlowTable
+from gpuguard.core.flows import FlowTable, address_bytes
 from gpuguard.core.fusion import Fusion
 from gpuguard.core.host import Host
 from gpuguard.core.labels import VERDICTS
-from gpuguard.core.observations import DnsSeen, Exchange, FlowClosed, FlowOpened, FlowUse, StratumSeen
+from gpuguard.core.observations import (
+    CLOSED_FLOW,
+    DnsSeen,
+    Exchange,
+    FlowClosed,
+    FlowOpened,
+    FlowsUnanswered,
+    FlowUse,
+    StratumSeen,
+)
 from gpuguard.core.records import PACKET, DnsMessage, HostInfo, Packets, Socket, Sockets, Tick
 from gpuguard.core.subjects import FlowId, ProcessId
 
@@ -105,44 +114,52 @@ def test_a_scan_of_ten_thousand_makes_few_findings():
     assert 0 < len(subjects) < 12
 
 
+def unanswered(flow):
+    rows = np.zeros(1, CLOSED_FLOW)
+    for name in ("netns", "start_ns", "protocol", "initiator_port", "responder_port", "initiator_known"):
+        rows[name] = getattr(flow, name)
+    for name in ("initiator", "responder"):
+        rows[name] = np.void(address_bytes(getattr(flow, name)))
+    rows["packets"] = 3
+    return FlowsUnanswered(flow.start_ns + 4 * S, rows)
+
+
 def live(outcome):
-    """A process tries thirty addresses on a watched host; ``outcome`` says what becomes of each."""
+    """A process tries sixty addresses on a watched host; ``outcome`` says what becomes of each."""
     items = [HostInfo(0, 1, "b", "h", 100, addresses=(HERE,)), Sockets(START - S, 0, ())]
     for i, address in enumerate(addresses(60)):
         flow = tcp(address, 22, i)
         socket = Socket(6, HERE, flow.initiator_port, address, 22, 2, 100 + i, 0, (AGENT,))
-        items += [FlowOpened(flow.start_ns, flow), Sockets(flow.start_ns + 1, 0, (socket,))]
+        items += [Sockets(flow.start_ns + 1, 0, (socket,))]
         items += outcome(flow, i)
     return [*sorted(items, key=lambda item: item.time_ns), *(Tick(START + second * S) for second in range(5, 40))]
 
 
 def test_a_process_is_named_long_before_its_attempts_run_out():
     host, detector, seen = Host(), probing.Detector(), []
-    for item in live(lambda flow, i: []):
+    for item in live(lambda flow, i: [unanswered(flow)]):
         host.receive(item)
         seen += detector.receive(item, host)
     assert {one.subject for one in seen} == {AGENT}
     assert sum(one.nats for one in seen) > 20
-    assert seen[0].time_ns - START < 15 * S
+    assert seen[0].time_ns - START < 6 * S
     assert "60 addresses" in seen[-1].text
 
 
-def test_what_was_established_or_spoke_is_no_failure():
-    def established(flow, i):
-        socket = Socket(6, HERE, flow.initiator_port, flow.responder, 22, 1, 100 + i, 0, (AGENT,))
-        return [Sockets(flow.start_ns + 2, 0, (socket,))]
-
-    def spoke(flow, i):
-        return [Exchange(flow.start_ns + 2, flow, "initiator", 1000, 9, 9, 1, 0, 1, None, "tcp")]
-
-    assert standings(live(established), probing.Detector()) == {}
-    assert standings(live(spoke), probing.Detector()) == {}
+def test_what_waits_for_a_list_of_sockets_and_speaks_is_no_failure():
+    """The list is late: whose attempts they are is not known when they are missed, and then they are answered."""
+    items = [HostInfo(0, 1, "b", "h", 100, addresses=(HERE,)), Sockets(START - S, 0, ())]
+    for i, address in enumerate(addresses(60)):
+        flow = tcp(address, 22, i)
+        items += [unanswered(flow),
+                  Exchange(flow.start_ns + 5 * S, flow, "initiator", 1000, 9, 9, 1, 0, 1, None, "tcp")]
+    items.sort(key=lambda item: item.time_ns)
+    assert standings([*items, Sockets(START + 60 * S, 0, ()), Tick(START + 90 * S)], probing.Detector()) == {}
 
 
 def test_what_speaks_late_is_taken_back():
     detector, host = probing.Detector(), Host()
-    items = live(lambda flow, i: [])
-    for item in items:
+    for item in live(lambda flow, i: [unanswered(flow)]):
         host.receive(item)
         detector.receive(item, host)
     (source,) = detector._sources.values()
@@ -153,12 +170,22 @@ def test_what_speaks_late_is_taken_back():
     assert source.nats == 0.0
 
 
-def test_another_namespaces_flows_wait_for_their_end():
+def test_another_namespaces_attempts_wait_for_no_list():
     """The host sees a container's packets on the bridge, and not its sockets."""
     items = [Sockets(START - S, 0, (Socket(6, HERE, 22, "10.0.0.7", 999, 1, 5, 0, ()),))]
-    items += [FlowOpened(flow.start_ns, flow) for flow in
-              (tcp(a, 22, i, initiator="172.17.0.4") for i, a in enumerate(addresses(90)))]
-    assert standings([*items, Tick(START + 60 * S)], probing.Detector()) == {}
+    items += [unanswered(tcp(a, 22, i, initiator="172.17.0.4")) for i, a in enumerate(addresses(90))]
+    assert standings(items, probing.Detector()) == {"scan": "confirmed"}
+
+
+def test_an_attempt_counts_once_however_it_is_told():
+    detector, host = probing.Detector(), Host()
+    for i, address in enumerate(addresses(8)):
+        flow = tcp(address, 22, i)
+        detector.receive(unanswered(flow), host)
+        detector.receive(ended(flow, packets=3, reason="idle", after_s=200), host)
+    (source,) = detector._sources.values()
+    assert source.failed == 8
+    assert source.nats == 8 * probing.FAILED_NATS
 
 
 # -- DNS --------------------------------------------------------------------------------------------------------------
@@ -436,7 +463,7 @@ def told_of(block, host=None):
 @pytest.mark.parametrize("cut", [1, 10**6])
 def test_json_of_others_is_no_pools(line, cut):
     assert opened_with(line, cut=cut).facts == ()
-    assert reference_packets.stream_facts(line, 1, 0) == []
+    assert reference_packets.stream_facts(line, [(len(line), 0)], 1, 0) == []
 
 
 @pytest.mark.parametrize(("lines", "methods", "verdict"), [
@@ -447,7 +474,7 @@ def test_json_of_others_is_no_pools(line, cut):
 def test_the_first_line_of_a_miner_names_it(lines, methods, verdict, cut):
     block = opened_with(*lines, cut=cut)
     assert [fact.method for fact in block.facts] == methods
-    assert [fact.method for line in lines for fact in reference_packets.stream_facts(line, 1, 0)] == methods
+    assert [fact.method for line in lines for fact in reference_packets.stream_facts(line, [(len(line), 0)], 1, 0)] == methods
     assert told_of(block) == {"mining-pool": verdict}
 
 

@@ -68,14 +68,32 @@ def even(times_ns: list[int] | deque[int]) -> int:
     return median if near >= EVEN_MIN and median >= APART_NS else 0
 
 
+class _Beats:
+    """When something began again after a second's rest."""
+
+    __slots__ = ("last_ns", "times_ns")
+
+    def __init__(self) -> None:
+        self.last_ns = 0
+        self.times_ns: deque[int] = deque(maxlen=INTERVALS + 1)
+
+    def add(self, time_ns: int) -> int:
+        """Add a call; return the period if it is one more beat of a timer's."""
+        apart = not self.times_ns or time_ns - self.last_ns >= APART_NS
+        self.last_ns = time_ns
+        if apart:
+            self.times_ns.append(time_ns)
+        return even(self.times_ns) if apart else 0
+
+
 class Detector:
     """Remembers when each place was called."""
 
     takes = (FlowClosed, FlowsClosed, Exchange, TlsTalk)
 
     def __init__(self) -> None:
-        self._calls: BoundedTable[Place, deque[int]] = BoundedTable(PLACES_MAX)
-        self._within: BoundedTable[FlowId, deque[int]] = BoundedTable(PLACES_MAX)
+        self._calls: BoundedTable[Place, _Beats] = BoundedTable(PLACES_MAX)
+        self._within: BoundedTable[FlowId, _Beats] = BoundedTable(PLACES_MAX)
         self._sieve = np.full(1 << SIEVE_BITS, np.iinfo(np.int64).max // 2, np.int64)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002 inside or out is all one
@@ -116,22 +134,14 @@ class Detector:
         if not flow.initiator_known:
             return []
         place = (flow.netns, flow.protocol, flow.initiator, flow.responder, flow.responder_port)
-        times = self._calls.get(place) or deque(maxlen=INTERVALS + 1)
-        self._calls[place] = times
-        return _tell(flow, time_ns, _add(times, flow.start_ns), f"{flow.initiator} calls {flow.responder}")
+        beats = self._calls.get(place) or _Beats()
+        self._calls[place] = beats
+        return _tell(flow, time_ns, beats.add(flow.start_ns), f"{flow.initiator} calls {flow.responder}")
 
     def _beat(self, item: Exchange) -> list[Evidence]:
-        times = self._within.get(item.flow) or deque(maxlen=INTERVALS + 1)
-        self._within[item.flow] = times
-        return _tell(item.flow, item.time_ns, _add(times, item.time_ns), "the far side speaks")
-
-
-def _add(times: deque[int], time_ns: int) -> int:
-    """Add a beat; return the period if it is one more of a timer's."""
-    if times and time_ns - times[-1] < APART_NS:
-        return 0
-    times.append(time_ns)
-    return even(times)
+        beats = self._within.get(item.flow) or _Beats()
+        self._within[item.flow] = beats
+        return _tell(item.flow, item.time_ns, beats.add(item.time_ns), "the far side speaks")
 
 
 def _tell(flow: FlowId, time_ns: int, period_ns: int, what: str) -> list[Evidence]:

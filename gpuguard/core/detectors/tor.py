@@ -2,8 +2,8 @@
 
 Relays and clients write whole cells (tor-spec, 3; a record then has 514 bytes for each and what its cipher adds), from
 the first handshake on; names in the ClientHello and certificates are random and change, ports are any. The parser looks
-at the lengths of the first 64 records of either side: three that hold whole cells under an AEAD cipher, or under CBC,
-whose padding lets other messages have that size too, eight and half of all.
+at the lengths of the first 64 records of either side: three, and a quarter of all, that hold whole cells under an AEAD
+cipher; or eight, and half of all, under CBC, whose padding lets other messages have that size too.
 
 Benign look-alikes: protocols of fixed messages of other lengths; chunks of 512 bytes under CBC (block devices), which
 are named Tor if they are most of what is said. The name accuses nobody.
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
 
-# A length is a cell's by chance once in a thousand, of 64 that may be tried: (64 / 1000)**3 / 3! is one in 23,000.
-CELLS_NATS = 10.0
+# A length is a cell's by chance once in a thousand, where messages are of about that size once in fifty: three of the
+# first twelve are so with 220 / 50**3, one in 570.
+CELLS_NATS = 6.3
 
 _SPOTS = ("bridges (obfs4, meek, snowflake)", "a connection whose opening was not seen", "padding of records")
 

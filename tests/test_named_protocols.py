@@ -1,0 +1,286 @@
+"""Proxies, VPNs, Tor, regular calls, pools behind TLS and of Stratum V2: look-alikes first, from bytes to verdicts."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpuguard._packets import Parser
+from gpuguard.core.detectors import beacon, dns_tunnel, proxies, stratum, tor, vpn
+from gpuguard.core.flows import FlowTable
+from gpuguard.core.fusion import Fusion
+from gpuguard.core.host import Host
+from gpuguard.core.labels import LABELS, VERDICTS
+from gpuguard.core.names import observations_of
+from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowOpened, FlowsClosed, Spoke, TlsTalk
+from gpuguard.core.records import HostInfo, Packets
+from gpuguard.core.subjects import FlowId
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tls_talks
+from test_packets import client_hello, question, tls_record
+
+S = 1_000_000_000
+START = 10**18
+NEAR, FAR = bytes((10, 0, 0, 2)), bytes((203, 0, 113, 9))
+FLOW = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", 443, START)
+DETECTORS = (beacon, dns_tunnel, proxies, stratum, tor, vpn)
+NOISE = random.Random(7).randbytes(400)
+
+
+def verdicts(items, host=None, detectors=DETECTORS):
+    """Return the worst verdict of each label, the clear ones too."""
+    host, fusion, found = host or Host(), Fusion(0.1), {}
+    alive = [module.Detector() for module in detectors]
+    for item in items:
+        host.receive(item)
+        for one in itertools.chain.from_iterable(d.receive(item, host) for d in alive if type(item) in d.takes):
+            assert one.text
+            assert one.start_ns <= one.time_ns
+            standing, _ = fusion.receive(one)
+            found[one.label] = max(found.get(one.label, "unknown"), standing.verdict, key=VERDICTS.index)
+    return {label: verdict for label, verdict in found.items() if verdict != "unknown"}
+
+
+def conversation(said, *, protocol=6, opening=()):
+    """The block of one conversation: (seconds, side, bytes), after segments of ``opening``, (side, bytes)."""
+    parser = Parser(rows_max=100_000)
+    sent, ends = [1, 1], ((NEAR, 40_000), (FAR, 443))
+    some = [(0.0, 0, None), (0.03, 1, None), *((0.05, side, data) for side, data in opening), *said]
+    for seconds, side, data in some if protocol == 6 else said:
+        (near, near_port), (far, far_port) = ends[side], ends[1 - side]
+        if protocol == 6:
+            flags = (2, 18)[side] if data is None else 24
+            head = struct.pack(">HHIIBBHHH", near_port, far_port, sent[side], 1, 80, flags, 0, 0, 0)
+            sent[side] += len(data) if data is not None else 1
+        else:
+            head = struct.pack(">HHHH", near_port, far_port, 8 + len(data), 0)
+        body = head + (data or b"")
+        header = struct.pack(">BBHHHBBH4s4s", 69, 0, 20 + len(body), 0, 0, 64, protocol, 0, near, far)
+        parser.frame(101, header + body, START + round(seconds * S))
+    rows, facts = parser.take()
+    return Packets(START, 0, rows, facts)
+
+
+def judged(block, host=None):
+    table = FlowTable()
+    return verdicts([*observations_of(table, block), *table.close(START + 10**13)], host)
+
+
+# -- proxies, VPNs, Tor -----------------------------------------------------------------------------------------------
+
+GREETING, CHOICE, REQUEST = b"\5\1\0", b"\5\0", b"\5\1\0\3\x07example\0\x50"
+REPLY = b"\5\0\0\1\n\0\0\1\1\xbb"
+
+
+def test_socks_is_named_by_what_both_sides_say():
+    assert judged(conversation([], opening=[(0, GREETING), (1, CHOICE), (0, REQUEST), (1, REPLY)])) == {
+        "socks-proxy": "clear"}
+    assert judged(conversation([], opening=[(0, b"\4\1\0\x50\x5d\xb8\xd8\x77\0"), (1, b"\0\x5a" + bytes(6))])) == {
+        "socks-proxy": "clear"}
+    assert judged(conversation([], opening=[(0, GREETING)])) == {}
+    assert judged(conversation([], opening=[(1, CHOICE)])) == {}
+
+
+@pytest.mark.parametrize("line", [b"CONNECT a.example:443 HTTP/1.1\r\n\r\n", b"GET http://a.example/ HTTP/1.1\r\n\r\n"])
+def test_http_proxies_are_named(line):
+    assert judged(conversation([], opening=[(0, line)])) == {"http-proxy": "clear"}
+
+
+def test_who_dials_out_and_serves_as_a_proxy_is_seen():
+    backwards = [(0, b"NZ\x8d\x08\x87N"), (1, GREETING), (0, CHOICE), (1, REQUEST), (0, REPLY)]
+    assert judged(conversation([], opening=backwards)) == {"reverse-proxy": "suspect"}
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    assert judged(conversation([], opening=backwards), host) == {}
+
+
+def test_a_tunnel_within_a_proxy_is_seen_through_it():
+    mining = b'{"id":1,"method":"mining.subscribe","params":[]}\n'
+    assert judged(conversation([], opening=[(0, b"CONNECT p:1 HTTP/1.1\r\n\r\n"), (0, mining)])) == {
+        "http-proxy": "clear", "mining-pool": "confirmed"}
+    assert judged(conversation([], opening=[(0, GREETING), (1, CHOICE), (0, REQUEST), (1, REPLY), (0, mining)])) == {
+        "socks-proxy": "clear", "mining-pool": "confirmed"}
+
+
+@pytest.mark.parametrize("data", [b"\1\0\0\0" + NOISE[:144], b"\x38CLIENTID" + bytes(5)])
+def test_vpns_are_named(data):
+    assert judged(conversation([(0.0, 0, data)], protocol=17)) == {"vpn": "clear"}
+
+
+def test_esp_is_named():
+    flow = FlowId(0, 50, "10.0.0.2", 0, "203.0.113.9", 0, START)
+    assert verdicts([FlowOpened(START, flow)]) == {"vpn": "clear"}
+    assert verdicts([FlowOpened(START, FLOW)]) == {}
+
+
+def test_labels_that_accuse_nobody():
+    assert not any(LABELS[name].accuses for name in ("socks-proxy", "http-proxy", "tor", "vpn", "beacon"))
+    assert LABELS["reverse-proxy"].accuses
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+HELLOS = [(0, tls_record(client_hello("a.example"))), (1, tls_record(b"\2\0\0\x2c" + bytes(44)))]
+
+
+def behind_tls(said):
+    """Each message in one record of TLS 1.3, which adds 17 bytes (RFC 8446, 5.2)."""
+    records = ((seconds + 0.1, side, b"\x17\3\3" + struct.pack(">H", size + 17) + bytes(size + 17))
+               for seconds, side, size in said)
+    return conversation(list(records), opening=HELLOS)
+
+
+@pytest.mark.parametrize("name", tls_talks.OTHERS)
+def test_other_talk_behind_tls_is_no_pools(name):
+    for seed in range(10):
+        found = judged(behind_tls(tls_talks.OTHERS[name](random.Random(seed))))
+        assert set(found) <= {"beacon"}, (name, seed)
+
+
+@pytest.mark.parametrize("name", tls_talks.POOLS)
+def test_a_pool_behind_tls_is_suspect(name):
+    found = [judged(behind_tls(tls_talks.POOLS[name](random.Random(seed), 3600, share_s, job_s))).get("mining-pool")
+             for seed, (share_s, job_s) in enumerate(itertools.product((6, 15, 30), (10, 25, 45)))]
+    assert set(found) <= {"suspect", None}
+    assert found.count("suspect") >= 7
+
+
+def test_the_known_look_alike_is_never_more_than_suspect():
+    assert judged(behind_tls(tls_talks.known_look_alike(random.Random(1)))).get("mining-pool") in {"suspect", None}
+
+
+def test_a_pool_that_others_dial_is_left_alone():
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    talk = behind_tls(tls_talks.ethash(random.Random(1), 3600, 15, 20))
+    assert judged(talk).get("mining-pool") == "suspect"
+    assert "mining-pool" not in judged(talk, host)
+
+
+def test_talk_that_turns_out_otherwise_is_taken_back():
+    block = behind_tls(tls_talks.ethash(random.Random(1), 3600, 15, 20))
+    talks = [one for one in observations_of(FlowTable(), block) if isinstance(one, TlsTalk)]
+    ends = [TlsTalk(one.time_ns, one.flow, one.speaker, one.times_ns, tuple(range(40, 40 + 9 * len(one.sizes), 9)))
+            for one in talks[-2:]]
+    detector, nats = stratum.Detector(), 0.0
+    for one in [*talks, *ends]:
+        nats += sum(evidence.nats for evidence in detector.receive(one, Host()))
+    assert nats == 0.0
+
+
+def test_cells_name_tor():
+    assert judged(behind_tls([(i / 10, 0, 514) for i in range(5)])) == {"tor": "clear"}
+
+
+def test_stratum_v2_is_suspect_by_its_handshake():
+    opening = [(0, NOISE[:64]), (1, NOISE[64:298]), (0, NOISE[:90]), (1, NOISE[300:344])]
+    assert judged(conversation([], opening=opening)) == {"mining-pool": "suspect"}
+    assert judged(conversation([], opening=opening[:1])) == {}
+    assert judged(conversation([], opening=[(1 - side, data) for side, data in opening])) == {}
+
+
+def test_the_tables_of_pools_stay_bounded():
+    detector = stratum.Detector()
+    for port in range(stratum.TALKS_MAX + 50):
+        flow = FlowId(0, 6, "10.0.0.2", port, "203.0.113.9", 443, START)
+        detector.receive(TlsTalk(START, flow, "initiator", (1,), (1,)), Host())
+    assert len(detector._talks) == stratum.TALKS_MAX
+    detector.receive(FlowClosed(START, flow, "closed", 1, 1, 1, 1, 1, 1, "tls"), Host())
+    assert len(detector._talks) == stratum.TALKS_MAX - 1
+
+
+# -- DNS over TCP -----------------------------------------------------------------------------------------------------
+
+
+def test_a_tunnel_in_dns_over_tcp_is_one():
+    dice = random.Random(3)
+
+    def message(side, *, answers):
+        labels = [dice.randbytes(30).hex().encode(), dice.randbytes(30).hex().encode(), b"t", b"example"]
+        record = b"\xc0\x0c" + struct.pack(">HHIH", 16, 1, 0, 400) + bytes(400)
+        data = question(*labels, flags=0x8180 if side else 0x0100, answers=record if answers else b"", count=answers)
+        return struct.pack(">H", len(data)) + data
+
+    said = [(1 + i / 5, i % 2, message(i % 2, answers=i % 2)) for i in range(400)]
+    assert judged(conversation(said)) == {"dns-tunnel": "confirmed"}
+
+
+# -- regular calls ----------------------------------------------------------------------------------------------------
+
+
+def calls(times_s, *, places=1, named=False):
+    """Connections that begin at these times, as dull rows or one by one."""
+    items = []
+    for at, now in enumerate(times_s):
+        rows = np.zeros(1, CLOSED_FLOW)
+        rows["start_ns"], rows["time_ns"], rows["protocol"] = START + now * S, START + (now + 0.2) * S, 6
+        rows["initiator"], rows["responder"] = NEAR.rjust(16, b"\0"), bytes((203, 0, 113, at % places)).rjust(16, b"\0")
+        rows["initiator_known"], rows["responder_port"], rows["initiator_port"] = 1, 443, 20_000 + at % 40_000
+        flow = FlowId(0, 6, "10.0.0.2", 20_000 + at, f"203.0.113.{at % places}", 443, int(rows["start_ns"][0]))
+        closed = FlowClosed(int(rows["time_ns"][0]), flow, "closed", 9, 100, 100, 1, 0, 1, "tls")
+        items.append(closed if named else FlowsClosed(int(rows["time_ns"][0]), rows, 0))
+    return items
+
+
+def steps(gaps):
+    return list(itertools.accumulate(gaps))
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("jitter", [0.0, 0.1, 0.3, 0.5])
+def test_a_timer_is_regular_whatever_its_jitter(named, jitter):
+    dice = random.Random(5)
+    found = 0
+    for _ in range(20):
+        gaps = [60 * (1 - dice.uniform(0, jitter)) for _ in range(40)]
+        found += verdicts(calls(steps(gaps), named=named)) == {"beacon": "clear"}
+    assert found >= 18
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_calls_by_chance_and_in_crowds_are_not_regular(named):
+    for seed in range(20):
+        dice = random.Random(seed)
+        assert verdicts(calls(steps([dice.expovariate(1 / 30) for _ in range(200)]), named=named)) == {}
+        assert verdicts(calls(steps([0.2] * 200), named=named)) == {}
+        assert verdicts(calls(steps([dice.lognormvariate(3, 1) for _ in range(200)]), named=named)) == {}
+    assert verdicts(calls(steps([30.0] * 14), named=named)) == {}
+
+
+def test_rows_are_sieved_as_one_by_one():
+    """Cutting blocks of dull flows otherwise changes nothing; many places are told apart."""
+    dice = random.Random(8)
+    one_by_one = calls(steps([dice.uniform(0.5, 1.5) for _ in range(3000)]), places=60)
+    whole = FlowsClosed(one_by_one[-1].time_ns, np.concatenate([one.rows for one in one_by_one]), 0)
+    single, joined = beacon.Detector(), beacon.Detector()
+    apart = [one for item in one_by_one for one in single.receive(item, Host())]
+    assert apart == joined.receive(whole, Host())
+    assert len({one.subject.responder for one in apart}) == 60
+
+
+def test_beats_within_one_connection():
+    ticks = [Exchange(START + i * 30 * S, FLOW, "responder", 10**6, 20, 20, 0, i, i, None, "tcp") for i in range(20)]
+    assert verdicts(ticks, detectors=(beacon,)) == {"beacon": "clear"}
+    talk = TlsTalk(START + 999 * S, FLOW, "initiator", tuple(START + i * 30 * S for i in range(24)), (90,) * 24)
+    assert verdicts([talk], detectors=(beacon,)) == {"beacon": "clear"}
+
+
+def test_the_table_of_places_stays_bounded():
+    detector = beacon.Detector()
+    for port in range(beacon.PLACES_MAX + 50):
+        flow = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", port, START + port)
+        detector.receive(FlowClosed(START + port, flow, "closed", 1, 1, 1, 1, 1, 1, "tcp"), Host())
+        detector.receive(Exchange(START, flow, "responder", 1, 1, 1, 1, 1, 1, None, "tcp"), Host())
+    assert len(detector._calls) == len(detector._within) == beacon.PLACES_MAX
+
+
+def test_what_is_said_twice_is_weighed_but_names_once():
+    spoke = Spoke(START, FLOW, "initiator", "http-connect")
+    assert verdicts([spoke, spoke]) == {"http-proxy": "clear"}

@@ -1,0 +1,238 @@
+"""Conversations behind TLS as (seconds, side, bytes of one record's contents), side 0 having dialled: pools and others.
+
+Lines are written out as the programs would, so that lengths vary as their contents do. Times are drawn; a round trip
+is 30 to 60 ms. Each takes a seeded random.Random and goes on for as long as it is asked to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+
+Said = tuple[float, int, int]
+Dice = random.Random
+
+RTT_S = 0.04
+
+
+def line(value: object) -> int:
+    return len(json.dumps(value, separators=(",", ":"))) + 1
+
+
+def digits(dice: Dice, count: int) -> str:
+    return f"{dice.getrandbits(4 * count):0{count}x}"
+
+
+def merged(until_s: float, *sources: Iterator[Said]) -> list[Said]:
+    parts = [list(itertools.takewhile(lambda said: said[0] < until_s, source)) for source in sources]
+    return sorted(itertools.chain.from_iterable(parts))
+
+
+def by_chance(dice: Dice, mean_s: float, start_s: float = 0.0) -> Iterator[float]:
+    now = start_s
+    while True:
+        now += dice.expovariate(1 / mean_s)
+        yield now
+
+
+def by_timer(dice: Dice, period_s: float, jitter: float = 0.01, start_s: float = 0.0) -> Iterator[float]:
+    now = start_s
+    while True:
+        now += period_s * (1 + dice.uniform(-jitter, jitter))
+        yield now
+
+
+def answered(dice: Dice, times: Iterator[float], ask: Callable[[int], int], answer: Callable[[int], int], *,
+             first: int = 0) -> Iterator[Said]:
+    """Messages of one side and their answers."""
+    for count, now in enumerate(times):
+        yield now, first, ask(count)
+        yield now + RTT_S * dice.uniform(0.8, 1.6), 1 - first, answer(count)
+
+
+def pushed(times: Iterator[float], push: Callable[[int], int], side: int = 1) -> Iterator[Said]:
+    for count, now in enumerate(times):
+        yield now, side, push(count)
+
+
+# -- pools ------------------------------------------------------------------------------------------------------------
+
+
+def stratum_v1(dice: Dice, until_s: float, share_s: float, job_s: float) -> list[Said]:
+    """mining.notify as for Bitcoin and its kin: the branch of the tree is as deep as the block has transactions."""
+    def notify(_: int) -> int:
+        branch = [digits(dice, 64) for _ in range(dice.choice((10, 11, 11, 11, 11, 12)))]
+        return line({"id": None, "method": "mining.notify", "params": [
+            digits(dice, 8), digits(dice, 64), digits(dice, 120), digits(dice, 220), branch, "20000000", "17034219",
+            digits(dice, 8), dice.random() < 0.1]})
+
+    def submit(count: int) -> int:
+        return line({"params": ["wallet.rig0", digits(dice, 8), digits(dice, 16), digits(dice, 8), digits(dice, 8)],
+                     "id": 4 + count, "method": "mining.submit"})
+
+    login = [(0.1, 0, line({"id": 1, "method": "mining.subscribe", "params": ["miner/1.2"]})), (0.15, 1, 180),
+             (0.2, 0, line({"id": 2, "method": "mining.authorize", "params": ["wallet.rig0", "x"]})), (0.25, 1, 38),
+             (0.26, 1, 70), (0.27, 1, notify(0))]
+    return login + merged(
+        until_s, pushed(by_timer(dice, job_s, 0.3, 1), notify),
+        answered(dice, by_chance(dice, share_s, 1), submit,
+                 lambda count: line({"id": 4 + count, "result": dice.random() > 0.01, "error": None})))
+
+
+def cryptonote(dice: Dice, until_s: float, share_s: float, job_s: float) -> list[Said]:
+    """login, then jobs as blocks are found, and shares with a nonce and a hash."""
+    def job(_: int) -> int:
+        return line({"jsonrpc": "2.0", "method": "job", "params": {
+            "blob": digits(dice, dice.choice((152, 152, 152, 154))), "job_id": digits(dice, 30),
+            "target": digits(dice, 8), "height": 3_100_000, "seed_hash": digits(dice, 64), "algo": "rx/0"}})
+
+    def submit(count: int) -> int:
+        return line({"id": 2 + count, "jsonrpc": "2.0", "method": "submit", "params": {
+            "id": digits(dice, 16), "job_id": digits(dice, 30), "nonce": digits(dice, 8), "result": digits(dice, 64)}})
+
+    login = [(0.1, 0, 230), (0.15, 1, 520)]
+    return login + merged(
+        until_s, pushed(by_chance(dice, job_s, 1), job),
+        answered(dice, by_chance(dice, share_s, 1), submit, lambda count: line(
+            {"id": 2 + count, "jsonrpc": "2.0", "error": None, "result": {"status": "OK"}})))
+
+
+def ethash(dice: Dice, until_s: float, share_s: float, job_s: float) -> list[Said]:
+    """EthereumStratum/1.0.0 (NiceHash): short jobs, a job every few seconds."""
+    def submit(count: int) -> int:
+        return line({"id": 10 + count, "method": "mining.submit",
+                     "params": ["wallet", digits(dice, 8), digits(dice, 12)]})
+
+    login = [(0.1, 0, 90), (0.15, 1, 130), (0.2, 0, 80), (0.25, 1, 40)]
+    return login + merged(
+        until_s, pushed(by_chance(dice, job_s, 1), lambda _: line({"id": None, "method": "mining.notify", "params": [
+            digits(dice, 8), digits(dice, 64), digits(dice, 64), dice.random() < 0.1]})),
+        answered(dice, by_chance(dice, share_s, 1), submit,
+                 lambda count: line({"id": 10 + count, "result": True, "error": None})))
+
+
+POOLS = {"stratum v1": stratum_v1, "cryptonote": cryptonote, "ethash": ethash}
+
+
+# -- others -----------------------------------------------------------------------------------------------------------
+
+
+def words(dice: Dice) -> int:
+    return max(8, round(dice.lognormvariate(4, 0.9)))
+
+
+def chat(dice: Dice) -> list[Said]:
+    return merged(4000, pushed(by_chance(dice, 20), lambda _: 90 + words(dice)),
+                  answered(dice, by_chance(dice, 35), lambda _: 120 + words(dice), lambda _: 60))
+
+
+def market_data(dice: Dice) -> list[Said]:
+    return merged(900, pushed(by_chance(dice, 3), lambda _: 180 + dice.randrange(12)),
+                  answered(dice, by_timer(dice, 20), lambda _: 6, lambda _: 6))
+
+
+def orders_and_ticks(dice: Dice) -> list[Said]:
+    """A trading robot: ticks of one length, orders by chance with a price and an id, each confirmed at length."""
+    return merged(2000, pushed(by_chance(dice, 6), lambda _: 180 + dice.randrange(12)),
+                  answered(dice, by_chance(dice, 15), lambda _: 150 + dice.randrange(8),
+                           lambda _: 260 + dice.randrange(20)))
+
+
+def mqtt_telemetry(dice: Dice) -> list[Said]:
+    return merged(4000, answered(dice, by_timer(dice, 10, 0.05), lambda _: 130 + dice.randrange(4), lambda _: 4),
+                  pushed(by_chance(dice, 60), lambda _: 60))
+
+
+def mqtt_commands(dice: Dice) -> list[Said]:
+    """Commands to a device at any time, acknowledged by it, and telemetry on a timer."""
+    return merged(4000, answered(dice, by_chance(dice, 30), lambda _: 90, lambda _: 4, first=1),
+                  answered(dice, by_timer(dice, 15), lambda _: 120, lambda _: 4))
+
+
+def grpc_stream(dice: Dice) -> list[Said]:
+    """A server's stream of updates; every few of them are credited by a WINDOW_UPDATE and timed by a PING."""
+    return merged(3000, answered(dice, by_chance(dice, 8), lambda _: 200 + words(dice), lambda _: 30, first=1),
+                  answered(dice, by_timer(dice, 30), lambda _: 17, lambda _: 17))
+
+
+def jupyter(dice: Dice) -> list[Said]:
+    """A cell is run: status busy, input echoed, outputs, status idle."""
+    said: list[Said] = []
+    for now in itertools.takewhile(lambda now: now < 4000, by_chance(dice, 40)):
+        said += [(now, 0, 400 + words(dice)), (now + 0.04, 1, 380), (now + 0.05, 1, 420 + words(dice))]
+        said += [(now + 0.1 + dice.random() * 5, 1, 350 + words(dice)) for _ in range(dice.randrange(3))]
+        said += [(now + 6, 1, 380)]
+    return sorted(said)
+
+
+def long_poll(dice: Dice) -> list[Said]:
+    said: list[Said] = []
+    now = 0.0
+    while now < 4000:
+        said.append((now, 0, 310))
+        now += min(30.0, dice.expovariate(1 / 20))
+        said.append((now, 1, 260 + words(dice) if dice.random() < 0.6 else 140))
+        now += RTT_S
+    return said
+
+
+def watch(dice: Dice) -> list[Said]:
+    """etcd or the Kubernetes API: changes of objects, progress notices, a ping now and then."""
+    return merged(4000, pushed(by_chance(dice, 12), lambda _: 700 + 9 * words(dice)),
+                  pushed(by_timer(dice, 60), lambda _: 45),
+                  answered(dice, by_timer(dice, 30), lambda _: 17, lambda _: 17))
+
+
+def leases(dice: Dice) -> list[Said]:
+    """A lease is renewed on a timer, and a watch of others' leases runs on the same connection."""
+    return merged(3000, answered(dice, by_timer(dice, 10, 0.04), lambda _: 300, lambda _: 250),
+                  pushed(by_timer(dice, 10, 0.04, 3), lambda _: 700 + dice.randrange(20)))
+
+
+def work_queue(dice: Dice) -> list[Said]:
+    """A task is pushed, its result returned and acknowledged, the next one pushed."""
+    said: list[Said] = []
+    now = 0.0
+    while now < 4000:
+        said.append((now, 1, 400 + dice.randrange(30)))
+        now += dice.expovariate(1 / 15)
+        said += [(now, 0, 150 + dice.randrange(5)), (now + RTT_S, 1, 40)]
+        now += 0.2
+    return said
+
+
+def logs(dice: Dice) -> list[Said]:
+    return merged(3000, answered(dice, by_chance(dice, 9), lambda _: 300 + 2 * words(dice), lambda _: 60),
+                  answered(dice, by_timer(dice, 30), lambda _: 17, lambda _: 17))
+
+
+def terminal(dice: Dice) -> list[Said]:
+    """Somebody types in a terminal on a web page: keys echoed, output of what was run."""
+    said: list[Said] = []
+    now = 0.0
+    while now < 900:
+        now += min(60.0, dice.lognormvariate(0, 1.2))
+        said += [(now, 0, 7), (now + RTT_S, 1, 3)]
+        if dice.random() < 0.15:
+            said.append((now + 2 * RTT_S, 1, 30 + 10 * words(dice)))
+    return said
+
+
+def games(dice: Dice) -> list[Said]:
+    return merged(900, pushed(by_timer(dice, 1), lambda _: 220 + dice.randrange(30)),
+                  pushed(by_chance(dice, 4), lambda _: 48, side=0))
+
+
+OTHERS = {
+    function.__name__: function
+    for function in (chat, market_data, orders_and_ticks, mqtt_telemetry, mqtt_commands, grpc_stream, jupyter,
+                     long_poll, watch, leases, work_queue, logs, terminal, games)
+}
+
+
+def known_look_alike(dice: Dice) -> list[Said]:
+    """Rare events of one length, acknowledged, and another's measurements of one length in between: see `stratum`."""
+    return merged(3000, pushed(by_timer(dice, 20, 0.1), lambda _: 160),
+                  answered(dice, by_chance(dice, 25), lambda _: 120, lambda _: 4))
