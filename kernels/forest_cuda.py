@@ -8,6 +8,7 @@ never contend for a bank over their own rows; only nodes are read at random. To 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numba.cuda
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 cuda: Any = numba.cuda
 SHARED_BYTES = 48 * 1024
-#: What lies in shared memory, which is one array under three types.
-WORD, SCORE, NUMBER = np.dtype(np.uint32), np.dtype(np.float32), np.dtype(np.int32)
+#: What lies in shared memory, which is one array under two types.
+WORD, SCORE = np.dtype(np.uint32), np.dtype(np.float32)
 #: Enough blocks for any GPU to be full; each goes on to further rows.
 BLOCKS_MAX = 132 * 16
 
@@ -45,14 +46,14 @@ def scores(matrix: Any, packed: Packed, device: int | None) -> Any:
                 own = [gpu.put(array, array.dtype, stream) for array in part]
                 shared = 4 * (words * threads + sum(array.size for array in part))
                 blocks = min(gpu.blocks_of(rows, threads), BLOCKS_MAX)
-                _walk[blocks, threads, stream, shared](bins, *own, out)
+                walk_of(threads)[blocks, threads, stream, shared](bins, *own, out)
         return gpu.give(out, matrix, stream)
 
 
 def parts(packed: Packed, words: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
     """Give how many threads a block has, and runs of trees that fit beside their rows: nodes, leaves, and of each tree
 
-    its first node and leaf in the run, its class, and whether it has nodes: int32[trees, 4].
+    its first node and leaf in the run, its class, and how many nodes it has: uint32[trees, 4].
     """
     threads = next(threads for threads in (512, 256, 128, 64) if 4 * words * threads <= SHARED_BYTES // 2)
     free = SHARED_BYTES // 4 - words * threads
@@ -64,7 +65,7 @@ def parts(packed: Packed, words: int) -> Iterator[tuple[int, tuple[np.ndarray, .
         node, leaf = packed.first[begin:end + 1], packed.first_leaf[begin:end + 1]
         trees = np.stack([node[:-1] - node[0], leaf[:-1] - leaf[0], packed.class_of[begin:end], np.diff(node)], axis=1)
         yield threads, (packed.nodes[node[0]:node[-1]], packed.leaves[leaf[0]:leaf[-1]],
-                        np.ascontiguousarray(trees, np.int32))
+                        np.ascontiguousarray(trees, np.uint32))
         begin = end
 
 
@@ -90,38 +91,49 @@ def _bins(matrix: Any, source: Any, edges: Any, base: Any, bins: Any, out: Any) 
         bins[word, row] = packed
 
 
-@cuda.jit
-def _walk(bins: Any, nodes: Any, leaves: Any, trees: Any, out: Any) -> None:
-    """Add the leaves of some trees to the scores of all rows."""
-    shared = cuda.shared.array(0, WORD)
-    values = cuda.shared.array(0, SCORE)
-    signed = cuda.shared.array(0, NUMBER)
-    wide, thread = cuda.blockDim.x, cuda.threadIdx.x
-    at_nodes = bins.shape[0] * wide
-    at_leaves = at_nodes + nodes.shape[0]
-    at_trees = at_leaves + leaves.shape[0]
-    for i in range(thread, nodes.shape[0], wide):
-        shared[at_nodes + i] = nodes[i]
-    for i in range(thread, leaves.shape[0], wide):
-        values[at_leaves + i] = leaves[i]
-    for i in range(thread, trees.shape[0] * 4, wide):
-        signed[at_trees + i] = trees[i >> 2, i & 3]
-    cuda.syncthreads()
-    for row in range(cuda.grid(1), out.shape[0], cuda.gridsize(1)):
-        for word in range(bins.shape[0]):
-            shared[word * wide + thread] = bins[word, row]
-        total, last = np.float32(0), np.int32(0)
-        for tree in range(at_trees, at_trees + 4 * trees.shape[0], 4):
-            begin, one = at_nodes + signed[tree], signed[tree + 2]
-            node = np.uint32(0 if signed[tree + 3] else LEAF)
-            while node < LEAF:
-                word = shared[begin + node]
-                four = shared[((word & np.uint32(255)) >> np.uint32(2)) * wide + thread]
-                mine = four >> ((word & np.uint32(3)) << np.uint32(3)) & np.uint32(255)
-                over = mine > (word >> np.uint32(8) & np.uint32(255))
-                node = word >> (np.uint32(24) if over else np.uint32(16)) & np.uint32(255)
-            if one != last:
-                out[row, last] += total
-                total, last = np.float32(0), one
-            total += values[at_leaves + signed[tree + 1] + np.int32(node) - LEAF]
-        out[row, last] += total
+@functools.cache
+def walk_of(threads: int) -> Any:
+    """Return the kernel that adds the leaves of some trees to the scores of all rows, for blocks of so many threads.
+
+    Indices are unsigned and of 32 bits wherever a thread computes one for itself: signed ones are looked at for
+    counting from the end, and wide ones take two registers and two instructions each.
+    """
+    wide, leaf, byte = np.uint32(threads), np.uint32(LEAF), np.uint32(255)
+
+    @cuda.jit
+    def _walk(bins: Any, nodes: Any, leaves: Any, trees: Any, out: Any) -> None:
+        shared = cuda.shared.array(0, WORD)
+        values = cuda.shared.array(0, SCORE)
+        thread = np.uint32(cuda.threadIdx.x)
+        at_nodes = np.uint32(bins.shape[0]) * wide
+        at_leaves = np.uint32(at_nodes + np.uint32(nodes.shape[0]))
+        at_trees = np.uint32(at_leaves + np.uint32(leaves.shape[0]))
+        end = np.uint32(at_trees + np.uint32(4 * trees.shape[0]))
+        for i in range(thread, nodes.shape[0], wide):
+            shared[np.uint32(at_nodes + i)] = nodes[i]
+        for i in range(thread, leaves.shape[0], wide):
+            values[np.uint32(at_leaves + i)] = leaves[i]
+        for i in range(thread, 4 * trees.shape[0], wide):
+            shared[np.uint32(at_trees + i)] = trees[i >> 2, i & 3]
+        cuda.syncthreads()
+        for row in range(cuda.grid(1), out.shape[0], cuda.gridsize(1)):
+            for word in range(bins.shape[0]):
+                shared[np.uint32(np.uint32(word) * wide + thread)] = bins[word, row]
+            total, last, tree = np.float32(0), np.uint32(0), at_trees
+            while tree < end:
+                begin, ends = np.uint32(at_nodes + shared[tree]), np.uint32(at_leaves + shared[np.uint32(tree + 1)])
+                one, node = shared[np.uint32(tree + 2)], np.uint32(0 if shared[np.uint32(tree + 3)] else leaf)
+                while node < leaf:
+                    four_at = shared[np.uint32(begin + node)]
+                    four = shared[np.uint32(np.uint32((four_at & byte) >> np.uint32(2)) * wide + thread)]
+                    mine = np.uint32(four >> np.uint32((four_at & np.uint32(3)) << np.uint32(3))) & byte
+                    over = mine > np.uint32(four_at >> np.uint32(8)) & byte
+                    node = np.uint32(np.uint32(four_at >> (np.uint32(24) if over else np.uint32(16))) & byte)
+                if one != last:
+                    out[row, last] += total
+                    total, last = np.float32(0), one
+                total += values[np.uint32(ends + node - leaf)]
+                tree = np.uint32(tree + np.uint32(4))
+            out[row, last] += total
+
+    return _walk
