@@ -114,6 +114,21 @@ cdef extern from *:
     bint same "gpuguard_same"(const uint8_t *a, const uint8_t *b) noexcept nogil
     void *lines "gpuguard_lines"(size_t bytes) noexcept nogil
 
+# An attempt to open a connection, to be looked at again.
+cdef struct Tried:
+    int64_t start_ns
+    uint64_t serial
+    int32_t slot
+
+# observations.OPENED_FLOW
+cdef packed struct Opened:
+    int64_t start_ns
+    int64_t netns
+    uint8_t initiator[16]
+    uint16_t initiator_port
+    uint8_t responder[16]
+    uint16_t responder_port
+
 cdef packed struct Packet:
     int64_t time_ns
     uint8_t source[16]
@@ -178,6 +193,7 @@ cdef packed struct Closed:
     uint8_t initiator_known
     uint8_t reason
     uint8_t carrier
+    uint8_t missed
     uint64_t packets
     uint64_t payload_bytes[2]
     uint32_t first[2]
@@ -196,6 +212,8 @@ cdef enum:
     AWAIT_ACK = 4   # SYN and its answer were seen: the next ACK of the initiator gives the round trip
     WATCHED = 8     # segments are told of
     LED = 16        # the responder has led an exchange
+    HEARD = 32      # the responder sent anything at all
+    MISSED = 64     # told of as unanswered
 
 cdef enum:
     EXPECTED = 1
@@ -210,6 +228,8 @@ cdef enum:
     RHYTHM = 4
     DULL = 5
     CARRIES = 6
+    UNANSWERED = 7
+    BEGUN = 8
 
 cdef enum:
     QUEUE_CLOSED = 0
@@ -230,6 +250,7 @@ cdef enum:
 cdef int64_t SILENCE_NS = 80_000_000
 cdef uint32_t SILENCE_LONG = 0xFFFFFFFF
 cdef int64_t ANSWER_NS = 1_000_000_000
+cdef int64_t UNANSWERED_NS = 4_000_000_000
 cdef int QUEUE_EPOCH_LOG2 = 34
 cdef int64_t QUICK_NS = 5_000_000
 cdef int64_t GRID_LOW_NS = 16_500_000
@@ -267,6 +288,13 @@ cdef class Table:
     cdef bint quiet_flows
     cdef int quiet_exchanges    # of those that the initiator leads: 0 tells each, 1 a flow's first, 2 none
     cdef list told
+    cdef Tried *tried           # a ring: attempts of the last UNANSWERED_NS, the oldest at tried_first
+    cdef uint64_t tried_first
+    cdef uint64_t tried_next
+    cdef bint listened          # openings of TCP are told of by the row
+    cdef Opened *begun
+    cdef size_t begun_used
+    cdef size_t begun_room
     cdef Closed *dull
     cdef size_t dull_used
     cdef size_t dull_room
@@ -287,7 +315,9 @@ cdef class Table:
         self.colds = <Cold *>calloc(size_max, sizeof(Cold))
         self.links = <Link *>calloc(size_max, sizeof(Link))
         self.heads = <int32_t *>calloc(buckets, sizeof(int32_t))
-        if self.memory == NULL or self.colds == NULL or self.links == NULL or self.heads == NULL:
+        self.tried = <Tried *>calloc(size_max, sizeof(Tried))
+        if (self.memory == NULL or self.colds == NULL or self.links == NULL or self.heads == NULL
+                or self.tried == NULL):
             raise MemoryError
         # A slot number is stored plus one, so that fresh zeroed memory reads as "none" and is not touched before use.
         for i in range(3):
@@ -305,6 +335,8 @@ cdef class Table:
         free(self.colds)
         free(self.links)
         free(self.heads)
+        free(self.tried)
+        free(self.begun)
         free(self.dull)
 
     # -- what flows.py calls ------------------------------------------------------------------------------------------
@@ -322,11 +354,35 @@ cdef class Table:
         self.take_all(start, stop, netns)
 
     def touch(self, rows, Py_ssize_t row, uint32_t netns):
-        """Return (slot, side) of the flow that rows[row] belongs to, opening and naming it if need be."""
+        """Return (slot, side, packets) of the flow that rows[row] belongs to, opening and naming it if need be.
+
+        The row itself, which is yet to be taken in, is counted.
+        """
         cdef Look look
         cdef int32_t slot = self.slot_of(rows, row, netns, &look)
         self.name(slot)
-        return slot, self.side(&self.flows[slot], look.from_high)
+        cdef uint64_t packets = <uint64_t>self.colds[slot].packets_high << 32 | self.flows[slot].packets
+        return slot, self.side(&self.flows[slot], look.from_high), packets + 1
+
+    def packets_of(self, uint32_t netns, uint8_t protocol, const uint8_t[::1] near, uint16_t near_port,
+                   const uint8_t[::1] far, uint16_t far_port):
+        """Return how many packets were seen of the flow with these ends, None if there is no such flow."""
+        cdef Packet packet
+        cdef Look look
+        cdef int32_t slot
+        if near.shape[0] != 16 or far.shape[0] != 16:
+            raise ValueError("addresses have 16 bytes")
+        memset(&packet, 0, sizeof(Packet))
+        packet.protocol = protocol
+        memcpy(packet.source, &near[0], 16)
+        memcpy(packet.destination, &far[0], 16)
+        packet.source_port = near_port
+        packet.destination_port = far_port
+        self.look(&packet, netns, &look)
+        slot = self.find(&packet, netns, &look)
+        if slot < 0:
+            return None
+        return <uint64_t>self.colds[slot].packets_high << 32 | self.flows[slot].packets
 
     def mark(self, rows, Py_ssize_t row, uint32_t netns, uint8_t carrier):
         """Note what the flow of rows[row] carries; return its slot if it is named, else -1."""
@@ -339,19 +395,21 @@ cdef class Table:
         """Return what was told since the last call."""
         self.flush()
         told, self.told = self.told, []
+        if self.begun_used:
+            told.insert(0, (BEGUN, <bytes>(<char *>self.begun)[:self.begun_used * sizeof(Opened)]))
+            self.begun_used = 0
         return told
 
-    def loud(self):
-        """From now on tell of every flow, and of the first exchange of each; and now of those that are open."""
+    def listen(self):
+        """From now on tell by the row when a TCP connection was opened; and now of those that are open."""
         cdef int32_t slot
         order = []
-        self.quiet_flows = False
-        self.quiet_exchanges = min(self.quiet_exchanges, 1)
+        self.listened = True
         for slot in range(self.peak):
-            if self.flows[slot].used and self.flows[slot].queue != QUEUE_CLOSED:
+            if self.flows[slot].used and self.flows[slot].queue != QUEUE_CLOSED and self.flows[slot].protocol == TCP:
                 order.append((self.colds[slot].serial, slot))
         for _, slot in sorted(order):
-            self.name(slot)
+            self.begin(slot)
         return self.tell()
 
     def watch(self, int32_t slot, int side, uint32_t from_sequence):
@@ -368,6 +426,7 @@ cdef class Table:
         cdef int32_t slot
         cdef int queue
         cdef int64_t last_ns
+        self.look_back(time_ns)
         for queue in range(3):
             while self.oldest[queue] >= 0:
                 slot = self.oldest[queue]
@@ -519,7 +578,40 @@ cdef class Table:
         self.enqueue(slot, QUEUE_BRIEF, packet.time_ns)
         if not self.quiet_flows:
             self.name(slot)
+        if self.listened and packet.protocol == TCP:
+            self.begin(slot)
+        if packet.protocol == TCP and packet.tcp_flags & (SYN | ACK | RST) == SYN:
+            self.remember(slot, packet.time_ns)
         return slot
+
+    cdef void remember(self, int32_t slot, int64_t time_ns) noexcept:
+        """Of more attempts than there is room for flows, the oldest are not looked at again."""
+        cdef Tried *one = &self.tried[self.tried_next % <uint64_t>self.size_max]
+        one.start_ns = time_ns
+        one.serial = self.colds[slot].serial
+        one.slot = slot
+        self.tried_next += 1
+        if self.tried_next - self.tried_first > <uint64_t>self.size_max:
+            self.tried_first += 1
+
+    cdef int begin(self, int32_t slot) except -1:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Opened *row
+        if self.begun_used == self.begun_room:
+            row = <Opened *>realloc(self.begun, (self.begun_room * 2 + 64) * sizeof(Opened))
+            if row == NULL:
+                raise MemoryError
+            self.begun = row
+            self.begun_room = self.begun_room * 2 + 64
+        row = &self.begun[self.begun_used]
+        self.begun_used += 1
+        row.start_ns = self.colds[slot].start_ns
+        row.netns = flow.netns
+        memcpy(row.initiator, &flow.high[0] if flow.initiator_is_high else &flow.low[0], 16)
+        memcpy(row.responder, &flow.low[0] if flow.initiator_is_high else &flow.high[0], 16)
+        row.initiator_port = flow.high_port if flow.initiator_is_high else flow.low_port
+        row.responder_port = flow.low_port if flow.initiator_is_high else flow.high_port
+        return 0
 
     cdef int32_t room(self, int64_t time_ns) except -1:
         """Return a free slot, the longest idle flow's if there is no other."""
@@ -629,15 +721,13 @@ cdef class Table:
         cdef uint64_t packets = <uint64_t>cold.packets_high << 32 | flow.packets
         if not flow.marks & NAMED:
             if not (flow.spoke & 2 and (flow.protocol == 1 or flow.protocol == 58)):
-                return self.tell_dull(slot, time_ns, reason, packets)
+                return self.tell_dull(slot, time_ns, reason)
             self.name(slot)
         self.say((CLOSED, time_ns, slot, reason, packets, flow.payload_bytes[0], flow.payload_bytes[1],
                   cold.first[0], cold.first[1], cold.answered))
         return 0
 
-    cdef int tell_dull(self, int32_t slot, int64_t time_ns, int reason, uint64_t packets) except -1:
-        cdef Hot *flow = &self.flows[slot]
-        cdef Cold *cold = &self.colds[slot]
+    cdef int tell_dull(self, int32_t slot, int64_t time_ns, int reason) except -1:
         cdef Closed *row
         if self.dull_used == self.dull_room:
             row = <Closed *>realloc(self.dull, (self.dull_room * 2 + 64) * sizeof(Closed))
@@ -645,10 +735,15 @@ cdef class Table:
                 raise MemoryError
             self.dull = row
             self.dull_room = self.dull_room * 2 + 64
-        row = &self.dull[self.dull_used]
+        self.write(&self.dull[self.dull_used], slot, time_ns, reason)
         self.dull_used += 1
-        if not flow.spoke & 2:
+        if not self.flows[slot].spoke & 2 or self.flows[slot].marks & MISSED:
             self.dull_unanswered += 1
+        return 0
+
+    cdef void write(self, Closed *row, int32_t slot, int64_t time_ns, int reason) noexcept:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
         row.time_ns = time_ns
         row.start_ns = cold.start_ns
         row.netns = flow.netns
@@ -656,17 +751,17 @@ cdef class Table:
         row.initiator_known = flow.marks & KNOWN
         row.reason = reason
         row.carrier = cold.carrier
+        row.missed = flow.marks & MISSED != 0
         memcpy(row.initiator, &flow.high[0] if flow.initiator_is_high else &flow.low[0], 16)
         memcpy(row.responder, &flow.low[0] if flow.initiator_is_high else &flow.high[0], 16)
         row.initiator_port = flow.high_port if flow.initiator_is_high else flow.low_port
         row.responder_port = flow.low_port if flow.initiator_is_high else flow.high_port
-        row.packets = packets
+        row.packets = <uint64_t>cold.packets_high << 32 | flow.packets
         row.payload_bytes[0] = flow.payload_bytes[0]
         row.payload_bytes[1] = flow.payload_bytes[1]
         row.first[0] = cold.first[0]
         row.first[1] = cold.first[1]
         row.answered = cold.answered
-        return 0
 
     # -- packets ------------------------------------------------------------------------------------------------------
 
@@ -691,6 +786,25 @@ cdef class Table:
             at += count
         return 0
 
+    cdef int look_back(self, int64_t time_ns) except -1:
+        """Tell by the row of attempts that nobody answered in time, once each."""
+        cdef Tried *one
+        cdef Closed row
+        rows = []
+        while self.tried_first < self.tried_next:
+            one = &self.tried[self.tried_first % <uint64_t>self.size_max]
+            if one.start_ns + UNANSWERED_NS > time_ns:
+                break
+            self.tried_first += 1
+            if (self.flows[one.slot].used and self.colds[one.slot].serial == one.serial
+                    and self.flows[one.slot].queue != QUEUE_CLOSED and not self.flows[one.slot].marks & HEARD):
+                self.flows[one.slot].marks |= MISSED
+                self.write(&row, one.slot, time_ns, REASON_IDLE)
+                rows.append(<bytes>(<char *>&row)[:sizeof(Closed)])
+        if rows:
+            self.say((UNANSWERED, b"".join(rows)))
+        return 0
+
     cdef inline int take(self, const Packet *packet, uint32_t netns, const Look *look) except -1:
         cdef int32_t slot = self.find(packet, netns, look)
         if slot < 0 or self.reused(slot, packet):
@@ -710,6 +824,8 @@ cdef class Table:
             flow.last_ns = packet.time_ns
         if flow.queue == QUEUE_CLOSED:
             return 0
+        if side:
+            flow.marks |= HEARD
         if tcp:
             if packet.tcp_flags & SYN or flow.marks & AWAIT_ACK:
                 self.handshake(slot, packet, side)
@@ -896,7 +1012,8 @@ cdef class Table:
         self.say((EXCHANGE, time_ns, slot, flow.asker,
                   time_ns - cold.question_ns if time_ns > cold.question_ns else 0,
                   flow.question_bytes, size, cold.first[0], cold.first[1], cold.answered,
-                  cold.rtt_ns, flow.payload_bytes[0], flow.payload_bytes[1]))
+                  cold.rtt_ns, flow.payload_bytes[0], flow.payload_bytes[1],
+                  <uint64_t>cold.packets_high << 32 | flow.packets))
         return 0
 
     cdef inline int rhythm(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:

@@ -27,7 +27,7 @@ from gpuguard import confine, logs, paths, sensors
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.config import Config
 from gpuguard.core.detectors import new_detectors
-from gpuguard.core.events import Decision, Event, Finding, FlowReport, Incident
+from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, Incident
 from gpuguard.core.guard import Guard, ProcessVerdict
 from gpuguard.core.policy import Policy
 from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Packets, Tick
@@ -109,7 +109,7 @@ class Daemon:
         config = start.config
         self._guard = Guard(
             start.policy, mode=config.guard.mode, alarms_per_gpu_year=config.guard.alarms_per_gpu_year,
-            signatures=shipped(), counter_model=shipped_model())
+            signatures=shipped(), counter_model=shipped_model(), quiet=True)
         self._events = EventLog(guard_dir / "events.jsonl")
         self._recorder = _recorder(config, guard_dir)
         self._sensors: dict[str, Sensor] = {}
@@ -308,7 +308,7 @@ class Daemon:
 
     def _handle(self, event: Event) -> list[Block]:
         """Write one event down, tell who listens, and return the records that it gives rise to."""
-        if isinstance(event, FlowReport) and event.finding.label == "other":
+        if isinstance(event, FlowReports) or (isinstance(event, FlowReport) and event.finding.label == "other"):
             return []
         self._events.write(event)
         if self._metrics and not isinstance(event, Gap):

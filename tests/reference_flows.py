@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 FIN, SYN, RST, ACK, TCP = 1, 2, 4, 16, 6
-OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES = range(7)
+OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN = range(9)
 SHUT, BRIEF, LONG = range(3)
 BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
 TIMEOUT_NS = (10 * 10**9, 180 * 10**9, 86_400 * 10**9)
@@ -55,6 +55,8 @@ class Flow:
     known: bool = False
     named: bool = False
     led: bool = False
+    heard: bool = False
+    missed: bool = False
     carrier: int = 0
     sides: tuple[Side, Side] = field(default_factory=lambda: (Side(), Side()))
 
@@ -73,6 +75,9 @@ class Table:
         self.free: list[int] = []
         self.evicted = 0
         self.told: list[tuple] = []
+        self.begun: list[tuple] = []
+        self.listened = False
+        self.tried: list[Flow] = []
 
     def run(self, rows, start, stop, netns):
         for row in rows[start:stop]:
@@ -80,7 +85,8 @@ class Table:
         return self.tell()
 
     def tell(self):
-        told, self.told = self.told, []
+        told, self.told = [*self.begun, *self.told], []
+        self.begun = []
         return told
 
     def touch(self, rows, row, netns):
@@ -89,7 +95,12 @@ class Table:
         if flow is None or self.reused(flow, rows[row]):
             flow = self.open(flow, key, from_high, rows[row])
         self.name(flow)
-        return flow.slot, self.side(flow, from_high)
+        return flow.slot, self.side(flow, from_high), flow.packets + 1
+
+    def packets_of(self, netns, protocol, *ends):
+        near, far = ends[:2], ends[2:]
+        flow = self.flows.get((netns, protocol, min(near, far), max(near, far)))
+        return flow.packets if flow else None
 
     def mark(self, rows, row, netns, carrier):
         key, from_high = self.key(rows[row], netns)
@@ -99,12 +110,15 @@ class Table:
         flow.carrier = carrier
         return flow.slot if flow.named else -1
 
-    def loud(self):
-        self.quiet_flows, self.quiet_exchanges = False, min(self.quiet_exchanges, 1)
+    def listen(self):
+        self.listened = True
         for flow in self.flows.values():
-            if flow.queue != SHUT:
-                self.name(flow)
+            if flow.queue != SHUT and flow.key[1] == TCP:
+                self.begin(flow)
         return self.tell()
+
+    def begin(self, flow):
+        self.begun.append((BEGUN, flow.start_ns, flow.key[0], *self.ends(flow)))
 
     def watch(self, slot, side, from_sequence):
         flow = next(flow for flow in self.flows.values() if flow.slot == slot)
@@ -113,6 +127,11 @@ class Table:
         flow.large_side = 2
 
     def tick(self, time_ns):
+        while self.tried and self.tried[0].start_ns + 4 * 10**9 <= time_ns:
+            flow = self.tried.pop(0)
+            if self.flows.get(flow.key) is flow and flow.queue != SHUT and not flow.heard:
+                flow.missed = True
+                self.told.append((UNANSWERED, *self.row(flow, time_ns, BY_IDLE)))
         for queue in (SHUT, BRIEF, LONG):
             while self.queues[queue]:
                 flow = self.flows[next(iter(self.queues[queue]))]
@@ -170,6 +189,10 @@ class Table:
         self.enqueue(flow, BRIEF, time_ns)
         if not self.quiet_flows:
             self.name(flow)
+        if self.listened and protocol == TCP:
+            self.begin(flow)
+        if protocol == TCP and row["tcp_flags"] & (SYN | ACK | RST) == SYN:
+            self.tried = [*self.tried, flow][-self.size_max:]
         return flow
 
     @staticmethod
@@ -198,13 +221,16 @@ class Table:
     def tell_closed(self, flow, time_ns, reason):
         one, two = flow.sides
         if not flow.named and not (two.payload_bytes and flow.key[1] in (1, 58)):
-            self.told.append((DULL, time_ns, flow.start_ns, flow.key[0], *self.ends(flow), flow.key[1], flow.known,
-                              reason, flow.carrier, flow.packets, one.payload_bytes, two.payload_bytes,
-                              one.first, two.first, flow.answered))
+            self.told.append((DULL, *self.row(flow, time_ns, reason)))
             return
         self.name(flow)
         self.told.append((CLOSED, time_ns, flow.slot, reason, flow.packets, one.payload_bytes, two.payload_bytes,
                           one.first, two.first, flow.answered))
+
+    def row(self, flow, time_ns, reason):
+        one, two = flow.sides
+        return (time_ns, flow.start_ns, flow.key[0], *self.ends(flow), flow.key[1], flow.known, reason, flow.carrier,
+                flow.missed, flow.packets, one.payload_bytes, two.payload_bytes, one.first, two.first, flow.answered)
 
     def take(self, row, netns):
         key, from_high = self.key(row, netns)
@@ -222,6 +248,7 @@ class Table:
         flow.last_ns = max(flow.last_ns, time_ns)
         if flow.queue == SHUT:
             return
+        flow.heard |= number == 1
         start, fresh = int(row["sequence"]), int(row["payload_bytes"])
         if tcp:
             self.handshake(flow, row, number)
@@ -316,7 +343,7 @@ class Table:
         self.name(flow)
         self.told.append((EXCHANGE, time_ns, flow.slot, flow.asker, max(0, time_ns - flow.question_ns),
                           flow.question_bytes, size, flow.sides[0].first, flow.sides[1].first, flow.answered,
-                          flow.rtt_ns, flow.sides[0].payload_bytes, flow.sides[1].payload_bytes))
+                          flow.rtt_ns, flow.sides[0].payload_bytes, flow.sides[1].payload_bytes, flow.packets))
 
     def rhythm(self, flow, number, size, time_ns):
         side, other = flow.sides[number], flow.sides[1 - number]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard.core.flows import FlowTable, address_text
-from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowUse
+from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowsUnanswered, FlowUse
 from gpuguard.core.records import (
     PACKET,
     DnsMessage,
@@ -147,7 +147,9 @@ def test_idle_flows_end_on_ticks_conversations_after_a_day():
     table.receive(talk.block())
     table.receive(half.block())
     end_ns = talk.now_ns
-    assert [one.flow.initiator_port for one in table.tick(end_ns + 181_000 * MS)] == [7]
+    missed, closed = table.tick(end_ns + 181_000 * MS)
+    assert isinstance(missed, FlowsUnanswered)
+    assert closed.flow.initiator_port == 7
     assert table.tick(end_ns + 86_000_000 * MS) == []
     (closed,) = table.tick(end_ns + 86_401_000 * MS)
     assert (closed.reason, closed.time_ns) == ("idle", end_ns + 86_401_000 * MS)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from gpuguard.core.detectors import relay, reverse_shell, reverse_tunnel, ssh_use
+from gpuguard.core.flows import address_bytes
 from gpuguard.core.host import Host
-from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowUse
+from gpuguard.core.observations import OPENED_FLOW, Exchange, FlowClosed, FlowsOpened, FlowUse
 from gpuguard.core.records import HostInfo, ProcessStarted, Socket, Sockets, Tick
 from gpuguard.core.subjects import FlowId, ProcessId
 
@@ -178,6 +180,15 @@ def sockets(now_ns, inner_owner, sent=5000, received=6000):
     return Sockets(now_ns, 0, (outer, inner))
 
 
+def opened(flow):
+    rows = np.zeros(1, OPENED_FLOW)
+    for name in ("start_ns", "netns", "initiator_port", "responder_port"):
+        rows[name] = getattr(flow, name)
+    for name in ("initiator", "responder"):
+        rows[name] = np.void(address_bytes(getattr(flow, name)))
+    return FlowsOpened(flow.start_ns, rows)
+
+
 def relayed(inner_owner, *, opened_after_ms, **counts):
     host, detector = Host(), relay.Detector()
     for process in (TUNNEL, OTHER):
@@ -185,7 +196,7 @@ def relayed(inner_owner, *, opened_after_ms, **counts):
     inner = FlowId(0, 6, "127.0.0.1", 44_314, "127.0.0.1", 22, START + opened_after_ms * MS)
     items = [
         use("ssh-reverse-forward-request"),
-        FlowOpened(inner.start_ns, inner),
+        opened(inner),
         FlowUse(START + 2 * MS, FLOW, "ssh-reverse-channel-open", "ssh", 8.0, "opened", START, 40),
         sockets(START + 900 * MS, inner_owner, **counts),
         sockets(START + 2900 * MS, inner_owner, **counts),

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard._packets import Parser
-from gpuguard.core.events import FlowReport, FlowReports
+from gpuguard.core.events import Finding, FlowReport, FlowReports
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.guard import Guard, reports, unspoken_verdicts
 from gpuguard.core.names import may_carry
-from gpuguard.core.observations import FlowsClosed
+from gpuguard.core.observations import FlowsClosed, FlowsOpened, FlowsUnanswered
 from gpuguard.core.records import Gap, Packets, Sockets, Tick
 from gpuguard.sensors.packets import CaptureError, read_capture
 
@@ -123,17 +123,48 @@ def test_what_this_host_led_before_counts_against_a_lead_of_the_far_side():
     assert judged(blocks, quiet=True) == judged(blocks, quiet=False)
 
 
-def test_from_the_first_list_of_sockets_on_every_flow_is_told_of():
-    guard = Guard(quiet=True)
-    talk = conversation(4000, 3, first=0)
-    guard.receive(talk.block(0, 5))
-    guard.receive(Sockets(talk.now_ns, 0, ()))
-    events = guard.receive(talk.block(5))
-    (one,) = [event for event in events if isinstance(event, FlowReport)]
-    each = Guard()
-    each.receive(talk.block(0, 5))
-    each.receive(Sockets(talk.now_ns, 0, ()))
-    assert one == next(event for event in each.receive(talk.block(5)) if isinstance(event, FlowReport))
+def test_from_the_first_list_of_sockets_on_openings_are_told_of_by_the_row():
+    table = FlowTable(quiet=True, exchanges=2)
+    talk, later = conversation(4000, 3, first=0), conversation(4001, 1, first=0)
+    assert table.receive(talk.block(0, 5)) == []
+    (before,) = table.listen()
+    assert before.rows["initiator_port"].tolist() == [4000]
+    seen = table.receive(later.block())
+    assert [type(one) for one in seen] == [FlowsOpened, FlowsClosed]
+    assert seen[0].rows["start_ns"].tolist() == [later.block().rows["time_ns"][0]]
+
+
+def test_an_attempt_is_missed_once_and_only_without_any_answer():
+    table = FlowTable(quiet=True)
+    for port, answered in ((1, False), (2, True)):
+        one = Conversation(port=port, handshake=False)
+        one.packet(0, 0, SYN)
+        if answered:
+            one.packet(1, 0, SYN | ACK)
+        table.receive(one.block())
+    assert table.tick(one.now_ns + 3_000_000_000) == []
+    (missed,) = table.tick(one.now_ns + 5_000_000_000)
+    assert isinstance(missed, FlowsUnanswered)
+    assert missed.rows["initiator_port"].tolist() == [1]
+    assert table.tick(one.now_ns + 9_000_000_000) == []
+    (ended,) = table.close(one.now_ns + 10_000_000_000)
+    assert ended.rows["missed"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_scan_is_told_of_within_seconds_of_its_start(listed):
+    guard, events = Guard(quiet=True), []
+    if listed:
+        guard.receive(Sockets(1, 0, ()))
+    now_ns = 0
+    for number in range(40):
+        one = Conversation(port=1000 + number, handshake=False, far=(10, 0, 1, number))
+        one.packet(0, 0, SYN)
+        now_ns = one.now_ns
+        guard.receive(one.block())
+    for second in range(6):
+        events += guard.receive(Tick(now_ns + second * 1_000_000_000))
+    assert [event.label for event in events if isinstance(event, Finding)][:1] == ["scan"]
 
 
 def test_a_detector_that_stumbles_over_rows_is_off_and_told():

@@ -33,7 +33,8 @@ class Finding(Struct, frozen=True, tag="finding"):
     """The standing of one subject under one label; a new one is made whenever its verdict changes.
 
     ``probability`` is 1 / (1 + exp(-(nats + prior))); ``process`` is whom the subject belongs to, None where that is
-    not certain. ``decided_after_s`` counts from the first record about the subject.
+    not certain. ``decided_after_s`` counts from the first record about the subject, ``decided_after_packets`` a flow's
+    packets; it is None for other subjects.
     """
 
     time_ns: int
@@ -52,6 +53,7 @@ class Finding(Struct, frozen=True, tag="finding"):
     tool_call: ToolCall | None
     trace_id: str
     gaps: tuple[Gap, ...] = ()
+    decided_after_packets: int | None = None
 
 
 class Decision(Struct, frozen=True, tag="decision"):

@@ -14,8 +14,10 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
   closed ones first and conversations last, so that a scan cannot push a tunnel out. A flow that is in use moves to the
   back of its queue with its first packet of each 17 s (2**34 ns): its neighbours there cost a look into memory.
 
+- An attempt is unanswered after 4 s without a packet of the other side: by then Linux has sent its SYN again twice.
+
 A quiet table tells of a flow when there is something to tell (see `ext/flows.pyx`); the others are rows of
-`FlowsClosed` when they end. It is for input without socket lists: those are joined to every flow as it opens.
+`FlowsClosed` when they end.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ import numpy as np
 from gpuguard._flows import Table
 from gpuguard.core.observations import (
     CLOSED_FLOW,
+    OPENED_FLOW,
     Exchange,
     FlowClosed,
     FlowOpened,
     FlowsClosed,
+    FlowsOpened,
+    FlowsUnanswered,
     FlowUse,
     Observation,
     Speaker,
@@ -65,7 +70,7 @@ CARRIERS = ("", "ssh", "tls", "dns")
 
 FLOWS_MAX = 131_072
 
-_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES = range(7)
+_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES, _UNANSWERED, _BEGUN = range(9)
 _SPEAKERS: tuple[Speaker, Speaker] = ("initiator", "responder")
 REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
 _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
@@ -103,7 +108,7 @@ def closed_flows(rows: np.ndarray) -> Iterator[FlowClosed]:
     """Yield these `CLOSED_FLOW` one by one, as a table that is not quiet would have told of their ends."""
     for row in rows.tolist():
         (time_ns, start_ns, netns, near, near_port, far, far_port, protocol, known, reason, carrier,
-         packets, near_bytes, far_bytes, near_first, far_first, answered) = row
+         _, packets, near_bytes, far_bytes, near_first, far_first, answered) = row
         ends = (address_text(near), near_port, address_text(far), far_port)
         flow = FlowId(netns, protocol, *ends, start_ns, bool(known))
         yield FlowClosed(time_ns, flow, REASONS[reason], packets, near_bytes, far_bytes, near_first, far_first,
@@ -133,7 +138,7 @@ class FlowTable:
         self._conversations: dict[int, _Conversation] = {}
         self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {
             _OPENED: self._open, _EXCHANGE: self._exchange, _CLOSED: self._close, _SEGMENT: self._segment,
-            _RHYTHM: self._rhythm,
+            _RHYTHM: self._rhythm, _UNANSWERED: self._unanswered, _BEGUN: self._begun,
         }
 
     def __len__(self) -> int:
@@ -157,15 +162,20 @@ class FlowTable:
             carrier = _mark_of(fact)
             if carrier and table.mark(rows, row, packets.netns, carrier) < 0:
                 continue
-            slot, side = table.touch(rows, row, packets.netns)
+            slot, side, count = table.touch(rows, row, packets.netns)
             seen += self._observe(table.tell())
-            seen += self._learn(slot, side, fact, int(rows["time_ns"][row]), int(rows["sequence"][row]))
+            seen += self._learn(slot, side, fact, int(rows["time_ns"][row]), int(rows["sequence"][row]), count)
         table.add(rows, last, len(rows), packets.netns)
         return seen + self._observe(table.tell())
 
-    def loud(self) -> Seen:
-        """Tell of every flow and its first exchange from now on, and of those that are open."""
-        return self._observe(self._table.loud())
+    def packets_of(self, flow: FlowId) -> int | None:
+        """Return how many packets were seen of a flow so far, None if it is not here any more."""
+        near, far = address_bytes(flow.initiator), address_bytes(flow.responder)
+        return self._table.packets_of(flow.netns, flow.protocol, near, flow.initiator_port, far, flow.responder_port)
+
+    def listen(self) -> Seen:
+        """Tell by the row of each TCP connection that is opened from now on, and of those that are open."""
+        return self._observe(self._table.listen())
 
     def tick(self, time_ns: int) -> Seen:
         """Return what idled out by this time."""
@@ -189,7 +199,7 @@ class FlowTable:
             elif new := self._tellers[kind](*one[1:]):
                 # The more dull ones come at once, the cheaper they are; but ends keep their order among each other,
                 # and of those that may be part of a scan there is something to tell in its place.
-                if dull and (unanswered or kind == _CLOSED):
+                if dull and (unanswered or kind in (_CLOSED, _UNANSWERED)):
                     seen.append(_flows_closed(dull, unanswered))
                     dull, unanswered = [], 0
                 seen += new
@@ -212,7 +222,7 @@ class FlowTable:
 
     def _exchange(self, time_ns: Any, slot: Any, first: Any, delay_ns: Any, question: Any, answer: Any,
                   initiator_first: Any, responder_first: Any, answered: Any, rtt_ns: Any, near_bytes: Any,
-                  far_bytes: Any) -> Seen:
+                  far_bytes: Any, packets: Any) -> Seen:
         conversation = self._conversations[slot]
         return [Exchange(
             time_ns=time_ns,
@@ -228,7 +238,18 @@ class FlowTable:
             carrier=conversation.carrier,
             payload_bytes_initiator=near_bytes,
             payload_bytes_responder=far_bytes,
+            packets=packets,
         )]
+
+    @staticmethod
+    def _unanswered(data: bytes) -> Seen:
+        rows = np.frombuffer(data, CLOSED_FLOW)
+        return [FlowsUnanswered(int(rows["time_ns"][-1]), rows)]
+
+    @staticmethod
+    def _begun(data: bytes) -> Seen:
+        rows = np.frombuffer(data, OPENED_FLOW)
+        return [FlowsOpened(int(rows["start_ns"][-1]), rows)]
 
     def _close(self, time_ns: Any, slot: Any, reason: Any, packets: Any, near_bytes: Any, far_bytes: Any,
                initiator_first: Any, responder_first: Any, answered: Any) -> Seen:
@@ -270,7 +291,7 @@ class FlowTable:
             conversation.ssh = SshSession(initiator_known=conversation.flow.initiator_known)
         return conversation.ssh
 
-    def _learn(self, slot: int, side: int, fact: Fact, time_ns: int, sequence: int) -> list[Observation]:
+    def _learn(self, slot: int, side: int, fact: Fact, time_ns: int, sequence: int, packets: int) -> list[Observation]:
         """Take in what was read from a payload."""
         conversation = self._conversations.get(slot)
         if conversation is None:
@@ -296,7 +317,7 @@ class FlowTable:
                 return [TlsTalk(time_ns, conversation.flow, _SPEAKERS[side], fact.times_ns, fact.sizes)]
             case _:
                 pass
-        return [_use(conversation, time_ns, 0, use) for use in uses]
+        return [_use(conversation, time_ns, packets, use) for use in uses]
 
 
 def _flows_closed(dull: list[bytes], unanswered: int) -> FlowsClosed:

@@ -58,7 +58,10 @@ def likelihood(probability: float) -> str:
 
 
 class Standing(Struct):
-    """How one subject stands under one label. ``by_class`` is what each class added since S was last zero."""
+    """How one subject stands under one label. ``by_class`` is what each class added since S was last zero.
+
+    ``decided_packets`` is for who drives this to fill in: how many packets of a flow had been seen by ``decided_ns``.
+    """
 
     subject: Subject
     label: str
@@ -66,6 +69,7 @@ class Standing(Struct):
     nats: float = 0.0
     verdict: Verdict = "unknown"
     decided_ns: int = 0
+    decided_packets: int | None = None
     carrier: str = ""
     by_class: dict[EvidenceClass, float] = field(default_factory=dict)
     evidence: list[Evidence] = field(default_factory=list)
@@ -97,6 +101,7 @@ class Fusion:
         changed = standing.verdict != before
         if changed:
             standing.decided_ns = evidence.time_ns
+            standing.decided_packets = None
         return standing, changed or (new_kind and standing.verdict in ("suspect", "confirmed"))
 
     def best(self, subject: Subject) -> Standing | None:

@@ -24,7 +24,7 @@ from gpuguard.core.host import Host
 from gpuguard.core.incidents import Incidents, short_id
 from gpuguard.core.labels import LABELS, Verdict
 from gpuguard.core.names import observations_of
-from gpuguard.core.observations import FlowClosed, FlowsClosed, Observation
+from gpuguard.core.observations import Exchange, FlowClosed, FlowsClosed, FlowsUnanswered, FlowUse, Observation
 from gpuguard.core.policy import DEFAULT_POLICY, Policy, decide
 from gpuguard.core.records import (
     ActionOutcome,
@@ -41,7 +41,7 @@ from gpuguard.core.records import (
 from gpuguard.core.subjects import FlowId, ProcessId, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from gpuguard.core.counter_classes import Model
     from gpuguard.core.signatures import Signature
@@ -59,6 +59,9 @@ EXITED_MAX = 16_384
 
 #: What the flow table makes; of records the world learns, and some ask for an answer by themselves.
 _OBSERVATIONS = frozenset(get_args(Observation))
+
+#: Many flows in one, each with its own time.
+_ROWS = frozenset({FlowsClosed, FlowsUnanswered})
 
 #: How often at most it is told that tables are full.
 EVICTED_TOLD_NS = 60_000_000_000
@@ -89,8 +92,8 @@ class Guard:
     counter_model
         What counters are weighed by; without it, they are not judged.
     quiet
-        Report dull flows by the row (`FlowReports`) instead of one by one, at a hundredth of the cost, until a list of
-        sockets comes. The answers are the same, see `reports`.
+        Report dull flows by the row (`FlowReports`) instead of one by one, at a hundredth of the cost. The answers are
+        the same, see `reports`; but for the owners of flows in which nothing was seen, whom nobody looks up.
     """
 
     def __init__(
@@ -107,8 +110,8 @@ class Guard:
         self.incidents = Incidents()
         self._policy = policy
         self._mode: Literal["observe", "enforce"] = mode
-        self._flows = FlowTable(quiet=quiet, exchanges=2 if quiet else 1)
-        self._quiet = quiet
+        self._flows = FlowTable(quiet=quiet, exchanges=2)
+        self._listed = False
         self._detectors = new_detectors(signatures, counter_model, alarms_per_gpu_year)
         self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)
@@ -126,12 +129,12 @@ class Guard:
         self.host.receive(block)
         match block:
             case Packets():
-                items: list[Block | Observation] = list(observations_of(self._flows, block))
+                items: Iterable[Block | Observation] = observations_of(self._flows, block)
             case Tick():
                 items = [block, *self._flows.tick(block.time_ns)]
-            case Sockets() if self._quiet:
-                self._quiet = False
-                items = [*self._flows.loud(), block]
+            case Sockets() if not self._listed:
+                self._listed = True
+                items = [*self._flows.listen(), block]
             case _:
                 items = [block]
         return [event for item in items for event in self._take(item)]
@@ -168,8 +171,10 @@ class Guard:
             for evidence in weighed:
                 # Told piece by piece, not block by block: a block of launches that was cut in two tells the same.
                 standing, changed = self._fusion.receive(evidence)
+                if standing.decided_packets is None and standing.decided_ns:
+                    standing.decided_packets = self._packets_at(item, standing.subject)
                 if changed and LABELS[standing.label].accuses:
-                    time_ns = evidence.time_ns if kind is FlowsClosed else item.time_ns
+                    time_ns = evidence.time_ns if kind in _ROWS else item.time_ns
                     events += self._tell(self._finding(standing, time_ns))
                 spoken = True
         if isinstance(item, FlowClosed):
@@ -220,6 +225,7 @@ class Guard:
             nats=standing.nats,
             start_ns=start_ns,
             decided_after_s=max(0, (standing.decided_ns or time_ns) - start_ns) / 1e9,
+            decided_after_packets=standing.decided_packets,
             evidence=tuple(standing.evidence),
             counter_evidence=tuple(standing.counter_evidence),
             process=process,
@@ -227,6 +233,16 @@ class Guard:
             trace_id=trace_id,
             gaps=tuple(self._gaps),
         )
+
+    def _packets_at(self, item: Block | Observation, subject: Subject) -> int | None:
+        """Return how many packets of a flow had been seen when this item was told."""
+        if not isinstance(subject, FlowId):
+            return None
+        if isinstance(item, FlowUse | Exchange | FlowClosed) and item.flow == subject:
+            return item.packets
+        if isinstance(item, FlowsClosed | FlowsUnanswered):
+            return next((one.packets for one in closed_flows(item.rows) if one.flow == subject), None)
+        return self._flows.packets_of(subject)
 
     def _start_ns(self, standing: Standing) -> int:
         """Return when the subject began. A window of counters may begin before the process that it speaks of."""
@@ -364,7 +380,7 @@ class Guard:
     def _reports(self, item: FlowsClosed, *, spoken: bool) -> list[Event]:
         """Return the report of dull flows; those that evidence was given about are not dull."""
         gaps = tuple(self._gaps)
-        if not spoken:
+        if not spoken and not (item.unanswered and item.rows["missed"].any()):
             return [FlowReports(item.time_ns, item, gaps)]
         dull = [self._fusion.best(closed.flow) is None for closed in closed_flows(item.rows)]
         events: list[Event] = [self._report(closed) for closed in closed_flows(item.rows[np.logical_not(dull)])]

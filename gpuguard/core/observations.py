@@ -61,6 +61,7 @@ class Exchange(Struct, frozen=True, tag="exchange"):
     carrier: str
     payload_bytes_initiator: int = 0
     payload_bytes_responder: int = 0
+    packets: int = 0
 
 
 class FlowClosed(Struct, frozen=True, tag="flow_closed"):
@@ -128,7 +129,8 @@ class TlsTalk(Struct, frozen=True, tag="tls_talk"):
 
 
 #: The end of a dull flow: nothing was told of it while it lasted. Fields as in `FlowClosed`; addresses are 16
-#: bytes as in `records.PACKET`, ``reason`` counts through those of `FlowClosed`, ``carrier`` through `flows.CARRIERS`.
+#: bytes as in `records.PACKET`, ``reason`` counts through those of `FlowClosed`, ``carrier`` through `flows.CARRIERS`;
+#: ``missed``: it was among `FlowsUnanswered`.
 CLOSED_FLOW = np.dtype([
     ("time_ns", "<i8"),
     ("start_ns", "<i8"),
@@ -141,6 +143,7 @@ CLOSED_FLOW = np.dtype([
     ("initiator_known", "u1"),
     ("reason", "u1"),
     ("carrier", "u1"),
+    ("missed", "u1"),
     ("packets", "<u8"),
     ("payload_bytes_initiator", "<u8"),
     ("payload_bytes_responder", "<u8"),
@@ -151,11 +154,54 @@ CLOSED_FLOW = np.dtype([
 
 
 class FlowsClosed(Struct, tag="flows_closed"):
-    """Dull flows that ended one after the other, rows of `CLOSED_FLOW`; the responder was silent in ``unanswered``."""
+    """Dull flows that ended one after the other, rows of `CLOSED_FLOW`.
+
+    In ``unanswered`` of them the responder said nothing, or was late.
+    """
 
     time_ns: int
     rows: np.ndarray
     unanswered: int
 
 
-Observation = FlowOpened | FlowUse | Exchange | FlowClosed | FlowsClosed | DnsSeen | StratumSeen | Spoke | TlsTalk
+class FlowsUnanswered(Struct, tag="flows_unanswered"):
+    """Attempts to open a TCP connection that no packet answered within four seconds, rows of `CLOSED_FLOW`.
+
+    By then Linux has sent its SYN again twice. The end of each is told of as well.
+    """
+
+    time_ns: int
+    rows: np.ndarray
+
+
+#: The opening of a TCP connection, or the first packet seen of it.
+OPENED_FLOW = np.dtype([
+    ("start_ns", "<i8"),
+    ("netns", "<i8"),
+    ("initiator", "V16"),
+    ("initiator_port", "<u2"),
+    ("responder", "V16"),
+    ("responder_port", "<u2"),
+])
+
+
+class FlowsOpened(Struct, tag="flows_opened"):
+    """TCP connections opened, rows of `OPENED_FLOW`; told of where there are lists of sockets to join them with."""
+
+    time_ns: int
+    rows: np.ndarray
+
+
+Observation = (
+    FlowOpened
+    | FlowUse
+    | Exchange
+    | FlowClosed
+    | FlowsClosed
+    | FlowsUnanswered
+    | FlowsOpened
+    | DnsSeen
+    | StratumSeen
+    | Spoke
+    | TlsTalk
+)

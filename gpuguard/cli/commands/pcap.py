@@ -201,7 +201,7 @@ def _dull_lines(file: Path, rows: np.ndarray, verdicts: list[Verdict], gaps: lis
     odds = probability(0.0)
     opened, unopened = [*gaps], [*gaps, _UNOPENED]
     for row, verdict in zip(rows.tolist(), verdicts, strict=True):
-        (time_ns, start_ns, _, near, near_port, far, far_port, protocol, known, _, carrier, packets, near_bytes,
+        (time_ns, start_ns, _, near, near_port, far, far_port, protocol, known, _, carrier, _, packets, near_bytes,
          far_bytes, *_) = row
         yield {
             "file": str(file),

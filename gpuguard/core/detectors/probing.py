@@ -15,10 +15,9 @@ Benign look-alikes, and what keeps them out:
 - peers of file sharing and coins, many of which are gone: public addresses weigh half;
 - what comes in from outside: the host that is scanned did nothing.
 
-An attempt has failed when its flow ended without payload and without a full closing handshake. On a live host the
-socket list tells sooner: an attempt of a local address that after 12 s has neither spoken, nor ended, nor ever been an
-established socket, has failed; a connection that lasts shorter has ended by then (the flow table tells of an end after
-10 s), a longer one was listed. If it speaks after all, it is taken back.
+An attempt has failed when its flow ended without payload and without a full closing handshake, or when no packet
+answered it for four seconds. If it speaks after all, that is taken back. On a live host it waits for the next list of
+sockets, so that it is known whose it was.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.flows import REASONS, address_bytes, address_text, closed_flows
+from gpuguard.core.flows import REASONS, address_bytes, closed_flows
 from gpuguard.core.fusion import SUSPECT_NATS
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowOpened, FlowsClosed, FlowUse
+from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowsClosed, FlowsUnanswered, FlowUse
 from gpuguard.core.records import Sockets, Tick
 
 if TYPE_CHECKING:
@@ -61,12 +60,12 @@ NATS_MAX = 40.0
 #: Fewer failures than this are never told, whatever they weigh.
 FAILED_MIN = 12
 FAILED_OF_PROCESS_MIN = 3
-UNANSWERED_AFTER_NS = 12_000_000_000
+#: A list of sockets is read when a connection is opened, and every few seconds.
+LISTED_WITHIN_NS = 12_000_000_000
 FORGOTTEN_AFTER_NS = 600_000_000_000
 #: SYN and RST with one repeat of each: nobody was there, or only a half-open look was taken.
 REFUSED_PACKETS_MAX = 4
 
-_ESTABLISHED = 1
 _TCP, _ICMP, _ICMPV6 = 6, 1, 58
 _CLOSED = REASONS.index("closed")
 #: Who tried, and what: a namespace and an address, and an address, a port and a protocol, as they lie in a row.
@@ -80,14 +79,12 @@ _SPOTS = ("less than one new target in ten minutes", "neighbours on the same lin
           "a scan that only tries what is known to answer")
 
 Target = bytes
-Ends = tuple[int, str, int, str, int]
 
 
 class _Unit(NamedTuple):
     """Who is judged: a process where it is known, else one address in one network namespace."""
 
-    netns: int
-    address: str
+    source: bytes
     process: ProcessId | None
 
 
@@ -103,7 +100,7 @@ class _Source:
         self.failed = 0
         self.told = 0.0
         self.told_failed = 0
-        self.targets: BoundedTable[Target, None] = BoundedTable(TARGETS_MAX)
+        self.targets: OrderedDict[Target, None] = OrderedDict()
         self.addresses: BoundedTable[str, None] = BoundedTable(TARGETS_MAX)
         self.ports: BoundedTable[int, None] = BoundedTable(TARGETS_MAX)
 
@@ -114,31 +111,37 @@ class _Source:
         """Count a success, for which nothing is to be taken away where nothing is held against the unit."""
         if self.nats:
             self.add(AGAIN_NATS if target in self.targets else ANSWERED_NATS)
+        self.remember(target)
+
+    def remember(self, target: Target) -> None:
+        """Keep the last targets only."""
         self.targets[target] = None
+        self.targets.move_to_end(target)
+        if len(self.targets) > TARGETS_MAX:
+            self.targets.popitem(last=False)
 
 
 class Detector:
     """Counts first contacts that failed, for each process or source."""
 
-    takes = (FlowOpened, Exchange, FlowUse, FlowClosed, FlowsClosed, Sockets, Tick)
+    takes = (Exchange, FlowUse, FlowClosed, FlowsClosed, FlowsUnanswered, Sockets, Tick)
 
     def __init__(self) -> None:
-        # Namespaces whose socket lists are read, and attempts made in them that neither spoke nor ended so far.
-        self._listed: BoundedTable[int, None] = BoundedTable(NAMESPACES_MAX)
+        # When the sockets of a namespace were last listed, and unanswered attempts that were not on a list yet.
+        self._listed: BoundedTable[int, int] = BoundedTable(NAMESPACES_MAX)
         self._waiting: OrderedDict[FlowId, None] = OrderedDict()
-        self._by_ends: dict[Ends, FlowId] = {}
         self._judged: BoundedTable[FlowId, _Unit] = BoundedTable(ATTEMPTS_MAX)
         self._sources: BoundedTable[_Unit, _Source] = BoundedTable(SOURCES_MAX)
         # Addresses behind which something failed: what succeeds elsewhere is no business of ours. With the time at
         # which a process was last seen at it, 0 if none was.
-        self._failing: BoundedTable[tuple[int, str], int] = BoundedTable(SOURCES_MAX)
+        self._failing: BoundedTable[bytes, int] = BoundedTable(SOURCES_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what an attempt that failed, or succeeded, adds."""
         match item:
-            case FlowOpened():
-                if item.flow.netns in self._listed:
-                    self._open(item.flow, host)
+            case FlowsUnanswered():
+                return [one for closed in closed_flows(item.rows)
+                        for one in self._tried(closed.flow, item.time_ns, host)]
             case Exchange() | FlowUse():
                 if item.flow in self._waiting or item.flow in self._judged:
                     self._answered(item.flow, host)
@@ -147,11 +150,8 @@ class Detector:
             case FlowsClosed():
                 return self._closed(item, host)
             case Sockets():
-                self._listed[item.netns] = None
-                for one in item.sockets:
-                    flow = self._by_ends.get((item.netns, one.local, one.local_port, one.remote, one.remote_port))
-                    if flow is not None and one.state == _ESTABLISHED:
-                        self._answered(flow, host)
+                self._listed[item.netns] = item.time_ns
+                return self._overdue(item.time_ns, host)
             case Tick():
                 return self._overdue(item.time_ns, host)
             case _:
@@ -161,54 +161,52 @@ class Detector:
     def _closed(self, item: FlowsClosed, host: Host) -> list[Evidence]:
         """Take in the ends of dull flows: those in vain one by one, of which there are few but in a scan."""
         if not item.unanswered:
-            self._succeed(item.rows)
+            self._succeed(item.rows, host)
             return []
         found: list[Evidence] = []
         vain = _in_vain(item.rows)
         start = 0
         for place, closed in zip(np.flatnonzero(vain).tolist(), closed_flows(item.rows[vain]), strict=True):
-            self._succeed(item.rows[start:place])
-            found += self._close(closed, host)
+            self._succeed(item.rows[start:place], host)
+            found += self._close(closed, host, missed=bool(item.rows["missed"][place]))
             start = place + 1
-        self._succeed(item.rows[start:])
+        self._succeed(item.rows[start:], host)
         return found
 
-    def _succeed(self, rows: np.ndarray) -> None:
-        """Take in attempts that were answered. Rows come where no socket list does: nobody owns them."""
+    def _succeed(self, rows: np.ndarray, host: Host) -> None:
+        """Take in attempts that were answered, of sources that others are held against."""
         if not len(self._failing) or not len(rows):
             return
-        sources: dict[bytes, _Source | None] = {}
-        for near, target in rows.view(_KEYS).tolist():
-            if target[-1] != _TCP:
-                continue  # of the others only UDP may have been answered, and says nothing
-            if near not in sources:
-                unit = _Unit(int.from_bytes(near[:8], "little", signed=True), address_text(near[8:]), None)
-                failing = (unit.netns, unit.address) in self._failing
-                sources[near] = self._sources.get(unit) if failing else None
-            source = sources[near]
+        for place, (near, target) in enumerate(rows.view(_KEYS).tolist()):
+            # Of protocols other than TCP only UDP may have been answered, and says nothing.
+            if target[-1] != _TCP or near not in self._failing:
+                continue
+            process = None
+            if len(self._listed):
+                process = host.owner(next(closed_flows(rows[place:place + 1])).flow)
+            source = self._sources.get(_Unit(near, process))
             if source:
                 source.succeed(target)
 
-    def _open(self, flow: FlowId, host: Host) -> None:
-        """Remember an attempt whose socket would be listed: of this namespace's own addresses, and to another host."""
-        if flow.protocol != _TCP or not flow.initiator_known or not host.is_local(flow.netns, flow.initiator):
-            return
-        if not _weight(flow.responder) or host.is_local(flow.netns, flow.responder):
-            return
+    def _tried(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
+        """Judge an attempt that nobody answered in time, once the list of sockets had its chance to name its owner."""
+        if not flow.initiator_known or not _weight(flow.responder) or host.is_inbound(flow):
+            return []
+        listed_ns = self._listed.get(flow.netns)
+        if listed_ns is None or listed_ns >= flow.start_ns or not host.is_local(flow.netns, flow.initiator):
+            return self._judge(flow, time_ns, host)
         self._waiting[flow] = None
-        self._by_ends[_ends(flow)] = flow
         while len(self._waiting) > ATTEMPTS_MAX:
-            self._drop(next(iter(self._waiting)))
+            self._waiting.popitem(last=False)
+        return []
 
-    def _drop(self, flow: FlowId) -> None:
-        if flow in self._waiting:
-            del self._waiting[flow]
-            if self._by_ends.get(_ends(flow)) == flow:
-                del self._by_ends[_ends(flow)]
+    def _judge(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
+        self._judged[flow] = _unit(flow, host)
+        return self._failed(flow, time_ns, host)
 
     def _answered(self, flow: FlowId, host: Host) -> None:
-        self._drop(flow)
-        if (flow.netns, flow.initiator) not in self._failing:
+        self._waiting.pop(flow, None)
+        if _source(flow) not in self._failing:
             return
         unit = self._judged.pop(flow)
         if unit is None:
@@ -225,7 +223,7 @@ class Detector:
         if source:
             source.succeed(target)
 
-    def _close(self, item: FlowClosed, host: Host) -> list[Evidence]:
+    def _close(self, item: FlowClosed, host: Host, *, missed: bool = False) -> list[Evidence]:
         flow = item.flow
         silent = item.payload_bytes_initiator == 0 and item.payload_bytes_responder == 0
         if flow.protocol == _TCP:
@@ -236,22 +234,20 @@ class Detector:
             return []
         if not in_vain:
             self._answered(flow, host)
-        elif flow in self._judged:
-            self._judged.pop(flow)
+        elif self._judged.pop(flow) or (missed and flow not in self._waiting):
+            pass  # counted when it was missed
         elif flow.initiator_known and _weight(flow.responder) and not host.is_inbound(flow):
+            self._waiting.pop(flow, None)
             return self._failed(flow, item.time_ns, host)
-        self._drop(flow)
         return []
 
     def _overdue(self, now_ns: int, host: Host) -> list[Evidence]:
-        """Judge what has waited too long, where the socket list would have shown a success."""
+        """Judge what waits for a list of sockets that came, or does not come."""
         found: list[Evidence] = []
-        while self._waiting:
-            flow = next(iter(self._waiting))
-            if now_ns - flow.start_ns < UNANSWERED_AFTER_NS:
-                break
-            found += self._failed(flow, now_ns, host)
-            self._judged[flow] = _unit(flow, host)
+        for flow in list(self._waiting):
+            if (self._listed.get(flow.netns) or 0) >= flow.start_ns or now_ns - flow.start_ns >= LISTED_WITHIN_NS:
+                del self._waiting[flow]
+                found += self._judge(flow, now_ns, host)
         return found
 
     def _of(self, unit: _Unit, tried_ns: int) -> _Source:
@@ -263,24 +259,22 @@ class Detector:
         return source
 
     def _failed(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
-        self._drop(flow)
         unit = _unit(flow, host)
         source = self._of(unit, flow.start_ns)
-        behind = (flow.netns, flow.initiator)
         source.start_ns = min(source.start_ns, flow.start_ns)
         target = _target(flow)
         if target in source.targets:
             source.add(AGAIN_NATS)
             return []
-        source.targets[target] = None
+        source.remember(target)
         source.addresses[flow.responder] = None
         source.ports[flow.responder_port if flow.protocol == _TCP else 0] = None
         source.failed += 1
         source.add(_weight(flow.responder))
-        seen_ns = self._failing.get(behind) or 0
+        seen_ns = self._failing.get(unit.source) or 0
         if unit.process is not None and source.failed >= FAILED_OF_PROCESS_MIN:
             seen_ns = time_ns
-        self._failing[behind] = seen_ns
+        self._failing[unit.source] = seen_ns
         # Where a process was seen at it, what has no owner is most likely its. That is not certain enough to be added
         # to the process, and no other scan either.
         somebodys = unit.process is None and seen_ns and time_ns - seen_ns < FORGOTTEN_AFTER_NS
@@ -302,7 +296,7 @@ class Detector:
         source.told, source.told_failed = source.nats, source.failed
         ports = f"{len(source.ports)} port{'s' if len(source.ports) != 1 else ''}"
         within_s = (source.last_ns - source.start_ns) / 1e9
-        text = (f"{unit.process or unit.address} tried {source.failed} places in vain that it had not tried before, "
+        text = (f"{unit.process or flow.initiator} tried {source.failed} places in vain that it had not tried before, "
                 f"on {len(source.addresses)} addresses and {ports}, within {within_s:.0f} s")
         return [Evidence(
             time_ns=time_ns,
@@ -319,11 +313,12 @@ class Detector:
 
 
 def _unit(flow: FlowId, host: Host) -> _Unit:
-    return _Unit(flow.netns, flow.initiator, host.owner(flow))
+    return _Unit(_source(flow), host.owner(flow))
 
 
-def _ends(flow: FlowId) -> Ends:
-    return (flow.netns, flow.initiator, flow.initiator_port, flow.responder, flow.responder_port)
+def _source(flow: FlowId) -> bytes:
+    """Return a namespace and an address as they lie in a row."""
+    return flow.netns.to_bytes(8, "little", signed=True) + address_bytes(flow.initiator)
 
 
 def _target(flow: FlowId) -> Target:
@@ -333,11 +328,12 @@ def _target(flow: FlowId) -> Target:
 
 
 def _in_vain(rows: np.ndarray) -> np.ndarray:
-    """Return which of these `CLOSED_FLOW` nobody answered; echoes that were come one by one."""
+    """Return which of these `CLOSED_FLOW` nobody answered, or so late that it was counted; echoes come one by one."""
     spoke = (rows["payload_bytes_initiator"] != 0) | (rows["payload_bytes_responder"] != 0)
     ended = (rows["reason"] == _CLOSED) & (rows["packets"] > REFUSED_PACKETS_MAX)
     protocol = rows["protocol"]
-    vain: np.ndarray = (protocol == _TCP) & ~spoke & ~ended | (protocol == _ICMP) | (protocol == _ICMPV6)
+    vain: np.ndarray = (protocol == _TCP) & (~spoke & ~ended | (rows["missed"] != 0))
+    vain |= (protocol == _ICMP) | (protocol == _ICMPV6)
     return vain
 
 

@@ -14,21 +14,27 @@ amounts. A load balancer or proxy of this host is entered from outside: its oute
 from __future__ import annotations
 
 import ipaddress
+from collections import deque
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gpuguard.core.evidence import Evidence
+from gpuguard.core.flows import address_bytes
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowUse
+from gpuguard.core.observations import Exchange, FlowClosed, FlowsOpened, FlowUse
 from gpuguard.core.records import Sockets
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block, Socket
     from gpuguard.core.subjects import FlowId, ProcessId
 
 FLOWS_MAX = 1_024
+#: Of connections that were opened, the last so many are looked through.
+OPENED_MAX = 65_536
 
 #: How far bytes from the far side, or the confirmation of its channel, and the inner connection opened for them lie
 #: apart: a connect(2) on this host, with a poll loop before it.
@@ -68,19 +74,19 @@ class _Outer:
 class Detector:
     """Joins connections that the far side leads with the inner ones of the same process."""
 
-    takes = (FlowOpened, FlowUse, Exchange, Sockets, FlowClosed)
+    takes = (FlowsOpened, FlowUse, Exchange, Sockets, FlowClosed)
 
     def __init__(self) -> None:
         self._outer: BoundedTable[FlowId, _Outer] = BoundedTable(FLOWS_MAX)
-        self._opened: BoundedTable[tuple[int, str, int, str, int], int] = BoundedTable(8 * FLOWS_MAX)
+        self._opened: deque[np.ndarray] = deque()
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what ties an outer connection to an inner one."""
         match item:
-            case FlowOpened() if _is_private(item.flow.responder) and item.flow.protocol == 6:
-                flow = item.flow
-                ends = (flow.initiator, flow.initiator_port, flow.responder, flow.responder_port)
-                self._opened[flow.netns, *ends] = item.time_ns
+            case FlowsOpened():
+                self._opened.append(item.rows)
+                while sum(map(len, self._opened)) > OPENED_MAX and len(self._opened) > 1:
+                    self._opened.popleft()
             case FlowUse() if item.use.startswith("ssh-reverse"):
                 outer = self._of(item.flow, item.carrier)
                 outer.label = "ssh-reverse-tunnel"
@@ -145,9 +151,18 @@ class Detector:
             return False
         if (inner.local, inner.local_port) == (flow.initiator, flow.initiator_port):
             return False
-        ends = (inner.local, inner.local_port, inner.remote, inner.remote_port)
-        opened_ns = self._opened.get((netns, *ends))
+        opened_ns = self._opened_ns(netns, inner)
         return opened_ns is not None and any(abs(opened_ns - led) <= OPENS_WITHIN_NS for led in outer.led_ns)
+
+    def _opened_ns(self, netns: int, inner: Socket) -> int | None:
+        """Return when a connection was last seen to be opened from the one end of a socket to the other."""
+        ends = (address_bytes(inner.local), address_bytes(inner.remote))
+        for rows in reversed(self._opened):
+            same = (rows["initiator_port"] == inner.local_port) & (rows["responder_port"] == inner.remote_port)
+            for row in rows[same & (rows["netns"] == netns)][::-1]:
+                if (row["initiator"].tobytes(), row["responder"].tobytes()) == ends:
+                    return int(row["start_ns"])
+        return None
 
 
 def _evidence(seen: Sockets, outer: _Outer, kind: str, nats: float, text: str) -> Evidence:
