@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpuguard.core.events import Event
-    from gpuguard.core.subjects import FlowId
 
 Line = dict[str, object]
 
@@ -168,7 +167,6 @@ def _last_ns(block: Packets) -> int:
 def _line(file: Path, report: FlowReport, gaps: list[str]) -> Line:
     closed, finding = report.closed, report.finding
     flow = closed.flow
-    accused = finding.verdict in ("suspect", "confirmed")
     decided = finding.decided_after_s if finding.verdict != "unknown" and finding.evidence else None
     return {
         "file": str(file),
@@ -184,7 +182,7 @@ def _line(file: Path, report: FlowReport, gaps: list[str]) -> Line:
         "verdict": finding.verdict,
         "probability": finding.probability,
         "decided_after_s": decided,
-        "decided_after_packets": _packets_until(file, flow, decided) if accused and decided is not None else None,
+        "decided_after_packets": finding.decided_after_packets if decided is not None else None,
         "evidence": [
             {"class": one.evidence_class, "text": one.text, "nats": one.nats}
             for one in (*finding.evidence, *finding.counter_evidence)
@@ -225,44 +223,6 @@ def _dull_lines(file: Path, rows: np.ndarray, verdicts: list[Verdict], gaps: lis
 
 def _end(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _packets_until(file: Path, flow: FlowId, after_s: float) -> int | None:
-    """Return how many packets of the flow had been seen when it was decided: read again, for the few accused."""
-    from gpuguard.sensors.packets import CaptureError, read_capture
-
-    until_ns = flow.start_ns + round(after_s * 1e9)
-    near, far = _packed(flow.initiator), _packed(flow.responder)
-    icmp = flow.protocol in (1, 58)
-    count = 0
-    try:
-        for block in read_capture(file):
-            if not isinstance(block, Packets):
-                continue
-            rows = block.rows
-            ports = (rows["destination_port" if icmp else "source_port"], rows["destination_port"])
-            out = _meets(rows, ports, (near, far), (flow.initiator_port, flow.responder_port))
-            back = _meets(rows, ports, (far, near), (flow.responder_port, flow.initiator_port))
-            then = (rows["time_ns"] >= flow.start_ns) & (rows["time_ns"] <= until_ns)
-            count += int(((out | back) & then & (rows["protocol"] == flow.protocol)).sum())
-    except (CaptureError, OSError):
-        # Told already when the file was read for its verdicts; what was decided was decided before the break.
-        return count or None
-    return count
-
-
-def _meets(rows: np.ndarray, ports: tuple[np.ndarray, np.ndarray], ends: tuple[bytes, bytes],
-           numbers: tuple[int, int]) -> np.ndarray:
-    """Return which rows go from the one end to the other."""
-    source, destination = (memoryview(end) for end in ends)
-    same = (rows["source"] == source).all(axis=1) & (rows["destination"] == destination).all(axis=1)
-    meets: np.ndarray = same & (ports[0] == numbers[0]) & (ports[1] == numbers[1])
-    return meets
-
-
-def _packed(address: str) -> bytes:
-    one = ipaddress.ip_address(address)
-    return one.packed if one.version == 6 else b"\0" * 10 + b"\xff\xff" + one.packed
 
 
 def _address(text: str) -> str:
