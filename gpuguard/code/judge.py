@@ -198,10 +198,11 @@ def _ptx_verdicts(image: Image) -> list[KernelVerdict]:
 
 def _verdict(image: Image, name: str, instructions: int, digest: str, said: CodeVerdict,
              tables: dict[str, int]) -> KernelVerdict:
+    words = tuple(table_hits(tables)) if tables else ()
     return KernelVerdict(
         path=image.path, container=image.container, offset=image.offset, arch=image.arch, kernel=name,
-        instructions=instructions, label=said.label, probability=said.probability, nats=said.nats,
-        verdict=verdict_of(said.label, said.probability, hits=bool(tables and table_hits(tables))),
+        instructions=instructions, label=said.label, probability=said.probability, nats=said.nats, words=words,
+        verdict=verdict_of(said.label, said.probability, hits=bool(words)),
         evidence=said.evidence, text_sha256=digest, image_sha256=image.sha256)
 
 

@@ -1,11 +1,15 @@
 """What is said of a kernel, and of the file it lies in.
 
-`of_file` is the one rule that makes a verdict of a file out of those of its kernels: a file is no worse than the worst
-kernel in it, and that nothing was found in what could be read says nothing of the rest.
+`of_file` is the one rule that makes a verdict of a file out of those of its kernels. A file is no worse than the worst
+kernel in it, and that nothing was found in what could be read says nothing of the rest. The words of a hash are no
+chance, so a kernel that has them makes its file suspect, however large that is. An instruction mix can be: the worst of
+n kernels is as bad by chance up to n times as often as one kernel is, so ln n is taken off its weight, as it is of the
+parts of a kernel, unless more of the file is accused than chance explains.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +24,9 @@ ALLOWED = "its code is on the allow list"
 #: A file is confirmed only if this share of the instructions that were judged is accused: a library of ten thousand
 #: kernels of which twenty compute SHA-256 is a library.
 ACCUSED_RATIO_MIN = 0.25
+#: Up to this share of the instructions is accused by chance: of NVIDIA's own libraries one kernel in a hundred is
+#: (models/code_forest.md), and kernels of one library are alike, so that mistakes come together.
+CHANCE_RATIO_MAX = 0.05
 
 
 class KernelVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +45,7 @@ class KernelVerdict(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
     nats: float
     verdict: Verdict
+    words: tuple[str, ...] = ()  # the tables of a hash that it has the words of
     evidence: tuple[str, ...] = ()
     text_sha256: str = ""
     image_sha256: str = ""
@@ -72,6 +80,7 @@ class Tally:
         self.kernels = 0
         self.labels: dict[str, int] = {}
         self.worst: KernelVerdict | None = None
+        self.judged = 0
         self.judged_instructions = 0
         self.accused_instructions = 0
 
@@ -81,15 +90,30 @@ class Tally:
             self.kernels += 1
             self.labels[one.label] = self.labels.get(one.label, 0) + 1
             if one.label != "unknown" and one.evidence != (ALLOWED,):
+                self.judged += 1
                 self.judged_instructions += one.instructions
                 self.accused_instructions += one.instructions if one.label in ACCUSED else 0
-            if self.worst is None or rank(one) > rank(self.worst):
+            if self.worst is None or _worst_first(one) > _worst_first(self.worst):
                 self.worst = one
+
+
+    def chance_nats(self) -> float:
+        """Return what is taken off the weight of the worst kernel: ln of how many chances there were for one as bad."""
+        if self.worst is None or self.worst.words or not self.worst.nats:
+            return 0.0
+        if self.accused_instructions > CHANCE_RATIO_MAX * self.judged_instructions:
+            return 0.0
+        return math.log(self.judged)
 
 
 def rank(one: KernelVerdict | FileVerdict) -> tuple[int, float]:
     """Order by what an operator should read first."""
     return VERDICTS.index(one.verdict), one.probability
+
+
+def _worst_first(one: KernelVerdict) -> tuple[int, bool, float]:
+    verdict, probability = rank(one)
+    return verdict, bool(one.words), probability
 
 
 def of_file(path: str, tally: Tally, *, images: int, malformed: tuple[str, ...], gaps: tuple[str, ...],
@@ -99,8 +123,20 @@ def of_file(path: str, tally: Tally, *, images: int, malformed: tuple[str, ...],
     verdict: Verdict = worst.verdict if worst else "unknown" if malformed or gaps else "clear"
     if verdict == "confirmed" and tally.accused_instructions < ACCUSED_RATIO_MIN * tally.judged_instructions:
         verdict = "suspect"
+    label, probability = (worst.label, worst.probability) if worst else ("", 0.0)
+    chance_nats = tally.chance_nats()
+    if worst and chance_nats:
+        probability = _less(probability, chance_nats)
+        if worst.nats <= chance_nats:
+            verdict, label = "clear", "benign"
+            accused = sum(tally.labels.get(one, 0) for one in ACCUSED)
+            notes = (*notes, f"{accused} of {tally.judged} kernels look like hashing by mix alone, as chance has it")
     return FileVerdict(
-        path=path, verdict=verdict,
-        label=worst.label if worst else "", probability=worst.probability if worst else 0.0, images=images,
-        kernels=tally.kernels, labels=tally.labels, evidence=worst.evidence if worst else (), malformed=malformed,
-        gaps=gaps, notes=notes, size_bytes=size_bytes, code_bytes=code_bytes)
+        path=path, verdict=verdict, label=label, probability=probability, images=images, kernels=tally.kernels,
+        labels=tally.labels, evidence=worst.evidence if worst else (), malformed=malformed, gaps=gaps, notes=notes,
+        size_bytes=size_bytes, code_bytes=code_bytes)
+
+
+def _less(probability: float, nats: float) -> float:
+    """Return a probability with so many nats taken off its odds."""
+    return probability / (probability + (1 - probability) * math.exp(nats))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuguard.code import allow, judge, sandbox, scanning, verdicts, worker
 from gpuguard.code.containers.images import make_image
@@ -261,6 +263,46 @@ def test_a_little_hashing_does_not_confirm_a_library():
                                 code_bytes=1).verdict
 
     assert (verdict(100), verdict(100_000)) == ("confirmed", "suspect")
+
+
+def file_of(*groups):
+    """The verdict on a file of groups of kernels: how many, label, weight in nats, words of a hash."""
+    tally = verdicts.Tally()
+    for count, label, nats, words in groups:
+        tally.add(KernelVerdict(
+            path="p", container="", offset=0, arch="sm_90", kernel="k", instructions=300, label=label, nats=nats,
+            probability=0.9 if label == "mining" else 0.001, words=words, evidence=("mix",),
+            verdict="suspect" if label == "mining" else "clear") for _ in range(count))
+    return verdicts.of_file("p", tally, images=1, malformed=(), gaps=(), notes=(), size_bytes=1, code_bytes=1)
+
+
+def test_a_large_library_is_not_suspect_by_chance():
+    one_in_a_hundred = file_of((4950, "benign", 0.0, ()), (50, "mining", 6.0, ()))
+    assert (one_in_a_hundred.verdict, one_in_a_hundred.label) == ("clear", "benign")
+    assert one_in_a_hundred.probability < 0.01
+    assert "50 of 5000" in one_in_a_hundred.notes[0]
+
+
+@pytest.mark.parametrize("groups", [
+    [(1, "mining", 4.0, ())],
+    [(20, "benign", 0.0, ()), (1, "mining", 4.0, ())],
+    [(5000, "benign", 0.0, ()), (400, "mining", 4.0, ())],
+    [(5000, "benign", 0.0, ()), (1, "mining", 7.0, ("sha256k",))],
+    [(5000, "benign", 0.0, ()), (1, "mining", 7.0, ("sha256k",)), (30, "mining", 6.0, ())],
+])
+def test_what_chance_does_not_explain_is_suspect(groups):
+    said = file_of(*groups)
+    assert (said.verdict, said.label) == ("suspect", "mining")
+    assert said.probability > 0.1
+
+
+@given(st.integers(0, 2000), st.integers(0, 200), st.floats(0.1, 7))
+@settings(max_examples=25, deadline=None)
+def test_more_benign_kernels_never_make_a_file_worse(benign, accused, nats):
+    one = file_of((benign, "benign", 0.0, ()), (accused, "mining", nats, ()))
+    more = file_of((2 * benign + 1, "benign", 0.0, ()), (accused, "mining", nats, ()))
+    assert (more.verdict == "suspect") <= (one.verdict == "suspect")
+    assert more.probability <= one.probability + 1e-12
 
 
 def test_sockets_are_left_to_nobody():
