@@ -75,21 +75,14 @@ class Check(Struct, frozen=True):
 _NVML_CHILD = """
 import json
 from gpuguard.sensors.nvml import remedy
+from gpuguard.sensors.nvml.survey import survey
 try:
     import pynvml
 except ImportError as error:
     print(json.dumps({"closed": f"NVIDIA's binding is not installed ({error}): pip install nvidia-ml-py"}))
     raise SystemExit
 try:
-    pynvml.nvmlInit()
-    count = pynvml.nvmlDeviceGetCount()
-    names, lost = [], 0
-    for index in range(count):
-        try:
-            names.append(str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index))))
-        except pynvml.NVMLError:
-            lost += 1
-    print(json.dumps({"names": names, "lost": lost, "driver": str(pynvml.nvmlSystemGetDriverVersion())}))
+    print(json.dumps(survey(pynvml)))
 except pynvml.NVMLError as error:
     print(json.dumps({"closed": remedy(error)}))
 """
@@ -119,11 +112,15 @@ def _nvml_answered(answer: dict[str, object]) -> Result:
     names, driver = answer["names"], str(answer["driver"])
     if not isinstance(names, list) or not names:
         return Result("closed", f"driver {driver} lists no GPU that can be opened", "see dmesg for Xid")
-    detail = f"{len(names)} x {names[0]}, driver {driver}{fitting_extra(driver)}"
+    notes = answer["notes"]
+    limits = f"; {'; '.join(map(str, notes))}" if isinstance(notes, list) else ""
+    detail = f"{len(names)} x {names[0]}, driver {driver}{fitting_extra(driver)}{limits}"
     if answer["lost"]:
         return Result("degraded", f"{detail}; {answer['lost']} GPUs do not answer", "see dmesg for Xid")
     if squatter := pynvml_squatter():
         return Result("degraded", detail, squatter)
+    if answer["remedy"]:
+        return Result("degraded", detail, str(answer["remedy"]))
     return Result("open", detail)
 
 

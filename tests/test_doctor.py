@@ -203,7 +203,23 @@ def test_the_driver_of_this_host_or_the_stand_in(tmp_path, monkeypatch):
     script.write_text("driver 535.1\ndevice 0 name A\ndevice 1 name B\nfail 0 gpu_lost device 1\n")
     result = doctor.nvml(Config())
     assert result.state == "degraded"
+    assert result.detail.startswith("1 x A, driver 535.1")
     assert "1 GPUs do not answer" in result.detail
+    script.write_text("""cc 1
+device 0 gpm 1 mig 1 virtualization 3 name NVIDIA H100
+at 0 device 0 mem_temperature 60
+device 1 parent 0 gi 1 uuid MIG-1 name NVIDIA H100 MIG 1g.10gb
+""")
+    result = doctor.nvml(Config())
+    assert result.state == "open"
+    assert result.detail.split("; ")[2:] == [
+        "GPM on 1 of 1", "1 MIG instances", "host_vgpu: some counters are the host's alone",
+        "confidential computing: performance counters are off"]
+    script.write_text("device 0 gpm 1 name NVIDIA H100\nrefuse nvmlGpmSampleGet no_permission\n")
+    result = doctor.nvml(Config())
+    assert result.state == "degraded"
+    assert "GPM on 0 of 1; without GPM, memory temperature" in result.detail
+    assert "NVreg_RestrictProfilingToAdminUsers=0" in result.remedy
     script.write_text("driver 535.1\nfail 0 mismatch\n")
     assert doctor.nvml(Config()) == Result(
         "closed", "library and kernel driver are of different versions", "reboot, or reload the module")

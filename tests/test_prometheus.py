@@ -17,6 +17,7 @@ from gpuguard.core.records import (
     Device,
     DeviceSample,
     Gap,
+    Gpm,
     ProcessExited,
     ProcessSample,
     ProcessStarted,
@@ -120,6 +121,21 @@ def test_devices_and_processes_without_pids():
     assert b"4242" not in metrics.render()
     metrics.receive(ProcessExited(SECOND, other))
     assert value(metrics, "gpuguard_process_gpu_memory_bytes", **whose) == 100
+
+
+def test_performance_metrics_are_kept_until_the_next_window():
+    metrics = fed(
+        Device(SECOND, "MIG-1", 0, "NVIDIA H100 MIG 1g.10gb", parent_uuid="GPU-a", gpu_instance_id=3),
+        DeviceSample(SECOND, "MIG-1", nvlink_tx_bytes_per_s=7, gpm=Gpm(10**8, tensor_imma_ratio=0.8)),
+        DeviceSample(SECOND + 1, "MIG-1", power_capped_ratio=0.25))
+    assert value(metrics, "gpuguard_device_tensor_imma_active_ratio", gpu="0", UUID="MIG-1") == 0.8
+    assert value(metrics, "gpuguard_device_tensor_hmma_active_ratio", gpu="0", UUID="MIG-1") is None
+    assert value(metrics, "gpuguard_device_power_capped_ratio", gpu="0", UUID="MIG-1") == 0.25
+    assert value(metrics, "gpuguard_device_nvlink_transmit_bytes_per_second", gpu="0", UUID="MIG-1") is None
+    assert b'gpu_instance="3"' in metrics.render()
+    assert b'parent="GPU-a"' in metrics.render()
+    metrics.receive(DeviceSample(SECOND + prometheus.STALE_NS + 1, "MIG-1"))
+    assert value(metrics, "gpuguard_device_tensor_imma_active_ratio", gpu="0", UUID="MIG-1") is None
 
 
 def test_what_is_gone_has_no_sample():

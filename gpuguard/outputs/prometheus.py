@@ -39,7 +39,7 @@ from gpuguard.core.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from wsgiref.simple_server import WSGIServer
 
@@ -47,6 +47,7 @@ FINDINGS_MAX = 65_536
 PENDING_MAX = 4_096
 SERIES_MAX = 1_024
 SENSORS_MAX = 64
+DEVICES_MAX = 1_024
 #: A device or process that was not sampled for so long is not there any more.
 STALE_NS = 60_000_000_000
 
@@ -65,6 +66,28 @@ DEVICE_GAUGES = (
     ("pcie_tx_bytes_per_s", "gpuguard_device_pcie_transmit_bytes_per_second", "PCIe traffic from the device."),
     ("pcie_rx_bytes_per_s", "gpuguard_device_pcie_receive_bytes_per_second", "PCIe traffic to the device."),
     ("throttle_reasons", "gpuguard_device_clocks_event_reasons", "Bit mask of nvmlClocksEventReason*."),
+    ("power_instant_w", "gpuguard_device_power_instant_watts", "Power of the board at this moment."),
+    ("power_capped_ratio", "gpuguard_device_power_capped_ratio", "Share of time that the power cap held the clocks."),
+    ("memory_temperature_c", "gpuguard_device_memory_temperature_celsius", "Temperature of the device memory."),
+    ("nvlink_tx_bytes_per_s", "gpuguard_device_nvlink_transmit_bytes_per_second", "NVLink traffic from the device."),
+    ("nvlink_rx_bytes_per_s", "gpuguard_device_nvlink_receive_bytes_per_second", "NVLink traffic to the device."),
+    ("encoder_ratio", "gpuguard_device_encoder_ratio", "Use of the video encoders."),
+    ("decoder_ratio", "gpuguard_device_decoder_ratio", "Use of the video decoders."),
+)
+#: Field of `Gpm`, metric, help: Hopper and later, as dcgm-exporter's DCGM_FI_PROF_*.
+GPM_GAUGES = (
+    ("sm_ratio", "gpuguard_device_sm_active_ratio", "Share of the multiprocessors that were busy."),
+    ("occupancy_ratio", "gpuguard_device_sm_occupancy_ratio", "Warps that were resident, of those that can be."),
+    ("tensor_ratio", "gpuguard_device_tensor_active_ratio", "Time that the tensor cores were active."),
+    ("tensor_hmma_ratio", "gpuguard_device_tensor_hmma_active_ratio", "Tensor cores, half precision."),
+    ("tensor_imma_ratio", "gpuguard_device_tensor_imma_active_ratio", "Tensor cores, integer."),
+    ("tensor_dfma_ratio", "gpuguard_device_tensor_dfma_active_ratio", "Tensor cores, double precision."),
+    ("integer_ratio", "gpuguard_device_integer_active_ratio", "Time that the integer pipes were active."),
+    ("fp64_ratio", "gpuguard_device_fp64_active_ratio", "Time that the FP64 pipes were active."),
+    ("fp32_ratio", "gpuguard_device_fp32_active_ratio", "Time that the FP32 pipes were active."),
+    ("fp16_ratio", "gpuguard_device_fp16_active_ratio", "Time that the FP16 pipes were active."),
+    ("dram_ratio", "gpuguard_device_dram_active_ratio", "Bandwidth of the device memory that was used."),
+    ("context_switches_per_s", "gpuguard_device_context_switches_per_second", "Context switch requests, engine 0."),
 )
 
 
@@ -80,6 +103,8 @@ class State(Struct):
     verdicts: BoundedTable[str, str] = field(default_factory=lambda: BoundedTable(FINDINGS_MAX))
     pending: BoundedTable[str, str] = field(default_factory=lambda: BoundedTable(PENDING_MAX))
     incidents: BoundedTable[str, str] = field(default_factory=lambda: BoundedTable(PENDING_MAX))
+    #: The newest sample of each device that had performance metrics: not every sample ends a window.
+    gpm_samples: BoundedTable[str, DeviceSample] = field(default_factory=lambda: BoundedTable(DEVICES_MAX))
 
 
 def take(state: State, item: Event | Block) -> None:
@@ -110,6 +135,8 @@ def take(state: State, item: Event | Block) -> None:
             state.lost[sensor] += item.lost or 0
         case Device() | DeviceSample() | ProcessSample() | ProcessStarted() | HostInfo():
             state.host.receive(item)
+            if isinstance(item, DeviceSample) and item.gpm is not None:
+                state.gpm_samples[item.uuid] = item
         case ProcessExited():
             state.host.receive(item)
             state.host.forget(item.process)
@@ -157,16 +184,16 @@ def _gpu_families(state: State) -> Iterator[Metric]:
     info = InfoMetricFamily("gpuguard_device", "What each device is.", labels=DEVICE_LABELS)
     for device in host.devices.values():
         words = {"model": _label(device.name), "driver": _label(device.driver_version)}
+        if device.parent_uuid:
+            words |= {"parent": _label(device.parent_uuid), "gpu_instance": str(device.gpu_instance_id)}
         info.add_metric(_device(host, device.uuid), words)
     yield info
     fresh = [one for one in host.device_samples.values() if host.now_ns - one.time_ns <= STALE_NS]
+    windows = [one for one in state.gpm_samples.values() if host.now_ns - one.time_ns <= STALE_NS]
     for name, metric, text in DEVICE_GAUGES:
-        gauge = GaugeMetricFamily(metric, text, labels=DEVICE_LABELS)
-        for sample in fresh:
-            value = getattr(sample, name)
-            if value is not None:
-                gauge.add_metric(_device(host, sample.uuid), value)
-        yield gauge
+        yield _gauge(host, metric, text, ((one.uuid, getattr(one, name)) for one in fresh))
+    for name, metric, text in GPM_GAUGES:
+        yield _gauge(host, metric, text, ((one.uuid, getattr(one.gpm, name)) for one in windows))
     energy = CounterMetricFamily(
         "gpuguard_device_energy_joules", "Energy since the driver was loaded.", labels=DEVICE_LABELS)
     for sample in fresh:
@@ -174,6 +201,15 @@ def _gpu_families(state: State) -> Iterator[Metric]:
             energy.add_metric(_device(host, sample.uuid), sample.energy_j)
     yield energy
     yield from _process_families(host)
+
+
+def _gauge(host: Host, metric: str, text: str, values: Iterable[tuple[str, float | None]]) -> Metric:
+    """Return one gauge by device; what is not known has no sample."""
+    gauge = GaugeMetricFamily(metric, text, labels=DEVICE_LABELS)
+    for uuid, value in values:
+        if value is not None:
+            gauge.add_metric(_device(host, uuid), value)
+    return gauge
 
 
 def _process_families(host: Host) -> Iterator[Metric]:

@@ -160,6 +160,11 @@ class Driver:
         """Return how many devices were opened."""
         return len(self._gpus)
 
+    @property
+    def unopened(self) -> int:
+        """Return how many devices are listed and cannot be opened."""
+        return len(self._unopened)
+
     def open(self, now_ns: int) -> list[Block]:
         """Initialise NVML and name its devices; raises NVMLError."""
         nvml = self._nvml
