@@ -32,6 +32,7 @@ KIND_LAUNCH, KIND_NAME, KIND_ALIAS = range(3)
 RINGS_MAX = 256
 #: As often it is said again that others are not seen.
 BLIND_PERIOD_NS = 300 * 1_000_000_000
+ALIVE_PERIOD_NS = 10 * 1_000_000_000
 KEYS_MAX = 16_384
 HANDLES_MAX = 65_536
 
@@ -81,7 +82,7 @@ class CooperativeSensor:
         self._refused: BoundedTable[str, str] = BoundedTable(RINGS_MAX)
         self._names: BoundedTable[tuple[ProcessId, int], str] = BoundedTable(HANDLES_MAX)
         self._blind = f"only launches of processes that were given {LIBRARY.name} are seen: {reason}"
-        self._told_blind_ns = 0
+        self._told_blind_ns = self._told_alive_ns = 0
         self._gaps: list[Block] = []
 
     def read(self, now_ns: int) -> list[Block]:
@@ -89,6 +90,10 @@ class CooperativeSensor:
         if now_ns - self._told_blind_ns >= BLIND_PERIOD_NS:
             self._told_blind_ns = now_ns
             self._gap(now_ns, self._blind, None)
+        if now_ns - self._told_alive_ns >= ALIVE_PERIOD_NS:
+            # A block without rows says that rings are read: silence must not look like blindness.
+            self._told_alive_ns = now_ns
+            self._gaps.append(Launches(now_ns, np.zeros(0, LAUNCH)))
         self._find(now_ns)
         blocks: list[Block] = []
         for file, ring in list(self._rings.items()):

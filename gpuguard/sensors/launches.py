@@ -15,6 +15,7 @@ Who launched is told by the kernel (pid and start time), so no row can be given 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import itertools
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 
 from gpuguard import boundary, capture
 from gpuguard.core.host import BoundedTable
@@ -77,6 +78,8 @@ FILES_MAX = 16_384
 #: A mapped file is not opened again for this long; then it is, since inode numbers are reused.
 SEEN_S = 30.0
 LIBRARIES_MAX = 64
+#: When all are taken, those that nobody maps are looked for at most this often.
+DROP_PERIOD_S = 30.0
 LIBRARY_BYTES_MAX = 2 * 1024**3
 
 IMAGE_BYTES_MAX = 64 * 1024 * 1024
@@ -152,12 +155,18 @@ def start_ticks_of(pid: int) -> int:
 # -- the broker's half ------------------------------------------------------------------------------------------------
 
 
+#: Device, inode, time of change and size: one state of one file.
+FileKey = tuple[int, int, int, int]
+
+
 class Watched(Struct):
-    """One library that is probed, and the descriptors of its links."""
+    """One library that is probed, the descriptors of its links, and the files that it was found as."""
 
     path: str
     library: Library
     links: list[int]
+    files: set[FileKey] = field(default_factory=set)
+    kept: bool = False
 
 
 class LaunchProbe:
@@ -166,10 +175,11 @@ class LaunchProbe:
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
         self.boundary = boundary.Boundary(programs.quotas_fd, programs.quotas_held_fd)
-        self._examined: BoundedTable[tuple[int, ...], None] = BoundedTable(FILES_MAX)
+        self._examined: BoundedTable[FileKey, None] = BoundedTable(FILES_MAX)
         self._watched: dict[tuple[object, ...], Watched] = {}
         self._seen: set[tuple[str, str, str]] = set()
         self._seen_since_s = time.monotonic()
+        self._dropped_s = -DROP_PERIOD_S
         self._sizes: dict[int, bytes] = {}
         self._swept_s = time.monotonic()
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
@@ -220,35 +230,65 @@ class LaunchProbe:
         self._sweep()
         return Opened((), self.describe(), self._counts())
 
-    def add(self, path: str, shown: str = "") -> bool:
-        """Probe the file if it is a driver library not yet probed; return whether it could be opened at all."""
+    def add(self, path: str, shown: str = "", *, kept: bool = False) -> bool:
+        """Probe the file if it is a library of launches not yet probed; return whether it could be opened at all.
+
+        One that is ``kept`` stays probed while nobody maps it.
+        """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return False
         try:
             found = os.fstat(fd)
-            seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-            if stat.S_ISREG(found.st_mode) and seen not in self._examined:
-                self._examined[seen] = None
-                self._add_file(fd, found, shown or path)
+            if stat.S_ISREG(found.st_mode) and _file_key(found) not in self._examined:
+                self._examined[_file_key(found)] = None
+                self._add_file(fd, found, shown or path, kept=kept)
         finally:
             os.close(fd)
         return True
 
-    def _add_file(self, fd: int, found: os.stat_result, shown: str) -> None:
+    def _add_file(self, fd: int, found: os.stat_result, shown: str, *, kept: bool) -> None:
         try:
             library = _read_file(fd, found.st_size)
             # Two overlay mounts of one lower file are one inode to the kernel but differ in st_dev.
             key = (library.build_id, found.st_ino & 0xFFFFFFFF, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            if key in self._watched:
-                return
-            if len(self._watched) >= LIBRARIES_MAX:
-                raise NotProbeable(f"{LIBRARIES_MAX} libraries are probed already")
-            self._watched[key] = Watched(shown, library, self._attach(fd, library))
+            if key not in self._watched:
+                self._make_room()
+                self._watched[key] = Watched(shown, library, self._attach(fd, library), kept=kept)
+            self._watched[key].files.add(_file_key(found))
+            self.refused.pop(shown, None)
         except (NotProbeable, OSError) as error:
             if any(one in shown for one in LIBRARY_NAMES) and len(self.refused) < LIBRARIES_MAX:
                 self.refused[shown] = str(error)
+            if len(self._watched) >= LIBRARIES_MAX:
+                self._examined.pop(_file_key(found))  # there may be room for it later
+
+    def _make_room(self) -> None:
+        """Give up the libraries that no process maps any more: containers come and go, each with its own copy.
+
+        Raises
+        ------
+        NotProbeable
+            If all that are probed are in use.
+        """
+        if len(self._watched) < LIBRARIES_MAX:
+            return
+        if time.monotonic() - self._dropped_s >= DROP_PERIOD_S:
+            self._dropped_s = time.monotonic()
+            in_use = _mapped_files()
+            for key, one in list(self._watched.items()):
+                if not one.kept and one.files.isdisjoint(in_use):
+                    self._drop(key)
+        if len(self._watched) >= LIBRARIES_MAX:
+            raise NotProbeable(f"{LIBRARIES_MAX} libraries are probed already")
+
+    def _drop(self, key: tuple[object, ...]) -> None:
+        one = self._watched.pop(key)
+        for link in one.links:
+            os.close(link)
+        for file in one.files:
+            self._examined.pop(file)
 
     def _attach(self, fd: int, library: Library) -> list[int]:
         # This name leads to the very file that was examined, whatever became of its path.
@@ -355,7 +395,7 @@ def _open(request: OpenLaunches) -> tuple[Answer, list[int]]:
     except (EyeClosed, OSError) as error:
         return Refused(str(error)), []
     for path in itertools.chain(request.libraries[:LIBRARIES_MAX], _cached_libraries()):
-        probe.add(path)
+        probe.add(path, kept=True)
     probe.scan(())
     _Held.probe = probe
     boundary.opened(probe.boundary)
@@ -396,6 +436,21 @@ def _cached_libraries() -> list[str]:
     except OSError:
         return []
     return sorted({found.decode() for found in re.findall(rb"/[\x21-\x7e]{0,512}/libcuda\.so\.1(?=\0)", text)})
+
+
+def _file_key(found: os.stat_result) -> FileKey:
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _mapped_files() -> set[FileKey]:
+    """Return every file that any process maps to execute. It reads all maps: not for every day."""
+    found: set[FileKey] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            for path, _ in _executable_maps(int(name)):
+                with contextlib.suppress(OSError):
+                    found.add(_file_key(os.stat(path)))  # noqa: PTH116 - a link that leads to no path
+    return found
 
 
 def _address_space(pid: str) -> bytes:
@@ -821,9 +876,9 @@ class LaunchSensor:
         return None
 
     def _tell_uncounted(self, process: ProcessId, time_ns: int) -> None:
-        """Say once of a process that it can submit work past the loader. Where its pointer leads it could tell us
+        """Say once of a process that it can submit work past the loader.
 
-        anything, so no probe is ever placed there.
+        No probe is placed where its pointer leads: what it hands out could lead anywhere.
         """
         if process not in self._uncounted:
             self._uncounted[process] = True

@@ -29,6 +29,7 @@ DEEDS = {
     "ssh-bruteforce": "tried SSH passwords", "reverse-shell": "took commands from the far side",
     "dns-tunnel": "carried data in DNS", "icmp-tunnel": "carried data in ICMP",
     "mining-pool": "spoke to a mining pool", "mining": "mined on a GPU", "scan": "probed the network",
+    "launches-withheld": "withheld its launches",
     "reverse-proxy": "connected elsewhere for the far side",
 }
 

@@ -339,6 +339,51 @@ def test_an_image_of_a_process_that_is_gone_is_a_gap(eye, standins):
     assert rows_of(blocks, process)["launches"].sum() == 1
 
 
+def test_libraries_that_nobody_maps_any_more_make_room_for_new_ones(standins, tmp_path, monkeypatch):
+    """Containers come and go, each with a copy of the driver of its own."""
+    monkeypatch.setattr(launches, "LIBRARIES_MAX", 3)
+    monkeypatch.setattr(launches, "DROP_PERIOD_S", 0.0)
+    monkeypatch.setattr(launches, "SEEN_S", 0.0)
+    try:
+        probe = launches.new_probe()
+    except (EyeClosed, OSError) as error:
+        pytest.skip(f"this host or build cannot probe: {error}")
+    probe.add(str(standins["libcuda"]), kept=True)
+
+    def container(number):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in ("libcuda", "hasher"):
+            shutil.copy(standins[name], folder / standins[name].name)
+        process = run(folder / "hasher", "--seconds", "30")
+        until = time.monotonic() + 5
+        while "libcuda" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < until:
+            time.sleep(0.02)
+        probe.scan([process.pid])
+        return process
+
+    try:
+        running = [container(0), container(1)]
+        assert len(probe.watched) == 3
+        running.append(container(2))
+        assert len(probe.watched) == 3
+        assert any("3 libraries are probed already" in reason for reason in probe.refused.values())
+        before = len(os.listdir("/proc/self/fd"))
+        for process in running[:2]:
+            process.kill()
+            process.communicate()
+        probe.scan([running[2].pid])  # asked for again once there is room
+        assert [one.path for one in probe.watched] == [
+            str(standins["libcuda"]), str(tmp_path / "2" / "libcuda.so.1")]
+        assert probe.refused == {}
+        assert len(os.listdir("/proc/self/fd")) < before
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+        probe.close()
+
+
 def test_a_full_table_loses_nothing_unsaid(eye, standins):
     """One process with more geometries than the table has rows: what is not counted is counted as lost."""
     process = run(standins["hasher"], "--launches", 80_000, "--interval-us", 0, "--vary-grid")

@@ -11,8 +11,8 @@ do honest programs, and each innocent explanation is excluded or said:
 - work of others done in its name (an MPS server): such a server launches nothing of its own, and is said;
 - an eye that was blind: any gap of the whole eye stops the clock for `BLIND_NS`.
 
-This supports what other eyes saw and never accuses: with all that counters can say it stays below suspect. When
-launches are seen after all it is taken back.
+This supports what other eyes saw: by itself it is far below suspect, and with all that counters can say far below
+confirmed. When launches are seen after all it is taken back.
 """
 
 from __future__ import annotations
