@@ -11,6 +11,7 @@ messages that may stand there; what cannot be split is left unread, never guesse
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -51,34 +52,55 @@ _MAC_BYTES = {
 }
 
 
+_FLUSHES = {"SSH-2.0-dropbear": zlib.Z_SYNC_FLUSH, "SSH-2.0-AsyncSSH": zlib.Z_SYNC_FLUSH,
+            "SSH-2.0-paramiko": zlib.Z_FULL_FLUSH}
+
+
 class Suite(NamedTuple):
-    """What one direction was agreed to: ``outside`` says that the length field is not padded with the rest."""
+    """What one direction was agreed to: ``outside`` says that the length field is not padded with the rest.
+
+    ``least_bytes`` is what a record has at least without its MAC; ``flush`` is how its sender ends each message that
+    it compresses, one of zlib's constants.
+    """
 
     cipher: str
     block_bytes: int
     mac_bytes: int
     outside: bool
     compressed: bool
+    least_bytes: int = 0
+    flush: int = zlib.Z_PARTIAL_FLUSH
 
 
-def suite_of(cipher: str, mac: str, compression: str) -> Suite | None:
-    """Return the suite of these names, None if a name is not known: its sizes cannot be computed then."""
+def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite | None:
+    """Return the suite of these names, None if a name is not known: its sizes cannot be computed then.
+
+    ``banner`` is the sender's, since senders differ where RFC 4253 leaves it to them. Go pads all ciphers but CBC to 16
+    bytes (x/crypto/ssh, packetSizeMultiple); dropbear sends no record under 16 bytes (MIN_PACKET_LEN, section 6 of the
+    RFC), which the others do; dropbear and AsyncSSH flush fully where OpenSSH and libssh flush in part, and Paramiko
+    forgets what went before.
+    """
     known = _CIPHERS.get(cipher)
     if known is None and cipher.startswith(_WIDE_CIPHERS) and cipher.endswith(("-ctr", "-cbc", "@lysator.liu.se")):
         known = (16, False)
     if known is None or compression not in ("none", "zlib", "zlib@openssh.com"):
         return None
     block, aead = known
+    if banner.startswith("SSH-2.0-Go") and not cipher.endswith("-cbc"):
+        block = max(block, 16)
+    least = 16 if banner.startswith("SSH-2.0-dropbear") else 0
+    flush = next((how for name, how in _FLUSHES.items() if banner.startswith(name)), zlib.Z_PARTIAL_FLUSH)
     if aead:
-        return Suite(cipher, block, 16, True, compression != "none")
+        return Suite(cipher, block, 16, True, compression != "none", least, flush)
     base = mac.removesuffix("@openssh.com")
     mac_bytes = _MAC_BYTES.get(base.removesuffix("-etm"))
     if mac_bytes is None:
         return None
-    return Suite(cipher, block, mac_bytes, base.endswith("-etm"), compression != "none")
+    return Suite(cipher, block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush)
 
 
-def negotiate(client: SshKexInit, server: SshKexInit) -> tuple[Suite | None, Suite | None]:
+def negotiate(client: SshKexInit, server: SshKexInit,
+              banners: tuple[str, str] = ("", "")) -> tuple[Suite | None, Suite | None]:
     """Return the suites client to server and server to client: the client's first that the server has too."""
 
     def first(wanted: tuple[str, ...], offered: tuple[str, ...]) -> str:
@@ -89,11 +111,13 @@ def negotiate(client: SshKexInit, server: SshKexInit) -> tuple[Suite | None, Sui
             first(client.encryption_client_to_server, server.encryption_client_to_server),
             first(client.mac_client_to_server, server.mac_client_to_server),
             first(client.compression_client_to_server, server.compression_client_to_server),
+            banners[0],
         ),
         suite_of(
             first(client.encryption_server_to_client, server.encryption_server_to_client),
             first(client.mac_server_to_client, server.mac_server_to_client),
             first(client.compression_server_to_client, server.compression_server_to_client),
+            banners[1],
         ),
     )
 
@@ -109,6 +133,8 @@ def record_bytes(suite: Suite, payload_bytes: int) -> int:
     padding = suite.block_bytes - aligned % suite.block_bytes
     if padding < 4:
         padding += suite.block_bytes
+    if 4 + body + padding < suite.least_bytes:
+        padding += suite.block_bytes
     return 4 + body + padding + suite.mac_bytes
 
 
@@ -120,10 +146,12 @@ KEEPALIVE = 27  # keepalive@openssh.com, want_reply true
 OPEN_CONFIRMATION = 17
 IGNORE = 5  # RFC 4253 section 11.2, with no data: AsyncSSH sends one before every message
 REPLY = 1  # REQUEST_SUCCESS and REQUEST_FAILURE; also USERAUTH_SUCCESS, RFC 4252 section 5.1
+USERAUTH_NONE_MAX = 35 + 32  # RFC 4252 section 5.2: "ssh-connection", "none", and a user's name, useradd(8)
 REPLY_WITH_PORT = 5  # to a request for port 0
 TUN_OPEN = 40  # tun@openssh.com, PROTOCOL section 2.3
 SUBSYSTEM_SFTP = 27
 KEY = 10  # channel data of one byte, RFC 4254 section 5.2
+SHELL_REQUEST = 15
 SFTP_INIT = 18  # channel data with an SSH_FXP_INIT in it
 
 
@@ -150,6 +178,10 @@ _NAMES_BYTES = range(4, 103)
 _STREAMLOCAL_BYTES = range(41 + 4, 41 + 108)
 
 
+# pty-req without modes, RFC 4254 section 6.2, for terminals of 4 ("dumb") to 14 letters ("xterm-256color").
+_BARE_PTY_BYTES = range(42 + 4, 42 + 20)
+
+
 class Sizes(NamedTuple):
     """What the messages of a session cost in its two suites; sets where a name of unknown length is inside."""
 
@@ -160,21 +192,43 @@ class Sizes(NamedTuple):
     keepalive: int
     forward: frozenset[int]
     forward_only: frozenset[int]
-    with_forward: frozenset[int]
+    #: How many requests for forwards a segment of the opening holds, alone or with what follows them.
+    with_forward: dict[int, int]
+    #: ... with something behind it, which nothing else costs; the weight is for a client that gathers.
+    gathered: frozenset[int]
     forward_path: frozenset[int]
+    openings: frozenset[int]
+    tun: frozenset[int]
     ignore: int
     direct: frozenset[int]
     confirm_client: int
     sftp: int
     sftp_init: int
     pty: int
+    bare_pty: frozenset[int]
     key: int
     key_echo: int
     reply: int
     reply_port: int
     confirm: int
     forwarded: frozenset[int]
+    accepted: int
+    service: int
+    none_max: int
     exact: bool
+
+
+class _Openings(NamedTuple):
+    """What the requests of an opening cost in each place that they may have."""
+
+    forward: set[int]
+    path: set[int]
+    session: set[int]
+    no_more: set[int]
+    no_more_next: set[int]
+    session_next: set[int]
+    with_forward: dict[int, int]
+    direct: set[int]
 
 
 @lru_cache(maxsize=64)
@@ -187,62 +241,92 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
     def theirs(payload_bytes: int) -> int:
         return record_bytes(server, payload_bytes)
 
-    forward = frozenset(ours(tcpip_forward(size)) for size in _BIND_BYTES)
-    session = frozenset([ours(SESSION_OPEN)])
-    if client.compressed:
-        forward = frozenset(_deflated(client, _forward_message(bind)) for bind in _BINDS)
-        session = frozenset(_deflated(client, message) for message in _session_messages())
-    no_more, no_more_next = ours(NO_MORE_SESSIONS), frozenset([ours(NO_MORE_SESSIONS)])
-    session_next = frozenset(one + no_more for one in session)
-    if client.compressed:
-        session_next = frozenset(_deflated_pairs(client))
-        no_more = _deflated(client, _NO_MORE)
-        no_more_next = frozenset(_deflated(client, _NO_MORE, after=_forward_message(bind)) for bind in _BINDS)
+    found = _deflated_openings(client) if client.compressed else _plain_openings(client)
+    session, no_more = frozenset(found.session), min(found.no_more)
     # dropbear sends no such request; who does, may open with it.
-    plain = {*session} if dropbear else {no_more, ours(KEEPALIVE), *session}
+    plain = set(session) if dropbear else {*found.no_more, ours(KEEPALIVE), *session}
+    # A host's name and where the connection came from: "UNKNOWN" at least (OpenSSH's -W), and three letters.
+    onwards = {ours(45 + size) for size in _NAMES_BYTES if size >= 10}
+    direct = found.direct or {ours(45 + size) for size in _NAMES_BYTES}
+    tails = {0, no_more, *(one + no_more for one in session), *session}
+    reply, confirm = _answers(server)
     return Sizes(
         session=session,
         no_more=no_more,
-        no_more_next=no_more_next,
-        session_next=session_next,
+        no_more_next=frozenset(found.no_more_next),
+        session_next=frozenset(found.session_next),
         keepalive=ours(KEEPALIVE),
-        forward=forward,
+        forward=frozenset(found.forward),
         # A tun device's open is of the same size as a request for localhost in some suites: its answer tells.
-        forward_only=forward - plain,
-        with_forward=frozenset(one + tail for one in forward for tail in _tails(session, no_more)),
-        forward_path=frozenset(ours(size) for size in _STREAMLOCAL_BYTES),
+        forward_only=frozenset(found.forward - plain),
+        with_forward=found.with_forward,
+        gathered=frozenset(found.with_forward.keys() - found.forward - plain - direct),
+        forward_path=frozenset(found.path),
+        openings=frozenset({*plain, *(one + no_more for one in session)}),
+        tun=frozenset({ours(TUN_OPEN) + tail for tail in tails} - {one + tail for one in onwards for tail in tails}
+                      - {*plain, *(one + no_more for one in session)} - set(found.with_forward)),
         ignore=ours(IGNORE),
-        direct=frozenset(ours(45 + size) for size in _NAMES_BYTES),
+        direct=frozenset(direct),
         confirm_client=ours(OPEN_CONFIRMATION),
         sftp=ours(SUBSYSTEM_SFTP),
         sftp_init=ours(SFTP_INIT),
         # pty-req with the terminal modes that OpenSSH, dropbear and libssh send: above 200 bytes. Paramiko and Go send
         # few or none, and are told by what is typed.
-        pty=ours(200),
+        pty=ours(120 if client.compressed else 200),
+        bare_pty=frozenset(ours(one) + ours(SHELL_REQUEST) for one in _BARE_PTY_BYTES),
         key=ours(KEY),
         key_echo=theirs(KEY),
-        reply=theirs(REPLY),
+        reply=reply,
         reply_port=theirs(REPLY_WITH_PORT),
-        confirm=theirs(OPEN_CONFIRMATION),
+        confirm=confirm,
         forwarded=frozenset(theirs(48 + size) for size in _NAMES_BYTES),
+        accepted=theirs(REPLY),
+        service=theirs(_SERVICE),
+        none_max=ours(USERAUTH_NONE_MAX),
         exact=not (client.compressed or server.compressed),
     )
 
 
-def _tails(session: frozenset[int], no_more: int) -> set[int]:
-    """Return what may stand behind a forward in one segment."""
-    return {0, no_more, *session, *(one + no_more for one in session)}
+def _plain_openings(suite: Suite) -> _Openings:
+    """Return the sizes of an opening that is not compressed: each message costs the same wherever it stands."""
+    forward = {record_bytes(suite, tcpip_forward(size)) for size in _BIND_BYTES}
+    session, no_more = record_bytes(suite, SESSION_OPEN), record_bytes(suite, NO_MORE_SESSIONS)
+    groups: dict[int, int] = {}
+    sums = {0}
+    for count in range(1, FORWARDS_MAX + 1):
+        sums = {one + add for one in sums for add in forward}
+        for tail in (0, no_more, session, session + no_more):
+            for one in sums:
+                groups.setdefault(one + tail, count)
+    return _Openings(forward, {record_bytes(suite, size) for size in _STREAMLOCAL_BYTES}, {session}, {no_more},
+                     {no_more}, {session + no_more}, groups, set())
 
 
+FORWARDS_MAX = 4
 _BINDS = (b"", b"localhost", b"127.0.0.1", b"0.0.0.0", b"10.10.10.10", b"192.168.100.100", b"*", b"::1")
+_HOSTS = (b"db", b"localhost", b"127.0.0.1", b"10.10.10.10", b"192.168.100.100", b"node17.cluster",
+          b"a.long-name.example.org")
+_ORIGINS = (b"", b"127.0.0.1", b"::1", b"UNKNOWN")
+_PATHS = (b"/tmp/s", b"/tmp/a.sock", b"/run/user/1000/x.sock", b"/var/run/docker.sock",
+          b"/home/user/.cache/agent-7f3a.sock", b"/home/longer-name/.local/share/application/sockets/b41d88.sock")
 
 
 def _string(value: bytes) -> bytes:
     return len(value).to_bytes(4, "big") + value
 
 
-def _forward_message(bind: bytes) -> bytes:
-    return b"\x50" + _string(b"tcpip-forward") + b"\x01" + _string(bind) + (39_731).to_bytes(4, "big")
+def _forward_message(bind: bytes, port: int = 39_731) -> bytes:
+    return b"\x50" + _string(b"tcpip-forward") + b"\x01" + _string(bind) + port.to_bytes(4, "big")
+
+
+def _path_message(path: bytes) -> bytes:
+    return b"\x50" + _string(b"streamlocal-forward@openssh.com") + b"\x01" + _string(path)
+
+
+def _direct_message(host: bytes, origin: bytes) -> bytes:
+    ports = (8_080).to_bytes(4, "big"), (51_734).to_bytes(4, "big")
+    return (b"\x5a" + _string(b"direct-tcpip") + bytes(4) + (2_097_152).to_bytes(4, "big") + b"\0\0\x80\0"
+            + _string(host) + ports[0] + _string(origin) + ports[1])
 
 
 def _session_messages() -> list[bytes]:
@@ -257,16 +341,78 @@ def _session_messages() -> list[bytes]:
 _NO_MORE = b"\x50" + _string(b"no-more-sessions@openssh.com") + b"\x00"
 
 
-def _deflated(suite: Suite, message: bytes, after: bytes = b"") -> int:
-    """Return what the first message after authentication, or the one after it, costs: zlib@openssh.com starts there.
+class _Deflater:
+    """One compressed direction: zlib@openssh.com starts after authentication, each message ends in a flush."""
 
-    RFC 4253 section 6.2: each message ends in a partial flush, which is 5 bytes less than a sync flush at most.
+    def __init__(self, suite: Suite, flush: int, stream: zlib._Compress) -> None:
+        self._suite = suite
+        self._flush = flush
+        self._stream = stream
+
+    def copy(self) -> _Deflater:
+        return _Deflater(self._suite, self._flush, self._stream.copy())
+
+    def cost(self, message: bytes) -> int:
+        """Return the size on the wire of the next message, RFC 4253 section 6.2."""
+        return record_bytes(self._suite, len(self._stream.compress(message) + self._stream.flush(self._flush)))
+
+
+def _deflated_openings(suite: Suite) -> _Openings:
+    """Return the sizes of an opening that is compressed: what a message costs hangs on what went before it.
+
+    Names and ports stand for all of their length: a byte of them costs 8 or 9 bits. Builds of zlib and versions of
+    OpenSSH differ in the flush and in how far back they look for repeats (OpenSSH 10.6 costs what runs alone save):
+    all are looked for.
     """
-    stream = zlib.compressobj()
-    if after:
-        stream.compress(after)
-        stream.flush(zlib.Z_PARTIAL_FLUSH)
-    return record_bytes(suite, len(stream.compress(message) + stream.flush(zlib.Z_PARTIAL_FLUSH)))
+    found = _Openings(set(), set(), set(), set(), set(), set(), {}, set())
+    for flush, strategy in sorted({(suite.flush, zlib.Z_DEFAULT_STRATEGY), (suite.flush, zlib.Z_RLE),
+                                   (zlib.Z_SYNC_FLUSH, zlib.Z_DEFAULT_STRATEGY)}):
+        start = _Deflater(suite, flush, zlib.compressobj(strategy=strategy))
+        found.no_more.add(start.copy().cost(_NO_MORE))
+        found.session.update(start.copy().cost(one) for one in _session_messages())
+        found.direct.update(start.copy().cost(_direct_message(host, origin)) for host in _HOSTS for origin in _ORIGINS)
+        for bind in _BINDS:
+            asked = [_forward_message(bind, 30_000 + port) for port in range(FORWARDS_MAX)]
+            _deflated_run(found, start, asked, found.forward)
+        for path in _PATHS:
+            _deflated_run(found, start, [_path_message(path)], found.path)
+    return found
+
+
+def _deflated_run(found: _Openings, start: _Deflater, requests: list[bytes], first: set[int]) -> None:
+    """Add what so many requests one after the other cost, and what may follow each of them."""
+    stream, costs = start.copy(), list[int]()
+    for request in requests:
+        costs.append(stream.cost(request))
+        after = stream.copy()
+        no_more = after.cost(_NO_MORE)
+        found.no_more_next.add(no_more)
+        pairs = set()
+        for session in _session_messages():
+            behind = stream.copy()
+            opened = behind.cost(session)
+            pairs |= {opened, opened + behind.cost(_NO_MORE)}
+            found.session_next.add(max(pairs))
+        for begin in range(len(costs)):
+            group = sum(costs[begin:])
+            for tail in (0, no_more, *pairs):
+                found.with_forward.setdefault(group + tail, len(costs) - begin)
+    first.add(costs[0])
+
+
+_HOST_KEYS = bytes((one * 167 + one // 7 * 31) % 256 for one in range(380))
+_CONFIRMATION = b"\x5b" + bytes(12) + (2_097_152).to_bytes(4, "big") + b"\0\0\x80\0"
+
+
+def _answers(suite: Suite) -> tuple[int, int]:
+    """Return what the answer to a global request and the confirmation of a channel cost."""
+    if not suite.compressed:
+        return record_bytes(suite, REPLY), record_bytes(suite, OPEN_CONFIRMATION)
+    stream = _Deflater(suite, suite.flush, zlib.compressobj())
+    if suite.flush == zlib.Z_PARTIAL_FLUSH:
+        # OpenSSH's first word after the login is its host keys.
+        stream.cost(_HOST_KEYS)
+    return stream.cost(b"\x51"), stream.cost(_CONFIRMATION)
 
 
 # Suites that a session may be read in when its key exchange was not captured whole, the usual one of each size first.
@@ -282,16 +428,6 @@ _USUAL = (
 )
 _SERVICE = 17  # SERVICE_REQUEST and SERVICE_ACCEPT of "ssh-userauth": the one pair of equal size, RFC 4253 section 10
 _BY_SERVICE: dict[int, Suite] = {record_bytes(suite, _SERVICE): suite for suite in reversed(_USUAL)}
-
-
-def _deflated_pairs(suite: Suite) -> set[int]:
-    """Return what a session open and no-more-sessions in one segment cost after a request for a forward."""
-    return {
-        _deflated(suite, session, after=_forward_message(bind))
-        + _deflated(suite, _NO_MORE, after=_forward_message(bind) + session)
-        for bind in _BINDS
-        for session in _session_messages()
-    }
 
 
 # -- roles ------------------------------------------------------------------------------------------------------------
@@ -318,6 +454,9 @@ REQUEST_NATS = 12.0
 # The same from a client that says it is OpenSSH or dropbear, whose sources show every opening there is. Who lies here
 # only makes itself readable: a fork (1e-4), a private request (1e-2), of this size (1/20): 5e-8.
 REQUEST_FAMILIAR_NATS = 16.8
+# Several requests in one segment, from a client that writes them together: private requests as above, and names that
+# make an open onwards (-B, one session in a hundred) as long in a compressed session (1/20): 5e-4.
+REQUEST_GATHERED_NATS = 7.6
 _FAMILIAR = ("SSH-2.0-OpenSSH_", "SSH-2.0-dropbear")
 # OpenSSH writes a request for a forward out at once and queues opens until no-more-sessions is queued too: seen apart,
 # another record of known size in its place (1/20). Where the first has the size of an open too, that the two were cut
@@ -330,6 +469,8 @@ REQUEST_NATS_MAX = 25.0
 # only a global request is answered so. What is left is a private request that wants an answer, or records misread
 # after a loss that fit twice by chance (1/20 * 1/20) in a session that H0 itself makes rare (1e-3): 2e-6.
 ANSWERED_NATS = 13.0
+# The open of a tun device was confirmed by a record of that size: by chance 1/20.
+TUN_CONFIRMED_NATS = 3.0
 # A forward on a running session (`ssh -O forward`): the size may be typed data, the answer of three bytes or less may
 # not (channel data costs more in 8-byte suites), keepalives are of another size. The rest as above, without "first".
 LATER_REQUEST_NATS = 10.0
@@ -352,9 +493,10 @@ NAME_FIRM_NATS = 6.0
 # comes after ServerAliveInterval, which OpenSSH counts in whole seconds of the clock.
 _OPENING_NS = 900_000_000
 _ONE_GO_NS = 20_000_000
-# Where a keepalive costs what the opening's records cost, only the pace of one loop in one process tells them apart.
+# Where a keepalive costs what no-more-sessions costs, only the pace of one loop in one process tells them apart.
 _ONE_GO_ALIKE_NS = 5_000_000
 _ANSWER_NS = 30_000_000_000
+_OWED_NS = 3_000_000_000
 _TRANSFER_BYTES = 64 * 1024
 _ASKED_MAX = 16
 _HOSTKEYS_BYTES_MIN = 90
@@ -399,7 +541,13 @@ class SshSession:
         self._authenticated = False
         self._auth_ns = 0
         self._auth_records = 0
+        self._auth_bytes = 0
+        self._served = False
+        self._owed_ns: int | None = None
+        self._early = False
         self._server_ns = 0
+        self._client_ns = 0
+        self._answer_ns = _OPENING_NS
         self._turnaround_ns = 0
         self._merged = False
         self._ignores = [False, False]
@@ -410,6 +558,7 @@ class SshSession:
         self._requests = 0
         self._keys = 0
         self._pty = False
+        self._tun = False
         self._forward_asked = False
         self._request_nats = 0.0
         self._banners = ["", ""]
@@ -424,6 +573,8 @@ class SshSession:
     def banner(self, side: int, text: str) -> None:
         """Take the identification string of one side in."""
         self._banners[side] = text
+        # AsyncSSH sends an IGNORE before each message.
+        self._ignores[side] |= text.startswith("SSH-2.0-AsyncSSH")
 
     def kexinit(self, side: int, fact: SshKexInit) -> None:
         """Take the proposals of one side in; those of a later key exchange change nothing."""
@@ -444,7 +595,8 @@ class SshSession:
         # The client cannot send NEWKEYS before it has the server's part of the exchange, RFC 4253 section 8.
         client_by_order = self._keyed[1]
         self.client = client_by_order if roles == ("", "") else int(roles[0] == "server" or roles[1] == "client")
-        suites = negotiate(*((two, one) if self.client else (one, two)))
+        banners = (self._banners[self.client], self._banners[1 - self.client])
+        suites = negotiate(*((two, one) if self.client else (one, two)), banners)
         dropbear = self._banners[self.client].startswith("SSH-2.0-dropbear")
         self._sizes = sizes_of(suites[0], suites[1], dropbear=dropbear) if suites[0] and suites[1] else None
         return self._swapped(sum(map(bool, roles)) + (client_by_order == self.client))
@@ -471,6 +623,10 @@ class SshSession:
             uses += self._answer(time_ns, size, total, sizes)
         if from_client:
             self._last_client = (time_ns, size)
+            if self._session and size == sizes.keepalive:
+                self._owed_ns = time_ns
+        elif size == sizes.reply:
+            self._owed_ns = None
         self._heard = 0 if from_client else max(self._heard, size)
         return uses
 
@@ -509,23 +665,33 @@ class SshSession:
     def _authenticate(self, time_ns: int, size: int, total: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
         """USERAUTH_SUCCESS is one byte long; nothing else that a server says before it is shorter than 14."""
         if not from_client:
+            if self._server_ns <= self._client_ns:
+                self._answer_ns = min(self._answer_ns, time_ns - self._client_ns)
             self._server_ns = time_ns
-        elif self._server_ns:
-            # How long the client takes from here: nothing on its own host, a round trip on the server's.
-            self._turnaround_ns = max(self._turnaround_ns, min(time_ns - self._server_ns, _OPENING_NS))
-        if size == (sizes.ignore if from_client else sizes.reply_port) and sizes.reply != sizes.reply_port:
+        else:
+            if self._server_ns:
+                # How long the client takes from here: nothing on its own host, a round trip on the server's.
+                self._turnaround_ns = max(self._turnaround_ns, min(time_ns - self._server_ns, _OPENING_NS))
+            self._client_ns = time_ns
+        if size == (sizes.ignore if from_client else sizes.reply_port) and sizes.accepted != sizes.reply_port:
             self._ignores[0 if from_client else 1] = True
             return []
         if not from_client:
-            confusable = self._ignores[1] and sizes.reply == sizes.reply_port
-            if self._auth_records >= 2 and size == sizes.reply and not confusable:
+            if size == sizes.service and not self._served:
+                # What the client sent until now was its EXT_INFO (RFC 8308) and its request for this service.
+                self._served, self._auth_records = True, 1
+            confusable = self._ignores[1] and sizes.accepted == sizes.reply_port
+            if self._auth_records >= 2 and size == sizes.accepted and not confusable:
                 return self._accept(time_ns)
             # Nothing that short comes before the login was tried, but for an IGNORE: success cannot be told then.
-            self._ignores[1] |= size == sizes.reply and sizes.reply == sizes.reply_port
-            # Success and the host keys after it in one segment: only the client's next record can tell.
-            self._merged = self._auth_records >= 2 and size >= sizes.reply + _HOSTKEYS_BYTES_MIN
+            self._ignores[1] |= size == sizes.accepted and sizes.accepted == sizes.reply_port
+            # Success and the host keys after it in one segment: only the client's next record can tell. To the first
+            # attempt, which is mostly "none", an EXT_INFO or a banner may be answered as well, which are as long.
+            self._merged = (self._auth_records >= 3 or self._auth_bytes > sizes.none_max
+                            ) and size >= sizes.accepted + _HOSTKEYS_BYTES_MIN
             return []
         self._auth_records += 1
+        self._auth_bytes = size
         opening = {sizes.no_more, *sizes.forward_only, *(one + sizes.no_more for one in sizes.session)}
         if self._merged and size in opening:
             return [*self._accept(time_ns), *self._ask(time_ns, size, total, sizes)]
@@ -543,37 +709,56 @@ class SshSession:
     def _ask(self, time_ns: int, size: int, total: int, sizes: Sizes) -> list[Use]:
         if "ssh-reverse-channel-open" in self._said or (size == sizes.ignore and self._ignores[0]):
             return []
-        first = not self._asked
+        first = not self._asked and not self._early
         opening = time_ns - self._auth_ns < _OPENING_NS
         if first and size == sizes.keepalive:
-            opening = time_ns - self._auth_ns <= _ONE_GO_NS + self._turnaround_ns
+            opening = time_ns - self._auth_ns <= self._go_ns()
         keepalive = size == sizes.keepalive and not opening
         if keepalive:
+            # On a busy client it may have been the opening all the same: what follows is then not the first record.
+            self._owed_ns = time_ns
+            self._early |= time_ns - self._auth_ns < _OPENING_NS
             uses = self._name("keepalive", 0.0, f"a keepalive of {size} bytes")
             if [one.size for one in self._asked] == [sizes.no_more]:
                 uses += self._name("ssh-local-forward", NAME_NATS, "a session without a channel, held open (-N), and "
                                    "no port of the far side asked for")
             return uses
-        if not first and self._session_began(time_ns, size, sizes):
+        if self._asked and self._session_began(time_ns, size, sizes):
             return self._running(time_ns, size, total, sizes, from_client=True)
-        if not first and size != sizes.no_more and self._onwards(self._asked[0], sizes) and not self._request_nats:
+        # What does not follow at once follows an answer: had forwards been asked for, that was read.
+        late = bool(self._asked) and time_ns - self._asked[-1].time_ns > self._go_ns() and not self._forward_asked
+        onwards = self._asked and self._onwards(self._asked[0], sizes, answered=0 if late else None)
+        if onwards and size != sizes.no_more and not self._request_nats:
             self._channel = True
             return self._name("ssh-jump", NAME_FIRM_NATS, f"the first record, {self._asked[0].size} bytes, opens a "
                               "connection onwards and nothing else")
         before = self._asked[-1] if self._asked else None
         if before is not None:
-            go_ns = _ONE_GO_ALIKE_NS if sizes.no_more == sizes.keepalive else _ONE_GO_NS
+            go_ns = _ONE_GO_ALIKE_NS if size == sizes.no_more == sizes.keepalive else self._go_ns()
             opening = before.opening and time_ns - before.time_ns <= go_ns
             opening = opening and (before.size != sizes.no_more or size != sizes.keepalive or size == sizes.no_more)
         # What is missing may be the session's open: then the first record that was seen is not the first that was sent.
         opening = opening and self._holes[self.client or 0] == self._auth_holes[self.client or 0]
         if len(self._asked) < _ASKED_MAX:
             self._asked.append(_Asked(time_ns, size, opening))
+        if size == sizes.keepalive and not opening:
+            self._owed_ns = time_ns
         follows = size in sizes.no_more_next or size in sizes.session_next
         if before is not None and opening and follows and all(
-                self._is_forward(one, sizes) for one in self._asked[:-1]):
+                self._forwards_in(one, sizes) for one in self._asked[:-1]):
             return self._parted(self._asked[0], sizes, opened=size in sizes.session_next)
-        if first and opening and size in sizes.forward_only:
+        if first and opening and size in sizes.tun:
+            self._tun = True
+            text = (f"the first record after the login has {size} bytes, as the open of a network device (-w) has in "
+                    "this cipher suite and no other opening")
+            nats = REQUEST_FAMILIAR_NATS if self._familiar() else REQUEST_NATS
+            return self._name("ssh-tun", nats, text)
+        if first and opening and self._gathers() and size in sizes.gathered:
+            text = (f"the first record after the login has {size} bytes, as tcpip-forward with what follows it has in "
+                    "this cipher suite, and no other opening")
+            return self._request(REQUEST_GATHERED_NATS, text)
+        # Libraries may open a connection onwards first, which costs as much: the answer tells then.
+        if first and opening and size in sizes.forward_only and (self._familiar() or size not in sizes.direct):
             text = (f"the first record after the login has {size} bytes, as tcpip-forward has in this cipher suite and "
                     f"no other opening")
             return self._request(REQUEST_FAMILIAR_NATS if self._familiar() else REQUEST_NATS, text)
@@ -589,6 +774,25 @@ class SshSession:
         self._request_nats += nats
         return [self._say("ssh-reverse-forward-request", nats, text, _SPOTS)]
 
+    def _go_ns(self) -> int:
+        """Return how far apart may stand what a client writes in one go.
+
+        TCP holds a small segment until the one before is acknowledged (RFC 896), a round trip later; what the path
+        takes was seen in the login's questions and answers.
+        """
+        return _ONE_GO_NS + min(2 * (self._answer_ns + self._turnaround_ns), _OPENING_NS // 2)
+
+    def _owes(self, time_ns: int) -> bool:
+        """Return whether the next answer is a keepalive's: requests are answered in their order."""
+        return self._owed_ns is not None and time_ns - self._owed_ns < _OWED_NS
+
+    def _gathers(self) -> bool:
+        """Return whether the client may write several requests of the opening out at once.
+
+        OpenSSH does not with the first; libraries wait for each answer; dropbear does.
+        """
+        return self._banners[self.client or 0].startswith("SSH-2.0-dropbear")
+
     def _familiar(self) -> bool:
         return self.client is not None and self._banners[self.client].startswith(_FAMILIAR)
 
@@ -600,7 +804,9 @@ class SshSession:
         """
         if first.size not in sizes.forward and first.size not in sizes.forward_path:
             return []
-        alone = sizes.exact and (opened or first.size not in sizes.session) and first.size not in sizes.direct
+        alone = (opened or first.size not in sizes.session) and first.size not in sizes.direct
+        if not sizes.exact:
+            alone = first.size not in sizes.openings
         if alone and self._request_nats == 0.0 and self._familiar():
             nats = REQUEST_FAMILIAR_NATS + PARTED_NATS
         elif alone:
@@ -621,7 +827,7 @@ class SshSession:
         alone = last.size in sizes.session and last.size != sizes.no_more
         whole = any(last.size == one + sizes.no_more for one in sizes.session)
         tails = {one + end for one in sizes.session for end in (0, sizes.no_more)}
-        going_on = time_ns - last.time_ns <= _ONE_GO_NS and (size in tails or size == sizes.no_more)
+        going_on = time_ns - last.time_ns <= self._go_ns() and (size in tails or size == sizes.no_more)
         began = (whole or (alone and not going_on)) and self._heard >= sizes.confirm
         if began:
             self._channel = self._session = True
@@ -631,12 +837,12 @@ class SshSession:
         replies, confirmed = self._split(size, sizes)
         uses: list[Use] = []
         asked = [one for one in self._asked if time_ns - one.time_ns < _ANSWER_NS]
-        if replies and asked and not self._forward_asked:
+        if replies and asked and not self._forward_asked and not self._owes(time_ns):
             uses += self._forward_answered(asked, replies, size, sizes)
         if replies == 0 and size == sizes.reply:
             uses += self._later_request(time_ns, sizes)
         if confirmed and asked and "ssh-reverse-channel-open" not in self._said:
-            uses += self._opened(asked, sizes, total)
+            uses += self._opened(asked, sizes, total, answered=replies)
         return uses
 
     def _split(self, size: int, sizes: Sizes) -> tuple[int, bool]:
@@ -644,7 +850,7 @@ class SshSession:
 
         There are at most as many answers as there were requests: other messages can be multiples of them too.
         """
-        answers_max = sum(self._is_forward(one, sizes) for one in self._asked)
+        answers_max = sum(self._forwards_in(one, sizes) for one in self._forwards(sizes))
         for answers in range(answers_max + 1):
             if size == answers * sizes.reply + sizes.confirm:
                 return answers, True
@@ -654,19 +860,31 @@ class SshSession:
         with_port = size == sizes.reply_port and "ssh-reverse-forward-request" in self._said and not self._ignores[1]
         return (1, False) if answers_max and with_port else (0, False)
 
-    def _is_forward(self, one: _Asked, sizes: Sizes) -> bool:
+    def _forwards(self, sizes: Sizes) -> list[_Asked]:
+        """Return the segments that the opening began with and that may hold requests for forwards."""
+        return list(itertools.takewhile(lambda one: self._forwards_in(one, sizes), self._asked))
+
+    def _forwards_in(self, one: _Asked, sizes: Sizes) -> int:
+        """Return how many requests for forwards a segment may hold."""
+        if not one.opening:
+            return 0
         first = one is self._asked[0]
-        return one.opening and (one.size in sizes.with_forward or (first and one.size in sizes.forward_path))
+        if first and one.size in sizes.forward_path:
+            return 1
+        if first and not self._gathers():
+            return int(one.size in sizes.forward)
+        return sizes.with_forward.get(one.size, 0)
 
     def _forward_answered(self, asked: list[_Asked], replies: int, size: int, sizes: Sizes) -> list[Use]:
         """A global request was answered, and no channel is open: a forward was asked for."""
-        opening = [one for one in asked if self._is_forward(one, sizes)]
-        # no-more-sessions wants no answer: alone it explains none.
-        if not opening or (len(opening) == 1 and opening[0].size == sizes.no_more):
+        opening = [one for one in self._forwards(sizes) if one in asked]
+        # no-more-sessions wants no answer: alone it explains none. OpenSSH sends it to OpenSSH only.
+        both = all(banner.startswith("SSH-2.0-OpenSSH_") for banner in self._banners)
+        if not opening or (both and len(opening) == 1 and opening[0].size == sizes.no_more):
             return []
         self._forward_asked = True
         known = "ssh-reverse-forward-request" in self._said
-        if not known and not sizes.exact:
+        if not sizes.exact and (not known or sizes.reply == sizes.confirm):
             # Compressed, an answer is not told from the many other small messages by its size.
             return []
         nats = ANSWERED_NATS if known else REQUEST_NATS + ANSWERED_NATS
@@ -674,7 +892,7 @@ class SshSession:
                 f"{sizes.reply if size != sizes.reply_port else size} bytes with no channel open: tcpip-forward")
         return self._request(nats, text)
 
-    def _opened(self, asked: list[_Asked], sizes: Sizes, total: int) -> list[Use]:
+    def _opened(self, asked: list[_Asked], sizes: Sizes, total: int, *, answered: int) -> list[Use]:
         """The first channel is open; whose, follows from what was asked."""
         self._channel = True
         tails = {size + end for size in sizes.session for end in (0, sizes.no_more)}
@@ -683,17 +901,26 @@ class SshSession:
         # Session, no-more-sessions and forward cost the same in some suites; what was asked last was confirmed.
         self._session = asked[-1] in opening and any(one.size - add in tails for one in opening for add in forwards)
         self._session_bytes = [total, total]
+        if self._tun:
+            self._tun = False
+            return [self._say("ssh-tun", TUN_CONFIRMED_NATS, "the device was opened", _SPOTS)]
         if self._session:
             return []
-        if self._onwards(asked[0], sizes) and asked[-1].opening:
+        if self._onwards(asked[0], sizes, answered=answered) and asked[-1].opening:
             return self._name("ssh-jump", NAME_FIRM_NATS, f"the first record, {asked[0].size} bytes, opens a "
                               "connection onwards and nothing else")
         return self._local(asked[-1].size) if asked[-1].size in sizes.direct else []
 
-    def _onwards(self, first: _Asked, sizes: Sizes) -> bool:
-        """Return whether a session opened with direct-tcpip (-W), alone or with no-more-sessions."""
-        alone = first.size in sizes.direct or first.size - sizes.no_more in sizes.direct
-        return sizes.exact and alone and first.size not in sizes.with_forward and first.opening
+    def _onwards(self, first: _Asked, sizes: Sizes, *, answered: int | None = None) -> bool:
+        """Return whether a session opened with direct-tcpip (-W), alone or with no-more-sessions.
+
+        Requests for forwards may cost as much, but are ``answered`` before anything is confirmed. Libraries open
+        connections onwards for all sorts of uses.
+        """
+        at_once = first.time_ns - self._auth_ns <= self._go_ns()
+        alone = at_once and (first.size in sizes.direct or first.size - sizes.no_more in sizes.direct)
+        other = self._forwards_in(first, sizes) > 0 if answered is None else answered > 0
+        return self._familiar() and sizes.exact and alone and not other and first.opening
 
     # -- forwards in use ----------------------------------------------------------------------------------------------
 
@@ -705,6 +932,8 @@ class SshSession:
             may = self._forward_asked or not self._session
             self._open_ns = time_ns if fits and quiet and may and self._setup_over(time_ns) else None
             self._open_size = size
+            return []
+        if size == sizes.ignore and self._ignores[self.client or 0]:
             return []
         waiting, self._open_ns = self._open_ns, None
         if waiting is None or size != sizes.confirm_client:
@@ -728,7 +957,7 @@ class SshSession:
         self._directs.add(size)
         uses = self._name("ssh-local-forward", NAME_NATS, f"this side opened a connection onwards ({size} bytes) and "
                           "it was confirmed")
-        if len(self._directs) >= 2:
+        if len(self._directs) >= 2 and self._sizes is not None and self._sizes.exact:
             uses += self._name("ssh-dynamic-forward", NAME_NATS + 1, "connections onwards to names of several "
                                f"lengths: {sorted(self._directs)} bytes")
         return uses
@@ -754,6 +983,12 @@ class SshSession:
                 self._pty = True
                 return self._name("ssh-interactive", NAME_FIRM_NATS, f"a terminal was asked for ({size} bytes)")
             return self._name("ssh-exec", NAME_NATS, f"a command or subsystem was asked for ({size} bytes)")
+        asked = self._last_client[1] in sizes.bare_pty
+        granted = asked and size == 3 * sizes.reply_port and sizes.exact and not self._ignores[1 - (self.client or 0)]
+        if not from_client and self._requests == 1 and not self._pty and granted:
+            # A terminal and a shell were granted, and a window opened: pty-req without modes is as short as a command.
+            self._pty = True
+            return self._name("ssh-interactive", NAME_FIRM_NATS, f"a terminal and a shell were granted ({size} bytes)")
         if not self._pty and total - self._session_bytes[0] > _TRANSFER_BYTES:
             uses += self._name("ssh-transfer", NAME_FIRM_NATS, f"{total} bytes one way and no terminal")
         if not from_client and size > 200 and self._last_client[1] == sizes.sftp_init and self._requests == 2:
@@ -771,6 +1006,8 @@ class SshSession:
         # no-more-sessions is over by now, whatever it costs; a keepalive or another session may come at any time.
         forward = size in sizes.forward and size != sizes.keepalive and size not in sizes.session
         if not unmistakable or not forward or time_ns - when > 1_000_000_000 or self._forward_asked:
+            return []
+        if self._owes(time_ns):
             return []
         self._forward_asked = True
         text = f"on the running session a request of {size} bytes was answered by {sizes.reply} bytes: tcpip-forward"

@@ -47,8 +47,15 @@ HEADERS_BYTES = 96
 COLUMNS = ("file", "address", "family", "split", "client", "server", "suite", "arguments", "through", "expected",
            "start_ns", "asked_ns", "used_ns", "problem")
 #: Where connections through a tunnel end on the node.
-_TARGETS = {"": 22, "touch": 22, "inner": 22, "chaff": peers.SERVER_PORTS["openssh:sid"], "pty": 7001, "line": 7002,
+_TARGETS = {"": 22, "touch": 22, "inner": 22, "paste": 22, "paced": 22, "slow": 22,
+            "chaff": peers.SERVER_PORTS["openssh:sid"], "pty": 7001, "line": 7002,
             "bulk": 7003}
+
+
+#: Where SSH is wrapped for whom, on the far side.
+_CARRIER_PORTS = {(carrier, f"openssh:{release}"): first + number
+                  for carrier, first in (("tls", 8440), ("websocket", 8450))
+                  for number, release in enumerate(peers.RELEASES)}
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -98,7 +105,6 @@ def main() -> None:
 def play(settings: Settings) -> int:
     """Build the lab, play all scenarios while capturing, and write captures and labels."""
     furnish()
-    os.chmod("/tmp", 0o1777)  # noqa: S108, PTH101
     peers.make_keys()
     far = _far_side(settings.lost_ratio)
     wanted = [(number, one) for number, one in enumerate(corpus.scenarios())
@@ -114,7 +120,7 @@ def play(settings: Settings) -> int:
                                 str(raw), "tcp"], stderr=subprocess.PIPE)
     time.sleep(1)
     with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
-        rows = list(pool.map(lambda one: Player(*one, far).play(), wanted))
+        rows = list(pool.map(lambda one: Player(one[0], one[1], far).play(), wanted))
     time.sleep(1)
     capture.send_signal(signal.SIGINT)
     said = capture.communicate()[1].decode()
@@ -135,7 +141,7 @@ def _far_side(lost_ratio: float) -> int:
                               stdout=subprocess.PIPE)
     if bridge.stdout is None or not bridge.stdout.readline():
         raise LabClosed("the delay bridge did not come up")
-    subprocess.Popen(["cat"], stdin=bridge.stdout, stdout=subprocess.DEVNULL)
+    subprocess.Popen([str(tool_path("cat"))], stdin=bridge.stdout, stdout=subprocess.DEVNULL)
     run("ip", "route", "add", f"{ADDRESSES}.0.0/16", "via", link.FAR)
     return holder.pid
 
@@ -150,7 +156,19 @@ def _targets(far: int) -> None:
             subprocess.Popen([*prefix, str(tool_path("socat")), f"TCP-LISTEN:{port},fork,reuseaddr", how])
         subprocess.Popen([*prefix, sys.executable, "-m", "http.server", "7003", "--directory", str(folder)],
                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(1)
+    certificate = namespaces.ROOT / "tls.pem"
+    run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout",
+        str(certificate), "-out", str(certificate) + ".crt", "-subj", "/CN=lab")
+    with certificate.open("a") as file:
+        file.write((namespaces.ROOT / "tls.pem.crt").read_text())
+    for (carrier, server), port in _CARRIER_PORTS.items():
+        behind = peers.SERVER_PORTS[server]
+        wrap = ["-m", "websockify", str(port), f"127.0.0.1:{behind}"]
+        command = [sys.executable, *wrap] if carrier == "websocket" else [
+            str(tool_path("socat")), f"OPENSSL-LISTEN:{port},fork,reuseaddr,cert={certificate},verify=0",
+            f"TCP:127.0.0.1:{behind}"]
+        subprocess.Popen([*in_network_of(far), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(2)
 
 
 class Player:
@@ -214,23 +232,39 @@ class Player:
             time.sleep(SETTLE_S / 2)
         if one.through:
             self._use()
-        elif one.use.startswith("reverse"):
+        elif "unix" in one.use:
+            self._until(lambda: Path(f"/tmp/lab-{self.ports['f']}.sock").exists())
             time.sleep(0.5)
+        elif one.body == "none":
+            time.sleep(2 * SETTLE_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
             client.wait(HOLD_S if one.body not in ("none", "web", "socks", "idle-shell") else 0.5)
         status = client.poll()
-        if status not in (None, 0) and one.use != "refused":
+        # 255: the typist hung up.
+        if status not in (None, 0, 255 if "shell" in one.body else 0) and one.use != "refused":
             self.problem = self.problem or f"the client ended with {status}"
 
     def command(self, kind: str, release: str, *more: str, server: str = "", host: str = "") -> list[str]:
         """Return the client's command line without a remote command."""
         one = self.scenario
         cipher, mac = corpus.SUITES.get(one.suite, ("", ""))
-        options = [*(("-c", cipher) if cipher else ()), *(("-m", mac) if mac else ()), *self.filled(one.arguments), *more]
+        options = [*(("-c", cipher) if cipher else ()), *(("-m", mac) if mac else ()), *self.filled(one.arguments),
+                   *more]
         if kind == "dropbear":
             return peers.dropbear(release, host or self.host, server or one.server, *options)
         if one.late:
             options += ["-M", "-S", self._socket()]
+        if "hostkeys" in one.use:
+            known = Path(f"/run/lab-known-{self.number}")
+            known.write_text(f"[{self.host}]:{peers.SERVER_PORTS[one.server]} {(peers.KEYS / 'host.pub').read_text()}"
+                             f"{self.host} {(peers.KEYS / 'host.pub').read_text()}")
+            options += ["-o", f"UserKnownHostsFile={known}", "-o", "UpdateHostKeys=yes"]
+        if one.use.startswith("evasion-tls"):
+            options += ["-o", f"ProxyCommand=socat - OPENSSL:{self.host}:{_CARRIER_PORTS['tls', one.server]},verify=0"]
+        if one.use.startswith("evasion-websocket"):
+            port = _CARRIER_PORTS["websocket", one.server]
+            options += ["-o", (f"ProxyCommand={sys.executable} -m gpuguard.lab.clients.websocket_pipe "
+                              f"ws://{self.host}:{port}/")]
         return peers.openssh(release, host or self.host, server or one.server, *options, user=one.user)
 
     def _socket(self) -> str:
@@ -245,7 +279,8 @@ class Player:
             case "none":
                 client = self.spawn(command)
             case "idle-shell":
-                client = self.spawn(command, stdin=subprocess.PIPE)
+                # A terminal of its own: without one, ssh asks for one without modes.
+                client = self.spawn(["script", "-qfc", shlex.join(command), "/dev/null"], stdin=subprocess.PIPE)
             case "shell":
                 client = self.spawn(typing(self.number, command))
             case "paste":
@@ -257,7 +292,7 @@ class Player:
                 self.write(client, b"exit\n")
             case "pipe":
                 text = shlex.join([*command, "cat >/dev/null"])
-                client = self.spawn(["sh", "-c", f"head -c 1500000 /dev/zero | {text}"])
+                client = self.spawn(["sh", "-c", f"head -c 1500000 /dev/urandom | {text}"])
             case "web" | "socks":
                 client = self.spawn(command)
                 time.sleep(SETTLE_S)
@@ -290,12 +325,12 @@ class Player:
         forwards = tuple(Reverse(bind, port, "127.0.0.1", self.ports["t"], f"/tmp/lab-{self.number}.sock"
                                  if "unix" in one.use else "")
                          for bind, port in zip(binds, (self.ports["f"], self.ports["f1"], self.ports["f2"]),
-                                               strict=False)) if one.use.startswith("reverse") else ()
+                                               strict=False)) if one.expected == "ssh-reverse-tunnel" else ()
         long = one.through in ("inner", "pty") or bool(shell)
         plan = Plan(
             host=self.host, port=peers.SERVER_PORTS[one.server], user="outsider", key=str(peers.KEYS / "user"),
             seed=self.number, hold_s=HOLD_S + 4 if long else 5.0, cipher=cipher, mac=mac,
-            compressed="compressed" in one.use,
+            compressed="compressed" in one.use, padded="padding" in one.use,
             reverse=forwards, reverse_after_s=2.5 if one.use == "reverse-late" else 0.0, shell=shell,
             commands=("uname -a",) if one.use == "exec" else (),
             put_bytes=400_000 if one.use == "sftp" else 0,
@@ -310,12 +345,12 @@ class Player:
         with contextlib.suppress(subprocess.TimeoutExpired):
             client.wait(HOLD_S + 6)
         if client.poll() not in (None, 0):
-            self.problem = self.problem or f"the client ended with {client.poll()}"
+            self.problem = self.problem or f"the client ended with {client.poll()}: {self._said()}"
 
     # -- what the far side does with a tunnel -------------------------------------------------------------------------
 
     def _until(self, ready: Callable[[], bool]) -> None:
-        """Wait for something that the client brings about; this machine may be slow, and plays many scenarios at once."""
+        """Wait for something that the client brings about: this machine may be slow."""
         deadline = time.monotonic() + HOLD_S
         while not ready() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -333,14 +368,27 @@ class Player:
         if through == "bulk":
             self.run([*self.far, "curl", "-s", "-o", "/dev/null", "--max-time", "8", f"http://127.0.0.1:{port}/"])
             return
-        if through in ("inner", "chaff"):
+        if through in ("inner", "chaff", "paste", "paced", "slow"):
             inner = peers.openssh("sid" if through == "chaff" else "bookworm", "127.0.0.1", "openssh:bookworm", "-tt",
-                                  "-p", port)
+                                  port=self.ports["f"])
         else:
             inner = [str(tool_path("socat")), "-,raw,echo=0" if through == "pty" else "-", f"TCP:127.0.0.1:{port}"]
-        visitor = self.spawn([*self.far, *typing(self.number, inner)])
+        if through == "slow":
+            self._use_slowly(inner)
+            return
+        visitor = self.spawn([*self.far, *typing(self.number, inner)], how=through)
         with contextlib.suppress(subprocess.TimeoutExpired):
             visitor.wait(HOLD_S + 4)
+
+    def _use_slowly(self, inner: list[str]) -> None:
+        """One line every few seconds, into a shell without a terminal: nothing is echoed."""
+        visitor = self.spawn([*self.far, *(word for word in inner if word != "-tt")], stdin=subprocess.PIPE)
+        for _ in range(12):
+            time.sleep(4)
+            self.write(visitor, b"id; hostname\n")
+        self.write(visitor, b"exit\n")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            visitor.wait(HOLD_S)
 
     # -- uses with a way of their own ---------------------------------------------------------------------------------
 
@@ -354,8 +402,8 @@ class Player:
         if not release:
             self._library(self.scenario.client)
             return
-        command = [str(peers.PEERS / release / "usr/bin/sftp"), "-S", str(peers.PEERS / release / "usr/bin/ssh"), "-b", "-",
-                   *self._scp(release)[3:], f"outsider@{self.host}"]
+        programs = peers.PEERS / release / "usr/bin"
+        command = [str(programs / "sftp"), "-S", str(programs / "ssh"), "-b", "-", *self._scp(release)[3:], f"outsider@{self.host}"]
         child = self.spawn(command, stdin=subprocess.PIPE)
         self.write(child, f"ls /\nput /usr/bin/socat /tmp/lab-{self.number}\nls /tmp\nbye\n".encode())
         child.wait(HOLD_S)
@@ -413,13 +461,13 @@ class Player:
         time.sleep(2.5)
 
     def _refused(self, release: str) -> None:
-        self.run([*peers.openssh(release, self.host, self.scenario.server, user="nobody"), "true"], may_fail=True)
+        self.run([*peers.openssh(release, self.host, self.scenario.server, user="stranger"), "true"], may_fail=True)
 
     def _reverse_autossh(self, release: str) -> None:
         command = self.command("openssh", release)
         environ = dict(peers.environment(), AUTOSSH_PATH=command[0], AUTOSSH_GATETIME="0")
         self.asked_ns = time.time_ns()
-        self.children.append(subprocess.Popen(["autossh", "-M", "0", *command[1:]], env=environ,
+        self.children.append(subprocess.Popen([str(tool_path("autossh")), "-M", "0", *command[1:]], env=environ,
                                               stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         time.sleep(SETTLE_S)
         if self.scenario.through:
@@ -441,7 +489,7 @@ class Player:
         self.spawn(self._inbound(release))
         time.sleep(SETTLE_S)
 
-    def _role_swap(self, release: str) -> None:
+    def _role_swap(self, _release: str) -> None:
         module = [sys.executable, "-m", "gpuguard.lab.clients.asyncssh_client"]
         port = 17_000 + self.number % 1_000
         plan = Plan(host=self.host, port=port, user="outsider", key=str(peers.KEYS / "user"), seed=self.number,
@@ -455,10 +503,11 @@ class Player:
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
-    def spawn(self, command: list[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Start a program that ends with the scenario."""
+    def spawn(self, command: list[str], stdin: int = subprocess.DEVNULL, how: str = "") -> subprocess.Popen[bytes]:
+        """Start a program that ends with the scenario; ``how`` is the typist's."""
         log = (namespaces.ROOT / "log" / f"{self.number}").open("ab")
-        child = subprocess.Popen(command, env=peers.environment(), stdin=stdin, stdout=subprocess.DEVNULL, stderr=log)
+        child = subprocess.Popen(command, env=peers.environment() | {"LAB_TYPIST": how}, stdin=stdin, stdout=subprocess.DEVNULL,
+                                 stderr=log)
         self.children.append(child)
         return child
 
@@ -468,8 +517,12 @@ class Player:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(2 * HOLD_S)
         if child.poll() != 0 and not may_fail:
-            log = (namespaces.ROOT / "log" / f"{self.number}").read_text(errors="replace").strip().splitlines()
-            self.problem = f"{Path(command[0]).name} ended with {child.poll()}: {log[-1] if log else ''}"[:200]
+            self.problem = f"{Path(command[0]).name} ended with {child.poll()}: {self._said()}"
+
+    def _said(self) -> str:
+        """Return the last line that any of the scenario's programs complained with."""
+        log = (namespaces.ROOT / "log" / f"{self.number}").read_text(errors="replace").strip().splitlines()
+        return log[-1][:160] if log else ""
 
     @staticmethod
     def write(child: subprocess.Popen[bytes], data: bytes) -> None:

@@ -54,7 +54,7 @@ class Scenario(NamedTuple):
     body: str = "none"
     #: What is asked for later, through the client's control socket.
     late: tuple[str, ...] = ()
-    #: What the far side does with the tunnel: touch, inner, chaff, pty, line, bulk; nothing where there is none.
+    #: What the far side does with the tunnel: touch, inner, chaff, paste, paced, slow, pty, line, bulk; or nothing.
     through: str = ""
     expected: str = "ssh-reverse-tunnel"
     user: str = "outsider"
@@ -73,7 +73,7 @@ class Scenario(NamedTuple):
 
 _TO = "{f}:127.0.0.1:{t}"
 _MORE = ("-R", "{f1}:127.0.0.1:{t}", "-R", "localhost:{f2}:127.0.0.1:{t}")
-# use: (arguments, body, late)
+#: By use: arguments, body and what is asked for later.
 REVERSE: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "reverse": (("-N", "-R", _TO), "none", ()),
     "reverse-shell": (("-tt", "-R", _TO), "shell", ()),
@@ -105,7 +105,7 @@ REVERSE: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
 _IN_EVERY_SUITE = ("reverse", "reverse-shell", "reverse-many", "reverse-unix", "reverse-compressed",
                    "reverse-many-compressed", "reverse-unix-compressed", "reverse-late", "reverse-late-none")
 
-# use: (arguments, body, expected)
+#: By use: arguments, body and the label.
 BENIGN: dict[str, tuple[tuple[str, ...], str, str]] = {
     "shell": (("-tt",), "shell", "ssh-interactive"),
     "idle-shell": (("-tt",), "idle-shell", "ssh-interactive"),
@@ -119,7 +119,7 @@ BENIGN: dict[str, tuple[tuple[str, ...], str, str]] = {
     "exec-alive": (("-o", "ServerAliveInterval=1"), "sleep 3; date", "ssh-exec"),
     "exec-compressed": (("-C",), "ls -la /etc", "ssh-exec"),
     "exec-output": ((), "ls -laR /etc/ssl | head -400", "ssh-exec|ssh-transfer"),
-    "download": ((), "head -c 1500000 /dev/zero", "ssh-transfer"),
+    "download": ((), "head -c 1500000 /dev/urandom", "ssh-transfer"),
     "upload": ((), "pipe", "ssh-transfer"),
     "local": (("-N", "-L", "{l}:127.0.0.1:7003"), "web", "ssh-local-forward"),
     "local-shell": (("-tt", "-L", "{l}:127.0.0.1:7003"), "shell", "ssh-interactive|ssh-local-forward"),
@@ -134,7 +134,8 @@ _BENIGN_SUITES = ("shell", "exec", "local", "jump", "download")
 
 def scenarios() -> list[Scenario]:
     """Return the whole corpus, in order."""
-    found = [*_openssh_reverse(), *_openssh_benign(), *_dropbear(), *_libraries(), *_others()]
+    found = [*_openssh_reverse(), *_openssh_benign(), *_dropbear(), *_libraries(), *_others(), *_evasions(),
+             *_hostkeys()]
     return list(dict.fromkeys(found))
 
 
@@ -143,7 +144,7 @@ def _openssh_reverse() -> list[Scenario]:
     for release in ("bookworm", "bullseye", "trixie", "sid"):
         client = f"openssh:{release}"
         for number, (use, (arguments, body, late)) in enumerate(REVERSE.items()):
-            unix = use.startswith("reverse-unix") or use in ("reverse-any-port",)
+            unix = use.startswith("reverse-unix") or use == "reverse-any-port"
             through = "" if unix else ("touch", "inner", "pty", "bulk", "chaff", "line")[number % 6]
             if use == "reverse-socks":
                 through = "touch"
@@ -155,8 +156,8 @@ def _openssh_reverse() -> list[Scenario]:
                 through = "" if use.startswith("reverse-unix") else "touch"
                 found.append(Scenario(use, client, client, suite, arguments, body, late, through))
         for through in ("inner", "chaff", "pty", "line", "bulk"):
-            for suite in ("", "gcm256", "sha256"):
-                found.append(Scenario("reverse", client, client, suite, REVERSE["reverse"][0], "none", (), through))
+            found += [Scenario("reverse", client, client, suite, REVERSE["reverse"][0], "none", (), through)
+                      for suite in ("", "gcm256", "sha256")]
         for server in ("openssh:bullseye", "openssh:sid", "dropbear:bookworm", "dropbear:sid", "asyncssh"):
             for use in ("reverse", "reverse-shell"):
                 arguments, body, late = REVERSE[use]
@@ -206,12 +207,10 @@ def _libraries() -> list[Scenario]:
     for client in ("asyncssh", "paramiko", "libssh", "go"):
         for server in ("openssh:bookworm", "openssh:sid", "dropbear:sid"):
             for suite in ("", *COMMON_SUITES):
-                for use, through in (("reverse", "inner"), ("reverse-many", "touch"), ("reverse-shell", "touch"),
-                                     ("reverse-late", "touch"), ("reverse-wide", "touch")):
-                    through = "touch" if suite else through
-                    found.append(Scenario(use, client, server, suite, through=through))
-                for use in ("shell", "exec", "local", "dynamic"):
-                    found.append(Scenario(use, client, server, suite, expected=BENIGN[use][2]))
+                found += [Scenario(use, client, server, suite, through="inner" if use == "reverse" and not suite else "touch")
+                          for use in ("reverse", "reverse-many", "reverse-shell", "reverse-late", "reverse-wide")]
+                found += [Scenario(use, client, server, suite, expected=BENIGN[use][2])
+                          for use in ("shell", "exec", "local", "dynamic")]
         if client in ("asyncssh", "paramiko"):
             found += [Scenario(use, client, "openssh:bookworm", through="touch")
                       for use in ("reverse-compressed", "reverse-shell-compressed")]
@@ -233,4 +232,32 @@ def _others() -> list[Scenario]:
             found.append(Scenario(use, client, client, expected=expected))
         found.append(Scenario("inbound-reverse", client, client, arguments=("-N", "-R", "{f}:127.0.0.1:22"),
                               expected="ssh"))
+    return found
+
+
+def _evasions() -> list[Scenario]:
+    """What somebody may do who knows this guard; `benchmarks/tunnels.py` adds what can be done to the capture."""
+    found = []
+    for client in ("openssh:bookworm", "openssh:sid", "openssh:trixie"):
+        for through in ("inner", "chaff", "paste", "paced", "slow", "pty", "line"):
+            found += [Scenario("evasion-" + through, client, client, "", REVERSE["reverse"][0], "none", (), through)]
+            found += [Scenario(f"evasion-{carrier}-{through}", client, client, "", REVERSE["reverse"][0], "none", (),
+                               through, "reverse-shell") for carrier in ("tls", "websocket")]
+        found += [Scenario(f"evasion-{carrier}-out", client, client, "", ("-tt",), "shell", (), "", "other")
+                  for carrier in ("tls", "websocket")]
+    found += [Scenario("evasion-padding", "paramiko", "openssh:bookworm", suite, through=through)
+              for suite in ("", *COMMON_SUITES) for through in ("touch", "inner")]
+    return found
+
+
+def _hostkeys() -> list[Scenario]:
+    """A client that learns the server's other host keys after the login: UpdateHostKeys, ssh_config(5)."""
+    found = []
+    for release in ("bookworm", "bullseye", "trixie", "sid"):
+        client = f"openssh:{release}"
+        for use in ("shell", "exec", "local-idle"):
+            arguments, body, expected = BENIGN[use]
+            found.append(Scenario("hostkeys-" + use, client, client, "", arguments, body, (), "", expected))
+        arguments, body, late = REVERSE["reverse"]
+        found.append(Scenario("reverse-hostkeys", client, client, "", arguments, body, late, "touch"))
     return found

@@ -6,13 +6,12 @@ Truth comes from the labels alone and reaches the guard in no way: it is given p
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuguard.core.events import Finding, FlowReport
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.guard import Guard
-from gpuguard.core.observations import Exchange
+from gpuguard.core.observations import Exchange, FlowUse
 from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Tick
 from gpuguard.core.subjects import FlowId
 from gpuguard.lab import link
@@ -20,6 +19,7 @@ from gpuguard.sensors.packets import read_capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ACCUSING = ("suspect", "confirmed")
 REVERSE = ("ssh-reverse-tunnel", "ssh-reverse-shell")
@@ -34,7 +34,8 @@ class Judged(NamedTuple):
     label: str
     verdict: str
     worst: str
-    kinds: tuple[str, ...]
+    #: What the grammar said.
+    uses: tuple[str, ...]
     tunnel_ns: int | None
     confirmed_ns: int | None
     shell_ns: int | None
@@ -75,12 +76,12 @@ def judge_corpus(folder: Path, only: str = "") -> Iterator[Judged]:
         if only in row["family"]:
             by_file.setdefault(row["file"], []).append(row)
     for name, rows in by_file.items():
-        findings, reports, exchanges = _watch(folder / name)
+        findings, reports, seen = _watch(folder / name)
         for row in rows:
             address = row["address"]
             yield _judged(row, [one for one in findings if _of(one, address)],
                           [one for one in reports if address in (one.closed.flow.initiator, one.closed.flow.responder)],
-                          [one for one in exchanges if address == one.flow.responder])
+                          [one for one in seen if address == one.flow.responder])
 
 
 def _of(finding: Finding, address: str) -> bool:
@@ -88,28 +89,28 @@ def _of(finding: Finding, address: str) -> bool:
     return isinstance(flow, FlowId) and address in (flow.initiator, flow.responder)
 
 
-def _watch(path: Path) -> tuple[list[Finding], list[FlowReport], list[Exchange]]:
-    """Drive one guard over one file, and a flow table beside it, whose exchanges are counted."""
+def _watch(path: Path) -> tuple[list[Finding], list[FlowReport], list[Exchange | FlowUse]]:
+    """Drive one guard over one file, and a flow table beside it, whose exchanges and uses are kept."""
     guard, table = Guard(), FlowTable()
     events = guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="",
                                     clock_ticks_per_s=100, addresses=(link.NODE,)))
-    exchanges: list[Exchange] = []
+    seen: list[Exchange | FlowUse] = []
     now_ns = 0
     for block in read_capture(path):
         if isinstance(block, Gap):
             continue
         if isinstance(block, Packets):
-            exchanges += [one for one in table.receive(block) if isinstance(one, Exchange)]
+            seen += [one for one in table.receive(block) if isinstance(one, Exchange | FlowUse)]
             now_ns = max(now_ns, int(block.rows["time_ns"].max()) if len(block.rows) else 0)
         events += guard.receive(block)
         events += guard.receive(Tick(time_ns=now_ns))
     events += guard.close(now_ns)
     return ([one for one in events if isinstance(one, Finding)],
-            [one for one in events if isinstance(one, FlowReport)], exchanges)
+            [one for one in events if isinstance(one, FlowReport)], seen)
 
 
 def _judged(row: dict[str, str], findings: list[Finding], reports: list[FlowReport],
-            exchanges: list[Exchange]) -> Judged:
+            seen: list[Exchange | FlowUse]) -> Judged:
     from gpuguard.core.labels import VERDICTS
 
     ends = sorted((one.finding for one in reports), key=lambda one: (VERDICTS.index(one.verdict), one.nats))
@@ -122,13 +123,14 @@ def _judged(row: dict[str, str], findings: list[Finding], reports: list[FlowRepo
         return min(times, default=None)
 
     shell_ns = first("ssh-reverse-shell")
-    led = [one for one in exchanges if one.first == "responder" and one.time_ns >= int(row["used_ns"] or 0)]
+    led = [one for one in seen if isinstance(one, Exchange) and one.first == "responder"
+           and one.time_ns >= int(row["used_ns"] or 0)]
     return Judged(
         truth=row,
         label=main.label if main else "",
         verdict=main.verdict if main else "",
         worst=ends[-1].verdict if ends else "",
-        kinds=tuple(sorted({one.kind for end in ends for one in end.evidence})),
+        uses=tuple(sorted({one.use for one in seen if isinstance(one, FlowUse)})),
         tunnel_ns=first(*REVERSE),
         confirmed_ns=first(*REVERSE, verdicts=("confirmed",)),
         shell_ns=shell_ns,
@@ -155,7 +157,7 @@ class Score(NamedTuple):
 
 
 def score(judged: list[Judged]) -> Score:
-    """Count what was asked: requests before use, uses, shells within ten exchanges, and the names of everything else."""
+    """Count requests named before use, uses, shells within ten exchanges, and the names of everything else."""
     reverse = [one for one in judged if one.truth["expected"] == "ssh-reverse-tunnel"]
     shells = [one for one in reverse if one.truth["through"] in SHELLS]
     uses = [one for one in reverse if one.truth["through"]]
@@ -173,7 +175,7 @@ def score(judged: list[Judged]) -> Score:
         shells_named=sum(one.shell_ns is not None for one in shells),
         shells_in_ten=sum(one.shell_ns is not None and one.exchanges <= 10 for one in shells),
         uses=len(uses),
-        uses_seen=sum("ssh-reverse-channel-open" in one.kinds for one in uses),
+        uses_seen=sum("ssh-reverse-channel-open" in one.uses for one in uses),
         benign=len(rest),
         benign_right=sum(one.right for one in rest),
         accused=sum(one.worst in ACCUSING for one in innocent),

@@ -44,6 +44,8 @@ _SERVER_SETTINGS = """\
 Port {port}
 ListenAddress 0.0.0.0
 HostKey {keys}/host
+HostKey {keys}/host_ecdsa
+HostKey {keys}/host_rsa
 AuthorizedKeysFile {keys}/authorized
 PidFile none
 UsePAM no
@@ -82,6 +84,8 @@ def make_keys() -> None:
     KEYS.mkdir(mode=0o755)
     for name in ("host", "user"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(KEYS / name))
+    for kind in ("ecdsa", "rsa"):
+        run("ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "host", "-f", str(KEYS / f"host_{kind}"))
     (KEYS / "authorized").write_text((KEYS / "user.pub").read_text())
     (KEYS / "authorized").chmod(0o644)
     for release in RELEASES:
@@ -145,10 +149,11 @@ def _server_command(name: str) -> list[str]:
             str(KEYS / "authorized"), str(port)]
 
 
-def openssh(release: str, host: str, server: str, *options: str, user: str = "outsider") -> list[str]:
+def openssh(release: str, host: str, server: str, *options: str, user: str = "outsider",
+            port: int | None = None) -> list[str]:
     """Return the command line of an OpenSSH client without its remote command."""
     return [
-        str(PEERS / release / "usr/bin/ssh"), "-F", "none", "-i", str(KEYS / "user"), "-p", str(SERVER_PORTS[server]),
+        str(PEERS / release / "usr/bin/ssh"), "-F", "none", "-i", str(KEYS / "user"), "-p", str(port or SERVER_PORTS[server]),
         "-o", "UserKnownHostsFile=/dev/null", "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=no",
         "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes", *options, f"{user}@{host}",
     ]
@@ -169,5 +174,6 @@ def library(name: str, plan: Plan) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return what clients run with: no agent and no display of whoever started the lab."""
-    return {name: value for name, value in os.environ.items() if name not in ("SSH_AUTH_SOCK", "DISPLAY")}
+    """Return what clients run with: no agent, display or proxy of whoever started the lab."""
+    return {name: value for name, value in os.environ.items()
+            if name not in ("SSH_AUTH_SOCK", "DISPLAY") and not name.lower().endswith("_proxy")}

@@ -2,6 +2,7 @@
 
 Gaps between keys are log-normal, median 130 ms, as measured for the sessions that the detectors were built on; a
 person also stops to read before the next line. Usage: ``typist SEED SECONDS LINE... -- PROGRAM ARGUMENT...``.
+In LAB_TYPIST may stand ``paste``, for lines that come whole, or ``paced``, for keys on a timer of half a second.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 GAP_MEDIAN_S = 0.13
 GAP_SIGMA = 0.45
 READ_S = (0.6, 1.4)
+PACED_S = 0.5
 
 
 def main() -> int:
@@ -30,13 +32,15 @@ def main() -> int:
     if child == 0:
         os.execv(sys.argv[cut + 1], sys.argv[cut + 1:])  # noqa: S606
     noise = random.Random(int(seed))
+    how = os.environ.get("LAB_TYPIST", "")
     deadline = time.monotonic() + float(seconds)
     _drain(terminal, 1.5, deadline)
     for line in [*lines, "exit"]:
-        for key in line + "\r":
+        for key in [line + "\r"] if how == "paste" else line + "\r":
             if not _type(terminal, key):
                 break
-            _drain(terminal, GAP_MEDIAN_S * math.exp(noise.gauss(0, GAP_SIGMA)), deadline)
+            gap_s = PACED_S if how == "paced" else GAP_MEDIAN_S * math.exp(noise.gauss(0, GAP_SIGMA))
+            _drain(terminal, gap_s, deadline)
         _drain(terminal, noise.uniform(*READ_S), deadline)
     while time.monotonic() < deadline and _drain(terminal, 0.2, deadline):
         pass

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpuguard.lab.clients import plan as plans
 
-asyncssh = importlib.import_module("asyncssh")
+asyncssh: Any = importlib.import_module("asyncssh")
 
 
 async def play(plan: plans.Plan) -> None:
@@ -125,7 +125,7 @@ async def wait_for_a_server(plan: plans.Plan) -> None:
 
 
 def main() -> None:
-    """Client: PLAN. Server: serve HOSTKEY AUTHORIZED PORT. Swapped: dial-out HOSTKEY AUTHORIZED HOST PORT, called PLAN."""
+    """Play PLAN; or serve HOSTKEY AUTHORIZED PORT; or, swapped: dial-out HOSTKEY AUTHORIZED HOST PORT, and called PLAN."""
     match sys.argv[1:]:
         case ["serve", host_key, authorized, port]:
             asyncio.run(serve(host_key, authorized, int(port)))

@@ -11,7 +11,7 @@ from typing import Any
 from gpuguard.lab.clients import plan as plans
 
 options = importlib.import_module("ssh.options")
-SSHError = importlib.import_module("ssh.exceptions").BaseSSHError
+errors = importlib.import_module("ssh.exceptions")
 _POLL_S = 0.005
 
 
@@ -28,7 +28,8 @@ def main() -> None:
         typed = _typing(session, plan)
         start = time.monotonic()
         while time.monotonic() < end:
-            next(typed, None)
+            with contextlib.suppress(errors.EOF):
+                next(typed, None)
             if not asked and time.monotonic() - start > plan.reverse_after_s:
                 _ask(session, plan)
                 asked = True
@@ -95,11 +96,11 @@ def _typing(session: Any, plan: plans.Plan) -> Any:
 
 def _pump(session: Any, plan: plans.Plan, pumps: list[tuple[Any, socket.socket]]) -> None:
     """Take a forwarded connection in, and carry what waits on those that are open."""
-    with contextlib.suppress(SSHError):
+    with contextlib.suppress(errors.BaseSSHError, errors.EOF):
         channel = session.accept_forward(0, plan.reverse[0].port)
         if channel is not None:
             inner = socket.create_connection((plan.reverse[0].to_host, plan.reverse[0].to_port))
-            inner.setblocking(False)  # noqa: FBT003
+            inner.setblocking(False)
             pumps.append((channel, inner))
     for channel, inner in pumps:
         size, data = channel.read_nonblocking(32_768)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
+import random
+import struct
 import threading
 import time
 from typing import Any
@@ -24,6 +26,8 @@ def main() -> None:
     if plan.mac:
         security.digests = [plan.mac]
     transport.use_compression(plan.compressed)
+    if plan.padded:
+        _pad(transport.packetizer, random.Random(plan.seed))
     transport.connect(username=plan.user, pkey=paramiko.Ed25519Key.from_private_key_file(plan.key))
     transport.set_keepalive(plan.keepalive_s)
     end = time.monotonic() + plan.hold_s
@@ -40,6 +44,19 @@ def main() -> None:
         channel.close()
     time.sleep(max(0.0, end - time.monotonic()))
     transport.close()
+
+
+def _pad(packetizer: Any, noise: random.Random) -> None:
+    """Pad every record by up to twelve blocks beyond the minimum, as RFC 4253 section 6 allows."""
+    build = packetizer._build_packet  # noqa: SLF001, there is no other place to pad at
+
+    def padded(payload: bytes) -> bytes:
+        packet: bytes = build(payload)
+        extra = 16 * noise.randrange(13)
+        size, padding = struct.unpack_from(">IB", packet)
+        return struct.pack(">IB", size + extra, padding + extra) + packet[5:] + bytes(extra)
+
+    packetizer._build_packet = padded  # noqa: SLF001
 
 
 def _ask(transport: Any, plan: plans.Plan) -> None:

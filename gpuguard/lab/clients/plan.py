@@ -41,6 +41,7 @@ class Plan(msgspec.Struct, frozen=True):
     cipher: str = ""
     mac: str = ""
     compressed: bool = False
+    padded: bool = False
     keepalive_s: int = 0
     reverse: tuple[Reverse, ...] = ()
     reverse_after_s: float = 0.0
