@@ -15,7 +15,7 @@ from gpuguard.core.records import Gpm
 from gpuguard.sensors.nvml import calls, gpm
 from gpuguard.sensors.nvml.calls import RunningProcess, UseSample, decode_value
 from gpuguard.sensors.nvml.driver import GPM_REFUSED
-from gpuguard.sensors.nvml.fields import HIGHEST, WANTED, as_rate, implausible
+from gpuguard.sensors.nvml.fields import HIGHEST, RATES, UNITS, WANTED, as_rate, implausible
 from gpuguard.sensors.nvml.processes import AHEAD_US_MAX, held_by, shares_of
 from tests.sensors.nvml_play import SWEEPS, library, of, play
 
@@ -331,8 +331,9 @@ def test_only_what_can_be_measured_is_taken(name, value):
 
 
 def test_rates_have_the_unit_of_their_name():
-    assert as_rate("pcie_tx_bytes_per_s", 2.5) == 2_500_000
-    assert as_rate("nvlink_rx_bytes_per_s", 1) == 1_024_000_000
-    assert as_rate("power_capped_ratio", 250) == 0.25
-    assert as_rate("power_capped_ratio", 1_010) == 1
-    assert implausible({"power_capped_ratio": as_rate("power_capped_ratio", 2_000)}) == ["power_capped_ratio"]
+    assert as_rate(2.5, UNITS["pcie_tx_bytes_per_s"]) == 2_500_000
+    assert as_rate(1, UNITS["nvlink_rx_bytes_per_s"]) == 1_024_000_000
+    assert as_rate(250, UNITS["power_capped_ratio"]) == 0.25
+    assert as_rate(1_010, UNITS["power_capped_ratio"]) == 1
+    assert implausible({"power_capped_ratio": as_rate(2_000, UNITS["power_capped_ratio"])}) == ["power_capped_ratio"]
+    assert set(UNITS) == {name for _, _, _, name in RATES}

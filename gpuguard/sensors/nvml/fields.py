@@ -200,6 +200,11 @@ def ratio(percent: int) -> float | None:
 
 # -- field values ----------------------------------------------------------------------------------------------------
 
+#: What one count of a counter is: ns of a second, bytes, KiB.
+UNITS = {
+    "power_capped_ratio": 1e-9, "pcie_tx_bytes_per_s": 1, "pcie_rx_bytes_per_s": 1,
+    "nvlink_tx_bytes_per_s": 1024, "nvlink_rx_bytes_per_s": 1024,
+}
 #: A share of time may come out a little above 1: two clocks.
 CAPPED_RATIO_MAX = 1.05
 
@@ -210,32 +215,33 @@ class FieldReader:
     def __init__(self, library: Library, handle: Any, kept: Sequence[tuple[str, int, int, str]]) -> None:
         self.kept = kept
         self._fields = Fields(library, handle, [(one, scope) for _, one, scope, _ in kept])
-        self._plan = [(what, name, wanted in LEVELS) for wanted in kept for what, _, _, name in [wanted]]
+        self._plan = [(what, name, UNITS.get(name)) for what, _, _, name in kept]
         self._before: list[tuple[int, float]] = [(0, 0)] * len(kept)
 
     def read(self, values: Values) -> dict[str, int]:
         """Put what can be told into ``values``; return the nvmlReturn of what cannot. Raises NVMLError."""
         failed = {}
         answers = self._fields.read()
-        for index, (what, name, is_level) in enumerate(self._plan):
+        for index, (what, name, unit) in enumerate(self._plan):
             time_us, _, code, value = answers[index]
             if code:
                 failed[what] = code
             elif value is None:
                 values[name] = math.nan
-            elif is_level:
+            elif unit is None:
                 values[name] = value / 1000
             else:
-                (before_us, before), self._before[index] = self._before[index], (time_us, value)
+                before_us, before = self._before[index]
+                self._before[index] = time_us, value
                 # A counter that went back has wrapped or was reset: the difference says nothing.
                 if 0 < before_us < time_us and value >= before:
-                    values[name] = as_rate(name, (value - before) / (time_us - before_us))
+                    values[name] = as_rate((value - before) / (time_us - before_us), unit)
         return failed
 
 
-def as_rate(name: str, per_us: float) -> float | int:
-    """Return what a counter's counts per microsecond are in the unit of the value's name."""
-    if name == "power_capped_ratio":
-        share = per_us / 1_000
-        return min(1.0, share) if share <= CAPPED_RATIO_MAX else share
-    return int(per_us * 1_000_000 * (1024 if name.startswith("nvlink") else 1))
+def as_rate(per_us: float, unit: float) -> float | int:
+    """Return what a counter's counts per microsecond are, in `UNITS` a second: whole bytes, or a share of time."""
+    if unit >= 1:
+        return int(per_us * 1_000_000 * unit)
+    share = per_us / 1_000
+    return 1.0 if 1 < share <= CAPPED_RATIO_MAX else share

@@ -32,10 +32,6 @@ PERIOD_MIN_NS = 100_000_000
 PERIOD_MAX_NS = 30_000_000_000
 SECOND_NS = 1_000_000_000
 MIB = 1 << 20
-#: A counter may run a little ahead of the clock that it is divided by.
-RATIO_MAX = 1.05
-MIB_PER_S_MAX = 1e8
-CYCLES_MAX = 2.0**63
 
 #: nvmlGpmMetricId_t of every field of `Gpm`. What is the mean of a window is asked for at each tick.
 RATIOS = {
@@ -56,23 +52,26 @@ CYCLES = {
 }
 MEANS = {**RATIOS, **RATES, **REQUESTS}
 NAMES = {**MEANS, **CYCLES}
+#: More than this is no measurement. A percentage may come out a little above 100: two clocks.
+HIGHEST = {
+    **dict.fromkeys(RATIOS, 105.0), **dict.fromkeys(RATES, 1e8), **dict.fromkeys(REQUESTS, 1e9),
+    **dict.fromkeys(CYCLES, 2.0**62),
+}
 
 
 def gpm(metrics: Sequence[tuple[int, int, float]], period_ns: int) -> Gpm:
     """Return the record of (metric id, nvmlReturn, value) of a window; what is no measurement is left out."""
-    values: dict[str, Any] = {
-        RATIOS[one]: min(1.0, value / 100)
-        for one, code, value in metrics if one in RATIOS and not code and 0 <= value <= 100 * RATIO_MAX}
+    values: dict[str, Any] = {}
     for one, code, value in metrics:
         # NaN is neither above nor below anything.
-        if one in RATIOS or code or not value >= 0:
+        if code or one not in NAMES or not 0 <= value <= HIGHEST[one]:
             continue
-        if one in RATES and value <= MIB_PER_S_MAX:
-            values[RATES[one]] = int(value * MIB)
-        elif one in REQUESTS and value <= period_ns:
+        if one in RATIOS:
+            values[RATIOS[one]] = value / 100 if value < 100 else 1.0
+        elif one in REQUESTS:
             values[REQUESTS[one]] = value * SECOND_NS / period_ns
-        elif one in CYCLES and value < CYCLES_MAX:
-            values[CYCLES[one]] = int(value)
+        else:
+            values[NAMES[one]] = int(value * MIB) if one in RATES else int(value)
     return Gpm(period_ns, **values)
 
 
