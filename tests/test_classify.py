@@ -71,12 +71,11 @@ def test_rows_without_use_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ("timestamp,phase,gpu,power_w,gpu_util_pct\n1,a,0,70,5\n", "telemetry"),
-    ("a,b\n1,2\n", "not recorded launches"),
-    ("", "not recorded launches"),
+    ("a,b\n1,2\n", "neither launches nor counters"),
+    ("", "neither launches nor counters"),
     (HEADER, "no launch with a time"),
     (HEADER + "\n,,,x", "no launch with a time"),
-    (b"\x7fELF\x02\x01\x01\0\0\0\0", "not a text file"),
+    (b"\x7fELF\x02\x01\x01\0\0\0\0", "neither text nor Parquet"),
     (b"\x1f\x8b\x08\0\0\0\0\0", "Compressed file ended"),
 ])
 def test_what_is_no_recording_is_refused(tmp_path, text, reason):

@@ -1,4 +1,4 @@
-"""``gpuguard classify``: judge recorded kernel launches as the running guard would have judged them live."""
+"""``gpuguard classify``: judge recorded launches or counters as the running guard would have judged them live."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import itertools
 import math
 import sys
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,11 +23,15 @@ from gpuguard.core.evidence import Evidence
 from gpuguard.core.guard import Guard
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, SCHEMA_VERSION, HostInfo, KernelName, Launches, Tick
 from gpuguard.core.subjects import ProcessId
+from gpuguard.counters import judging, reading
+from gpuguard.counters.judging import Episode
+from gpuguard.counters.reading import Unreadable
+from gpuguard.counters.shipped import shipped_model
 from gpuguard.kernels.launches import features
 from gpuguard.signature_files import shipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 SECOND_NS = 1_000_000_000
 INTERVAL_NS = 250_000_000
@@ -38,20 +42,17 @@ BYTES_MAX = 2 * 1024**3
 LINE_BYTES_MAX = 64 * 1024
 ROWS_MAX = 20_000_000
 NAMES_MAX = 60_000
+EVIDENCE_SHOWN = 16
+PARQUET = b"PAR1"
 
 TIMES = ("t_host_us", "t_dev_us")
 GEOMETRY = ("gx", "gy", "gz", "bx", "by", "bz", "shmem")
-TELEMETRY_WORDS = ("util", "power", "clock", "temp", "dcgm", "energy", "memory_used")
 RUNTIME_APIS = {
     "cudaLaunchKernel": "cuLaunchKernel",
     "cudaLaunchKernelExC": "cuLaunchKernelEx",
     "cudaLaunchCooperativeKernel": "cuLaunchCooperativeKernel",
     "cudaGraphLaunch": "cuGraphLaunch",
 }
-
-
-class Unreadable(Exception):
-    """This input cannot be judged; the message says why."""
 
 
 class Recorded(Struct):
@@ -115,9 +116,8 @@ def _check_columns(columns: Sequence[str]) -> None:
     if any(name in columns for name in TIMES) and ("name" in columns or "gx" in columns):
         return
     shown = ", ".join(columns[:8]) or "none"
-    if any(word in name.lower() for name in columns for word in TELEMETRY_WORDS):
-        raise Unreadable(f"this looks like GPU telemetry (columns {shown}), which is not read yet: launches only")
-    raise Unreadable(f"not recorded launches: columns are {shown}; needed are {' or '.join(TIMES)}, and name or gx")
+    raise Unreadable(f"neither launches nor counters: columns are {shown}; needed are {' or '.join(TIMES)}, and name "
+                     "or gx; or timestamp and counters such as power_w and sm_active")
 
 
 def _number(text: str | None) -> float:
@@ -254,7 +254,7 @@ def summarise(lines: list[Line], finding: Finding | None, gaps: list[str]) -> Su
         evidence=evidence, counts=dict(counts), gaps=gaps)
 
 
-def _open_text(path: str) -> str:
+def _open(path: str) -> bytes:
     try:
         raw = sys.stdin.buffer.read(BYTES_MAX + 1) if path == "-" else Path(path).read_bytes()
         if raw[:2] == b"\x1f\x8b":
@@ -264,19 +264,52 @@ def _open_text(path: str) -> str:
         raise Unreadable(str(error)) from error
     if len(raw) > BYTES_MAX:
         raise Unreadable(f"more than {BYTES_MAX} bytes")
-    if b"\0" in raw[:4096]:
-        raise Unreadable("not a text file")
-    return raw.decode("utf-8", "replace")
+    if b"\0" in raw[:4096] and raw[:4] != PARQUET:
+        raise Unreadable("neither text nor Parquet")
+    return raw
+
+
+def judge_counters(raw: bytes, alarms_per_gpu_year: float) -> tuple[list[Episode], Summary] | None:
+    """Return what became of counters, None where these are not counters. Raises Unreadable."""
+    if raw[:4] == PARQUET:
+        telemetry = reading.read_parquet(raw)
+    else:
+        text = io.TextIOWrapper(io.BytesIO(raw), "utf-8", "replace", newline="")
+        if not reading.is_telemetry(next(csv.reader(text), [])):
+            return None
+        text.seek(0)
+        telemetry = reading.read_csv(text)
+    judged = judging.judge(reading.blocks_of(telemetry), shipped_model(), alarms_per_gpu_year)
+    return judged.episodes, _summarise_counters(judged, telemetry.gaps)
+
+
+def _summarise_counters(judged: judging.Judged, gaps: list[str]) -> Summary:
+    """Return the last line: the worst episode, with what was found on its device."""
+    lines: list[Mapping[str, object]] = [
+        {"verdict": one.verdict, "probability": one.probability, "label": one.label, "device": one.device}
+        for one in judged.episodes]
+    top = worst([one for one in lines if one["verdict"] != "unknown"]) or worst(lines) or {}
+    counts = Counter[str](one.verdict for one in judged.episodes)
+    evidence = [judging.told(one) for one in judged.evidence.get(str(top.get("device")), [])][-EVIDENCE_SHOWN:]
+    short = sum(not one.looks for one in judged.episodes)
+    if short:
+        gaps = [*gaps, f"{short} devices have too few samples for one look"]
+    return Summary(top["verdict"], str(top["label"]), top["probability"], evidence,  # type: ignore[arg-type]
+                   dict(counts), gaps)
 
 
 @click.command()
 @click.argument("file")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def command(file: str, output: str) -> None:
-    """Judge recorded kernel launches: one line a second of recording, and a summary.
+@click.option("--alarms-per-gpu-year", type=click.FloatRange(1e-9, 1e4), default=0.1, show_default=True,
+              help="Counters: the rate of false alarms that the threshold is set for.")
+def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
+    """Judge recorded kernel launches (one line a second) or counters (one line a device and episode), and sum up.
 
-    FILE is CSV, plain or gzipped ("-": standard input), with the columns t_host_us and t_dev_us (one is enough), name,
-    gx gy gz bx by bz, shmem, launch_api; missing ones weigh nothing. Exit status: 0 clear, 1 found, 3 could not read.
+    FILE is CSV, plain or gzipped ("-": standard input). Launches: the columns t_host_us and t_dev_us (one is enough),
+    name, gx gy gz bx by bz, shmem, launch_api. Counters, also as Parquet (extra `parquet`): timestamp, gpu, gpu_model,
+    and any of power_w, gpu_util_pct, sm_active, tensor_active, dram_active, pcie_rx_bytes_s and so on, at any rate.
+    What is missing weighs nothing. Exit status: 0 clear, 1 found, 3 could not read.
 
     \b
     gpuguard classify trace.csv.gz
@@ -284,14 +317,20 @@ def command(file: str, output: str) -> None:
     """
     csv.field_size_limit(LINE_BYTES_MAX)
     try:
-        recorded = read_launches(iter(_open_text(file).splitlines()))
-    except Unreadable as error:
+        raw = _open(file)
+        counters = judge_counters(raw, alarms_per_gpu_year)
+        recorded = None if counters else read_launches(iter(raw.decode("utf-8", "replace").splitlines()))
+    except (Unreadable, csv.Error) as error:
         click.echo(f"{file}: {error}", err=True)
         if output == "json":
             write_summary(Summary("unknown", "", 0.0, [], {}, [str(error)]))
         raise SystemExit(EXIT_UNREADABLE) from error
-    lines, finding = judge(recorded)
-    summary = summarise(lines, finding, recorded.gaps)
+    lines: Sequence[Line | Episode]
+    if recorded:
+        lines, finding = judge(recorded)
+        summary = summarise(lines, finding, recorded.gaps)
+    else:
+        lines, summary = counters or ((), Summary("unknown", "", 0.0, [], {}, []))
     if output == "json":
         for line in lines:
             write_line(line)
@@ -301,13 +340,19 @@ def command(file: str, output: str) -> None:
     raise SystemExit(exit_status(summary, unreadable=False))
 
 
-def _print_table(lines: list[Line], summary: Summary) -> None:
-    click.echo(f"{'second':>8} {'launches':>9} {'kernels':>8} {'top':>6} {'alike':>6}  verdict")
-    for line in lines:
+def _print_table(lines: Sequence[Line | Episode], summary: Summary) -> None:
+    launches = [one for one in lines if isinstance(one, Line)]
+    if launches:
+        click.echo(f"{'second':>8} {'launches':>9} {'kernels':>8} {'top':>6} {'alike':>6}  verdict")
+    for line in launches:
         click.echo(f"{line.start_s:8.0f} {line.launches:9d} {line.kernels:8d} {line.top_ratio:6.1%} "
                    f"{line.cadence_ratio:6.1%}  {line.verdict} {line.label}")
+    for one in lines:
+        if isinstance(one, Episode):
+            click.echo(f"{one.device:>8} {one.start_s:8.0f} s to {one.end_s:8.0f} s  {one.kind} {one.family} "
+                       f"({one.share:.0%} of {one.looks} looks): {one.verdict} {one.label}")
     click.echo(f"\n{summary.verdict} {summary.label} (probability {summary.probability:.3f})")
-    for one in summary.evidence:
-        click.echo(f"  {one['nats']:+} nats, {one['class']}: {one['text']}")
+    for shown in summary.evidence:
+        click.echo(f"  {shown['nats']:+} nats, {shown['class']}: {shown['text']}")
     for gap in summary.gaps:
         click.echo(f"  not seen: {gap}")

@@ -188,6 +188,8 @@ class Detector:
         self._threshold = threshold_nats(0.1)
         self._watches: BoundedTable[str, Watch] = BoundedTable(DEVICES_MAX)
         self._standings: BoundedTable[ProcessId | DeviceId, Standing] = BoundedTable(SUBJECTS_MAX)
+        #: The last look at each device, for whoever shows it.
+        self.looks: BoundedTable[str, Look] = BoundedTable(DEVICES_MAX)
 
     def judge_by(self, model: Model, alarms_per_gpu_year: float) -> None:
         """Weigh looks by this model, against the threshold of this rate."""
@@ -225,6 +227,7 @@ class Detector:
             watch.user, watch.past = user, cf.no_history()
         known = host.devices.get(uuid)
         look = watch.look(self._model, known.power_limit_w if known else None)
+        self.looks[uuid] = look
         if not look.at_work:
             return []
         subject = user or DeviceId(uuid)

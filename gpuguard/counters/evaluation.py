@@ -1,0 +1,164 @@
+"""How good the counter model is: by splits, by detection and delay, and by alarms in replay. All of it *simulated*."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gpuguard.core import counter_features as cf
+from gpuguard.core.detectors.counters import CEILING, threshold_nats
+from gpuguard.counters import jobs
+from gpuguard.lab import telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpuguard.core.counter_classes import Model
+    from gpuguard.counters.jobs import Job
+
+HOURS_PER_YEAR = 8_766.0
+FPR = 1e-3
+BATCH = 96
+
+
+class Played(NamedTuple):
+    """One replay: sums look by look, (jobs, looks), and which looks were at work."""
+
+    sums: np.ndarray
+    at_work: np.ndarray
+
+
+def auc(odds: np.ndarray, mining: np.ndarray) -> float:
+    """Return the area under the ROC curve, ties broken by order."""
+    rank = np.argsort(np.argsort(odds))
+    positives, negatives = int(mining.sum()), int((~mining).sum())
+    return float((rank[mining].sum() - positives * (positives - 1) / 2) / positives / negatives)
+
+
+def scores(odds: np.ndarray, mining: np.ndarray) -> dict[str, float]:
+    """Return AUC, and recall of looks at a false positive rate of `FPR`."""
+    cut = float(np.quantile(odds[~mining], 1 - FPR))
+    return {"auc": round(auc(odds, mining), 4), "recall_at_fpr_1e-3": round(float((odds[mining] > cut).mean()), 4)}
+
+
+def play(model: Model, some: Sequence[Job], seconds: float, rate_hz: float, seed: int) -> Played:
+    """Simulate jobs, weigh each look and add them up as the detector does."""
+    random, sums, at_work = np.random.default_rng(seed), [], []
+    for begin in range(0, len(some), BATCH):
+        looks = jobs.look_at(some[begin:begin + BATCH], seconds, rate_hz, random)
+        count, length = looks.at_work.shape
+        nats = model.judge(looks.features.reshape(-1, len(cf.FEATURES)))[0].reshape(count, length)
+        sums.append(added_up(nats, looks.at_work, model.allowance, threshold_nats(1e-3)))
+        at_work.append(looks.at_work)
+    return Played(np.concatenate(sums), np.concatenate(at_work))
+
+
+def added_up(nats: np.ndarray, at_work: np.ndarray, allowance: float, threshold: float) -> np.ndarray:
+    """Return the sums that `detectors.counters.Level` would hold after each look."""
+    out, held = np.zeros_like(nats), np.zeros(len(nats))
+    for k in range(nats.shape[1]):
+        moved = np.clip(held + nats[:, k] - allowance, 0.0, CEILING * threshold)
+        held = np.where(at_work[:, k], moved, held)
+        out[:, k] = held
+    return out
+
+
+def delays(played: Played, threshold: float) -> np.ndarray:
+    """Return seconds from the first look to the alarm, NaN where there was none."""
+    reached = played.sums >= threshold
+    first = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, np.nan)
+    out: np.ndarray = first * cf.LOOK_S
+    return out
+
+
+def detection(some: np.ndarray, seconds: float) -> dict[str, float | int | None]:
+    """Return rate and delay (p50, p95, p99 of those detected) of some jobs."""
+    found = some[~np.isnan(some)]
+    quantiles = np.percentile(found, [50, 95, 99]).tolist() if len(found) else [None] * 3
+    return {"jobs": len(some), "watched_s": int(seconds), "detected": round(len(found) / max(1, len(some)), 3),
+            **dict(zip(("delay_p50_s", "delay_p95_s", "delay_p99_s"), quantiles, strict=True))}
+
+
+def detections(model: Model, per_cell: int, seconds: float, rates: Sequence[float], seed: int) -> dict[str, Any]:
+    """Return detection by workload, by evasion and by what the board tells, at the thresholds of some alarm rates."""
+    random = np.random.default_rng(seed)
+    some: list[Job] = []
+    for visible in ("gpm", "dcgm", "nvml"):
+        boards = [one for one in telemetry.BOARDS if visible in one.visible]
+        cell = [jobs.Job(workload, boards[int(random.integers(len(boards)))], visible, evasion)
+                for workload in telemetry.MINERS for evasion in telemetry.EVASIONS for _ in range(per_cell)]
+        some += cell
+    played = play(model, some, seconds, 1.0, seed)
+    out: dict[str, Any] = {}
+    for rate in rates:
+        after = delays(played, threshold_nats(rate))
+        table: dict[str, Any] = {}
+        for visible in ("gpm", "dcgm", "nvml"):
+            of = np.array([job.visible == visible for job in some])
+            full = of & np.array([job.evasion.name == "none" for job in some])
+            table[visible] = {
+                "by workload, unhidden": {one.name: detection(after[full & _named(some, one.name)], seconds)
+                                          for one in telemetry.MINERS},
+                "by evasion": {one.name: detection(after[of & _evading(some, one.name)], seconds)
+                               for one in telemetry.EVASIONS},
+                "by workload and evasion, detected": {
+                    one.name: {two.name: detection(after[of & _named(some, one.name) & _evading(some, two.name)],
+                                                   seconds)["detected"] for two in telemetry.EVASIONS}
+                    for one in telemetry.MINERS}}
+        out[f"{rate:g} alarms per GPU-year"] = table
+    return out
+
+
+def _named(some: Sequence[Job], name: str) -> np.ndarray:
+    return np.array([job.workload.name == name for job in some])
+
+
+def _evading(some: Sequence[Job], name: str) -> np.ndarray:
+    return np.array([job.evasion.name == name for job in some])
+
+
+def alarms(model: Model, per_workload: int, seconds: float, rates: Sequence[float], seed: int) -> dict[str, Any]:
+    """Return alarms per GPU-year of benign jobs, by kind and by what the board tells: counted, and extrapolated.
+
+    The tail of the highest sum of a job falls about exponentially: ln of the share of jobs whose sum ever reached x is
+    fitted for x of a few nats, and followed to the threshold. Where no job's sum got there, the rule of three bounds
+    the rate from what was replayed, and the fit is all there is below that.
+    """
+    random = np.random.default_rng(seed)
+    some = [jobs.Job(workload, boards[int(random.integers(len(boards)))], visible)
+            for visible in ("gpm", "dcgm", "nvml")
+            for boards in [[one for one in telemetry.BOARDS if visible in one.visible]]
+            for workload in telemetry.BENIGN for _ in range(per_workload)]
+    played = play(model, some, seconds, 1.0, seed)
+    highest = played.sums.max(axis=1)
+    out: dict[str, Any] = {}
+    for visible in ("gpm", "dcgm", "nvml"):
+        for kind in ("training", "inference", "compute", "idle"):
+            of = np.array([job.visible == visible and job.workload.kind == kind for job in some])
+            out[f"{visible}, {kind}"] = _rate(highest[of], seconds, rates)
+        worst = {one.name: round(float((highest[_named(some, one.name) & np.array(
+            [job.visible == visible for job in some])] >= threshold_nats(rates[0])).mean()), 4)
+            for one in telemetry.BENIGN}
+        out[f"{visible}, share of jobs that alarm"] = {name: share for name, share in worst.items() if share}
+    return out
+
+
+def _rate(highest: np.ndarray, seconds: float, rates: Sequence[float]) -> dict[str, Any]:
+    """Return counted and extrapolated alarms per GPU-year at each threshold."""
+    years = len(highest) * seconds / 3600 / HOURS_PER_YEAR
+    levels = np.arange(0.5, 12.5, 0.5)
+    shares = np.array([(highest >= level).mean() for level in levels])
+    usable = shares * len(highest) >= 3
+    out: dict[str, Any] = {"gpu_years": round(years, 3), "jobs": len(highest),
+                           "highest_nats": round(float(highest.max()), 2)}
+    for rate in rates:
+        threshold = threshold_nats(rate)
+        counted = int((highest >= threshold).sum())
+        row: dict[str, Any] = {"threshold_nats": round(threshold, 2), "alarms": counted,
+                               "at_most_per_gpu_year_95": round(max(3.0, counted + 2 * counted**0.5 + 1) / years, 3)}
+        if usable.sum() >= 3:
+            slope, offset = np.polyfit(levels[usable], np.log(shares[usable]), 1)
+            row["extrapolated_per_gpu_year"] = float(f"{np.exp(offset + slope * threshold) * len(highest) / years:.2g}")
+        out[f"{rate:g}"] = row
+    return out

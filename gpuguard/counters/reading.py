@@ -1,0 +1,276 @@
+"""Recorded counters as the records of the sensor: CSV, gzipped or not, and Parquet; any subset of columns, any rate.
+
+Columns are known by the names that DCGM exports, nvidia-smi and the public sets use; a column that is not known is
+passed over, one that is missing is not told. Everything here may be hostile: rows, devices and bytes are bounded, what
+is no number is missing, and a ratio outside 0..1 is no ratio.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from array import array
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gpuguard.core.records import Device, DeviceSample, Gpm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SECOND_NS = 1_000_000_000
+ROWS_MAX = 20_000_000
+DEVICES_MAX = 256
+TEXT_MAX = 128
+
+#: What a column holds, by its name in lower case: the field, and what to multiply by.
+COLUMNS: dict[str, tuple[str, float]] = {
+    "power_w": ("power_w", 1), "power_draw_w": ("power_w", 1), "power": ("power_w", 1), "average_power": ("power_w", 1),
+    "power_limit_w": ("power_limit_w", 1), "energy_mj": ("energy_j", 1e-3),
+    "temp_c": ("temperature_c", 1), "temperature_c": ("temperature_c", 1),
+    "mem_used_mib": ("memory_used_bytes", 2**20), "memory_used_mib": ("memory_used_bytes", 2**20),
+    "memory_used_bytes": ("memory_used_bytes", 1), "mem_total_mib": ("memory_bytes", 2**20),
+    "memory_total_mib": ("memory_bytes", 2**20), "memory_bytes": ("memory_bytes", 1),
+    "gpu_util_pct": ("gpu_ratio", 0.01), "utilization_gpu": ("gpu_ratio", 0.01), "gpu_ratio": ("gpu_ratio", 1),
+    "mem_util_pct": ("memory_ratio", 0.01), "utilization_memory": ("memory_ratio", 0.01),
+    "memory_ratio": ("memory_ratio", 1),
+    "sm_clock_mhz": ("sm_clock_hz", 1e6), "memory_clock_mhz": ("memory_clock_hz", 1e6),
+    "core_frequency": ("sm_clock_hz", 1e6), "memory_frequency": ("memory_clock_hz", 1e6),
+    "pcie_tx_bytes_s": ("pcie_tx_bytes_per_s", 1), "pcie_rx_bytes_s": ("pcie_rx_bytes_per_s", 1),
+    "nvlink_tx_bytes_s": ("nvlink_tx_bytes_per_s", 1), "nvlink_rx_bytes_s": ("nvlink_rx_bytes_per_s", 1),
+    "throttle_reasons": ("throttle_reasons", 1),
+    **{name: (field, 1.0) for field, names in {
+        "sm_ratio": ("sm_active", "sm_ratio", "smact"), "occupancy_ratio": ("sm_occupancy", "occupancy", "smocc"),
+        "integer_ratio": ("int_active", "integer_active", "integer_ratio", "pipe_int_active"),
+        "fp64_ratio": ("fp64_active", "fp64_ratio", "fp64a"), "fp32_ratio": ("fp32_active", "fp32_ratio", "fp32a"),
+        "fp16_ratio": ("fp16_active", "fp16_ratio", "fp16a"),
+        "tensor_ratio": ("tensor_active", "tensor_ratio", "tenso"),
+        "tensor_hmma_ratio": ("hmma_active", "tensor_hmma_active", "tensor_hmma_ratio"),
+        "tensor_imma_ratio": ("imma_active", "tensor_imma_active", "tensor_imma_ratio"),
+        "dram_ratio": ("dram_active", "dram_ratio", "drama"),
+    }.items() for name in names},
+}
+TIMES = ("timestamp", "time_ns", "time_s")
+DEVICES = ("uuid", "gpu_uuid", "gpu", "device", "index")
+MODELS = ("gpu_model", "gpu_name", "name")
+RATES = frozenset(("pcie_tx_bytes_per_s", "pcie_rx_bytes_per_s", "nvlink_tx_bytes_per_s", "nvlink_rx_bytes_per_s"))
+WHOLE = RATES | {"memory_used_bytes", "sm_clock_hz", "memory_clock_hz", "throttle_reasons"}
+GPM = frozenset(name for name in Gpm.__struct_fields__ if name.endswith("_ratio"))
+LIMITS = ("power_limit_w", "memory_bytes")
+
+#: Power limits that a file does not tell, by what the driver calls the board: NVIDIA's data sheets.
+POWER_LIMITS_W = (("H100 80GB HBM3", 700.0), ("H200", 700.0), ("B200", 1000.0), ("A100-SXM", 400.0),
+                  ("A100 80GB PCIe", 300.0), ("V100-SXM2", 300.0), ("L40S", 350.0), ("RTX 4090", 450.0),
+                  ("RTX 3090", 350.0))
+
+
+class Unreadable(Exception):
+    """This input cannot be judged; the message says why."""
+
+
+class Telemetry(NamedTuple):
+    """Samples of all devices in order of time, by column: NaN is missing. ``device`` is an index into ``names``."""
+
+    time_ns: np.ndarray
+    device: np.ndarray
+    names: list[str]
+    models: list[str]
+    fields: dict[str, np.ndarray]
+    gaps: list[str]
+
+
+def is_telemetry(columns: Sequence[str]) -> bool:
+    """Return whether these look like columns of counters."""
+    return sum(name.strip().lower() in COLUMNS for name in columns) >= 2
+
+
+def read_csv(text: io.TextIOBase) -> Telemetry:
+    """Read counters from CSV with a header. Raises Unreadable."""
+    reader = csv.reader(text)
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        wanted = _wanted(header)
+        rows = _Rows(wanted)
+        for row in reader:
+            if not rows.add(row):
+                break
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise Unreadable(f"line {reader.line_num}: {error}") from error
+    return rows.telemetry()
+
+
+def read_parquet(raw: bytes) -> Telemetry:
+    """Read counters from Parquet. Raises Unreadable, also where the extra is not installed."""
+    try:
+        from pyarrow import ArrowException, BufferReader, parquet
+    except ImportError as error:
+        raise Unreadable("Parquet needs the extra `parquet`: pip install 'gpuguard[parquet]'") from error
+    try:
+        file = parquet.ParquetFile(BufferReader(raw))
+        names = file.schema_arrow.names
+        wanted = _wanted([name.strip().lower() for name in names])
+        rows = _Rows(wanted._replace(at={at: i for i, at in enumerate(sorted(wanted.at))}))
+        some = [names[at] for at in sorted(wanted.at)]
+        for batch in file.iter_batches(batch_size=8192, columns=some):
+            columns = [batch.column(i).to_pylist() for i in range(len(some))]
+            for row in zip(*columns, strict=True):
+                if not rows.add(["" if one is None else one for one in row]):
+                    return rows.telemetry()
+    except (ArrowException, OSError, ValueError) as error:
+        raise Unreadable(f"not a Parquet file that can be read: {error}") from error
+    return rows.telemetry()
+
+
+class _Wanted(NamedTuple):
+    """Where each column that is wanted stands; ``at`` also says where it is among those that are read."""
+
+    time: int
+    device: int | None
+    model: int | None
+    fields: tuple[tuple[int, str, float], ...]
+    at: dict[int, int]
+
+
+def _wanted(header: Sequence[str]) -> _Wanted:
+    if len(header) > 4_096:
+        raise Unreadable(f"{len(header)} columns")
+
+    def first(names: Sequence[str]) -> int | None:
+        return next((header.index(name) for name in names if name in header), None)
+
+    time = first(TIMES)
+    told: dict[str, tuple[int, str, float]] = {}
+    for i, name in enumerate(header):
+        if name in COLUMNS:
+            told.setdefault(COLUMNS[name][0], (i, *COLUMNS[name]))
+    shown = ", ".join(header[:8]) or "none"
+    if time is None:
+        raise Unreadable(f"no column of times ({' or '.join(TIMES)}) among {shown}")
+    if not told.keys() - set(LIMITS):
+        raise Unreadable(f"no counter among the columns {shown}")
+    device, model = first(DEVICES), first(MODELS)
+    used = [time, *(one for one in (device, model) if one is not None), *(one[0] for one in told.values())]
+    return _Wanted(time, device, model, tuple(told.values()), {at: at for at in used})
+
+
+class _Rows:
+    """Rows as they come, put by in columns of numbers."""
+
+    def __init__(self, wanted: _Wanted) -> None:
+        at = wanted.at
+        self._time = at[wanted.time]
+        self._device = None if wanted.device is None else at[wanted.device]
+        self._model = None if wanted.model is None else at[wanted.model]
+        self._fields = [(at[i], name, scale) for i, name, scale in wanted.fields]
+        self._width = max(at.values()) + 1
+        self._times, self._devices = array("q"), array("H")
+        self._columns = {name: array("d") for _, name, _ in self._fields}
+        self._names: dict[str, int] = {}
+        self._models: list[str] = []
+        self._skipped = self._foreign = 0
+        self._cut = False
+
+    def add(self, row: Sequence[Any]) -> bool:
+        """Take one row; return whether there is room for more."""
+        time_ns = _time(row[self._time]) if len(row) >= self._width else None
+        if time_ns is None:
+            self._skipped += 1
+            return True
+        name = str(row[self._device])[:TEXT_MAX] if self._device is not None else "0"
+        index = self._names.get(name)
+        if index is None:
+            if len(self._names) >= DEVICES_MAX:
+                self._foreign += 1
+                return True
+            index = self._names[name] = len(self._names)
+            self._models.append(str(row[self._model])[:TEXT_MAX] if self._model is not None else "")
+        self._times.append(time_ns)
+        self._devices.append(index)
+        for at, field, scale in self._fields:
+            self._columns[field].append(_number(row[at]) * scale)
+        self._cut = len(self._times) >= ROWS_MAX
+        return not self._cut
+
+    def telemetry(self) -> Telemetry:
+        """Return everything in order of time."""
+        if not self._times:
+            raise Unreadable(f"no row with a time among {self._skipped}")
+        gaps = [text for text, said in (
+            (f"{self._skipped} rows without a usable time were left out", self._skipped),
+            (f"{self._foreign} rows of devices beyond the first {DEVICES_MAX} were left out", self._foreign),
+            (f"rows beyond the first {ROWS_MAX} were left out", self._cut)) if said]
+        missing = [words for field, words in (
+            ("sm_ratio", "SM activity"), ("integer_ratio", "the integer pipe"), ("fp32_ratio", "the FP32 pipe"),
+            ("tensor_imma_ratio", "which tensor instructions"), ("pcie_rx_bytes_per_s", "PCIe"), ("power_w", "power"),
+        ) if field not in self._columns]
+        if missing:
+            gaps.append(f"not told: {', '.join(missing)}; what that would have shown weighs nothing")
+        times = np.frombuffer(self._times, np.int64)
+        order = np.argsort(times, kind="stable")
+        fields = {name: np.frombuffer(values, np.float64)[order] for name, values in self._columns.items()}
+        return Telemetry(times[order], np.frombuffer(self._devices, np.uint16)[order], list(self._names), self._models,
+                         fields, gaps)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str) and value.endswith((" %", " W", " MiB", " MHz")):
+        value = value.rpartition(" ")[0]
+    try:
+        number = float(value)
+    except (ValueError, TypeError):
+        return math.nan
+    return number if abs(number) < 1e18 else math.nan
+
+
+def _time(value: Any) -> int | None:
+    """Return Unix nanoseconds of seconds, milli-, micro- or nanoseconds, told apart by their size, or of ISO 8601."""
+    if isinstance(value, datetime):
+        return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1e9)
+    number = _number(value)
+    if math.isnan(number):
+        try:
+            return _time(datetime.fromisoformat(str(value)[:TEXT_MAX].strip().replace("/", "-")))
+        except (ValueError, OverflowError):
+            return None
+    for scale, above in ((1.0, 1e17), (1e3, 1e14), (1e6, 1e11)):
+        if number > above:
+            return int(number * scale)
+    return int(number * 1e9) if number >= 0 else None
+
+
+def blocks_of(telemetry: Telemetry) -> Iterator[Device | DeviceSample]:
+    """Yield what the sensor would have yielded: each device before its first sample."""
+    known: set[int] = set()
+    names = list(telemetry.fields)
+    columns = zip(*(telemetry.fields[name].tolist() for name in names), strict=True)
+    inside = {name: i for i, name in enumerate(names)}
+    rows = zip(telemetry.time_ns.tolist(), telemetry.device.tolist(), columns, strict=True)
+    own = [(name, i) for name, i in inside.items() if name not in GPM and name not in LIMITS]
+    gpm = [(name, i) for name, i in inside.items() if name in GPM]
+    for time_ns, device, row in rows:
+        uuid = telemetry.names[device]
+        if device not in known:
+            known.add(device)
+            yield _device(telemetry, device, uuid, time_ns)
+        values = {name: int(row[i]) if name in WHOLE else row[i] for name, i in own if _plausible(name, row[i])}
+        pipes = {name: row[i] for name, i in gpm if 0 <= row[i] <= 1.05}
+        yield DeviceSample(time_ns, uuid, gpm=Gpm(period_ns=0, **pipes) if pipes else None, **values)
+
+
+def _plausible(name: str, value: float) -> bool:
+    return 0 <= value <= 1.05 if name.endswith("_ratio") else 0 <= value < 2**62
+
+
+def _device(telemetry: Telemetry, device: int, uuid: str, time_ns: int) -> Device:
+    def told(name: str) -> float | None:
+        values = telemetry.fields.get(name)
+        own = values[(telemetry.device == device) & (values > 0)] if values is not None else np.zeros(0)
+        return float(own[0]) if len(own) else None
+
+    model, memory = telemetry.models[device], told("memory_bytes")
+    limit = told("power_limit_w") or next((watts for name, watts in POWER_LIMITS_W if name in model), None)
+    return Device(time_ns, uuid, device, model, power_limit_w=limit,
+                  memory_bytes=None if memory is None else int(memory))

@@ -1,0 +1,180 @@
+"""Recorded counters are read whatever their columns and rate; what is hostile ends in one named error."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuguard.cli.commands import classify
+from gpuguard.counters import reading
+from gpuguard.counters.reading import Unreadable, blocks_of, read_csv
+from gpuguard.lab import telemetry
+
+HEADER = ["timestamp", "gpu", "gpu_model", "power_w", "mem_used_mib", "mem_total_mib", "gpu_util_pct", "mem_util_pct",
+          "sm_active", "tensor_active", "dram_active", "fp16_active", "pcie_tx_bytes_s", "pcie_rx_bytes_s",
+          "nvlink_tx_bytes_s", "nvlink_rx_bytes_s"]
+FULL = [*HEADER, "int_active", "fp32_active", "fp64_active", "sm_occupancy", "hmma_active", "imma_active"]
+
+
+def row(gpu, sample, memory_bytes):
+    gpm = sample.gpm
+    return [sample.time_ns / 1e9, gpu, "NVIDIA H100 80GB HBM3", sample.power_w, sample.memory_used_bytes / 2**20,
+            memory_bytes / 2**20, 100 * sample.gpu_ratio, 100 * sample.memory_ratio, gpm.sm_ratio, gpm.tensor_ratio,
+            gpm.dram_ratio, gpm.fp16_ratio, sample.pcie_tx_bytes_per_s, sample.pcie_rx_bytes_per_s,
+            sample.nvlink_tx_bytes_per_s, sample.nvlink_rx_bytes_per_s, gpm.integer_ratio, gpm.fp32_ratio,
+            gpm.fp64_ratio, gpm.occupancy_ratio, gpm.tensor_hmma_ratio, gpm.tensor_imma_ratio]
+
+
+def text_of(workloads, seconds, *, seed=1, columns=FULL, rate_hz=1.0):
+    """Return CSV of one simulated device a workload."""
+    out, random = io.StringIO(), np.random.default_rng(seed)
+    writer = csv.writer(out)
+    writer.writerow(columns)
+    for gpu, workload in enumerate(workloads):
+        trace = telemetry.simulate(workload, telemetry.BOARDS[0], seconds, random, rate_hz=rate_hz)
+        for sample in telemetry.samples(trace, str(gpu), 1_775_000_000_000_000_000):
+            writer.writerow(row(gpu, sample, trace.board.memory_bytes)[:len(columns)])
+    return out.getvalue()
+
+
+def run(path, *options):
+    result = CliRunner().invoke(classify.command, [str(path), "-o", "json", *options])
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    return result.exit_code, lines[:-1], lines[-1]["summary"]
+
+
+def workload(name):
+    return next(one for one in telemetry.MINERS + telemetry.BENIGN if one.name == name)
+
+
+def test_each_device_is_told_and_the_miner_is_found(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(text_of([workload("ddp"), workload("kheavyhash"), workload("idle")], 1800).encode()))
+    status, lines, summary = run(path)
+    assert status == 1
+    by_device = {line["device"]: line for line in lines}
+    assert set(by_device) == {"0", "1", "2"}
+    assert (by_device["0"]["kind"], by_device["0"]["verdict"]) == ("training", "clear")
+    assert (by_device["1"]["kind"], by_device["1"]["family"], by_device["1"]["verdict"]) == (
+        "mining", "integer", "suspect")
+    assert (by_device["2"]["kind"], by_device["2"]["verdict"]) == ("idle", "clear")
+    assert (summary["verdict"], summary["label"]) == ("suspect", "mining")
+    assert summary["evidence"]
+    assert 0 < summary["probability"] < 1
+
+
+def test_an_episode_ends_where_the_work_changes(tmp_path):
+    first, then = (text_of([workload(name)], 900).splitlines() for name in ("ddp", "kheavyhash"))
+    later = [line.replace("17750", "17751", 1) for line in then[1:]]
+    (tmp_path / "t.csv").write_text("\n".join([*first, *later]))
+    _, lines, _ = run(tmp_path / "t.csv")
+    assert [line["kind"] for line in lines if line["looks"] > 5] == ["training", "mining"]
+    assert lines[-1]["start_s"] > 800
+
+
+def test_without_the_pipes_it_says_what_it_could_not_see(tmp_path):
+    (tmp_path / "t.csv").write_text(text_of([workload("kheavyhash")], 300, columns=HEADER))
+    _, _, summary = run(tmp_path / "t.csv")
+    assert any("integer pipe" in gap for gap in summary["gaps"])
+
+
+def test_too_little_for_one_look_is_unknown_and_said(tmp_path):
+    (tmp_path / "t.csv").write_text(text_of([workload("ddp")], 5))
+    status, lines, summary = run(tmp_path / "t.csv")
+    assert (status, lines[0]["verdict"], summary["verdict"]) == (0, "unknown", "unknown")
+    assert any("too few samples" in gap for gap in summary["gaps"])
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("timestamp,foo,bar\n1,2,3\n", "neither launches nor counters"),
+    ("power_w,sm_active\n1,0.5\n", "no column of times"),
+    ("timestamp,power_w,sm_active\nx,1,2\n", "no row with a time"),
+    ("timestamp,power_w,sm_active\n" + '"' + "x" * 200_000, "field larger"),
+    ("", "neither launches nor counters"),
+])
+def test_what_cannot_be_read_is_said(tmp_path, text, said):
+    (tmp_path / "t.csv").write_text(text)
+    result = CliRunner().invoke(classify.command, [str(tmp_path / "t.csv"), "-o", "json"])
+    assert result.exit_code == 3
+    assert said in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["summary"]["verdict"] == "unknown"
+
+
+def test_parquet_is_read_or_asked_for_by_name(tmp_path):
+    path = tmp_path / "t.parquet"
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        path.write_bytes(b"PAR1" + bytes(100))
+        result = CliRunner().invoke(classify.command, [str(path)])
+        assert result.exit_code == 3
+        assert "gpuguard[parquet]" in result.stderr
+        return
+    table = list(csv.reader(io.StringIO(text_of([workload("ddp")], 600))))
+    columns = {name: [one if name == "gpu_model" else float(one) for one in column]
+               for name, *column in zip(*table, strict=True)}
+    parquet.write_table(pyarrow.table(columns), path)
+    status, lines, _ = run(path)
+    assert (status, lines[0]["kind"]) == (0, "training")
+    path.write_bytes(b"PAR1" + bytes(100))
+    assert CliRunner().invoke(classify.command, [str(path)]).exit_code == 3
+
+
+def test_times_are_told_apart_by_their_size():
+    for value, want in (("1775000000.5", 1_775_000_000_500_000_000), ("1775000000500", 1_775_000_000_500_000_000),
+                        ("1775000000500000000", 1_775_000_000_500_000_000),
+                        ("2026-04-01T00:00:00+00:00", 1_775_001_600_000_000_000), ("0.5", 500_000_000)):
+        assert reading._time(value) == pytest.approx(want, abs=1000)
+    assert reading._time("nan") is None
+    assert reading._time("-5") is None
+
+
+def test_devices_and_rows_are_bounded(monkeypatch):
+    monkeypatch.setattr(reading, "ROWS_MAX", 50)
+    text = "timestamp,gpu,power_w,sm_active\n" + "".join(f"{i},{i % 7},1,0.5\n" for i in range(90))
+    assert len(read_csv(io.StringIO(text)).time_ns) == 50
+    monkeypatch.setattr(reading, "DEVICES_MAX", 3)
+    told = read_csv(io.StringIO(text))
+    assert told.names == ["0", "1", "2"]
+    assert any("devices beyond" in gap for gap in told.gaps)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=400) | st.lists(
+    st.lists(st.sampled_from(["timestamp", "gpu", "power_w", "sm_active", "pcie_rx_bytes_s", "1e309", "-1", "nan", "",
+                              "99999999999999999999", "0.5", "1775000000", "2026-01-01", "x\0", '"']), max_size=6),
+    max_size=12).map(lambda rows: "\n".join(",".join(row) for row in rows)))
+def test_any_text_is_read_or_refused_by_name(text):
+    try:
+        told = read_csv(io.StringIO(text))
+    except Unreadable:
+        return
+    for block in blocks_of(told):
+        assert block.time_ns >= 0
+        for value in (getattr(block, "power_w", None), getattr(block, "gpu_ratio", None)):
+            assert value is None or (value >= 0 and not math.isinf(value))
+
+
+DATA = Path(os.environ.get("GPUGUARD_DATA_DIR", "/nonexistent")) / "telemetry"
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="GPUGUARD_DATA_DIR has no telemetry")
+@pytest.mark.parametrize(("name", "kind"), [("t2", "training"), ("i4", "inference"), ("b1", "idle")])
+def test_real_h100_work_is_not_suspect(name, kind):
+    status, lines, summary = run(DATA / f"h100-{name}.csv.gz")
+    assert (status, summary["verdict"] in ("clear", "unknown")) == (0, True)
+    assert {line["device"] for line in lines} == {str(i) for i in range(8)}
+    assert all(line["verdict"] in ("clear", "unknown") for line in lines)
+    assert kind in {line["kind"] for line in lines}

@@ -1,0 +1,75 @@
+"""The simulator is repeatable, keeps to its ranges, and shows no more than a board tells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpuguard.core import counter_features as cf
+from gpuguard.counters import jobs
+from gpuguard.lab import telemetry
+
+ALL = telemetry.MINERS + telemetry.BENIGN
+
+
+def simulate(workload, seed=1, **options):
+    return telemetry.simulate(workload, telemetry.BOARDS[0], 120, np.random.default_rng(seed), **options)
+
+
+@pytest.mark.parametrize("workload", ALL, ids=lambda one: one.name)
+def test_every_workload_keeps_to_the_limits_of_its_board(workload):
+    trace = simulate(workload)
+    assert len(trace.time_s) == 120
+    assert (np.diff(trace.time_s) > 0.5).all()
+    assert ((trace.shares >= 0) & (trace.shares <= 1)).all()
+    assert (trace.power_w < 1.05 * trace.board.power_limit_w).all()
+    assert (trace.shares[:, 1:8] <= trace.shares[:, :1] * 1.5 + 0.01).all()
+
+
+def test_the_same_seed_gives_the_same_trace_and_another_does_not():
+    one, same, other = (simulate(ALL[0], seed) for seed in (1, 1, 2))
+    assert np.array_equal(one.shares, same.shares)
+    assert not np.array_equal(one.shares, other.shares)
+
+
+def test_families_and_honest_programs_overlap():
+    # A detector that is perfect here would prove that the simulator is too easy.
+    pipes = [telemetry.SHARES.index(name) for name in ("sm", "dram", "hmma")]
+    search = np.array([simulate(ALL[0], seed).shares.mean(0)[pipes] for seed in range(40)])
+    stream = next(one for one in telemetry.COMPUTE if one.name == "stream")
+    honest = np.array([simulate(stream, seed).shares.mean(0)[pipes] for seed in range(40)])
+    inside = (honest >= search.min(0)) & (honest <= search.max(0))
+    assert inside.all(axis=1).sum() >= 5
+
+
+def test_power_is_smoothed_as_on_real_boards():
+    lags = []
+    for seed in range(12):
+        power = simulate(telemetry.TRAINING[0], seed, rate_hz=10.0).power_w
+        centred = power - power.mean()
+        lags.append(float((centred[1:] * centred[:-1]).sum() / (centred**2).sum()))
+    assert max(lags) > 0.95
+    assert min(lags) < 0.9
+
+
+@pytest.mark.parametrize("visible", ["gpm", "dcgm", "nvml"])
+def test_what_a_source_does_not_tell_is_none_in_records_and_missing_in_tables(visible):
+    trace = simulate(ALL[0], visible=visible)
+    sample = next(telemetry.samples(trace, "a", 0))
+    assert (sample.gpm is None) == (visible == "nvml")
+    assert sample.gpm is None or (sample.gpm.integer_ratio is None) == (visible == "dcgm")
+    device = telemetry.device(trace, "a", 0)
+    table = np.array([cf.reading(one, device) for one in telemetry.samples(trace, "a", 0)], np.float32)
+    np.testing.assert_allclose(jobs.readings(trace), table, rtol=1e-6)
+
+
+def test_each_evasion_leaves_the_share_of_the_device_that_it_says():
+    for evasion in telemetry.EVASIONS:
+        trace = telemetry.simulate(ALL[0], telemetry.BOARDS[0], 7200, np.random.default_rng(5), evasion=evasion)
+        mean = float(trace.mining.mean())
+        if evasion.share < 1 or evasion.intensity < 1:
+            assert mean == pytest.approx(evasion.share * evasion.intensity, rel=0.01)
+        elif evasion.duty_s or evasion.idle_only or evasion.watched:
+            assert 0.1 < mean < 0.95
+        else:
+            assert mean == 1.0
