@@ -33,6 +33,7 @@ RINGS_MAX = 256
 #: As often it is said again that others are not seen.
 BLIND_PERIOD_NS = 300 * 1_000_000_000
 ALIVE_PERIOD_NS = 10 * 1_000_000_000
+REFUSED_NS = 2 * 1_000_000_000
 KEYS_MAX = 16_384
 HANDLES_MAX = 65_536
 
@@ -79,7 +80,7 @@ class CooperativeSensor:
         self._boot_id = boot_id()
         self._offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._rings: dict[str, Ring] = {}
-        self._refused: BoundedTable[str, str] = BoundedTable(RINGS_MAX)
+        self._refused: BoundedTable[str, tuple[str, int]] = BoundedTable(RINGS_MAX)
         self._names: BoundedTable[tuple[ProcessId, int], str] = BoundedTable(HANDLES_MAX)
         self._blind = f"only launches of processes that were given {LIBRARY.name} are seen: {reason}"
         self._told_blind_ns = self._told_alive_ns = 0
@@ -125,14 +126,18 @@ class CooperativeSensor:
         for file in files:
             if not file.endswith(".ring") or file in self._rings or len(self._rings) >= RINGS_MAX:
                 continue
+            refused, again_ns = self._refused.get(file) or ("", 0)
+            if now_ns < again_ns:
+                continue
             try:
                 self._rings[file] = _open_ring(self._where / file, self._boot_id)
             except (OSError, ValueError) as error:
-                if member(_pid_of(file)) is None:
+                if not _candidates(_pid_of(file)):
                     # It ended before anybody looked: whose it was cannot be told any more.
                     (self._where / file).unlink(missing_ok=True)
-                if self._refused.get(file) != str(error):
-                    self._refused[file] = str(error)
+                # One just begun is complete in a moment; whatever is none for longer is looked at again now and then.
+                self._refused[file] = (str(error), now_ns + (REFUSED_NS if refused == str(error) else 0))
+                if refused != str(error):
                     self._gap(now_ns, f"{file} is not read: {error}", None)
 
     def _drain(self, ring: Ring, now_ns: int) -> list[Block]:
@@ -209,7 +214,7 @@ def _ended(process: ProcessId) -> bool:
 
 def _open_ring(path: Path, boot: str) -> Ring:
     """Open the ring of a process that maps it; raises `OSError`, and `ValueError` where it is none or nobody's."""
-    pid = _pid_of(path.name)
+    pids = _candidates(_pid_of(path.name))
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = os.fstat(fd)
@@ -217,23 +222,43 @@ def _open_ring(path: Path, boot: str) -> Ring:
             raise ValueError("not a ring")
         if int.from_bytes(os.pread(fd, 8, 0), "little") != MAGIC:
             raise ValueError("not begun yet")
+        pid = next((pid for pid in pids if _maps(pid, found)), 0)
         owner = member(pid)
-        if owner is None or not _maps(pid, found):
-            raise ValueError(f"process {pid} does not map it")
+        if owner is None:
+            raise ValueError("the process that it is named after does not map it")
     except BaseException:
         os.close(fd)
         raise
     return Ring(ProcessId(boot, pid, owner.start_ticks), fd)
 
 
+def _candidates(pid: int) -> list[int]:
+    """Return who may be meant by a pid: the process that has it here, and any that has it in a namespace below."""
+    found = [pid] if member(pid) else []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            status = Path("/proc", name, "status").read_text(errors="replace")
+        except OSError:
+            continue
+        own = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
+        if len(own) > 1 and own[-1] == str(pid):
+            found.append(int(name))
+    return found
+
+
 def _pid_of(file: str) -> int:
-    stem = file.removesuffix(".ring")
+    stem = file.removesuffix(".ring").partition("-")[0]
     return int(stem) if stem.isascii() and stem.isdigit() and len(stem) < 10 else 0
 
 
 def _maps(pid: int, found: os.stat_result) -> bool:
     device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-    lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
     return any(line.split()[3:5] == [device, str(found.st_ino)] for line in lines)
 
 

@@ -220,15 +220,15 @@ static int folder(char *path, size_t bytes) {
 }
 
 static int open_ring(void) {
-	char path[4096], file[4160];
+	char path[4096], file[4200];
 	size_t bytes = CAPTURE_HEADER_BYTES + (size_t)CAPTURE_SLOTS * sizeof(struct capture_record);
 	void *mapped;
 	int fd;
 
 	if (folder(path, sizeof path))
 		return -1;
-	snprintf(file, sizeof file, "%s/%ld.ring", path, (long)getpid());
-	unlink(file);
+	/* Two containers that share the folder may both have this pid. */
+	snprintf(file, sizeof file, "%s/%ld-%llx.ring", path, (long)getpid(), (unsigned long long)now_ns());
 	fd = open(file, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return -1;

@@ -88,6 +88,43 @@ def test_every_launch_of_who_cooperates_is_counted(sensor, rings, standins, vari
     assert list(rings.iterdir()) == []
 
 
+def test_four_processes_at_once_are_counted_exactly(sensor, rings, standins):
+    command = [str(standins["hasher"]), "--interval-us", "80", "--seconds", "20"]
+    processes = [subprocess.Popen([*command, "--launches", str(4000 + n)], env=given_the_shim(rings),
+                                  stdout=subprocess.PIPE) for n in range(4)]
+    blocks = []
+    while any(process.poll() is None for process in processes):
+        blocks += sensor.read(time.time_ns())
+        time.sleep(0.005)
+    blocks += sensor.read(time.time_ns())
+    made = {process.pid: json.loads(process.communicate()[0])["launches"] for process in processes}
+    assert sorted(made.values()) == [4000, 4001, 4002, 4003]
+    rows = rows_of(blocks)
+    lost = {one.process.pid: one.lost for one in blocks if isinstance(one, Gap) and one.process and one.lost}
+    counted = {pid: int(rows["launches"][rows["pid"] == pid].sum()) + lost.get(pid, 0) for pid in made}
+    assert counted == made
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="pid namespaces need root here")
+def test_two_containers_with_one_folder_and_one_pid_are_two_processes(sensor, rings, standins):
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", str(standins["hasher"]), "--interval-us", "2000"]
+    wrappers = [subprocess.Popen([*inside, "--launches", str(300 + n)], env=given_the_shim(rings),
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE) for n in range(2)]
+    blocks = []
+    while any(process.poll() is None for process in wrappers):
+        blocks += sensor.read(time.time_ns())
+        time.sleep(0.01)
+    blocks += sensor.read(time.time_ns())
+    said = [process.communicate() for process in wrappers]
+    if any(process.returncode for process in wrappers):
+        pytest.skip(f"no pid namespaces here: {said}")
+    rows = rows_of(blocks)
+    by_pid = {pid: int(rows["launches"][rows["pid"] == pid].sum()) for pid in set(rows["pid"].tolist())}
+    assert sorted(by_pid.values()) == [300, 301]
+    assert 1 not in by_pid
+    assert list(rings.iterdir()) == []
+
+
 def test_an_alias_has_the_name_of_its_kernel(sensor, rings, standins):
     command = [str(standins["hasher"]), "--launches", "5", "--interval-us", "1000", "--library", "--kernel", "inside"]
     process = subprocess.Popen(command, env=given_the_shim(rings), stdout=subprocess.PIPE)
