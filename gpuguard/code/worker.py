@@ -12,6 +12,7 @@ Requests come over a socket (SOCK_SEQPACKET, one MessagePack map each, the descr
 from __future__ import annotations
 
 import argparse
+import bisect
 import codecs
 import io
 import os
@@ -213,9 +214,15 @@ class _Regions:
         self._descriptor = descriptor
         self._left = list(reversed(regions))
         self._passed = 0
+        self._read: list[tuple[int, int]] = [(0, 0)]  # from which offset on, in order, which address
 
     def tell(self) -> int:
         return self._passed
+
+    def address(self, offset: int) -> int:
+        """Return where in the memory a byte of what was read lies."""
+        at = bisect.bisect_right(self._read, (offset, sys.maxsize)) - 1
+        return self._read[at][1] + offset - self._read[at][0]
 
     def seek(self, _offset: int, _whence: int = 0) -> int:
         raise io.UnsupportedOperation("a memory is read once")
@@ -234,6 +241,8 @@ class _Regions:
             if part and start + len(part) < end:
                 self._left.append((start + len(part), end))
             if part:
+                if start != self.address(self._passed):
+                    self._read.append((self._passed, start))
                 self._passed += len(part)
                 return part
         return b""
@@ -248,6 +257,8 @@ def read(job: Job, file: File, out: int, allowed: allow.AllowList, *, compiled: 
             continue
         if not judge.runs_on(one.arch, job.sm):
             continue
+        if isinstance(file, _Regions) and one.path == job.path:
+            one = msgspec.structs.replace(one, offset=file.address(one.offset))  # noqa: PLW2901
         _send(out, Part(budget.images, file.tell(), len(one.data), unopened=int(one.kind == "other")))
         for kernels, flaws in judge.judge_image(one, allowed, compiled=compiled):
             for at in range(0, max(1, len(kernels)), _BATCH_KERNELS):

@@ -17,7 +17,7 @@ import code_samples as made
 HASHING = next(path for path in made.CUBINS if path.name == "sha256d.sm_90.cubin")
 BENIGN = next(path for path in made.CUBINS if path.name == "gemm.sm_90.cubin")
 KERNEL_FIELDS = {"path", "container", "offset", "arch", "kernel", "instructions", "label", "verdict", "probability",
-                 "nats", "evidence", "text_sha256"}
+                 "nats", "words", "evidence", "text_sha256"}
 
 
 @pytest.fixture(autouse=True)

@@ -205,17 +205,19 @@ def test_files_of_a_process_and_its_memory_are_found(tmp_path):
     mapped = tmp_path / "k.so"
     mapped.write_bytes(made.host_library(made.fatbin(made.entry(made.CUBINS[0].read_bytes()))))
     program = ("import mmap, sys; f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); "
-               "held = bytearray(open(sys.argv[2], 'rb').read()); print('up', flush=True); sys.stdin.read()")
+               "held = bytearray(open(sys.argv[2], 'rb').read()); import ctypes; "
+               "print(ctypes.addressof(ctypes.c_char.from_buffer(held)), flush=True); sys.stdin.read()")
     child = subprocess.Popen([sys.executable, "-c", program, str(mapped), str(made.CUBINS[1])], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE)
     try:
-        assert child.stdout.readline() == b"up\n"
+        address = int(child.stdout.readline())
         mapped.unlink()
-        files = {Path(one.path).name: one for one in scan_targets(targets_of(child.pid, memory=True), workers=1)
-                 if isinstance(one, FileVerdict)}
+        events = list(scan_targets(targets_of(child.pid, memory=True), workers=1))
     finally:
         child.communicate()
+    files = {Path(one.path).name: one for one in events if isinstance(one, FileVerdict)}
     assert files["mem"].images >= 1
+    assert address in [one.offset for one in events if isinstance(one, KernelVerdict)], "in a memory it is an address"
     deleted = files["k.so (deleted)"]
     assert deleted.images == 1 or "could not be opened" in deleted.gaps[0]
 

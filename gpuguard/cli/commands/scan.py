@@ -100,6 +100,7 @@ class Gathered:
         self.read = self.kernels = self.code_bytes = 0
         self.worst: FileVerdict | None = None
         self.gaps: dict[str, None] = {}
+        self.notes: list[str] = []
         self.unreadable: list[str] = []
 
     def keep(self, line: object) -> None:
@@ -122,6 +123,7 @@ class Gathered:
         wrong = [*(f"malformed: {one}" for one in event.malformed), *event.gaps]
         for text in wrong[:_SHOWN_MAX - len(self.gaps)]:
             self.gaps[f"{event.path}: {text}"] = None
+        self.notes += [f"{event.path}: {note}" for note in event.notes[:_SHOWN_MAX - len(self.notes)]]
         if wrong and len(self.unreadable) < _SHOWN_MAX:
             self.unreadable.append(event.path)
         if (event.kernels or wrong) and len(self.files) < _SHOWN_MAX:
@@ -157,7 +159,7 @@ def _line(event: KernelVerdict | FileVerdict) -> dict[str, object]:
         "path": event.path, "container": event.container, "offset": event.offset, "arch": event.arch,
         "kernel": event.kernel, "instructions": event.instructions, "label": event.label, "verdict": event.verdict,
         "probability": event.probability, "nats": round(event.nats, 2), "evidence": _evidence(event.evidence),
-        "text_sha256": event.text_sha256,
+        "words": event.words, "text_sha256": event.text_sha256,
     }
 
 
@@ -194,7 +196,7 @@ def _print(gathered: Gathered, summary: Summary) -> None:
         for one in gathered.found:
             why = "\n".join(one.evidence)
             table.add_row(f"[{STYLES[one.verdict]}]{one.verdict}[/]", one.label, escape(f"{one.kernel}\n{one.arch}"),
-                          escape(f"{one.path}\n{one.container} at {one.offset}"), escape(why))
+                          escape(f"{one.path}\n{_place(one)}"), escape(why))
         console.print(table)
     if gathered.files:
         table = Table("verdict", title="Files with GPU code")
@@ -206,12 +208,21 @@ def _print(gathered: Gathered, summary: Summary) -> None:
                           str(file.kernels), labels)
         console.print(table)
     console.print(f"{_total(gathered)}: [{STYLES[summary.verdict]}]{summary.verdict}[/] {summary.label}")
+    for note in gathered.notes:
+        console.print(note, markup=False, highlight=False)
     for gap in summary.gaps:
         console.print(f"not read: {gap}", markup=False, highlight=False)
 
 
+def _place(one: KernelVerdict) -> str:
+    """Say where in its file an image is; in a memory by its address."""
+    offset = f"{one.offset:#x}" if one.path.startswith("/proc/") else str(one.offset)
+    return f"{one.container} at {offset}"
+
+
 def _total(gathered: Gathered) -> str:
-    return f"{gathered.read} files, {gathered.kernels} kernels, {gathered.code_bytes / 1e6:.1f} MB of code"
+    files = "1 file" if gathered.read == 1 else f"{gathered.read} files"
+    return f"{files}, {gathered.kernels} kernels, {gathered.code_bytes / 1e6:.1f} MB of code"
 
 
 def _page(gathered: Gathered, summary: Summary) -> str:
@@ -223,7 +234,7 @@ def _page(gathered: Gathered, summary: Summary) -> str:
                    tag("tbody", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows)))
 
     found = [(tag("span", one.verdict, class_=f"badge {one.verdict}"), one.label, tag("code", one.kernel), one.arch,
-              tag("code", f"{one.path} ({one.container} at {one.offset})"),
+              tag("code", f"{one.path} ({_place(one)})"),
               join(*(tag("div", text) for text in one.evidence)))
              for one in gathered.found]
     files = [(tag("span", one.verdict, class_=f"badge {one.verdict}"), tag("code", one.path), str(one.kernels),
@@ -237,6 +248,8 @@ def _page(gathered: Gathered, summary: Summary) -> str:
     if files:
         parts += [tag("h2", "Files with GPU code"), tag("div", table(
             ("verdict", "file", "kernels", "labels"), files), class_="card")]
+    if gathered.notes:
+        parts += [tag("h2", "Notes"), tag("ul", *(tag("li", note) for note in gathered.notes))]
     if summary.gaps:
         parts += [tag("h2", "Not read"), tag("ul", *(tag("li", gap) for gap in summary.gaps))]
     return page(f"GPUGuard: scan, {summary.verdict}", tag("main", *parts))
