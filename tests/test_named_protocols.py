@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gpuguard._packets import Parser
 from gpuguard.core.detectors import beacon, dns_tunnel, proxies, stratum, tor, vpn
@@ -276,7 +277,9 @@ def test_the_table_of_places_stays_bounded():
     detector = beacon.Detector()
     for port in range(beacon.PLACES_MAX + 50):
         flow = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", port, START + port)
-        detector.receive(FlowClosed(START + port, flow, "closed", 1, 1, 1, 1, 1, 1, "tcp"), Host())
+        for start_ns in (START + port, START + port + 2 * S):
+            closed = FlowClosed(start_ns, replace(flow, start_ns=start_ns), "closed", 1, 1, 1, 1, 1, 1, "tcp")
+            detector.receive(closed, Host())
         detector.receive(Exchange(START, flow, "responder", 1, 1, 1, 1, 1, 1, None, "tcp"), Host())
     assert len(detector._calls) == len(detector._within) == beacon.PLACES_MAX
 

@@ -16,13 +16,13 @@ a slow TLS connection, or one that the far side begins. Not seen: a clear conver
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.flows import closed_flows
+from gpuguard.core.flows import address_bytes, closed_flows
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowsClosed, TlsTalk
 
@@ -38,31 +38,31 @@ EVEN_MIN = 12
 EVEN_RATIO = 0.25
 APART_NS = 1_000_000_000
 
-#: Slots of the sieve: what calls a place for the first time, or again within a second, costs no more than that.
-SIEVE_BITS = 16
+#: Places of dull flows: who is called for the first time, or again within a second, costs no more than a look-up.
+SEEN_MAX = 65_536
 
 # Chance is not the rival (ln 600,000 = 13): other names are. Whoever knows more than the pace should name the flow.
 EVEN_NATS = 3.2
 
 _SPOTS = ("a jitter above one half", "fewer than 17 calls", "calls to ever new destinations")
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-#: Who called whom, as numbers, as they lie in a row.
+#: Who called whom, as it lies in a row.
 _ENDS = np.dtype(cast("Any", {
-    "names": ["initiator", "responder", "responder_port"],
-    "formats": [("<u8", 2), ("<u8", 2), "<u2"],
-    "offsets": [cast("Any", CLOSED_FLOW.fields)[name][1] for name in ("initiator", "responder", "responder_port")],
+    "names": ["source", "target"],
+    "formats": ["V24", "V19"],
+    "offsets": [cast("Any", CLOSED_FLOW.fields)[name][1] for name in ("netns", "responder")],
     "itemsize": CLOSED_FLOW.itemsize,
 }))
 
 Place = tuple[int, int, str, str, int]
+Ends = tuple[bytes, bytes]
 
 
 def even(times_ns: list[int] | deque[int]) -> int:
     """Return the median interval of these times in ns if they are a timer's, else 0."""
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times_ns)][-INTERVALS:]
-    if len(gaps) < INTERVALS:
+    if len(times_ns) <= INTERVALS:
         return 0
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times_ns)][-INTERVALS:]
     median = sorted(gaps)[INTERVALS // 2]
     near = sum(abs(gap - median) <= EVEN_RATIO * median for gap in gaps)
     return median if near >= EVEN_MIN and median >= APART_NS else 0
@@ -94,17 +94,19 @@ class Detector:
     def __init__(self) -> None:
         self._calls: BoundedTable[Place, _Beats] = BoundedTable(PLACES_MAX)
         self._within: BoundedTable[FlowId, _Beats] = BoundedTable(PLACES_MAX)
-        self._sieve = np.full(1 << SIEVE_BITS, np.iinfo(np.int64).max // 2, np.int64)
+        self._seen: OrderedDict[Ends, int] = OrderedDict()
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002 inside or out is all one
         """Return what is regular now."""
         match item:
             case FlowClosed():
                 self._within.pop(item.flow)
-                return self._call(item.flow, item.time_ns)
+                if not item.flow.initiator_known:
+                    return []
+                apart = self._apart([_ends(item.flow)], [item.flow.start_ns])
+                return self._call(item, apart[0]) if apart else []
             case FlowsClosed():
-                return [one for closed in closed_flows(item.rows[self._apart(item.rows)])
-                        for one in self._call(closed.flow, closed.time_ns)]
+                return self._ended(item)
             case Exchange() if item.first == "responder":
                 return self._beat(item)
             case TlsTalk():
@@ -114,34 +116,49 @@ class Detector:
             case _:
                 return []
 
-    def _apart(self, rows: np.ndarray) -> np.ndarray:
-        """Return which rows begin at least a second after the one before of the same slot, if there was one."""
-        ends = rows.view(_ENDS)
-        words = (*ends["initiator"].T, *ends["responder"].T, ends["responder_port"].astype("<u8"))
-        mixed = np.zeros(len(rows), np.uint64)
-        for word in words:
-            mixed = (mixed ^ word) * _ODD
-        slots = mixed >> np.uint64(64 - SIEVE_BITS)
-        order = np.lexsort((rows["start_ns"], slots))
-        slots, starts = slots[order], rows["start_ns"][order]
-        before = np.concatenate([starts[:1], starts[:-1]])
-        first = np.concatenate([[True], slots[1:] != slots[:-1]])
-        before[first] = self._sieve[slots[first]]
-        self._sieve[slots] = starts
-        return np.sort(order[starts - before >= APART_NS])
+    def _ended(self, item: FlowsClosed) -> list[Evidence]:
+        """Take in dull flows, of which nearly all are nobody's beat."""
+        known = item.rows[item.rows["initiator_known"] != 0]
+        apart = self._apart(known.view(_ENDS).tolist(), known["start_ns"].tolist())
+        flows = closed_flows(known[list(apart)]) if apart else ()
+        return [one for closed, before_ns in zip(flows, apart.values(), strict=True)
+                for one in self._call(closed, before_ns)]
 
-    def _call(self, flow: FlowId, time_ns: int) -> list[Evidence]:
-        if not flow.initiator_known:
-            return []
+    def _apart(self, ends: list[Ends], starts_ns: list[int]) -> dict[int, int]:
+        """Return which calls begin at least a second after the last one of the same place, and when that was."""
+        apart: dict[int, int] = {}
+        seen = self._seen
+        for number, (key, start_ns) in enumerate(zip(ends, starts_ns, strict=True)):
+            before_ns = seen.get(key)
+            if before_ns is not None:
+                seen.move_to_end(key)
+                if start_ns - before_ns >= APART_NS:
+                    apart[number] = before_ns
+            seen[key] = start_ns
+        while len(seen) > SEEN_MAX:
+            seen.popitem(last=False)
+        return apart
+
+    def _call(self, closed: FlowClosed, before_ns: int) -> list[Evidence]:
+        flow = closed.flow
         place = (flow.netns, flow.protocol, flow.initiator, flow.responder, flow.responder_port)
-        beats = self._calls.get(place) or _Beats()
+        beats = self._calls.get(place)
+        if beats is None:
+            beats = _Beats()
+            beats.add(before_ns)
         self._calls[place] = beats
-        return _tell(flow, time_ns, beats.add(flow.start_ns), f"{flow.initiator} calls {flow.responder}")
+        return _tell(flow, closed.time_ns, beats.add(flow.start_ns), f"{flow.initiator} calls {flow.responder}")
 
     def _beat(self, item: Exchange) -> list[Evidence]:
         beats = self._within.get(item.flow) or _Beats()
         self._within[item.flow] = beats
         return _tell(item.flow, item.time_ns, beats.add(item.time_ns), "the far side speaks")
+
+
+def _ends(flow: FlowId) -> Ends:
+    """Return who called whom as it lies in a row."""
+    near = flow.netns.to_bytes(8, "little", signed=True) + address_bytes(flow.initiator)
+    return near, address_bytes(flow.responder) + flow.responder_port.to_bytes(2, "little") + bytes([flow.protocol])
 
 
 def _tell(flow: FlowId, time_ns: int, period_ns: int, what: str) -> list[Evidence]:
