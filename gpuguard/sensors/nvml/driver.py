@@ -284,6 +284,13 @@ class Driver:
 
     def _prepare(self, gpu: Gpu, sweep: Sweep) -> None:
         """Find out what a device is and what can be read of it; raises NVMLError, DeviceGone and DriverGone."""
+        try:
+            self._look(gpu, sweep)
+        except (self._nvml.NVMLError, DeviceGone, DriverGone):
+            self._close_windows(gpu)
+            raise
+
+    def _look(self, gpu: Gpu, sweep: Sweep) -> None:
         gpu.held, gpu.instances = {}, []
         gpu.slow_ns = 0
         whole = gpu.parent is None
@@ -293,7 +300,6 @@ class Driver:
         gpu.device = Device(sweep.time_ns, gpu.uuid, gpu.index, **known, **self._system)
         if whole:
             self._prepare_fields(gpu, sweep)
-        self._open_window(gpu, sweep)
         self._context(gpu, sweep, told=False)
 
     def _readers(self, gpu: Gpu, sweep: Sweep, readers: Sequence[Callable[..., Any]]) -> dict[str, Any]:
@@ -312,24 +318,25 @@ class Driver:
             what, one, scope, _ = wanted
             if "NVLink" in what and gpu.device.nvlinks == 0:
                 continue  # no link: nothing is missing
-            if self._ask(gpu, sweep, what, functools.partial(self._probe, gpu, one, scope)):
+            self._ask(gpu, sweep, what, functools.partial(self._probe, gpu, one, scope))
+            if what not in gpu.absent:
                 kept.append(wanted)
         gpu.fields = FieldReader(self._library, gpu.handle, kept) if kept else None
         gpu.pcie_counters = {one for _, one, _, _ in kept} >= PCIE
 
-    def _probe(self, gpu: Gpu, one: int, scope: int) -> bool:
-        """Return True for a field that this driver knows, whether or not it has a value now; raises NVMLError."""
+    def _probe(self, gpu: Gpu, one: int, scope: int) -> None:
+        """Raise NVMLError for a field that this driver does not know; one may be known and have no value now."""
         _, kind, code, _ = Fields(self._library, gpu.handle, [(one, scope)]).read()[0]
         # 32 bits of PCIe bytes wrap within a tenth of a second on a busy link.
         if code in ID_ABSENT or (one in PCIE and not code and kind not in WIDE):
             raise self._nvml.NVMLError(NOT_SUPPORTED)
-        return True
 
     def _open_window(self, gpu: Gpu, sweep: Sweep) -> None:
+        """Allocate what GPM needs, where the board has it and that was not done yet."""
         owner = gpu.parent or gpu
-        if gpu.gpm_key in owner.windows or "GPM" in gpu.absent or not gpu.device.gpm_supported:
-            if gpu.device.gpm_supported is False and gpu.parent is None:
-                self._tell_absent(gpu, sweep, "GPM", "only Hopper and later have it")
+        if not gpu.device.gpm_supported and gpu.parent is None:
+            self._tell_absent(gpu, sweep, "GPM", "only Hopper and later have it")
+        if not gpu.device.gpm_supported or gpu.gpm_key in owner.windows:
             return
         window = self._ask(gpu, sweep, "GPM", lambda: Window(self._library, owner.handle, gpu.gpm_key))
         if window is not None:
@@ -343,6 +350,8 @@ class Driver:
         if not told or device != gpu.device:
             gpu.device = msgspec.structs.replace(device, time_ns=sweep.time_ns)
             sweep.blocks.append(gpu.device)
+        for one in (gpu, *gpu.instances):
+            self._open_window(one, sweep)
         if gpu.device.mig_mode and gpu.parent is None:
             self._find_instances(gpu, sweep)
 
