@@ -182,6 +182,7 @@ cdef enum:
     DNS_TCP = 11
     STRATUM2_HELLO = 12
     STRATUM2_ANSWER = 13
+    MESSAGE_BROKER = 14
 
 cdef enum:
     FIN = 1
@@ -191,6 +192,7 @@ cdef enum:
 cdef enum:
     CARRIES_TLS = 2 << 4
     CARRIES_DNS = 3 << 4
+    CARRIES_BROKER = 4 << 4
     BRIEF_NAME_BYTES = 27
 
 # Application data records of one side of a TLS connection.
@@ -670,6 +672,23 @@ cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
         spoken(s, HTTP_ABSOLUTE)
 
 
+cdef bint broker(const uint8_t* p, uint32_t n) noexcept nogil:
+    """The first bytes to or from one that hands messages and work on: NATS, Redis, AMQP, MQTT, ZeroMQ."""
+    cdef uint32_t at = 2
+    if n < 10:
+        return 0
+    if memcmp(p, b"INFO {", 6) == 0 or memcmp(p, b"AMQP\0", 5) == 0 or p[0] == 255 and p[9] == 127:
+        return 1
+    if p[0] == 42 and 49 <= p[1] <= 57:
+        at = 3 if 48 <= p[2] <= 57 else 2
+        return memcmp(p + at, b"\r\n$", 3) == 0
+    if p[0] == 16:
+        while at < 4 and p[at - 1] & 128:
+            at += 1
+        return memcmp(p + at, b"\0\4MQTT", 6) == 0 if n >= at + 6 else 0
+    return 0
+
+
 cdef bint openvpn(const uint8_t* p, uint32_t n) noexcept nogil:
     """A hard reset, the first message of either side: opcode, session, [HMAC, number, time,] acknowledged, number.
 
@@ -738,6 +757,11 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
         if memcmp(p, b"SSH-", least(n, 4)) == 0:
             return ssh_banner(s, t, p, n) if n >= 4 else 0
         if t.text == 0:
+            if broker(p, n):
+                if s.brief:
+                    s.rows[s.used].ip_version = s.rows[s.used].ip_version & 15 | CARRIES_BROKER
+                else:
+                    spoken(s, MESSAGE_BROKER)
             took = opening_binary(s, t, p, n)
             if took != -2:
                 return took
@@ -1088,6 +1112,7 @@ cdef int32_t dns_stream(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
         return 0 if t.state == DNS_STREAM or n == 2 and size <= 512 else -1
     if be16(p + 6) != 1 or be16(p + 4) & 0x7800:
         return -1
+    t.state = DNS_STREAM
     if n < size + 2:
         return 0
     # A packet has room for so many facts; who puts more questions than that into one is no resolver.
@@ -1096,7 +1121,6 @@ cdef int32_t dns_stream(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
         return -1
     if not dns(s, t, p + 2, size, size, 0):
         return -1
-    t.state = DNS_STREAM
     return <int32_t>(size + 2)
 
 

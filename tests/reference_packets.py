@@ -7,6 +7,7 @@ each segment, and when it came: some messages are known by being sent alone.
 
 from __future__ import annotations
 
+import re
 import struct
 
 from gpuguard.core.records import (
@@ -168,6 +169,8 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
             continue
         if seen.startswith(b"SSH-"):
             return text_or_ssh(data, at, first, row, facts)
+        if broker(seen):
+            facts.append(Spoken(row, "message-broker"))
         if len(seen) in {64, 234} and seen[:2] != b"\x16\3" and len(seen) < 4 * high(seen) < 3 * len(seen):
             return noise(data, edges, at, len(seen), row, facts)
         if seen[0] == 22:
@@ -267,6 +270,16 @@ def proxy_request(line: bytes) -> str:
     method, space, rest = line.partition(b" ")
     upper = 3 <= len(method) <= 8 and all(65 <= one <= 90 for one in method)
     return "http-absolute" if upper and space and rest.startswith(b"http://") and len(rest) > 7 else ""
+
+
+def broker(seen: bytes) -> bool:
+    if len(seen) < 10:
+        return False
+    if seen.startswith((b"INFO {", b"AMQP\0")) or (seen[0] == 255 and seen[9] == 127):
+        return True
+    if re.match(rb"\*[1-9][0-9]?\r\n\$", seen):
+        return True
+    return bool(re.match(rb"\x10(?:[\x00-\x7f]|[\x80-\xff][\x00-\x7f]|[\x80-\xff]{2}.)\x00\x04MQTT", seen, re.DOTALL))
 
 
 def openvpn(message: bytes) -> bool:

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 Seen = list[Observation]
 
 #: What flows may carry, as numbered in the table; 0 is what the protocol says.
-CARRIERS = ("", "ssh", "tls", "dns")
+CARRIERS = ("", "ssh", "tls", "dns", "broker")
 
 FLOWS_MAX = 131_072
 
@@ -74,7 +74,7 @@ _OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES, _UNANSWERED, _B
 _SPEAKERS: tuple[Speaker, Speaker] = ("initiator", "responder")
 REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
 _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
-_TLS, _DNS = 2, 3
+_TLS, _DNS, _BROKER = 2, 3, 4
 
 # Records answered at once are 0.96 of the typing side's and 0.25 of the other's (the answers of a far echo meet the
 # next record of the grid by chance). 64 records at 0.8 or more against 0.25 would be worth 50 nats if they were
@@ -311,6 +311,8 @@ class FlowTable:
                 conversation.carrier = "tls"
             case DnsMessage():
                 conversation.carrier = "dns"
+            case Spoken(what="message-broker"):
+                conversation.carrier = "broker"
             case Spoken():
                 return [Spoke(time_ns, conversation.flow, _SPEAKERS[side], fact.what)]
             case TlsRecords():
@@ -335,6 +337,8 @@ def _mark_of(fact: Fact) -> int:
         case DnsMessage():
             # What may hold data is told of (see `names`), and then of a flow that is known by name.
             return 0 if may_carry(fact) else _DNS
+        case Spoken(what="message-broker"):
+            return _BROKER
         case _:
             return 0
 

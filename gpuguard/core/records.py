@@ -112,6 +112,7 @@ SPOKEN = (
     "dns-over-tcp",
     "stratum2-hello",
     "stratum2-answer",
+    "message-broker",
 )
 
 
