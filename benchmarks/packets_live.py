@@ -104,7 +104,7 @@ def two_namespaces() -> Iterator[int]:
 def measured(what: str, capture: Path, sender: int) -> dict[str, float]:
     """Read the ring while the capture is sent; return rates, drops and CPU time."""
     sensor = open_sensor(_Broker(), Config(packets=PacketSettings(interfaces=("gg0",))))
-    guard = Guard() if what == "guard" else None
+    guard = Guard(quiet=True) if what == "guard" else None
     loops = RATE * SECONDS // 1_000_000
     replay = subprocess.Popen(
         ["nsenter", "-n", "-t", str(sender), "tcpreplay", "-q", "-K", "-i", "gg1", f"--pps={RATE}", f"--loop={loops}",

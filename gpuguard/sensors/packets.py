@@ -165,7 +165,9 @@ _HARDWARE_TYPE, _PACKET_TYPE = 0xFFFFF000 + 28, 0xFFFFF000 + 4
 _ARPHRD_LOOPBACK = 772
 _PACKET_OUTGOING = 4
 
-_BLOCK_BYTES = 128 * 1024
+# A block is handed over when it is full or after _RETIRE_MS, and each costs a wake-up, whatever is in it: so they are
+# large, but at least 16 of them, of which all but the one that is filled may wait.
+_BLOCK_BYTES = range(64 * 1024, 512 * 1024 + 1, 64 * 1024)
 _FRAME_BYTES = 2048
 _RETIRE_MS = 20
 _RING_BYTES = range(1024 * 1024, 256 * 1024 * 1024 + 1)
@@ -182,12 +184,13 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
     if len(request.interface.encode()) > 15 or "\0" in request.interface:
         return Refused("packets: an interface name has at most 15 bytes"), ()
     where = f"interface {request.interface}" if request.interface else "all interfaces"
-    blocks = request.ring_bytes // _BLOCK_BYTES
+    block_bytes = max(size for size in _BLOCK_BYTES if size == _BLOCK_BYTES[0] or size * 16 <= request.ring_bytes)
+    blocks = request.ring_bytes // block_bytes
     with ExitStack() as stack:
         try:
             packets = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
             _narrow(packets, request.snap_bytes)
-            ring = struct.pack("=7I", _BLOCK_BYTES, blocks, _FRAME_BYTES, blocks * (_BLOCK_BYTES // _FRAME_BYTES),
+            ring = struct.pack("=7I", block_bytes, blocks, _FRAME_BYTES, blocks * (block_bytes // _FRAME_BYTES),
                                _RETIRE_MS, 0, 0)
             packets.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
             _bind(packets, request.interface)
@@ -203,7 +206,7 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     threading.Thread(target=_report_drops, args=(packets, writing), name="packet-drops", daemon=True).start()
     answer = Opened(("packet", "epoll", "drops"), "tpacket_v3",
-                    {"block_bytes": _BLOCK_BYTES, "blocks": blocks, "netns": netns})
+                    {"block_bytes": block_bytes, "blocks": blocks, "netns": netns})
     return answer, (*given, reading)
 
 
