@@ -96,8 +96,12 @@ def make_image(path: str, container: str, offset: int, kind: Kind, arch: str, da
 def printable(name: bytes | str) -> str:
     """Return a name from a file so that it can be shown: control characters and broken UTF-8 escaped, cut."""
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
-    if len(text) <= NAME_CHARACTERS_MAX and text.isprintable():
-        return text
-    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in
-                    text[:NAME_CHARACTERS_MAX].encode("utf-8", "backslashreplace").decode())
+    shown = text[:NAME_CHARACTERS_MAX]
+    if not shown.isprintable():  # a surrogate is not
+        shown = _escaped(shown)
     return shown if len(text) <= NAME_CHARACTERS_MAX else f"{shown}..."
+
+
+def _escaped(text: str) -> str:
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in whole)

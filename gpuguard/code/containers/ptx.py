@@ -30,6 +30,8 @@ _HEAD = re.compile(rb"\.version[ \t]+\d+\.\d+\s[^\0]{0,600}?\.target[ \t]+sm_(\d
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _FUNCTIONS = re.compile(r"\.entry|\.func")
 _FUNCTION = re.compile(r"\.(entry|func)\b\s*(?:\([^()]{0,4096}\)\s*)?([A-Za-z_$%][\w$]*)")
+# A body whose blocks and lists have none in them, as nearly all are. Nothing is tried twice.
+_PLAIN_BODY = re.compile(r"\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}")
 _BRACE = re.compile(r"[{}]")
 _INSTRUCTION = re.compile(r"[;:{}]\s*(?:@!?%?[\w$]+\s+)?([a-z][a-z0-9_]*(?:[.:]+\w+)*)")
 # None begins with \b: the engine then looks at every character instead of searching for the first word.
@@ -129,16 +131,22 @@ def _bodies(text: str) -> Iterator[tuple[str, str]]:
         opens = text.find("{", after, ends if ends >= 0 else len(text))
         if opens < 0:
             continue  # a declaration
-        depth, close = 0, -1
-        for brace in _BRACE.finditer(text, opens):
-            depth += 1 if brace[0] == "{" else -1
-            if depth == 0:
-                close = brace.start()
-                break
+        plain = _PLAIN_BODY.match(text, opens)
+        close = plain.end() - 1 if plain else _closing(text, opens)
         if close < 0:
             raise Malformed(f"the body of {printable(found[2])} does not end")
         yield printable(found[2]), text[opens + 1:close]
         after = close + 1
+
+
+def _closing(text: str, opens: int) -> int:
+    """Return where the brace that opens there is closed, -1 if nowhere."""
+    depth = 0
+    for brace in _BRACE.finditer(text, opens):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return brace.start()
+    return -1
 
 
 def _kernel(name: str, body: str, budget: list[int]) -> PtxKernel:
