@@ -16,6 +16,7 @@ import numpy as np
 
 from gpuguard.core.counter_features import FEATURES
 from gpuguard.kernels import forest as trees
+from gpuguard.kernels.opcodes import Forest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,10 +53,11 @@ def model_from(arrays: Mapping[str, Any]) -> Model:
     """Return the model that these arrays are. Raises ValueError for arrays that are of another version or broken."""
     if tuple(arrays["feature_names"].tolist()) != FEATURES:
         raise ValueError("the model was trained on other features")
-    forest = trees.Forest(**{name: arrays[name] for name in trees.Forest._fields if name != "base"}, base=0.0)
+    forest = Forest(**{name: arrays[name] for name in Forest._fields if name != "base"}, base=0.0)
+    packed = trees.pack(forest, len(FEATURES), arrays["class_of"])
     classes = tuple(arrays["classes"].tolist())
-    if forest.classes != len(classes):
+    if packed.classes != len(classes):
         raise ValueError("the model's trees and its classes do not fit each other")
     slope, offset = arrays["line"].tolist()
     least, most, allowance = arrays["bounds"].tolist()
-    return Model(trees.pack(forest, len(FEATURES)), classes, (slope, offset), least, most, allowance)
+    return Model(packed, classes, (slope, offset), least, most, allowance)

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from gpuguard.core.counter_classes import MINING, Model
 from gpuguard.core.detectors.counters import Detector, Look
+from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import Fusion, probability
 from gpuguard.core.host import Host
 from gpuguard.core.labels import LABELS, VERDICTS, Verdict
@@ -21,8 +22,6 @@ from gpuguard.core.subjects import DeviceId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from gpuguard.core.evidence import Evidence
 
 SECOND_NS = 1_000_000_000
 EPISODE_LOOKS = AROUND_LOOKS = 3

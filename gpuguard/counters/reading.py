@@ -8,7 +8,6 @@ is no number is missing, and a ratio outside 0..1 is no ratio.
 from __future__ import annotations
 
 import csv
-import io
 import math
 from array import array
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import numpy as np
 from gpuguard.core.records import Device, DeviceSample, Gpm
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator, Sequence
 
 SECOND_NS = 1_000_000_000

@@ -26,7 +26,8 @@ from gpuguard.code.train import not_above
 from gpuguard.core import counter_features as cf
 from gpuguard.core.counter_classes import MINING, Model
 from gpuguard.counters import evaluation, jobs
-from gpuguard.kernels.forest import Forest, pack
+from gpuguard.kernels.forest import pack
+from gpuguard.kernels.opcodes import Forest
 from gpuguard.lab import telemetry
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ JOBS, BATCH = 14_400, 160
 LENGTHS_S, RATES_HZ = (600.0, 900.0, 2400.0), (1.0, 1.0, 1.0, 0.5, 10.0)
 LOOKS_PER_JOB = 7
 #: Looks that the forest is fitted to, and that each split is scored on: one forest for each group left out.
-FIT_ROWS, SPLIT_ROWS = 40_000, 12_000
+FIT_ROWS, SPLIT_ROWS = 40_000, 8_000
 #: Programs that run on for hours without a break are the likeliest to be taken for a search: they are drawn so often.
 LONG_DRAWS = 4
 
@@ -152,13 +153,17 @@ def flatten(nested: Sequence[dict[str, Any]]) -> Forest:
     root = [add(tree) for tree in nested]
     feature, threshold, left, right, value = zip(*nodes, strict=True)
     return Forest(np.array(feature, np.int32), np.array(threshold, np.float32), np.array(left, np.int32),
-                  np.array(right, np.int32), np.array(value, np.float64), np.array(root, np.int32), 0.0,
-                  np.arange(len(nested), dtype=np.int32) % len(CLASSES))
+                  np.array(right, np.int32), np.array(value, np.float64), np.array(root, np.int32), 0.0)
+
+
+def class_of(forest: Forest) -> np.ndarray:
+    """Return whose score each tree adds to: LightGBM grows one tree a class in turn."""
+    return np.arange(len(forest.root), dtype=np.int32) % len(CLASSES)
 
 
 def raw(forest: Forest) -> Model:
     """Return the model whose nats are the forest's log-odds as they are."""
-    return Model(pack(forest, len(cf.FEATURES)), CLASSES, (1.0, 0.0), -30.0, 30.0, 0.0)
+    return Model(pack(forest, len(cf.FEATURES), class_of(forest)), CLASSES, (1.0, 0.0), -30.0, 30.0, 0.0)
 
 
 def is_mining(label: np.ndarray) -> np.ndarray:
@@ -196,16 +201,11 @@ def line_through(odds: np.ndarray, mining: np.ndarray, weight: np.ndarray) -> tu
 ALLOWANCE = 2.0
 
 
-def finished(forest: Forest, line: tuple[float, float]) -> Model:
-    """Return the model as it is shipped."""
-    return Model(pack(forest, len(cf.FEATURES)), CLASSES, line, NATS_LEAST, NATS_MOST, ALLOWANCE)
-
-
 def write_model(path: Path, forest: Forest, line: tuple[float, float]) -> None:
     """Write the model as plain arrays."""
     arrays = {name: value for name, value in forest._asdict().items() if name != "base"}
     np.savez_compressed(path, feature_names=np.array(cf.FEATURES), classes=np.array(CLASSES), line=np.array(line),
-                        bounds=np.array([NATS_LEAST, NATS_MOST, ALLOWANCE]), **arrays)
+                        class_of=class_of(forest), bounds=np.array([NATS_LEAST, NATS_MOST, ALLOWANCE]), **arrays)
 
 
 def drawn(table: Table, rows: int) -> Table:
@@ -213,15 +213,14 @@ def drawn(table: Table, rows: int) -> Table:
     return table.some(np.random.default_rng(SEED).permutation(len(table.label))[:rows])
 
 
-def splits(table: Table, rows: int = SPLIT_ROWS) -> dict[str, dict[str, float]]:
-    """Return the scores of forests that were not shown a row, a job, a board, or a family with other work beside it."""
-    few = drawn(table, rows)
+def splits(few: Table) -> dict[str, dict[str, float]]:
+    """Return the scores of forests that were not shown a row, a board, or a family with other work beside it."""
     mining = is_mining(few.label)
     family = np.where(mining, few.label, 0)
     others = {name: i % len(FAMILIES) for i, name in enumerate(np.unique(few.workload[~mining]).tolist())}
     family[~mining] = [others[name] for name in few.workload[~mining].tolist()]
     boards = {name: i % 3 for i, name in enumerate(np.unique(few.board).tolist())}
-    by = {"random rows": np.arange(len(mining)) % 3, "job": few.number % 3,
+    by = {"random rows": np.arange(len(mining)) % 3,
           "GPU model": np.array([boards[name] for name in few.board.tolist()]),
           "workload (leave one family out)": family}
     return {name: evaluation.scores(held_out(few, groups)[0], mining) for name, groups in by.items()}
@@ -239,7 +238,8 @@ def make(table: Table, out: Path, count: int) -> None:
     line = line_through(odds, is_mining(few.label).astype(float), weights(few.label))
     write_model(out / "counter_forest.npz", fit(drawn(table, FIT_ROWS)), line)
     result = {"trained": datetime.now(UTC).date().isoformat(), "jobs": count, "looks": len(table.label),
-              "line": [round(one, 3) for one in line], "splits": splits(table)}
+              "line": [round(one, 3) for one in line],
+              "splits": {"job": evaluation.scores(odds, is_mining(few.label)), **splits(few)}}
     (out / "counter_forest.md").write_text(card(result))
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
@@ -259,9 +259,10 @@ with a fixed seed (extra `train`: LightGBM). Every figure here is *simulated*.
 
 ## Data
 {result['looks']} looks of 20 s at {result['jobs']} simulated jobs (`gpuguard/lab/telemetry.py`, where each number has
-its source), of which {FIT_ROWS} are fitted to and {SPLIT_ROWS} scored in each split: {len(telemetry.MINERS)} miners under
-{len(telemetry.EVASIONS)} evasions, {len(telemetry.BENIGN)} kinds of other work, {len(telemetry.BOARDS)} boards, with
-whole sources and single columns hidden at random. Nothing was recorded from a miner. The recordings at hand (H100 training, inference, idle; V100 programs) were not trained on: they measure.
+its source), of which {FIT_ROWS} are fitted to and {SPLIT_ROWS} scored in each split: {len(telemetry.MINERS)} miners
+under {len(telemetry.EVASIONS)} evasions, {len(telemetry.BENIGN)} kinds of other work, {len(telemetry.BOARDS)} boards,
+with whole sources and single columns hidden at random. Nothing was recorded from a miner. The recordings at hand (H100
+training, inference, idle; V100 programs) were not trained on: they measure.
 
 ## Held out
 Of single looks, before they are added up; log-odds to nats by slope and offset {result['line']}.

@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_said(tmp_path, text, said):
 def test_parquet_is_read_or_asked_for_by_name(tmp_path):
     path = tmp_path / "t.parquet"
     try:
-        import pyarrow
+        import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
         path.write_bytes(b"PAR1" + bytes(100))
@@ -125,7 +125,7 @@ def test_parquet_is_read_or_asked_for_by_name(tmp_path):
     table = list(csv.reader(io.StringIO(text_of([workload("ddp")], 600))))
     columns = {name: [one if name == "gpu_model" else float(one) for one in column]
                for name, *column in zip(*table, strict=True)}
-    parquet.write_table(pyarrow.table(columns), path)
+    parquet.write_table(pa.table(columns), path)
     status, lines, _ = run(path)
     assert (status, lines[0]["kind"]) == (0, "training")
     path.write_bytes(b"PAR1" + bytes(100))

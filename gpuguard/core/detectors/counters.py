@@ -126,7 +126,7 @@ class Watch:
         limit = np.array([math.nan if limit_w is None else limit_w])
         features, at_work, self.past = cf.look(statistics, limit, self.past)
         nats, probabilities = model.judge(features) if at_work[0] else (np.zeros(1), np.zeros((1, len(model.classes))))
-        mean, most = (statistics[0, cf.STATISTIC[name]].tolist() for name in ("mean", "max"))
+        mean, most = (statistics[cf.STATISTICS.index(name), 0].tolist() for name in ("mean", "max"))
         power = float(features[0, cf.FEATURES.index("power_variation")])
         out = Look(self.start_ns, self.last_ns, bool(at_work[0]), float(nats[0]), tuple(probabilities[0].tolist()),
                    tuple(mean), tuple(most), power)
@@ -250,7 +250,12 @@ class Detector:
         standing.told_nats = now
         guilty = change > 0
         seconds = (look.end_ns - level.start_ns) / SECOND_NS
-        so_far = f"; so in {level.like_mining} of {level.looks} looks over {seconds:.0f} s" if level.nats else ""
+        so_far = ""
+        if level.nats:
+            # What is expected is what Wald says of a sum that moves on as it did: threshold over mean step.
+            expected = self._threshold / (level.nats / level.looks) * cf.LOOK_S
+            so_far = (f"; so in {level.like_mining} of {level.looks} looks over {seconds:.0f} s: {level.nats:.1f} of the "
+                      f"{self._threshold:.1f} nats to suspect, to be expected after {expected:.0f} s of this")
         return [Evidence(
             time_ns=look.end_ns,
             subject=subject,
