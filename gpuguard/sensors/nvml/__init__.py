@@ -125,12 +125,13 @@ class NvmlSensor:
         samples: list[Block] = [self._accounting(one, sweep.time_ns, gaps) for one in sweep.accounts]
         if sweep.uses is None:
             return [*gaps, *samples]
+        # One job is on many devices: who it is is looked up once.
+        named = {pid: self._names.process(pid, sweep.time_ns, gaps) for pid in dict.fromkeys(u.pid for u in sweep.uses)}
         for use in sweep.uses:
-            process = self._names.process(use.pid, sweep.time_ns, gaps)
-            if process is not None:
+            if (process := named[use.pid]) is not None:
                 used = (use.memory_used_bytes, use.sm_ratio, use.memory_ratio, use.encoder_ratio, use.decoder_ratio)
                 samples.append(ProcessSample(sweep.time_ns, process, use.uuid, *used))
-        self._names.keep({use.pid for use in sweep.uses})
+        self._names.keep(set(named))
         return [*gaps, *samples]
 
     def _accounting(self, one: Account, time_ns: int, gaps: list[Gap]) -> ProcessAccounting:
