@@ -675,9 +675,9 @@ cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
 cdef bint broker(const uint8_t* p, uint32_t n) noexcept nogil:
     """The first bytes to or from one that hands messages and work on: NATS, Redis, AMQP, MQTT, ZeroMQ."""
     cdef uint32_t at = 2
-    if n < 10:
+    if n < 8:
         return 0
-    if memcmp(p, b"INFO {", 6) == 0 or memcmp(p, b"AMQP\0", 5) == 0 or p[0] == 255 and p[9] == 127:
+    if memcmp(p, b"INFO {", 6) == 0 or memcmp(p, b"AMQP\0", 5) == 0 or p[0] == 255 and n >= 10 and p[9] == 127:
         return 1
     if p[0] == 42 and 49 <= p[1] <= 57:
         at = 3 if 48 <= p[2] <= 57 else 2

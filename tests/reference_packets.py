@@ -273,9 +273,9 @@ def proxy_request(line: bytes) -> str:
 
 
 def broker(seen: bytes) -> bool:
-    if len(seen) < 10:
+    if len(seen) < 8:
         return False
-    if seen.startswith((b"INFO {", b"AMQP\0")) or (seen[0] == 255 and seen[9] == 127):
+    if seen.startswith((b"INFO {", b"AMQP\0")) or (len(seen) >= 10 and seen[0] == 255 and seen[9] == 127):
         return True
     if re.match(rb"\*[1-9][0-9]?\r\n\$", seen):
         return True

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from gpuguard._packets import Parser
-from gpuguard.core.detectors import beacon, dns_tunnel, proxies, stratum, tor, vpn
+from gpuguard.core.detectors import beacon, dns_tunnel, proxies, reverse_shell, stratum, tor, vpn
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import Fusion
 from gpuguard.core.host import Host
@@ -287,3 +287,38 @@ def test_the_table_of_places_stays_bounded():
 def test_what_is_said_twice_is_weighed_but_names_once():
     spoke = Spoke(START, FLOW, "initiator", "http-connect")
     assert verdicts([spoke, spoke]) == {"http-proxy": "clear"}
+
+
+# -- workers, who answer at once on connections that they opened ------------------------------------------------------
+
+
+def tasks(first, *, confirmed, seed=1):
+    """A worker's connection: it greets, waits, is given something, answers at once, and is told so or not."""
+    dice, now, said = random.Random(seed), 1.0, []
+    for _ in range(40):
+        now += dice.lognormvariate(0, 0.8) + 0.2
+        said += [(now, 1, b"$" * dice.randint(20, 30)), (now + 0.0004, 0, b"=" * dice.randint(20, 90))]
+        if confirmed:
+            said += [(now + 0.0009, 1, b":%d" % dice.randint(1, 999)), (now + 0.0012, 0, b"B" * 14)]
+    return conversation(said, opening=first)
+
+
+WORKER = [(0, b"hello, I can work\n"), (1, b"fine\n")]
+BROKERS = [[(1, b'INFO {"server_id":"N"}\r\n'), (0, b"CONNECT {}\r\n")], [(0, b"AMQP\0\0\x09\1"), (1, b"\1\0\0")],
+           [(side, b"\xff" + bytes(8) + b"\x7f\3\0NULL" + bytes(40)) for side in (0, 1)]]
+
+
+def shells(block):
+    return verdicts(observations_of(FlowTable(), block), detectors=(reverse_shell,))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_workers_are_no_shells(seed):
+    assert shells(tasks(WORKER, confirmed=True, seed=seed)) == {}
+    for opening in BROKERS:
+        assert shells(tasks(opening, confirmed=False, seed=seed)) == {}
+
+
+def test_a_worker_of_an_unknown_protocol_that_is_never_confirmed_is_suspect():
+    """By its turns it is a shell, and there is nothing else to tell it from one: said here, so that it is known."""
+    assert shells(tasks(WORKER, confirmed=False)) == {"reverse-shell": "suspect"}

@@ -83,7 +83,7 @@ IKE = NOISE[:8] + bytes(8) + bytes([33, 0x20, 34, 8]) + bytes(4) + struct.pack("
     ([b"*3\r\n$5\r\nBLPOP\r\n$1\r\nq\r\n$1\r\n0\r\n"], ["message-broker"]),
     ([b"*12\r\n$4\r\nMSET\r\n"], ["message-broker"]),
     ([b'INFO {"server_id":"N","version":"2.9"}\r\n'], ["message-broker"]),
-    ([b"AMQP\0\0\x09\1" + b"\1\0\0"], ["message-broker"]),
+    ([b"AMQP\0\0\x09\1"], ["message-broker"]),
     ([b"\x10\x1e\0\4MQTT\4\2\0\x3c\0\x12" + b"a" * 18], ["message-broker"]),
     ([b"\x10\x9e\1\0\4MQTT\4\2\0\x3c\0\x92" + b"a" * 146], ["message-broker"]),
     ([b"\xff" + bytes(8) + b"\x7f\3\0NULL" + bytes(20)], ["message-broker"]),

@@ -11,6 +11,10 @@ Benign look-alikes, and what keeps them out:
 - symmetric protocols (peers, NCCL, databases' replication, keepalives of VPNs): the near side asks as often;
 - heartbeats (MQTT, IRC, AMQP, HTTP/2 PING, mtalk): one size, and as regular as a clock;
 - acknowledged pushes (VNC and RDP updates, event streams): the answers are all of one size, the questions are not;
+- workers that wait for tasks (Redis' BLPOP and the like): after each answer the far side says one thing more, short and
+  of one length, and lets this host wait again; a shell's far side has nothing to confirm;
+- services behind a message broker (NATS, AMQP, MQTT, ZeroMQ): whoever asks, this host answers at once, line by line.
+  In clear the broker's protocol is known by its first bytes, and what looks like typed lines is then a request;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
 - an administrator who logs in: the far side has dialled.
@@ -58,6 +62,10 @@ TUNNEL_NATS_MAX = 33.0
 # Chaff windows (core.flows.RHYTHM_NATS): the second to fourth confirm the first, later ones add nothing new.
 CHAFF_NATS = (7.0, 12.0, 17.0, 21.0)
 
+#: What is said to a worker after its answer: nearly always, and of nearly one length.
+CONFIRMED_SHARE = 0.9
+CONFIRMED_ALIKE_BYTES = 4
+
 TOLD_NATS_MIN = 1.0
 LEAD_MIN = 2.0
 BYTES_RATIO_MIN = 0.7
@@ -65,15 +73,16 @@ PACE_NS = (80_000_000, 1_500_000_000)
 IRREGULAR_MIN = 0.25
 CLOCKWORK_MAX = 0.15
 
-_SPOTS = ("pasted scripts that answer with files only", "commands paced by a timer", "padding of every record",
+_SPOTS = ("commands carried by a message broker in clear", "pasted scripts that answer with files only",
+          "commands paced by a timer", "padding of every record",
           "traffic merged with other channels of the same connection")
 
 
 class _Led:
     """What is known of one flow."""
 
-    __slots__ = ("answered", "base_far", "base_near", "chaff", "led", "near", "pairs", "slow", "times_ns", "told",
-                 "tunnel", "undo")
+    __slots__ = ("answered", "base_far", "base_near", "chaff", "far_bytes", "led", "more", "near", "pairs", "slow",
+                 "times_ns", "told", "tunnel", "undo")
 
     def __init__(self) -> None:
         self.led = 0
@@ -87,6 +96,8 @@ class _Led:
         self.base_far = -1
         self.pairs: deque[tuple[int, int]] = deque(maxlen=RECENT_MAX)
         self.times_ns: deque[int] = deque(maxlen=RECENT_MAX)
+        self.far_bytes = -1
+        self.more: deque[int] = deque(maxlen=RECENT_MAX)
         self.undo = 0
 
 
@@ -136,6 +147,9 @@ class Detector:
             led.pairs.append((item.question_bytes, item.answer_bytes))
             led.times_ns.append(item.time_ns)
             led.undo = item.time_ns
+            if led.far_bytes >= 0:
+                led.more.append(item.payload_bytes_responder - led.far_bytes - item.question_bytes)
+            led.far_bytes = item.payload_bytes_responder
             if led.base_near < 0:
                 led.base_near = item.payload_bytes_initiator - item.answer_bytes
                 led.base_far = item.payload_bytes_responder - item.question_bytes
@@ -206,7 +220,7 @@ def _standing(item: Exchange | FlowUse, led: _Led) -> tuple[float, str]:
     pace_ns, spread = _pace(led)
     pair, share = _usual_pair(led)
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < BYTES_RATIO_MIN * theirs
-            or spread < CLOCKWORK_MAX or _acknowledges(led)):
+            or spread < CLOCKWORK_MAX or item.carrier == "broker" or _acknowledges(led) or _confirms(led)):
         return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
                      f"pace varies by {spread:.2f}: not as a shell on this host would have it")
     typed = share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
@@ -235,6 +249,14 @@ def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
     pairs = Counter(led.pairs)
     pair, count = max(pairs.items(), key=lambda one: (one[1], one[0]), default=((0, 0), 0))
     return pair, count / max(1, len(led.pairs))
+
+
+def _confirms(led: _Led) -> bool:
+    """Return whether the far side says one thing more after each answer, of one length, shorter than its questions."""
+    usual, count = Counter(led.more).most_common(1)[0] if led.more else (0, 0)
+    alike = sum(abs(one - usual) <= CONFIRMED_ALIKE_BYTES for one in led.more) if usual > 0 else 0
+    questions = sorted(question for question, _ in led.pairs)
+    return count > 0 and alike >= CONFIRMED_SHARE * len(led.more) and usual < questions[len(questions) // 2]
 
 
 def _acknowledges(led: _Led) -> bool:
