@@ -69,3 +69,11 @@ for release in $releases; do
 done
 "$venv/bin/python" -m pip install --quiet asyncssh paramiko ssh-python websockify ||
     say "the Python peers cannot be had"
+if command -v go >/dev/null && [ ! -x "$venv/lab-peers/go-client" ]; then
+    # Debian's golang-golang-x-crypto-dev is a source tree, not a module.
+    GO111MODULE=off GOPATH=/usr/share/gocode go build -o "$venv/lab-peers/go-client" gpuguard/lab/clients/client.go ||
+        say "Go's client cannot be had (apt-get install golang-golang-x-crypto-dev)"
+fi
+for tool in tcpdump socat curl rsync git autossh; do
+    command -v "$tool" >/dev/null || say "$tool is missing: scenarios that need it will fail"
+done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,12 +32,14 @@ def kexinit(suite, *marks):
 class Talk:
     """One session: the client is the initiator unless swapped; time goes on by 10 ms a record."""
 
-    def __init__(self, suite="chacha20", *, swapped=False, marks=True, banner="SSH-2.0-OpenSSH_9.2p1"):
-        self.suite = ssh.suite_of(*SUITES[suite])
+    def __init__(self, suite="chacha20", *, swapped=False, marks=True, banner="SSH-2.0-OpenSSH_9.2p1", server=""):
+        self.suite = ssh.suite_of(*SUITES[suite], banner)
+        self.server_suite = ssh.suite_of(*SUITES[suite], server)
         self.session = ssh.SshSession(initiator_known=True)
         self.client = 1 if swapped else 0
         self.now, self.totals, self.uses = 0, [0, 0], []
         self.session.banner(self.client, banner)
+        self.session.banner(1 - self.client, server)
         self.session.kexinit(self.client, kexinit(suite, *(("ext-info-c",) if marks else ())))
         self.session.kexinit(1 - self.client, kexinit(suite))
         self.uses += self.session.newkeys(1 - self.client)
@@ -53,7 +57,7 @@ class Talk:
         return self.raw(sum(ssh.record_bytes(self.suite, one) for one in payloads), client=True, **how)
 
     def theirs(self, *payloads, **how):
-        return self.raw(sum(ssh.record_bytes(self.suite, one) for one in payloads), client=False, **how)
+        return self.raw(sum(ssh.record_bytes(self.server_suite, one) for one in payloads), client=False, **how)
 
     def login(self):
         self.ours(17)
@@ -266,3 +270,119 @@ def test_a_lost_open_makes_no_forward_of_what_follows():
     uses = talk.session.segment(talk.now + 10**6, talk.client, size, 9999, holes=(1, 0))
     uses += talk.session.segment(talk.now + 10**7, 1 - talk.client, 28, 9999, holes=(1, 0))
     assert REQUEST not in {one.use for one in uses}
+
+
+def test_padding_of_implementations():
+    """dropbear's MIN_PACKET_LEN and Go's packetSizeMultiple, as their sources have them and as they were seen."""
+    chacha = "chacha20-poly1305@openssh.com"
+    sizes = {banner: [ssh.record_bytes(ssh.suite_of(chacha, "", "none", banner), one) for one in (1, 5, 10, 17)]
+             for banner in ("SSH-2.0-OpenSSH_9.2", "SSH-2.0-dropbear_2022.83", "SSH-2.0-Go")}
+    assert sizes == {
+        "SSH-2.0-OpenSSH_9.2": [28, 36, 36, 44],
+        "SSH-2.0-dropbear_2022.83": [36, 36, 36, 44],
+        "SSH-2.0-Go": [36, 36, 36, 52],
+    }
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("wait_ns", [100_000, 30_000_000])
+def test_a_second_write_that_tcp_held_back(suite, wait_ns):
+    """The session's open leaves when the request before it is acknowledged: RFC 896, with the path's round trip."""
+    talk = Talk(suite, server="SSH-2.0-OpenSSH_9.2p1").login()
+    talk.ours(ssh.tcpip_forward(9))
+    talk.ours(ssh.SESSION_OPEN, ssh.NO_MORE_SESSIONS, after_ns=wait_ns)
+    talk.theirs(344, after_ns=100_000)
+    talk.theirs(ssh.REPLY)
+    assert talk.nats(REQUEST) > 19.6
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_forwards_in_one_segment(suite):
+    """The second and third request wait for the first to be acknowledged, and leave together."""
+    talk = Talk(suite, server="SSH-2.0-OpenSSH_9.2p1").login()
+    talk.ours(ssh.tcpip_forward(9))
+    talk.ours(ssh.tcpip_forward(9), ssh.tcpip_forward(9), after_ns=100_000)
+    talk.ours(ssh.NO_MORE_SESSIONS, after_ns=100_000)
+    talk.theirs(344)
+    talk.theirs(ssh.REPLY, ssh.REPLY, ssh.REPLY)
+    assert talk.nats(REQUEST) > 19.6
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("server", ["SSH-2.0-dropbear_2022.83", "SSH-2.0-OpenSSH_9.2p1"])
+def test_dropbear_writes_all_at_once(suite, server):
+    talk = Talk(suite, banner="SSH-2.0-dropbear_2022.83", server=server).login()
+    talk.ours(ssh.tcpip_forward(9), ssh.SESSION_OPEN, after_ns=300_000)
+    talk.theirs(ssh.REPLY)
+    talk.theirs(ssh.OPEN_CONFIRMATION)
+    assert talk.nats(REQUEST) > 6
+
+
+@pytest.mark.parametrize("suite", ["chacha20", "gcm", "etm", "umac"])
+def test_a_network_device(suite):
+    talk = Talk(suite, server="SSH-2.0-OpenSSH_9.2p1").login()
+    talk.ours(ssh.TUN_OPEN, ssh.NO_MORE_SESSIONS, after_ns=300_000)
+    talk.theirs(344)
+    talk.theirs(ssh.OPEN_CONFIRMATION)
+    assert talk.nats("ssh-tun") > 19.6
+    assert talk.nats(REQUEST) == 0
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_long_answer_to_the_first_attempt_is_no_login(suite):
+    """OpenSSH since 10 answers "none" with EXT_INFO and a failure; what offers a key then costs as much as an opening."""
+    talk = Talk(suite, server="SSH-2.0-OpenSSH_10.6p1")
+    talk.ours(17)
+    talk.theirs(17)
+    talk.ours(43)
+    assert talk.theirs(230, 45) == []
+    assert talk.ours(SESSION_AND_MORE) == []
+    assert "authenticated" not in talk.named()
+
+
+SESSION_AND_MORE = 122  # a key offered: as long as an open and no-more-sessions in classic suites
+
+
+def test_the_answer_to_a_keepalive_is_not_the_answer_to_a_disconnect():
+    """A command ends as a keepalive is out: DISCONNECT costs what a request costs, and the answer is the keepalive's."""
+    talk = Talk(server="SSH-2.0-OpenSSH_10.6p1").login()
+    play(talk, BENIGN["exec"][0])
+    talk.now += 10**9
+    talk.ours(ssh.KEEPALIVE)
+    talk.ours(5, after_ns=2_000_000)
+    talk.ours(33, after_ns=100_000)
+    assert talk.theirs(ssh.REPLY) == []
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_terminal_without_modes(suite):
+    """`ssh -tt` with nothing but a pipe on its standard input."""
+    talk = Talk(suite, server="SSH-2.0-OpenSSH_9.2p1").login()
+    talk.ours(ssh.SESSION_OPEN, ssh.NO_MORE_SESSIONS)
+    talk.theirs(344)
+    talk.theirs(ssh.OPEN_CONFIRMATION)
+    talk.ours(42 + 5, ssh.SHELL_REQUEST)
+    assert "ssh-interactive" in talk.theirs(5, 9, 5)
+
+
+SUITES_COMPRESSED = {"chacha20": SUITES["chacha20"], "sha256": ("aes256-ctr", "hmac-sha2-256", "none")}
+
+
+@pytest.mark.parametrize("name", SUITES_COMPRESSED)
+@pytest.mark.parametrize("bind", [b"localhost", b"0.0.0.0"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_compressed_openings_are_computed(name, bind, count, monkeypatch):
+    """What zlib makes of an opening with these very bytes is among the sizes that are looked for."""
+    monkeypatch.setitem(SUITES, "zipped", (*SUITES_COMPRESSED[name][:2], "zlib@openssh.com"))
+    talk = Talk("zipped", server="SSH-2.0-OpenSSH_9.2p1").login()
+    stream = zlib.compressobj()
+
+    def cost(message):
+        return ssh.record_bytes(talk.suite, len(stream.compress(message) + stream.flush(zlib.Z_PARTIAL_FLUSH)))
+
+    for port in range(count):
+        text = bind if port % 2 == 0 else b"localhost"
+        message = b"\x50\0\0\0\x0dtcpip-forward\1" + len(text).to_bytes(4, "big") + text + (2_222 + port).to_bytes(4, "big")
+        talk.raw(cost(message), client=True, after_ns=100_000)
+    talk.raw(cost(b"\x50\0\0\0\x1cno-more-sessions@openssh.com\0"), client=True, after_ns=100_000)
+    assert talk.nats(REQUEST) >= 6

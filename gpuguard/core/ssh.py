@@ -210,7 +210,10 @@ class Sizes(NamedTuple):
     key_echo: int
     reply: int
     reply_port: int
+    #: CHANNEL_SUCCESS, WINDOW_ADJUST, CHANNEL_SUCCESS.
+    granted: int
     confirm: int
+    confirms: frozenset[int]
     forwarded: frozenset[int]
     accepted: int
     service: int
@@ -245,11 +248,11 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
     session, no_more = frozenset(found.session), min(found.no_more)
     # dropbear sends no such request; who does, may open with it.
     plain = set(session) if dropbear else {*found.no_more, ours(KEEPALIVE), *session}
-    # A host's name and where the connection came from: "UNKNOWN" at least (OpenSSH's -W), and three letters.
-    onwards = {ours(45 + size) for size in _NAMES_BYTES if size >= 10}
+    # A host's name and where the connection came from: "UNKNOWN" at least (OpenSSH's -W), and four letters or more.
+    onwards = {ours(45 + size) + tail for size in range(11, 61) for tail in (0, no_more)}
     direct = found.direct or {ours(45 + size) for size in _NAMES_BYTES}
     tails = {0, no_more, *(one + no_more for one in session), *session}
-    reply, confirm = _answers(server)
+    reply, confirms = _answers(server)
     return Sizes(
         session=session,
         no_more=no_more,
@@ -257,14 +260,13 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
         session_next=frozenset(found.session_next),
         keepalive=ours(KEEPALIVE),
         forward=frozenset(found.forward),
-        # A tun device's open is of the same size as a request for localhost in some suites: its answer tells.
         forward_only=frozenset(found.forward - plain),
         with_forward=found.with_forward,
         gathered=frozenset(found.with_forward.keys() - found.forward - plain - direct),
         forward_path=frozenset(found.path),
         openings=frozenset({*plain, *(one + no_more for one in session)}),
-        tun=frozenset({ours(TUN_OPEN) + tail for tail in tails} - {one + tail for one in onwards for tail in tails}
-                      - {*plain, *(one + no_more for one in session)} - set(found.with_forward)),
+        tun=frozenset({ours(TUN_OPEN) + tail for tail in tails} - onwards
+                      - {*plain, *(one + no_more for one in session)}),
         ignore=ours(IGNORE),
         direct=frozenset(direct),
         confirm_client=ours(OPEN_CONFIRMATION),
@@ -278,7 +280,9 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
         key_echo=theirs(KEY),
         reply=reply,
         reply_port=theirs(REPLY_WITH_PORT),
-        confirm=confirm,
+        granted=2 * theirs(5) + theirs(9),
+        confirm=min(confirms),
+        confirms=confirms,
         forwarded=frozenset(theirs(48 + size) for size in _NAMES_BYTES),
         accepted=theirs(REPLY),
         service=theirs(_SERVICE),
@@ -361,19 +365,20 @@ def _deflated_openings(suite: Suite) -> _Openings:
     """Return the sizes of an opening that is compressed: what a message costs hangs on what went before it.
 
     Names and ports stand for all of their length: a byte of them costs 8 or 9 bits. Builds of zlib and versions of
-    OpenSSH differ in the flush and in how far back they look for repeats (OpenSSH 10.6 costs what runs alone save):
-    all are looked for.
+    OpenSSH differ in the flush and in whether they look for repeats (10.6 costs what Huffman's code alone saves): all
+    are looked for.
     """
     found = _Openings(set(), set(), set(), set(), set(), set(), {}, set())
-    for flush, strategy in sorted({(suite.flush, zlib.Z_DEFAULT_STRATEGY), (suite.flush, zlib.Z_RLE),
+    for flush, strategy in sorted({(suite.flush, zlib.Z_DEFAULT_STRATEGY), (suite.flush, zlib.Z_HUFFMAN_ONLY),
                                    (zlib.Z_SYNC_FLUSH, zlib.Z_DEFAULT_STRATEGY)}):
         start = _Deflater(suite, flush, zlib.compressobj(strategy=strategy))
         found.no_more.add(start.copy().cost(_NO_MORE))
         found.session.update(start.copy().cost(one) for one in _session_messages())
         found.direct.update(start.copy().cost(_direct_message(host, origin)) for host in _HOSTS for origin in _ORIGINS)
         for bind in _BINDS:
-            asked = [_forward_message(bind, 30_000 + port) for port in range(FORWARDS_MAX)]
-            _deflated_run(found, start, asked, found.forward)
+            for other in _BINDS[:4]:
+                asked = [_forward_message((bind, other)[port % 2], 30_000 + port) for port in range(FORWARDS_MAX)]
+                _deflated_run(found, start, asked, found.forward)
         for path in _PATHS:
             _deflated_run(found, start, [_path_message(path)], found.path)
     return found
@@ -388,7 +393,7 @@ def _deflated_run(found: _Openings, start: _Deflater, requests: list[bytes], fir
         no_more = after.cost(_NO_MORE)
         found.no_more_next.add(no_more)
         pairs = set()
-        for session in _session_messages():
+        for session in _session_messages()[:2]:
             behind = stream.copy()
             opened = behind.cost(session)
             pairs |= {opened, opened + behind.cost(_NO_MORE)}
@@ -404,15 +409,20 @@ _HOST_KEYS = bytes((one * 167 + one // 7 * 31) % 256 for one in range(380))
 _CONFIRMATION = b"\x5b" + bytes(12) + (2_097_152).to_bytes(4, "big") + b"\0\0\x80\0"
 
 
-def _answers(suite: Suite) -> tuple[int, int]:
+def _answers(suite: Suite) -> tuple[int, frozenset[int]]:
     """Return what the answer to a global request and the confirmation of a channel cost."""
     if not suite.compressed:
-        return record_bytes(suite, REPLY), record_bytes(suite, OPEN_CONFIRMATION)
-    stream = _Deflater(suite, suite.flush, zlib.compressobj())
-    if suite.flush == zlib.Z_PARTIAL_FLUSH:
-        # OpenSSH's first word after the login is its host keys.
-        stream.cost(_HOST_KEYS)
-    return stream.cost(b"\x51"), stream.cost(_CONFIRMATION)
+        return record_bytes(suite, REPLY), frozenset([record_bytes(suite, OPEN_CONFIRMATION)])
+    replies, confirms = [], set()
+    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
+        stream = _Deflater(suite, suite.flush, zlib.compressobj(strategy=strategy))
+        if suite.flush == zlib.Z_PARTIAL_FLUSH:
+            # OpenSSH's first word after the login is its host keys.
+            stream.cost(_HOST_KEYS)
+        confirms.add(stream.copy().cost(_CONFIRMATION))
+        replies.append(stream.cost(b"\x51"))
+        confirms.add(stream.cost(_CONFIRMATION))
+    return replies[0], frozenset(confirms)
 
 
 # Suites that a session may be read in when its key exchange was not captured whole, the usual one of each size first.
@@ -474,6 +484,9 @@ TUN_CONFIRMED_NATS = 3.0
 # A forward on a running session (`ssh -O forward`): the size may be typed data, the answer of three bytes or less may
 # not (channel data costs more in 8-byte suites), keepalives are of another size. The rest as above, without "first".
 LATER_REQUEST_NATS = 10.0
+# In suites with 16-byte blocks that answer is as long as two typed bytes' echo. What a person pastes is echoed at its
+# length, but for passwords: one session with a terminal in twenty has that.
+LATER_ALIKE_NATS = 3.0
 # The far side opens a channel and this side confirms. Without a session channel nothing else is that long from the
 # server first and that short in return; X11 and agent opens need a session and are shorter. By chance 1/20 * 1/20 * 1/8
 # (server first).
@@ -496,6 +509,8 @@ _ONE_GO_NS = 20_000_000
 # Where a keepalive costs what no-more-sessions costs, only the pace of one loop in one process tells them apart.
 _ONE_GO_ALIKE_NS = 5_000_000
 _ANSWER_NS = 30_000_000_000
+# A port of this host is connected to at once; with other channels on the line no more time than that is given.
+_CONFIRMED_NS = 40_000_000
 _OWED_NS = 3_000_000_000
 _TRANSFER_BYTES = 64 * 1024
 _ASKED_MAX = 16
@@ -560,6 +575,7 @@ class SshSession:
         self._pty = False
         self._tun = False
         self._forward_asked = False
+        self._may_be_asked = False
         self._request_nats = 0.0
         self._banners = ["", ""]
         self._holes = self._auth_holes = (0, 0)
@@ -719,7 +735,8 @@ class SshSession:
             self._owed_ns = time_ns
             self._early |= time_ns - self._auth_ns < _OPENING_NS
             uses = self._name("keepalive", 0.0, f"a keepalive of {size} bytes")
-            if [one.size for one in self._asked] == [sizes.no_more]:
+            only = {sizes.no_more, sizes.keepalive}
+            if self._asked and self._asked[0].size == sizes.no_more and all(one.size in only for one in self._asked):
                 uses += self._name("ssh-local-forward", NAME_NATS, "a session without a channel, held open (-N), and "
                                    "no port of the far side asked for")
             return uses
@@ -747,12 +764,8 @@ class SshSession:
         if before is not None and opening and follows and all(
                 self._forwards_in(one, sizes) for one in self._asked[:-1]):
             return self._parted(self._asked[0], sizes, opened=size in sizes.session_next)
-        if first and opening and size in sizes.tun:
-            self._tun = True
-            text = (f"the first record after the login has {size} bytes, as the open of a network device (-w) has in "
-                    "this cipher suite and no other opening")
-            nats = REQUEST_FAMILIAR_NATS if self._familiar() else REQUEST_NATS
-            return self._name("ssh-tun", nats, text)
+        # A tun device's open costs what a request for localhost costs in some suites: the answer tells.
+        self._tun |= first and opening and size in sizes.tun
         if first and opening and self._gathers() and size in sizes.gathered:
             text = (f"the first record after the login has {size} bytes, as tcpip-forward with what follows it has in "
                     "this cipher suite, and no other opening")
@@ -851,8 +864,11 @@ class SshSession:
         There are at most as many answers as there were requests: other messages can be multiples of them too.
         """
         answers_max = sum(self._forwards_in(one, sizes) for one in self._forwards(sizes))
+        if answers_max and not sizes.exact and size == sizes.reply:
+            # Compressed, a confirmation may cost as much; requests are answered in their order.
+            return 1, False
         for answers in range(answers_max + 1):
-            if size == answers * sizes.reply + sizes.confirm:
+            if size - answers * sizes.reply in sizes.confirms:
                 return answers, True
             if answers and size == answers * sizes.reply:
                 return answers, False
@@ -872,7 +888,7 @@ class SshSession:
         if first and one.size in sizes.forward_path:
             return 1
         if first and not self._gathers():
-            return int(one.size in sizes.forward)
+            return int(sizes.with_forward.get(one.size) == 1)
         return sizes.with_forward.get(one.size, 0)
 
     def _forward_answered(self, asked: list[_Asked], replies: int, size: int, sizes: Sizes) -> list[Use]:
@@ -884,7 +900,7 @@ class SshSession:
             return []
         self._forward_asked = True
         known = "ssh-reverse-forward-request" in self._said
-        if not sizes.exact and (not known or sizes.reply == sizes.confirm):
+        if not sizes.exact and (not known or sizes.reply in sizes.confirms):
             # Compressed, an answer is not told from the many other small messages by its size.
             return []
         nats = ANSWERED_NATS if known else REQUEST_NATS + ANSWERED_NATS
@@ -901,9 +917,12 @@ class SshSession:
         # Session, no-more-sessions and forward cost the same in some suites; what was asked last was confirmed.
         self._session = asked[-1] in opening and any(one.size - add in tails for one in opening for add in forwards)
         self._session_bytes = [total, total]
-        if self._tun:
-            self._tun = False
-            return [self._say("ssh-tun", TUN_CONFIRMED_NATS, "the device was opened", _SPOTS)]
+        if self._tun and not answered and not self._request_nats:
+            text = (f"the first record after the login has {asked[0].size} bytes, as the open of a network device has "
+                    "in this cipher suite and no other open, and a channel was confirmed")
+            nats = REQUEST_FAMILIAR_NATS if self._familiar() else REQUEST_NATS
+            self._session = False
+            return [self._say("ssh-tun", nats + TUN_CONFIRMED_NATS, text, _SPOTS)]
         if self._session:
             return []
         if self._onwards(asked[0], sizes, answered=answered) and asked[-1].opening:
@@ -929,7 +948,7 @@ class SshSession:
         if not from_client:
             quiet = time_ns - self._last_client[0] > 1_000_000
             fits = size in sizes.forwarded or not sizes.exact
-            may = self._forward_asked or not self._session
+            may = self._forward_asked or self._may_be_asked or not self._session
             self._open_ns = time_ns if fits and quiet and may and self._setup_over(time_ns) else None
             self._open_size = size
             return []
@@ -938,10 +957,15 @@ class SshSession:
         waiting, self._open_ns = self._open_ns, None
         if waiting is None or size != sizes.confirm_client:
             return []
-        if not self._forward_asked and ("ssh-reverse-forward-request" in self._said or self._channel):
+        if self._session and time_ns - waiting > _CONFIRMED_NS + self._turnaround_ns:
             return []
-        nats = CHANNEL_OPEN_NATS if self._forward_asked else UNASKED_OPEN_NATS
+        asked = self._forward_asked or self._may_be_asked
+        if not asked and ("ssh-reverse-forward-request" in self._said or self._channel):
+            return []
+        nats = CHANNEL_OPEN_NATS if asked else UNASKED_OPEN_NATS
         if not sizes.exact:
+            if not asked:
+                return []
             nats /= 2
         if "ssh-reverse-channel-open" in self._said:
             nats = 0.0
@@ -984,7 +1008,7 @@ class SshSession:
                 return self._name("ssh-interactive", NAME_FIRM_NATS, f"a terminal was asked for ({size} bytes)")
             return self._name("ssh-exec", NAME_NATS, f"a command or subsystem was asked for ({size} bytes)")
         asked = self._last_client[1] in sizes.bare_pty
-        granted = asked and size == 3 * sizes.reply_port and sizes.exact and not self._ignores[1 - (self.client or 0)]
+        granted = asked and size == sizes.granted and sizes.exact and not self._ignores[1 - (self.client or 0)]
         if not from_client and self._requests == 1 and not self._pty and granted:
             # A terminal and a shell were granted, and a window opened: pty-req without modes is as short as a command.
             self._pty = True
@@ -1005,10 +1029,14 @@ class SshSession:
         unmistakable = sizes.exact and (no_data or (self._channel and sizes.reply < sizes.reply_port))
         # no-more-sessions is over by now, whatever it costs; a keepalive or another session may come at any time.
         forward = size in sizes.forward and size != sizes.keepalive and size not in sizes.session
-        if not unmistakable or not forward or time_ns - when > 1_000_000_000 or self._forward_asked:
+        if not forward or not sizes.exact or time_ns - when > 1_000_000_000 or self._forward_asked:
             return []
-        if self._owes(time_ns):
+        if self._owes(time_ns) or (not unmistakable and not self._pty):
             return []
+        if not unmistakable:
+            self._may_be_asked = True
+            text = f"{size} bytes were answered by {sizes.reply}, as tcpip-forward is, or a pasted password"
+            return self._request(LATER_ALIKE_NATS, text)
         self._forward_asked = True
         text = f"on the running session a request of {size} bytes was answered by {sizes.reply} bytes: tcpip-forward"
         return self._request(LATER_REQUEST_NATS, text)

@@ -5,7 +5,7 @@ are those of the node's side of a TAP pair with 12 ms and up to 2 ms of jitter e
 adds what the machine's load makes of it: that is measured by a ping throughout, and stated with the labels. Of each
 connection all of the first frames is kept, for the key exchange, and of the rest the headers.
 
-Usage: ``python -m gpuguard.lab.captures OUT [--only WORD] [--jobs N] [--lost RATIO]``.
+Usage: ``python -m gpuguard.lab.captures OUT [--only WORD] [--first N] [--jobs N] [--lost RATIO]``.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     out: str
     only: str = ""
+    first: int = 0
     jobs: int = 16
     lost_ratio: float = 0.0
 
@@ -91,11 +92,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make labelled captures of SSH in namespaces.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="families with this word in their name")
+    parser.add_argument("--first", type=int, default=0, help="number of the first scenario, to go on after a break")
     parser.add_argument("--jobs", type=int, default=16)
     parser.add_argument("--lost", type=float, default=0.0, help="share of frames to lose on the wire")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(str(arguments.out.resolve()), arguments.only, arguments.jobs, arguments.lost)
+    settings = Settings(str(arguments.out.resolve()), arguments.only, arguments.first, arguments.jobs, arguments.lost)
     lab = subprocess.Popen(namespaces.unshare_command(
         [sys.executable, "-m", "gpuguard.lab.captures", msgspec.json.encode(settings).decode()]),
         stdin=subprocess.PIPE, start_new_session=True)
@@ -108,7 +110,7 @@ def play(settings: Settings) -> int:
     peers.make_keys()
     far = _far_side(settings.lost_ratio)
     wanted = [(number, one) for number, one in enumerate(corpus.scenarios())
-              if settings.only in one.family and peers.available(one.client) and peers.available(one.server)]
+              if number >= settings.first and settings.only in one.family and peers.available(one.client) and peers.available(one.server)]
     for number, _ in wanted:
         run(*in_network_of(far), "ip", "address", "add", f"{address_of(number)}/32", "dev", "lo")
     servers = tuple(name for name in peers.SERVER_PORTS if peers.available(name))
@@ -403,7 +405,8 @@ class Player:
             self._library(self.scenario.client)
             return
         programs = peers.PEERS / release / "usr/bin"
-        command = [str(programs / "sftp"), "-S", str(programs / "ssh"), "-b", "-", *self._scp(release)[3:], f"outsider@{self.host}"]
+        command = [str(programs / "sftp"), "-S", str(programs / "ssh"), "-b", "-", *self._scp(release)[3:],
+                   f"outsider@{self.host}"]
         child = self.spawn(command, stdin=subprocess.PIPE)
         self.write(child, f"ls /\nput /usr/bin/socat /tmp/lab-{self.number}\nls /tmp\nbye\n".encode())
         child.wait(HOLD_S)
@@ -506,8 +509,8 @@ class Player:
     def spawn(self, command: list[str], stdin: int = subprocess.DEVNULL, how: str = "") -> subprocess.Popen[bytes]:
         """Start a program that ends with the scenario; ``how`` is the typist's."""
         log = (namespaces.ROOT / "log" / f"{self.number}").open("ab")
-        child = subprocess.Popen(command, env=peers.environment() | {"LAB_TYPIST": how}, stdin=stdin, stdout=subprocess.DEVNULL,
-                                 stderr=log)
+        child = subprocess.Popen(command, env=peers.environment() | {"LAB_TYPIST": how}, stdin=stdin,
+                                 stdout=subprocess.DEVNULL, stderr=log)
         self.children.append(child)
         return child
 
@@ -552,14 +555,14 @@ def _frames(raw: Path) -> Iterator[tuple[bytes, bytes]]:
             yield head, file.read(struct.unpack("=IIII", head)[2])
 
 
-def _number_of(frame: bytes) -> int | None:
-    """Return the scenario that a frame belongs to, by its far address."""
+def number_of(frame: bytes) -> tuple[int, str] | None:
+    """Return the scenario that a frame belongs to, by its far address, and the address."""
     if frame[12:14] != _IPV4.to_bytes(2, "big"):
         return None
     net = bytes(map(int, ADDRESSES.split(".")))
     for at in (26, 30):
         if frame[at:at + 2] == net:
-            return frame[at + 2] * 250 + frame[at + 3] - 1
+            return frame[at + 2] * 250 + frame[at + 3] - 1, ".".join(map(str, frame[at:at + 4]))
     return None
 
 
@@ -571,9 +574,10 @@ def _write(settings: Settings, rows: list[Row], raw: Path) -> None:
     kept: dict[str, bytearray] = {}
     seen: dict[tuple[int, bytes], int] = {}
     for head, frame in _frames(raw):
-        number = _number_of(frame)
-        if number not in files:
+        scenario = number_of(frame)
+        if scenario is None or scenario[0] not in files:
             continue
+        number = scenario[0]
         ports = frame[34:38] if frame[26:28] < frame[30:32] else frame[36:38] + frame[34:36]
         count = seen[number, ports] = seen.get((number, ports), 0) + 1
         seconds, micros, _, size = struct.unpack("=IIII", head)

@@ -207,7 +207,8 @@ def _libraries() -> list[Scenario]:
     for client in ("asyncssh", "paramiko", "libssh", "go"):
         for server in ("openssh:bookworm", "openssh:sid", "dropbear:sid"):
             for suite in ("", *COMMON_SUITES):
-                found += [Scenario(use, client, server, suite, through="inner" if use == "reverse" and not suite else "touch")
+                found += [Scenario(use, client, server, suite,
+                                   through="inner" if use == "reverse" and not suite else "touch")
                           for use in ("reverse", "reverse-many", "reverse-shell", "reverse-late", "reverse-wide")]
                 found += [Scenario(use, client, server, suite, expected=BENIGN[use][2])
                           for use in ("shell", "exec", "local", "dynamic")]

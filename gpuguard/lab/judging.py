@@ -26,6 +26,8 @@ REVERSE = ("ssh-reverse-tunnel", "ssh-reverse-shell")
 #: Uses of a tunnel that are a shell: someone types in it, or sends commands.
 SHELLS = ("inner", "chaff", "pty", "line")
 
+SHELL_EXCHANGES_MAX = 10
+
 
 class Judged(NamedTuple):
     """One scenario: its line of the labels, and what was told of its flows."""
@@ -39,6 +41,8 @@ class Judged(NamedTuple):
     tunnel_ns: int | None
     confirmed_ns: int | None
     shell_ns: int | None
+    #: When any label that accuses was first told.
+    first_ns: int | None
     #: How often the far side had broken the silence when the shell was named, or in all where it was not.
     exchanges: int
     flows: tuple[str, ...]
@@ -122,7 +126,7 @@ def _judged(row: dict[str, str], findings: list[Finding], reports: list[FlowRepo
         times = [one.time_ns for one in told if one.label in labels and one.verdict in verdicts]
         return min(times, default=None)
 
-    shell_ns = first("ssh-reverse-shell")
+    shell_ns = first("ssh-reverse-shell", "reverse-shell")
     led = [one for one in seen if isinstance(one, Exchange) and one.first == "responder"
            and one.time_ns >= int(row["used_ns"] or 0)]
     return Judged(
@@ -134,6 +138,7 @@ def _judged(row: dict[str, str], findings: list[Finding], reports: list[FlowRepo
         tunnel_ns=first(*REVERSE),
         confirmed_ns=first(*REVERSE, verdicts=("confirmed",)),
         shell_ns=shell_ns,
+        first_ns=min((one.time_ns for one in told), default=None),
         exchanges=sum(shell_ns is None or one.time_ns <= shell_ns for one in led),
         flows=tuple(f"{end.label}:{end.verdict}" for end in ends),
     )
@@ -173,7 +178,7 @@ def score(judged: list[Judged]) -> Score:
         unnamed=sum(one.tunnel_ns is None for one in reverse),
         shells=len(shells),
         shells_named=sum(one.shell_ns is not None for one in shells),
-        shells_in_ten=sum(one.shell_ns is not None and one.exchanges <= 10 for one in shells),
+        shells_in_ten=sum(one.shell_ns is not None and one.exchanges <= SHELL_EXCHANGES_MAX for one in shells),
         uses=len(uses),
         uses_seen=sum("ssh-reverse-channel-open" in one.uses for one in uses),
         benign=len(rest),

@@ -153,7 +153,8 @@ def openssh(release: str, host: str, server: str, *options: str, user: str = "ou
             port: int | None = None) -> list[str]:
     """Return the command line of an OpenSSH client without its remote command."""
     return [
-        str(PEERS / release / "usr/bin/ssh"), "-F", "none", "-i", str(KEYS / "user"), "-p", str(port or SERVER_PORTS[server]),
+        str(PEERS / release / "usr/bin/ssh"), "-F", "none", "-i", str(KEYS / "user"),
+        "-p", str(port or SERVER_PORTS[server]),
         "-o", "UserKnownHostsFile=/dev/null", "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=no",
         "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes", *options, f"{user}@{host}",
     ]

@@ -125,7 +125,7 @@ async def wait_for_a_server(plan: plans.Plan) -> None:
 
 
 def main() -> None:
-    """Play PLAN; or serve HOSTKEY AUTHORIZED PORT; or, swapped: dial-out HOSTKEY AUTHORIZED HOST PORT, and called PLAN."""
+    """PLAN; serve HOSTKEY AUTHORIZED PORT; or, swapped: dial-out HOSTKEY AUTHORIZED HOST PORT, and called PLAN."""
     match sys.argv[1:]:
         case ["serve", host_key, authorized, port]:
             asyncio.run(serve(host_key, authorized, int(port)))
