@@ -2,10 +2,10 @@
 
 Beside it: nvitop's device and process snapshots at 1 Hz, and a plain loop over nvidia-ml-py's functions that reads the
 same fields (GPM, field values, processes) at 1 and 10 Hz. Claims: at most half of nvitop's CPU time at 1 Hz, less than
-the plain loop's at 10 Hz, and there <= 0.5 % of a core. At 1 Hz the loop costs less than the eye, for it makes no records,
-names no process and would hang with its driver: that ratio is told without a target. The driver's own share is not in
-the figures: the stand-in answers at once, a real driver takes its time in the kernel. All run in turn, several times;
-the median is told.
+the plain loop's at 10 Hz, and there <= 0.5 % of a core. At 1 Hz the loop costs less than the eye, for it makes no
+records, names no process, and would hang with its driver: that ratio is told without a target. The driver's own share
+is not in the figures: the stand-in answers at once, a real driver takes its time in the kernel. All run in turn,
+several times; the median is told.
 Run: make bench-nvml-sensor
 """
 
