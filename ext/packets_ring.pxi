@@ -31,6 +31,7 @@ cdef extern from "<linux/if_packet.h>" nogil:
         tpacket_bd_header_u hdr
     struct sockaddr_ll:
         uint16_t sll_protocol
+        int sll_ifindex
         uint16_t sll_hatype
         uint8_t sll_pkttype
 
@@ -38,6 +39,50 @@ cdef enum:
     ARPHRD_ETHER = 1
     ARPHRD_LOOPBACK = 772
     LINK_HEADER = 48            # TPACKET_ALIGN(sizeof(struct tpacket3_hdr)): where struct sockaddr_ll begins
+
+
+# A packet that crosses several interfaces of a namespace (a container's veth, the bridge, the card) is met on each, some
+# microseconds apart, the same but for its time to live. It counts where it was met first.
+cdef enum:
+    MET_MAX = 4096              # slots, each for the last packet of its hash
+
+cdef int64_t MET_NS = 10000000
+
+cdef struct Met:
+    uint64_t hash
+    int64_t time_ns
+    int32_t interface
+
+
+cdef extern from *:
+    """
+    /* All of a row that stays the same on the way, and the identification of IPv4 (RFC 791), mixed as wyhash does. */
+    static inline uint64_t gpuguard_row_hash(const gpuguard_packet_row *row, uint64_t more) {
+        uint64_t words[7];
+        memcpy(words, row->source, 48);
+        words[6] = more ^ (uint64_t)row->protocol << 32 ^ (uint64_t)row->tcp_flags << 40;
+        for (int i = 0; i < 7; i++) {
+            unsigned __int128 product = (unsigned __int128)(more ^ words[i]) * (0xa0761d6478bd642fu + 2 * i);
+            more = (uint64_t)product ^ (uint64_t)(product >> 64) ^ words[i] >> 29;
+        }
+        return more;
+    }
+    """
+    uint64_t row_hash "gpuguard_row_hash"(const Row* row, uint64_t more) noexcept nogil
+
+
+cdef bint met_elsewhere(Met* table, const Row* row, const uint8_t* packet, int32_t interface,
+                        uint64_t seed) noexcept nogil:
+    """Whether the packet was just met on another interface. ``packet`` has room for the fields that a row came from."""
+    cdef uint64_t hash = row_hash(row, seed ^ (be16(packet + 4) if packet[0] >> 4 == 4 else 0))
+    cdef Met* met = &table[hash >> 52]
+    cdef int64_t since = row.time_ns - met.time_ns
+    if met.hash == hash and met.interface != interface and -MET_NS <= since <= MET_NS:
+        return 1
+    met.hash = hash
+    met.time_ns = row.time_ns
+    met.interface = interface
+    return 0
 
 
 cdef void ring_frame(Parse* s, const uint8_t* p, uint32_t room) noexcept nogil:
@@ -78,8 +123,10 @@ cdef class Ring:
     cdef uint32_t at            # where in it the next packet is, 0: not begun
     cdef uint32_t left          # packets left in it
     cdef uint32_t bad_blocks
+    cdef Met* met               # NULL where all packets are of one interface
+    cdef readonly unsigned long long duplicates
 
-    def __cinit__(self, int fd, unsigned int block_bytes, unsigned int blocks):
+    def __cinit__(self, int fd, unsigned int block_bytes, unsigned int blocks, *, bint many=False):
         if not 4096 <= block_bytes <= 1 << 24 or not 1 <= blocks <= 65536:
             raise ValueError("block size or count out of range")
         self.block_bytes = block_bytes
@@ -88,9 +135,14 @@ cdef class Ring:
         if base == MAP_FAILED:
             raise OSError(errno, f"the packet ring could not be mapped: {strerror(errno).decode()}")
         self.base = <uint8_t*>base
+        if many:
+            self.met = <Met*>calloc(MET_MAX, sizeof(Met))
+            if self.met == NULL:
+                raise MemoryError
 
     def __dealloc__(self):
         self.close()
+        free(self.met)
 
     def close(self):
         """Unmap the ring; the kernel then frees the socket, if nobody else has it."""
@@ -142,12 +194,26 @@ cdef class Ring:
         # Packets lie far apart, each on lines that no cache has yet: fetch the next one's headers meanwhile.
         prefetch(head + self.at + step)
         prefetch(head + self.at + step + 64)
-        ring_frame(s, head + self.at, self.block_bytes - self.at)
+        self._frame(s, head + self.at, self.block_bytes - self.at)
         self.left -= 1
         if self.left and (step < LINK_HEADER or step > self.block_bytes):
             self.bad_blocks += 1
             self.left = 0
         self.at += step
+
+    cdef void _frame(self, Parse* s, const uint8_t* p, uint32_t room) noexcept nogil:
+        """Parse one packet; what it left is taken back if it was met on another interface."""
+        cdef uint32_t used = s.used, facts = s.facts_used, arena = s.arena_used
+        ring_frame(s, p, room)
+        if self.met == NULL or s.used == used:
+            return
+        # A row was written: the header at tp_net is there, behind at most four tags of which none is IP.
+        if met_elsewhere(self.met, &s.rows[used], p + (<const tpacket3_hdr*>p).tp_net,
+                         (<const sockaddr_ll*>(p + LINK_HEADER)).sll_ifindex, s.seed):
+            s.used = used
+            s.facts_used = facts
+            s.arena_used = arena
+            self.duplicates += 1
 
     cdef void _release(self) noexcept nogil:
         cdef tpacket_block_desc* head = <tpacket_block_desc*>(self.base + <size_t>self.block * self.block_bytes)

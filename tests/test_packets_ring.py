@@ -29,7 +29,7 @@ def packet(data: bytes, *, hatype: int = 1, kind: int = 0x0800, **claim: int) ->
     step = (80 + len(data) + 15) // 16 * 16
     header = struct.pack("=6IHH20x", claim.get("step", step), 7, 5, claim.get("snap", len(data)), len(data), 0, 0,
                          claim.get("net", 80))
-    link = struct.pack("=H2sIHBB8x", 17, kind.to_bytes(2, "big"), 1, hatype, 4, 6)
+    link = struct.pack("=H2sIHBB8x", 17, kind.to_bytes(2, "big"), claim.get("interface", 1), hatype, 4, 6)
     return ((header + link).ljust(80, b"\0") + data).ljust(step, b"\0")
 
 
@@ -39,11 +39,11 @@ def block(packets: list[bytes], count: int | None = None, first: int = HEAD, sta
 
 
 @contextmanager
-def ring_of(blocks: list[bytes]) -> Iterator[tuple[Ring, mmap.mmap]]:
+def ring_of(blocks: list[bytes], *, many: bool = False) -> Iterator[tuple[Ring, mmap.mmap]]:
     descriptor = os.memfd_create("ring")
     try:
         os.write(descriptor, b"".join(blocks))
-        ring = Ring(descriptor, BLOCK, len(blocks))
+        ring = Ring(descriptor, BLOCK, len(blocks), many=many)
         with mmap.mmap(descriptor, 0) as memory:
             yield ring, memory
         ring.close()
@@ -87,6 +87,24 @@ def test_a_tag_left_in_the_frame_is_passed_over() -> None:
         ring.read(parser, 1)
         assert parser.take()[0]["payload_bytes"].tolist() == [3]
         assert parser.counts()["other"] == 1
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_packet_on_its_way_through_several_interfaces_counts_once(*, many: bool) -> None:
+    question = bytes(4) + b"\0\1" + bytes(6) + b"\1a\0\0\x10\0\1"
+    asked = struct.pack(">HHHH", 1000, 53, 8 + len(question), 0) + question
+    asked = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(asked), 1, 0, 64, 17, 0) + bytes(8) + asked
+    on_the_way = [packet(asked, interface=one) for one in (3, 2, 4)]
+    others = [packet(udp(1), interface=3), packet(udp(1), interface=3), packet(udp(2), interface=2)]
+    with ring_of([block([*on_the_way, *others, *on_the_way])], many=many) as (ring, _):
+        parser = Parser()
+        assert not ring.read(parser, 10)
+        rows, facts = parser.take()
+        sizes = [len(question), 1, 1, 2, len(question)]
+        everything = [len(question)] * 3 + [1, 1, 2] + [len(question)] * 3
+        assert rows["payload_bytes"].tolist() == (sizes if many else everything)
+        assert [fact.row for fact in facts] == ([0, 4] if many else [0, 1, 2, 6, 7, 8])
+        assert ring.duplicates == (4 if many else 0)
 
 
 @pytest.mark.parametrize("claim", [

@@ -14,8 +14,12 @@ The socket is of type SOCK_DGRAM: frames begin at the network header whatever th
 interfaces" may mix Ethernet, tun and WireGuard, and hardware addresses are never read. On loopback each packet passes
 twice, outgoing and incoming; the socket filter keeps the incoming one.
 
-Known limits: a packet that crosses several interfaces of one namespace (a bridge and its port, a VLAN and its device)
-is seen on each; name interfaces in the settings where that matters. Other network namespaces are not looked into.
+A packet that crosses several interfaces of one namespace (a container's veth, a bridge, the card) is met on each, and
+counts where it was met first: on another interface within 10 ms, a packet with the same addresses, ports, numbers and
+sizes is the same one.
+
+Known limits: an address translated on the way, or a segment cut up for the card, makes another packet; two interfaces
+used in turn for equal datagrams of IPv6 look like one packet on its way. Other network namespaces are not looked into.
 """
 
 from __future__ import annotations
@@ -295,7 +299,7 @@ def _open_source(broker: Broker, interface: str, config: Config) -> _Source:
         if not isinstance(answer, Opened) or answer.descriptors != ("packet", "epoll", "drops"):
             raise EyeClosed("packets: the broker gave an answer that this version does not know")
         packet, ready, drops = descriptors
-        ring = Ring(packet, answer.values["block_bytes"], answer.values["blocks"])
+        ring = Ring(packet, answer.values["block_bytes"], answer.values["blocks"], many=not interface)
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
