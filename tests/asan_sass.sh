@@ -1,5 +1,6 @@
 #!/bin/sh
-# The tests of the machine-code decoder with it built under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's).
+# The tests of the machine-code decoder with it built under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's), then
+# the whole way of a scan and the decoder under mutation, for GPUGUARD_ASAN_FUZZ_SECONDS each (default 20).
 # Run from anywhere: sh tests/asan_sass.sh [pytest options]; PYTHON names the interpreter, .venv/bin/python if unset.
 set -eu
 
@@ -39,7 +40,12 @@ PY
 cd "$work"
 # -s: a report must not end in what pytest captures. PYTHONMALLOC: every object in memory of its own.
 # Leaks are the interpreter's own at exit.
-LD_PRELOAD="$asan $ubsan" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
-  PYTHONMALLOC=malloc PYTHONPATH="$work" \
-  "$python" -m pytest -q -s -c "$root/pyproject.toml" --rootdir "$work" "$@" \
-    "$work"/tests/code/test_decode.py "$work"/tests/code/test_constants.py
+under_asan() {
+  LD_PRELOAD="$asan $ubsan" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
+    PYTHONMALLOC=malloc PYTHONPATH="$work" "$python" "$@"
+}
+under_asan -m pytest -q -s -c "$root/pyproject.toml" --rootdir "$work" "$@" \
+  "$work"/tests/code/test_decode.py "$work"/tests/code/test_constants.py "$work"/tests/code/test_containers.py
+for target in fuzz_scan fuzz_sass fuzz_ptx; do
+  under_asan "$work/tests/fuzz/$target.py" "${GPUGUARD_ASAN_FUZZ_SECONDS:-20}"
+done

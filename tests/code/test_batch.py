@@ -6,11 +6,12 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard.code import batch, decode, judge
+from gpuguard.code import batch, constants, decode, judge
 from gpuguard.code.classify import classify
 from gpuguard.code.containers import elf
 from gpuguard.code.containers.finding import find_images
@@ -69,3 +70,10 @@ def test_an_image_is_judged_as_its_rows_are(image):
     for one, row in zip(said, rows, strict=True):
         alike(one, classify([row], backend="reference")[0])
         assert (one.instructions, one.text_sha256) == (row.n_instr, row.text_sha256)
+
+
+@given(st.lists(st.one_of(st.integers(0, 2**32 - 1), st.sampled_from(sorted(constants.words())))))
+def test_known_words_are_found_as_one_would_look_them_up(words):
+    wanted = {name: len({some[word] for word in words if word in some}) for name, some in constants.tables().items()}
+    found = constants.in_words(np.array(words, np.uint32))
+    assert found == {name: count for name, count in wanted.items() if count}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
+import re
 import struct
 import sys
 import tarfile
@@ -15,6 +17,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuguard import _sass
 from gpuguard.code.containers import archives, elf, fatbin, images, ptx
 from gpuguard.code.containers.finding import find_images
 from gpuguard.code.containers.images import Budget, Flaw, Image, Malformed
@@ -175,6 +178,50 @@ def test_ptx_is_found_in_any_file():
 def test_what_is_no_module_is_malformed(text):
     with pytest.raises(Malformed):
         ptx.read_ptx(text)
+
+
+def test_white_space_does_not_make_a_module_slow():
+    """A megabyte of it once took five seconds; the time is not measured, only that a hundred of them end."""
+    blank = b" " * 1_000_000
+    for word in (b"lop3.b32", b".func", b"mov.u32 %r1,", b"shf.l.wrap.b32 %r1,", b".const .b32 K[2] =", b"123456"):
+        with contextlib.suppress(Malformed):
+            ptx.read_ptx(made.PTX.replace(b"ret;", word + blank + b"ret;"))
+
+
+def test_the_outline_has_every_function_and_every_word():
+    module, outline = ptx.read_ptx(made.PTX), ptx.outline(made.PTX)
+    assert [name for name, _ in outline.functions] == [one.name for one in module.kernels]
+    assert set(module.kernels[0].immediates) <= set(outline.words.tolist())
+    assert outline.constants == (b"\x98\x2f\x8a\x42",)
+    assert {0x428A2F98, 0x71374491} <= set(outline.words.tolist())
+
+
+@given(st.lists(st.integers(-2**64, 2**64)), st.sampled_from([",", " ", ", ", ";\n"]), st.booleans())
+def test_literals_are_what_int_reads(numbers, between, hexadecimal):
+    text = between.join(f"{'-' if one < 0 else ''}{abs(one):#x}" if hexadecimal else str(one) for one in numbers)
+    wanted = []
+    for one in numbers:
+        if abs(one) & (1 << 64) - 1 > 0xFFF:
+            value = one & (1 << 64) - 1 if one > 0 else -(abs(one) & (1 << 64) - 1) & (1 << 64) - 1
+            wanted += [value & 0xFFFFFFFF, *([value >> 32] if value >> 32 not in (0, 0xFFFFFFFF) else [])]
+    assert _sass.literals(text.encode()).tolist() == wanted
+
+
+@given(st.binary(max_size=200), st.sampled_from([1, 2, 4, 8]))
+def test_a_plain_table_is_that_or_nothing(text, width):
+    found = _sass.plain_table(text, width)
+    plain = all(one in b"0123456789, \t\n\r\x0b\x0c" for one in text)
+    assert (found is not None) == plain
+    if found is not None:
+        mask = (1 << 8 * width) - 1
+        assert found == b"".join((int(one) & mask).to_bytes(width, "little") for one in re.findall(rb"\d+", text))
+
+
+@given(st.lists(st.integers(0, 60_000).map(str)), st.sampled_from([1, 2, 4, 8]))
+def test_a_list_of_numbers_is_a_plain_table(numbers, width):
+    mask = (1 << 8 * width) - 1
+    assert _sass.plain_table(", ".join(numbers).encode(), width) == b"".join(
+        (int(one) & mask).to_bytes(width, "little") for one in numbers)
 
 
 @given(st.binary(max_size=300), st.integers(0, len(made.PTX)))

@@ -29,7 +29,7 @@ _TEXT = re.compile(rb"[\t\n\r\x0b\x0c -~\x80-\xff]*")
 _HEAD = re.compile(rb"\.version[ \t]+\d+\.\d+\s[^\0]{0,600}?\.target[ \t]+sm_(\d{2,3})")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 _FUNCTIONS = re.compile(r"\.entry|\.func")
-_FUNCTION = re.compile(r"\.(entry|func)\b\s*(?:\([^()]{0,4096}\)\s*)?([A-Za-z_$%][\w$]*)")
+_FUNCTION = re.compile(r"\.(entry|func)\b\s*+(?:\([^()]{0,4096}\)\s*+)?([A-Za-z_$%][\w$]*)")
 # A body whose blocks and lists have none in them, as nearly all are. Nothing is tried twice.
 _PLAIN_BODY = re.compile(r"\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}")
 _BRACE = re.compile(r"[{}]")
@@ -37,7 +37,7 @@ _INSTRUCTION = re.compile(r"[;:{}]\s*(?:@!?%?[\w$]+\s+)?([a-z][a-z0-9_]*(?:[.:]+
 # None begins with \b: the engine then looks at every character instead of searching for the first word.
 _SPECIAL = re.compile(r"mov\.[ub]\d+\s+%\w+,\s*%(?:n?tid|n?ctaid|laneid|warpid|clock|smid)")
 _ROTATE = re.compile(r"shf\.[lr]\.\w+\.b32\s+%\w+,\s*(%\w+),\s*\1,")
-_LOP3 = re.compile(r"lop3\.b32\s+[^;]{0,200}?,\s*(0[xX][0-9A-Fa-f]{1,2}|\d{1,3})\s*;")
+_LOP3 = re.compile(r"lop3\.b32\s[^;]{0,200}?,\s*(0[xX][0-9A-Fa-f]{1,2}|\d{1,3})\s*;")
 _WIDE = re.compile(r"[\s,](-?(?:0[xX][0-9A-Fa-f]{5,16}|\d{5,20})[uU]?)(?=\s*[,;])")
 _NUMBER = re.compile(r"(?<![\w.%$])-?(?:0[xX][0-9A-Fa-f]+|\d+)[uU]?(?![\w.])")
 _VALUES = re.compile(r"=\s*\{([^{};]*)\}")
