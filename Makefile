@@ -9,7 +9,7 @@ STANDINS := build/lab
 SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h ext/*/*.c ext/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types tidy bench fuzz asan fixtures fixtures-matrix soak stubs lock reference picture dist clean
+.PHONY: help setup demo test check check-ptx lint types tidy bench fuzz asan fixtures fixtures-matrix soak stubs lock reference picture dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -42,6 +42,9 @@ types: $(READY)  ## mypy --strict
 tidy: $(READY)  ## the house rules, over the source
 	$(PYTHON) -m pytest -q tests/test_tidy.py
 
+check-ptx:  ## compile every CUDA kernel for four architectures, without a GPU (about 1 GB of compilers in build/ptx)
+	@sh scripts/check_ptx.sh
+
 bench-%: $(READY)  ## one benchmark: benchmarks/NAME.py
 	$(PYTHON) benchmarks/$(subst -,_,$*).py
 
@@ -56,6 +59,10 @@ fuzz: $(READY)  ## every property over fresh input, for GPUGUARD_FUZZ_SECONDS (d
 asan: $(READY)  ## tests of the packet parser and the machine-code decoder, built under the compiler's sanitizers
 	@PYTHON=$(abspath $(PYTHON)) sh tests/asan_packets.sh -q
 	@PYTHON=$(abspath $(PYTHON)) sh tests/asan_sass.sh -q
+
+lab-captures: $(READY)  ## labelled captures of SSH by real programs, in build/lab-captures (as root; ten minutes and more)
+	@sh scripts/lab_peers.sh $(VENV)
+	$(PYTHON) -m gpuguard.lab.captures build/lab-captures
 
 fixtures:  ## compile tests/fixtures/cuda to cubins (nvcc from PATH, or its wheels in build/nvcc)
 	@sh scripts/fixtures.sh

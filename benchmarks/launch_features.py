@@ -46,15 +46,15 @@ def measure_events() -> dict[str, float]:
     times = np.cumsum(random.integers(100, 100_000, EVENTS))
     keys = random.integers(0, KEYS, EVENTS).astype(np.int32)
     begun = time.perf_counter()
-    event_rows(times[:64], keys[:64], KEYS, "numba")
-    got = {"numba_ready_s": time.perf_counter() - begun}
-    got["numba_events_per_s"] = EVENTS / best_s(lambda: event_rows(times, keys, KEYS, "numba"))
+    event_rows(times[:64], keys[:64], KEYS, "cpu")
+    got = {"cpu_ready_s": time.perf_counter() - begun}
+    got["cpu_events_per_s"] = EVENTS / best_s(lambda: event_rows(times, keys, KEYS, "cpu"))
     got["numpy_events_per_s"] = EVENTS / best_s(lambda: event_rows(times, keys, KEYS, "numpy"), 1)
     few = slice(0, SLOW_EVENTS)
     got["reference_events_per_s"] = SLOW_EVENTS / best_s(
         lambda: event_rows(times[few], keys[few], KEYS, "reference"), 1)
-    saved = 1 / got["numpy_events_per_s"] - 1 / got["numba_events_per_s"]
-    got["compiling_pays_from_events"] = got["numba_ready_s"] / saved
+    saved = 1 / got["numpy_events_per_s"] - 1 / got["cpu_events_per_s"]
+    got["compiling_pays_from_events"] = got["cpu_ready_s"] / saved
     return got
 
 
@@ -75,7 +75,7 @@ def measure_windows() -> dict[str, float]:
 def main() -> int:
     """Measure, print, write the result; return 1 where a target is missed."""
     got = measure_windows() | measure_events()
-    met = {"numba_events_per_s": got["numba_events_per_s"] >= EVENTS_PER_S_MIN,
+    met = {"cpu_events_per_s": got["cpu_events_per_s"] >= EVENTS_PER_S_MIN,
            f"window_{WINDOW_ROWS[-1]}_auto_s": got[f"window_{WINDOW_ROWS[-1]}_auto_s"] <= WINDOW_S_MAX}
     for name, value in got.items():
         print(f"{name:32} {value:16.6g} {'' if met.get(name, True) else 'MISSED'}")

@@ -1,10 +1,10 @@
 """The scores of a forest of decision trees (random or gradient-boosted), for one row at once and for millions.
 
-A `Forest` is what training makes and models/*.npz hold: flat arrays of nodes, of any shape and depth. `pack` makes of
-it what all forms but the plain one walk. Each threshold of a feature becomes a number below 255, so that a row is first
-turned into bytes (how many thresholds of each column lie below the value), and then compared byte by byte. Nothing is
-lost by that: a tree can only ask on which side of a threshold a value is. A feature with more than 255 thresholds
-becomes several columns. A node is one word: column, threshold, and both children.
+An `opcodes.Forest` is what training makes and models/*.npz hold: flat arrays of nodes, of any shape and depth. `pack`
+makes of it what all forms but the plain one walk. Each threshold of a feature becomes a number below 255, so that a row
+is first turned into bytes (how many thresholds of each column lie below the value), and then compared byte by byte.
+Nothing is lost by that: a tree can only ask on which side of a threshold a value is. A feature with more than 255
+thresholds becomes several columns. A node is one word: column, threshold, and both children.
 
 A row goes left where its feature is <= the threshold, so right where it is NaN. A trainer that wants a missing value
 to go left at some nodes gives the feature twice, once with -inf for what is missing.
@@ -20,11 +20,14 @@ sum of the leaves' sizes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gpuguard.kernels import chosen
+
+if TYPE_CHECKING:
+    from gpuguard.kernels.opcodes import Forest
 
 TOLERANCE = 1e-5
 
@@ -33,44 +36,6 @@ EDGES = 255
 COLUMNS_MAX = 256
 #: Leaves of one tree. A child below LEAF is a node of its tree, from LEAF on a leaf.
 LEAF = 128
-
-
-class Forest(NamedTuple):
-    """Decision trees, each node one entry of flat arrays; a row goes left where its feature is <= the threshold.
-
-    ``feature`` is -1 at a leaf, whose ``value`` counts. Children stand behind their parent, so every walk ends. The
-    score of a row for a class is ``base`` plus the sum of one leaf of each of its trees; without ``class_of`` there is
-    but one class.
-    """
-
-    feature: np.ndarray  # int32[nodes]
-    threshold: np.ndarray  # float32[nodes]
-    left: np.ndarray  # int32[nodes]
-    right: np.ndarray  # int32[nodes]
-    value: np.ndarray  # float64[nodes]
-    root: np.ndarray  # int32[trees]
-    base: float
-    class_of: np.ndarray | None = None  # int32[trees]
-
-    def check(self, features: int) -> None:
-        """Raise ValueError unless every walk through these arrays stays inside them and ends."""
-        nodes = len(self.feature)
-        if {len(part) for part in self[:5]} != {nodes} or np.any(self.feature >= features):
-            raise ValueError("a forest whose arrays do not fit each other or its features")
-        inner = self.feature >= 0
-        at = np.arange(nodes)[inner]
-        for children in (self.left[inner], self.right[inner]):
-            if np.any(children <= at) or np.any(children >= nodes):
-                raise ValueError("a forest whose children do not stand behind their parents")
-        if np.any(self.root < 0) or np.any(self.root >= nodes) or not np.all(np.isfinite(self.value)):
-            raise ValueError("a forest with roots outside it, or with values that are no numbers")
-        if self.class_of is not None and (len(self.class_of) != len(self.root) or np.any(self.class_of < 0)):
-            raise ValueError("a forest whose classes do not fit its trees")
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return 1 if self.class_of is None or not len(self.class_of) else int(self.class_of.max()) + 1
 
 
 class Packed(NamedTuple):
@@ -89,16 +54,19 @@ class Packed(NamedTuple):
     base: float
 
 
-def pack(forest: Forest, features: int) -> Packed:
-    """Return a forest over so many features as the fast forms walk it.
+def pack(forest: Forest, features: int, class_of: np.ndarray | None = None) -> Packed:
+    """Return a forest over so many features as the fast forms walk it; ``class_of`` says whose score a tree adds to.
 
-    Raises `ValueError` for one that cannot be walked (`Forest.check`), for thresholds that are no numbers, for a tree
-    of more than 128 leaves, and for more than 256 columns.
+    Raises `ValueError` for one that cannot be walked (`Forest.check`), for thresholds that are no numbers, classes that
+    do not fit, a tree of more than 128 leaves, and more than 256 columns.
     """
     forest.check(features)
     inner = forest.feature >= 0
     if not np.all(np.isfinite(forest.threshold[inner])):
         raise ValueError("a forest with thresholds that are no numbers")
+    classes = np.zeros(len(forest.root), np.int32) if class_of is None else class_of.astype(np.int32)
+    if classes.shape != forest.root.shape or np.any(classes < 0):
+        raise ValueError("a forest whose classes do not fit its trees")
     source, edges, columns, numbers = _edges(forest)
     nodes: list[int] = []
     leaves: list[float] = []
@@ -110,10 +78,9 @@ def pack(forest: Forest, features: int) -> Packed:
         depth = max(depth, levels)
         first.append(len(nodes))
         first_leaf.append(len(leaves))
-    class_of = np.zeros(len(forest.root), np.int32) if forest.class_of is None else forest.class_of.astype(np.int32)
     return Packed(features, source, edges, np.array(nodes, np.uint32), np.array(first, np.int32),
-                  np.array(leaves, np.float32), np.array(first_leaf, np.int32), class_of, forest.classes, depth,
-                  float(forest.base))
+                  np.array(leaves, np.float32), np.array(first_leaf, np.int32), classes,
+                  int(classes.max(initial=0)) + 1, depth, float(forest.base))
 
 
 def _edges(forest: Forest) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -175,14 +142,14 @@ def scores(matrix: np.ndarray, packed: Packed, backend: str = "auto",
     return {"numpy": vectorised, "reference": walked}[backend](matrix, packed), backend
 
 
-def reference(matrix: np.ndarray, forest: Forest) -> np.ndarray:
+def reference(matrix: np.ndarray, forest: Forest, class_of: np.ndarray | None = None) -> np.ndarray:
     """Return float64[rows, classes], one row, one tree, one node of the unpacked forest at a time."""
     feature, threshold = forest.feature.tolist(), forest.threshold.tolist()
     left, right, value = forest.left.tolist(), forest.right.tolist(), forest.value.tolist()
-    class_of = [0] * len(forest.root) if forest.class_of is None else forest.class_of.tolist()
-    out = np.full((len(matrix), forest.classes), float(forest.base))
+    owner = [0] * len(forest.root) if class_of is None else class_of.tolist()
+    out = np.full((len(matrix), max(owner, default=0) + 1), float(forest.base))
     for total, row in zip(out, matrix.tolist(), strict=True):
-        for node, one in zip(forest.root.tolist(), class_of, strict=True):
+        for node, one in zip(forest.root.tolist(), owner, strict=True):
             while feature[node] >= 0:
                 node = left[node] if row[feature[node]] <= threshold[node] else right[node]  # noqa: PLW2901
             total[one] += value[node]

@@ -51,9 +51,10 @@ def scores(matrix: Any, packed: Packed, device: int | None) -> Any:
 
 
 def parts(packed: Packed, words: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
-    """Give how many threads a block has, and runs of trees that fit beside their rows: nodes, leaves, and of each tree
+    """Give how many threads a block has, and runs of trees that fit into shared memory beside their rows.
 
-    its first node and leaf in the run, its class, and how many nodes it has: uint32[trees, 4].
+    A run is nodes, leaves, and of each tree its first node and leaf in the run, its class, and how many nodes
+    it has: uint32[trees, 4].
     """
     threads = next(threads for threads in (512, 256, 128, 64) if 4 * words * threads <= SHARED_BYTES // 2)
     free = SHARED_BYTES // 4 - words * threads

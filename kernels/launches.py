@@ -14,7 +14,7 @@ cadence_ratio        share of gaps that fall in the two fullest neighbouring oct
 graph_ratio          share of launches that replay a graph, whose kernels cannot be seen
 ===================  ==================================================================================================
 
-`reference` is written for the eye and decides what is right; `vectorised` is the NumPy form, `compiled` the Numba one.
+`reference` is written for the eye and decides what is right; `vectorised` is the NumPy form, `compiled` that of "cpu".
 `event_rows` makes the aggregates of the in-kernel table from single recorded launches, in the same forms and on CUDA.
 
 "auto" never loads Numba: loading it takes a second and compiling five more, in which a daemon would be blind, and a
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuguard.core.records import LAUNCH_APIS
+from gpuguard.kernels import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,15 +64,14 @@ CHUNK = 4_096
 def features(rows: np.ndarray, backend: str = "auto") -> tuple[np.ndarray, str]:
     """Return FEATURE rows of these LAUNCH rows in order of (pid, start_ticks), and the name of the form that made them.
 
-    ``backend`` is "reference", "numpy", "numba" or "auto". The name tells where the one asked for could not be had.
+    ``backend`` as `gpuguard.kernels` says; rows of so many fields have no CUDA form. The name tells where the one asked
+    for could not be had.
     """
-    if backend == "auto":
-        backend = "numpy" if len(rows) >= VECTORISED_ROWS_MIN else "reference"
+    backend = chosen(backend, None, "numpy" if len(rows) >= VECTORISED_ROWS_MIN else "reference")
     if backend == "reference":
         return reference(rows), backend
-    forms = {"numpy": vectorised, "numba": compiled}
     try:
-        return forms[backend](rows), backend
+        return {"numpy": vectorised, "cpu": compiled}[backend](rows), backend
     except (ImportError, OSError, RuntimeError) as error:
         return reference(rows), f"reference ({backend}: {type(error).__name__})"
 
@@ -264,19 +264,25 @@ def _loops() -> tuple[Callable[..., Any], Callable[..., Any]]:
 Aggregates = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def event_rows(times_ns: np.ndarray, keys: np.ndarray, count: int, backend: str = "auto") -> tuple[Aggregates, str]:
+def event_rows(times_ns: np.ndarray, keys: np.ndarray, count: int, backend: str = "auto",
+               device: int | None = None) -> tuple[Aggregates, str]:
     """Return the aggregates of each key 0..count-1 over events in order of time, and the name of the form used.
 
     A gap is that between an event and the one before of the same key, at least 1 ns; gaps of 2**40 ns and more fall in
-    the last bucket. Raises `ValueError` where a key lies outside, or the two arrays differ in length.
+    the last bucket. ``backend`` and ``device`` as `gpuguard.kernels` says; arrays on a GPU are int64 and int32, and
+    sorting them there needs CuPy. Raises `ValueError` where a key lies outside, or the two arrays differ in length.
     """
+    backend = chosen(backend, device, "numpy" if len(keys) >= VECTORISED_ROWS_MIN else "reference")
+    if backend == "cuda" and hasattr(keys, "__cuda_array_interface__"):
+        from gpuguard.kernels import launches_cuda
+
+        return launches_cuda.event_rows_there(times_ns, keys, count, device), backend
     times_ns, keys = np.ascontiguousarray(times_ns, np.int64), np.ascontiguousarray(keys, np.int32)
     if len(times_ns) != len(keys) or (len(keys) and not 0 <= int(keys.min()) <= int(keys.max()) < count):
         raise ValueError(f"{len(times_ns)} times, {len(keys)} keys of 0..{count - 1}")
-    if backend == "auto":
-        backend = "numpy" if len(keys) >= VECTORISED_ROWS_MIN else "reference"
-    forms = {"reference": _events_reference, "numpy": _events_vectorised, "numba": _events_compiled,
-             "cuda": _events_cuda}
+    forms: dict[str, Callable[..., Aggregates]] = {
+        "reference": _events_reference, "numpy": _events_vectorised, "cpu": _events_compiled,
+        "cuda": functools.partial(_events_cuda, device=device)}
     try:
         return forms[backend](times_ns, keys, count), backend
     except (ImportError, OSError, RuntimeError) as error:
@@ -364,7 +370,7 @@ def _event_loop() -> Callable[..., None]:
     return loop
 
 
-def _events_cuda(times_ns: np.ndarray, keys: np.ndarray, count: int) -> Aggregates:
+def _events_cuda(times_ns: np.ndarray, keys: np.ndarray, count: int, device: int | None) -> Aggregates:
     from gpuguard.kernels import launches_cuda
 
-    return launches_cuda.event_rows(times_ns, keys, count)
+    return launches_cuda.event_rows(times_ns, keys, count, device)

@@ -21,9 +21,11 @@ Numba CPU form, and opcodes_cuda.py the CUDA form of the same text. Numba is imp
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from gpuguard.kernels import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -193,28 +195,35 @@ def checked(count: int) -> int:
 _MNEMONIC_COLUMN = {name: COLUMN[name] for name in MNEMONICS}
 
 
-def features(table: np.ndarray, backend: str = "auto") -> np.ndarray:
+def features(table: np.ndarray, backend: str = "auto", device: int | None = None) -> np.ndarray:
     """Return float32[rows, FEATURES] of what `counts` returned.
 
-    ``backend`` is "reference", "numba", "cuda" or "auto": the compiled CPU form where there is much to do.
+    ``backend`` and ``device`` as `gpuguard.kernels` says, and `form` names what is used.
     """
-    return _form(backend, len(table), features_reference, features_compiled, "features")(table)
-
-
-def scores(matrix: np.ndarray, forest: Forest, backend: str = "auto") -> np.ndarray:
-    """Return float64[rows] of a float32 feature matrix: the forest's score, in nats before calibration."""
-    return _form(backend, len(matrix), scores_reference, scores_compiled, "scores")(matrix, forest)
-
-
-def _form(backend: str, rows: int, reference: Callable[..., np.ndarray], compiled: Callable[..., np.ndarray],
-          cuda: str) -> Callable[..., np.ndarray]:
-    if backend == "auto":
-        backend = "numba" if rows >= COMPILED_ROWS_MIN else "reference"
+    backend = form(len(table), backend, device)
     if backend == "cuda":
         from gpuguard.kernels import opcodes_cuda
 
-        return cast("Callable[..., np.ndarray]", getattr(opcodes_cuda, cuda))
-    return {"reference": reference, "numba": compiled}[backend]
+        made: np.ndarray = opcodes_cuda.features(table, device)
+        return made
+    return features_compiled(table) if backend == "cpu" else features_reference(table)
+
+
+def scores(matrix: np.ndarray, forest: Forest, backend: str = "auto", device: int | None = None) -> np.ndarray:
+    """Return float64[rows] of a float32 feature matrix: the forest's score, in nats before calibration."""
+    backend = form(len(matrix), backend, device)
+    if backend == "cuda":
+        from gpuguard.kernels import opcodes_cuda
+
+        made: np.ndarray = opcodes_cuda.scores(matrix, forest, device)
+        return made
+    return scores_compiled(matrix, forest) if backend == "cpu" else scores_reference(matrix, forest)
+
+
+def form(rows: int, backend: str = "auto", device: int | None = None) -> str:
+    """Return the name of the form that is used for so many rows."""
+    backend = chosen(backend, device, "cpu" if rows >= COMPILED_ROWS_MIN else "reference")
+    return "reference" if backend == "numpy" else backend
 
 
 def features_reference(table: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numba.cuda
 import numpy as np
 
+from gpuguard.kernels import device as gpu
 from gpuguard.kernels.opcodes import FEATURES, feature_of, program, score_of
 
 if TYPE_CHECKING:
@@ -36,18 +37,25 @@ def _all_scores(matrix: Any, feature: Any, threshold: Any, left: Any, right: Any
         out[i] = _score_of(matrix[i], feature, threshold, left, right, value, root, base)
 
 
-def features(table: np.ndarray) -> np.ndarray:
-    """Return the features by one thread a row and feature on the current CUDA device."""
-    out = np.zeros((len(table), len(FEATURES)), np.float32)
-    if len(table):
-        blocks = ((len(table) + 31) // 32, (len(FEATURES) + 7) // 8)
-        _all_features[blocks, (32, 8)](np.ascontiguousarray(table), *program(), out)
-    return out
+def features(table: Any, device: int | None) -> Any:
+    """Return the features by one thread a row and feature, where the table was."""
+    with gpu.chosen_device(device):
+        stream = gpu.stream_of(table)
+        out = gpu.room((len(table), len(FEATURES)), np.float32, stream)
+        if len(table):
+            own = [gpu.put(part, part.dtype, stream) for part in program()]
+            blocks = gpu.blocks_of(len(table), 32), gpu.blocks_of(len(FEATURES), 8)
+            _all_features[blocks, (32, 8), stream](gpu.put(table, np.float64, stream), *own, out)
+        return gpu.give(out, table, stream)
 
 
-def scores(matrix: np.ndarray, forest: Forest) -> np.ndarray:
-    """Return the scores by one thread a row on the current CUDA device."""
-    out = np.zeros(len(matrix))
-    if len(matrix):
-        _all_scores[(len(matrix) + 63) // 64, 64](np.ascontiguousarray(matrix), *forest, out)
-    return out
+def scores(matrix: Any, forest: Forest, device: int | None) -> Any:
+    """Return the scores by one thread a row, where the matrix was."""
+    with gpu.chosen_device(device):
+        stream = gpu.stream_of(matrix)
+        out = gpu.room((len(matrix),), np.float64, stream)
+        if len(matrix):
+            own = [gpu.put(part, part.dtype, stream) for part in forest[:6]]
+            _all_scores[gpu.blocks_of(len(matrix), 64), 64, stream](
+                gpu.put(matrix, np.float32, stream), *own, forest.base, out)
+        return gpu.give(out, matrix, stream)

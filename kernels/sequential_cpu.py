@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numba
-import numpy as np
 
 from gpuguard.kernels import sequential_lanes as lanes
 from gpuguard.kernels.sequential import Cusum
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gpuguard.kernels.sequential import Bets, State
 
 _cusum_of: Any = numba.njit(error_model="numpy")(lanes.cusum_of)

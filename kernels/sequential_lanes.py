@@ -21,7 +21,7 @@ def cusum_of(samples: Any, i: Any, mean: Any, std: Any, rho: Any, shift: Any, th
     nats, last, first = value[i, 0], before[i], alarm[i]
     for t in range(len(samples)):
         x = np.float64(samples[t, i])
-        x = x if abs(x) < math.inf else math.nan
+        x = x if abs(x) < math.inf else np.float64(math.nan)
         step = scale * (x - mean - rho * (last - mean)) - drift
         if step == step:  # noqa: PLR0124 -- NaN alone is not itself: this sample or the one before is missing
             nats = max(nats + step, 0.0)
@@ -37,7 +37,7 @@ def bets_of(samples: Any, i: Any, mean: Any, rho: Any, stakes: Any, enough: Any,
     last, first = before[i], alarm[i]
     for t in range(len(samples)):
         x = np.float64(samples[t, i])
-        x = min(max(x, 0.0), 1.0) if abs(x) < math.inf else math.nan
+        x = np.float64(min(max(x, 0.0), 1.0) if abs(x) < math.inf else math.nan)
         new = x - mean - rho * (last - mean)
         if new == new:  # noqa: PLR0124
             capital = 0.0

@@ -80,7 +80,8 @@ def features(windows: np.ndarray, held_against: Levels, backend: str = "auto",
     if backend == "cuda":
         from gpuguard.kernels import windows_cuda
 
-        return windows_cuda.features(windows, held_against, device), backend
+        made: np.ndarray = windows_cuda.features(windows, held_against, device)
+        return made, backend
     windows = np.ascontiguousarray(windows, np.float32)
     if backend == "cpu":
         from gpuguard.kernels import windows_cpu

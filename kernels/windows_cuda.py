@@ -52,7 +52,7 @@ def _features(windows: Any, low: Any, high: Any, flat: Any, out: Any) -> None:
         u, v, w, y = x[t, c], x[t + 1, c], x[t + 2, c], x[t + 3, c]
         _two_ticks(s, 0, 1, u, v, np.float32(t), least, most, same)
         _two_ticks(s, 0, 1, w, y, np.float32(t + 2), least, most, same)
-    if ticks % 4 == 0 and s[N] == ticks:
+    if ticks % 4 == 0 and s[N] == np.float32(ticks):
         _close(s, 0, 1, ticks)
     else:
         _careful(x, c, ticks, s, 0, 1, least, most, same)

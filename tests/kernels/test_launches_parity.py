@@ -89,9 +89,9 @@ def test_features_of_four_equal_kernels():
 
 def test_the_form_is_named():
     assert features(row(launches=1))[1] == "reference"
-    assert features(row(launches=1), "numba")[1] == "numba"
+    assert features(row(launches=1), "cpu")[1] == "cpu"
     assert features(np.repeat(row(launches=1), VECTORISED_ROWS_MIN))[1] == "numpy"
-    assert len(features(np.zeros(0, LAUNCH), "numba")[0]) == 0
+    assert len(features(np.zeros(0, LAUNCH), "cpu")[0]) == 0
 
 
 def test_numba_is_not_loaded_before_it_is_needed():
@@ -128,10 +128,10 @@ from gpuguard.core.records import LAUNCH
 from gpuguard.kernels.launches import event_rows, features, reference
 rows = np.zeros(50, LAUNCH)
 rows["launches"] = 1
-made, form = features(rows, "numba")
-assert form == "reference (numba: {error})", form
+made, form = features(rows, "cpu")
+assert form == "reference (cpu: {error})", form
 assert (made == reference(rows)).all()
-for backend in ("numba", "cuda"):
+for backend in ("cpu", "cuda"):
     assert event_rows(np.arange(9), np.zeros(9, int), 1, backend)[1] == f"reference ({{backend}}: {error})"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -150,7 +150,7 @@ def test_forms_of_events_agree(drawn, begin, count):
     keys = np.array([key for _, key in drawn], np.int32)
     plain, named = event_rows(times, keys, count, "reference")
     assert named == "reference"
-    for backend in ("numpy", "numba"):
+    for backend in ("numpy", "cpu"):
         fast, named = event_rows(times, keys, count, backend)
         assert named == backend
         for one, other in zip(plain, fast, strict=True):

@@ -51,10 +51,10 @@ def test_the_compiled_form_equals_the_plain_one(rows, seed):
     assert np.isfinite(plain).all()
     assert ((plain >= 0) & (plain <= 1)).all()
     # Both sum doubles, in the same order, and round once.
-    np.testing.assert_array_equal(opcodes.features(table, "numba"), plain)
+    np.testing.assert_array_equal(opcodes.features(table, "cpu"), plain)
     forest = random_forest(np.random.default_rng(seed))
     forest.check(len(FEATURES))
-    np.testing.assert_array_equal(opcodes.scores(plain, forest, "numba"), opcodes.scores(plain, forest, "reference"))
+    np.testing.assert_array_equal(opcodes.scores(plain, forest, "cpu"), opcodes.scores(plain, forest, "reference"))
 
 
 SIMULATED = """

@@ -1,0 +1,107 @@
+"""What the CUDA forms must give, run in a process of its own: in Numba's simulator, or on a GPU. Prints "same"."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from numba import cuda
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from forests import random_forest
+
+from gpuguard.kernels import forest, sequential, windows
+from gpuguard.kernels.launches import event_rows
+
+
+def arrays_of(host):
+    """Give an array on the host, and the same on the GPU by each of what is there: Numba, CuPy."""
+    yield host
+    yield cuda.to_device(host)
+    try:
+        import cupy
+    except ImportError:
+        return
+    if cupy.cuda.is_available():
+        yield cupy.asarray(host)
+
+
+def back(made):
+    """Return a result on the host."""
+    return made.copy_to_host() if hasattr(made, "copy_to_host") else made.get() if hasattr(made, "get") else made
+
+
+def check_windows(dice):
+    for ticks, channels in ((64, 3), (8, 16), (7, 2), (1, 1)):
+        x = (dice.normal(size=(3, ticks, channels)) * 10 + 50).astype(np.float32)
+        x[0, :, 0], x[1, ::3, -1], x[2, 0, 0] = np.nan, np.inf, np.nan
+        held = windows.levels(channels, 49, 51, 0.5)
+        plain = windows.reference(x, held)
+        for given in arrays_of(x):
+            made, form = windows.features(given, held, "cuda")
+            assert form == "cuda"
+            assert isinstance(made, np.ndarray) == isinstance(given, np.ndarray) or "simulator" in type(made).__module__
+            np.testing.assert_allclose(back(made), plain, rtol=1e-4, atol=100 * windows.TOLERANCE)
+
+
+def check_forest(dice):
+    for trees, depth, classes in ((9, 3, 1), (70, 4, 3), (4, 0, 2)):
+        trained, owner = random_forest(dice, trees, depth), np.arange(trees) % classes
+        packed = forest.pack(trained, 5, owner)
+        x = dice.random((7, 5)).astype(np.float32)
+        x[0, 0], x[1, :] = np.nan, np.inf
+        plain = forest.reference(x, trained, owner)
+        for given in arrays_of(x):
+            made, form = forest.scores(given, packed, device=0)
+            assert form == "cuda"
+            np.testing.assert_allclose(back(made), plain, rtol=forest.TOLERANCE, atol=trees * forest.TOLERANCE)
+        assert forest.scores(x[:0], packed, "cuda")[0].shape == (0, classes)
+
+
+def check_sequential(dice):
+    subjects, rho = 3, np.array([0, 0.5, 0.9])
+    tests = (sequential.Cusum(np.full(subjects, 0.4), np.full(subjects, 0.2), rho, 1.0, 2.0),
+             sequential.Bets(np.full(subjects, 0.3), rho, np.array([0.2, 1.0]), 1.0))
+    for test in tests:
+        samples = dice.random((30, subjects))
+        samples[4, 1] = np.nan
+        plain, fast = sequential.start(test), sequential.start(test)
+        there = sequential.State(*(cuda.to_device(part) for part in sequential.start(test)))
+        for piece in (samples[:11], samples[11:]):
+            sequential.run(piece, test, plain, "reference")
+            assert sequential.run(piece, test, fast, "cuda") == "cuda"
+            sequential.run(cuda.to_device(piece), test, there, "cuda")
+        for one, other, third in zip(plain, fast, there, strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-9)
+            np.testing.assert_allclose(back(third), one, rtol=1e-9)
+
+
+def check_events(dice):
+    keys = dice.integers(0, 5, 300).astype(np.int32)
+    times = np.cumsum(dice.integers(0, 9, 300) * dice.choice([0, 1, 2**39], 300))
+    plain, _ = event_rows(times, keys, 6, "reference")
+    pairs = [(times, keys)]
+    if not isinstance(cuda.to_device(keys), np.ndarray) and "simulator" not in type(cuda.to_device(keys)).__module__:
+        import cupy
+
+        pairs.append((cupy.asarray(times), cupy.asarray(keys)))
+    for some_times, some_keys in pairs:
+        made, form = event_rows(some_times, some_keys, 6, "cuda")
+        assert form == "cuda"
+        for one, other in zip(plain, made, strict=True):
+            np.testing.assert_array_equal(back(other), one)
+
+
+def main():
+    dice = np.random.default_rng(3)
+    check_windows(dice)
+    check_forest(dice)
+    check_sequential(dice)
+    check_events(dice)
+    print("same")
+
+
+if __name__ == "__main__":
+    main()
