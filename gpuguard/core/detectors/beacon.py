@@ -147,7 +147,10 @@ class Detector:
             beats = _Beats()
             beats.add(before_ns)
         self._calls[place] = beats
-        return _tell(flow, closed.time_ns, beats.add(flow.start_ns), f"{flow.initiator} calls {flow.responder}")
+        period_ns = beats.add(flow.start_ns)
+        if closed.carrier == "ssh":
+            return []  # that it is SSH says more than its pace, be its use known or not
+        return _tell(flow, closed.time_ns, period_ns, f"{flow.initiator} calls {flow.responder}")
 
     def _beat(self, item: Exchange) -> list[Evidence]:
         beats = self._within.get(item.flow) or _Beats()
