@@ -1,9 +1,10 @@
 """What `gpuguard scan` says of the GPU code that everybody installs, and how long it takes: whole wheels, every kernel.
 
-Each wheel is fetched by pip, unpacked, scanned without an allow list and again with one that `gpuguard code learn` made
-of it, and deleted. MB are 10^6 bytes of unpacked GPU code, of all architectures; seconds are of CPU, of all processes.
-All of this code is benign: a file that is confirmed is a miss, and one that is suspect without an allow list is told
-with its kernels. Run: python benchmarks/code_wheels.py [NAME...]; results are added to those that are there.
+Each wheel is fetched by pip (or NAME is a folder in which it is installed), unpacked, scanned without an allow list and
+again with one that `gpuguard code learn` made of it, and deleted. MB are 10^6 bytes of unpacked GPU code, of all
+architectures; seconds are of CPU, of all processes. All of this code is benign: a file that is confirmed is a miss, and
+one that is suspect without an allow list is told with its kernels.
+Run: python benchmarks/code_wheels.py [NAME...]; results are added to those that are there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ KERNELS_SHOWN_MAX = 40
 
 
 def fetched(name: str, folder: Path) -> str:
-    """Download and unpack one wheel below the folder; return its file name."""
+    """Download and unpack one wheel below the folder; return its file name. What is installed is linked to."""
+    if Path(name).is_dir():
+        (folder / "unpacked").symlink_to(Path(name).resolve())
+        return f"{Path(name).name} (installed)"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
     subprocess.run([*command, name], check=True)
     wheel, = folder.glob("*.whl")
@@ -72,7 +76,7 @@ def scanned(folder: Path, listed: Path | None, digests: set[str]) -> dict[str, A
 def main() -> None:
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"wheels": {}}
     for name in sys.argv[1:] or NAMES:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:  # which removes a link, not what it leads to
             wheel = fetched(name, Path(folder))
             unpacked, listed = Path(folder, "unpacked"), Path(folder, "allowed")
             digests: set[str] = set()
