@@ -52,12 +52,13 @@ INSTRUCTIONS_MIN = 64
 #: A window is judged from this length on; a loop of a few instructions looks like anything.
 PART_INSTRUCTIONS_MIN = 48
 
-#: Most that each kind of evidence may weigh, in nats: ln of recall over the upper 95 % bound of the false positive
-#: rate that some 6,500 benign kernels can show (3 / 6,500), less half a nat for kernels of one library being alike.
-MIX_NATS_MAX = 6.0
+#: Most that each kind of evidence may weigh, in nats. Mix: the lower end of what an accusation by mix weighs with
+#: thresholds crossed (models/code_forest.md). Tables: ln of recall over the upper 95 % bound of the false positive rate
+#: that some 6,500 benign kernels can show (3 / 6,500), less half a nat for kernels of one library being alike.
+MIX_NATS_MAX = 5.5
 TABLE_NATS_MAX = 7.0
-#: Of structures: the lower bound of the likelihood ratio that models/code_forest.md measures, less half a nat.
-STRUCTURE_NATS = 3.0
+#: Of structures: the lowest of the lower bounds in models/code_forest.md, rounded down.
+STRUCTURE_NATS = 2.5
 
 #: Rows are judged this many at a time, so that memory stays bounded whatever is scanned.
 BATCH_ROWS = 8_192
@@ -407,8 +408,8 @@ def _grey_by_shape(counts: np.ndarray, rotates: float, chooses: float) -> tuple[
     """Return the look-alike that shape alone names.
 
     The bounds are a bit loop's (one shift, one `x ^ (y & z)` a bit), a linear generator's (each loaded word is xored
-    once, hardly an addition), a table cipher's (16 look-ups a round, up to 224 for AES-256, each with its mask), and
-    unpacking's (masks and shifts that feed float work, no xor).
+    once, hardly an addition), a stored generator's (its state is written back), a table cipher's (16 look-ups a round,
+    up to 224 for AES-256, each with its mask), and unpacking's (masks and shifts that feed float work, no xor).
     """
     share = functools.partial(_share, counts)
     xor2, xors = share("lop_xor2"), share("lop_xor2", "lop_xor3")
@@ -419,6 +420,8 @@ def _grey_by_shape(counts: np.ndarray, rotates: float, chooses: float) -> tuple[
     linear = xor2 >= 0.15 and 0.6 <= loads / xor2 <= 1.6 and share("IADD3", "VIADD", "IADD") <= 0.1
     if linear and rotates <= 0.01 and chooses <= 0.02 and counts[0] <= 1_024:
         return "rng", "every loaded word is xored once, no rotates: a linear random generator"
+    if counts[0] <= 768 and rotates <= 0.01 and chooses <= 0.01 and xors <= 0.15 and _keeps_a_state(counts):
+        return "rng", "a state read and written back beside what is drawn, hardly an xor: a random generator"
     lookups, masks = share("LDS"), share("lop_and")
     if (32 <= counts[COLUMN["LDS"]] <= 224 and counts[0] <= 1_024 and lookups >= 0.06 and rotates <= 0.12
             and share("rot") <= 0.03 and 0.7 <= masks / lookups <= 1.8 and 0.25 <= xors / lookups <= 1.2
@@ -428,6 +431,13 @@ def _grey_by_shape(counts: np.ndarray, rotates: float, chooses: float) -> tuple[
     if floats >= 0.04 and xors <= 0.02 and rotates <= 0.005 and share("lop_and", "SHF", "PRMT") >= 0.08:
         return "dequantisation", "masks and shifts that feed float work, no xor: unpacking of few-bit weights"
     return None
+
+
+def _keeps_a_state(counts: np.ndarray) -> bool:
+    """Return whether a kernel stores five to a dozen words or more as it loads, each thread for itself."""
+    loads, stores = (sum(counts[COLUMN[name]] for name in names) for names in (("LDG", "LD"), ("STG", "ST")))
+    shared = sum(counts[COLUMN[name]] for name in ("LDS", "STS", "SHFL", "ATOMG", "ATOM", "RED", "REDG"))
+    return bool(loads >= 5 and 6 <= stores <= 16 and stores >= loads and shared == 0)
 
 
 def _share(counts: np.ndarray, *names: str) -> float:

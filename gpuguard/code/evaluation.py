@@ -17,16 +17,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpuguard.code.classify import AES_WORDS_MIN, grey_class, table_hits
+from gpuguard.code import structures
+from gpuguard.code.classify import AES_WORDS_MIN, Model, best_parts, grey_class, judge_kernels, table_hits
+from gpuguard.code.classify import Kernels as Scored
 from gpuguard.code.train import ALLOW_LISTED, DEAD_FLOAT_SHARES, FPR_MAX, Kernels, folds
+from gpuguard.kernels.opcodes import Forest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from gpuguard.code.classify import Calibration
 
 DRAWS = 500
-TARGETS = {"auc": 0.985, "module_recall": 0.95, "masked_module_recall": 0.88, "projects_missed": 1}
+TARGETS = {"auc": 0.985, "module_recall": 0.95, "masked_module_recall": 0.88, "projects_missed": 1,
+           "dilution_points": 5.0}
 
 
 #: Prefix of a figure's name: with constants, with grey names, with crossed thresholds.
@@ -35,10 +39,14 @@ _WAYS = (("", True, True, False), ("masked_", False, True, False), ("no_grey_mas
 
 
 class Judged(NamedTuple):
-    """What is known of each kernel outside the allow list before a threshold: score, constants, grey or not."""
+    """What is known before a threshold of each kernel of the table that is not allow-listed.
+
+    Score, constants, structures, grey or not.
+    """
 
     score: np.ndarray
     hits: np.ndarray
+    borne: np.ndarray
     grey: np.ndarray
     grey_masked: np.ndarray
     hashing: np.ndarray
@@ -48,13 +56,20 @@ class Judged(NamedTuple):
     fold: np.ndarray
 
 
+def of_table(kernels: Kernels) -> np.ndarray:
+    """Return which kernels are of the table, and not allow-listed."""
+    out: np.ndarray = ~kernels.listed() & ~kernels.own()
+    return out
+
+
 def judged(kernels: Kernels, score: np.ndarray, suspicious_score: float = 0.0) -> Judged:
     """Return the kernels that are not allow-listed, with all but the threshold applied.
 
     ``suspicious_score`` is the score that weighs nothing: above it shape alone may name a grey class. Before
     calibration it is 0, since both classes weigh the same in training.
     """
-    use = np.flatnonzero(~kernels.listed())
+    use = np.flatnonzero(of_table(kernels))
+    borne = np.array([bool(some) for some in structures.found(kernels.table[use])])
     hits, grey, masked = [], [], []
     for i in use:
         suspicious = bool(score[i] > suspicious_score)
@@ -62,7 +77,7 @@ def judged(kernels: Kernels, score: np.ndarray, suspicious_score: float = 0.0) -
         hits.append(bool(table_hits(tables)))
         grey.append(not hits[-1] and _is_grey(tables, kernels.table[i], suspicious=suspicious))
         masked.append(_is_grey({} if kernels.hashing[i] else tables, kernels.table[i], suspicious=suspicious))
-    return Judged(score[use], np.array(hits), np.array(grey), np.array(masked), kernels.hashing[use],
+    return Judged(score[use], np.array(hits), borne, np.array(grey), np.array(masked), kernels.hashing[use],
                   kernels.group[use], kernels.project[use], kernels.module[use], folds(kernels)[use])
 
 
@@ -80,19 +95,20 @@ def threshold(benign: np.ndarray, spent: int) -> float:
 def pooled_threshold(kernels: Kernels, score: np.ndarray) -> float:
     """Return the score above which at most FPR_MAX of the benign kernels lie: not listed, not of a grey class."""
     of = judged(kernels, score)
-    return threshold(np.where(of.grey | of.hits, -np.inf, of.score)[~of.hashing], int((of.hits & ~of.hashing).sum()))
+    hits = of.hits | of.borne
+    return threshold(np.where(of.grey | hits, -np.inf, of.score)[~of.hashing], int((hits & ~of.hashing).sum()))
 
 
 def accuse(of: Judged, *, constants: bool, grey: bool, crossed: bool) -> np.ndarray:
     """Return which kernels are accused."""
     named = (of.grey if constants else of.grey_masked) if grey else np.zeros(len(of.score), bool)
     # Masked: an attacker hides his words; benign hashing code does not, and is accused for it.
-    hits = of.hits if constants else of.hits & ~of.hashing
+    hits = of.borne | (of.hits if constants else of.hits & ~of.hashing)
     own = np.where(named | hits, -np.inf, of.score)
     if not crossed:
         pooled: np.ndarray = (own > threshold(own[~of.hashing], int((hits & ~of.hashing).sum()))) | hits
         return pooled
-    out = hits.copy()
+    out: np.ndarray = hits.copy()
     for k in np.unique(of.fold):
         rest = ~of.hashing & (of.fold != k)
         here = of.fold == k
@@ -129,24 +145,33 @@ def drawn(of: Judged, dice: np.random.Generator) -> Judged:
     return some._replace(module=module)
 
 
-def evaluate(kernels: Kernels, scores: dict[str, np.ndarray], curve: Calibration) -> dict[str, Any]:
-    """Return all figures with their intervals, and a table per project."""
-    of = judged(kernels, scores["whole"], -curve.intercept / curve.slope)
-    small = of._replace(score=scores["thinned"][~kernels.listed()])
+def evaluate(kernels: Kernels, scores: dict[str, np.ndarray], owners: np.ndarray,
+             curves: Mapping[str, Calibration]) -> dict[str, Any]:
+    """Return all figures with their intervals, a table per project, and what was found of our own modules.
+
+    ``owners`` is the kernel of each part that was scored.
+    """
+    of = judged(kernels, scores["whole"], -curves["whole"].intercept / curves["whole"].slope)
+    table = of_table(kernels)
+    small = of._replace(score=scores["thinned"][table])
     measures: dict[str, Callable[[Judged], float]] = {"auc": auc}
     for name, constants, grey, crossed in _WAYS:
         accused = functools.partial(accuse, constants=constants, grey=grey, crossed=crossed)
         measures[f"{name}module_recall"] = functools.partial(_module_recall, accused)
         measures[f"{name}kernel_recall"] = functools.partial(_kernel_recall, accused)
         measures[f"{name}fpr"] = functools.partial(_fpr, accused)
+        measures[f"{name}nats"] = functools.partial(_nats, accused)
     dice = np.random.default_rng(0)
     draws = [drawn(of, dice) for _ in range(DRAWS)]
     figures = {name: with_interval(measure, of, draws) for name, measure in measures.items()}
     figures["window_sized_auc"] = with_interval(auc, small, [])
     figures["window_sized_masked_module_recall"] = with_interval(measures["masked_module_recall"], small, [])
     for share in DEAD_FLOAT_SHARES:
-        late = of._replace(score=np.where(of.hashing, scores[f"float_{share}"][~kernels.listed()], of.score))
+        late = of._replace(score=np.where(of.hashing, scores[f"float_{share}"][table], of.score))
         figures[f"masked_module_recall_float_{share}"] = with_interval(measures["masked_module_recall"], late, [])
+    plain = of._replace(borne=np.zeros(len(of.borne), bool))
+    for name in ("module_recall", "masked_module_recall"):
+        figures[f"{name}_without_structures"] = with_interval(measures[name], plain, [])
     ciphers = of._replace(hits=of.hits | aes_hits(kernels))
     figures["module_recall_aes_as_hash"] = with_interval(measures["module_recall"], ciphers, [])
     return {
@@ -159,7 +184,99 @@ def evaluate(kernels: Kernels, scores: dict[str, np.ndarray], curve: Calibration
         "modules_missed": sorted(set(of.module[of.hashing].tolist())
                                  - set(of.module[of.hashing & accuse(of, constants=True, grey=True, crossed=False)])),
         "projects": per_project(of), "false_positives": false_positives(of),
+        "structures": structures_found(kernels), "own": own_modules(kernels, scores, owners, curves),
     }
+
+
+def structures_found(kernels: Kernels) -> list[dict[str, Any]]:
+    """Return of each signature how many kernels bear it, of the table (allow-listed ones too) and of our own.
+
+    ``nats`` is the log-likelihood ratio on all of them, half a kernel added to each count, with the 95 % interval that
+    counts so small allow (Katz); kernels of one project are alike, so it is too narrow.
+    """
+    own, hashing = kernels.own(), kernels.hashing
+    out = []
+    for one in structures.STRUCTURES:
+        bears = one.test(kernels.table)
+        yes, no = int((bears & hashing).sum()) + 0.5, int((bears & ~hashing).sum()) + 0.5
+        of_yes, of_no = int(hashing.sum()) + 1, int((~hashing).sum()) + 1
+        nats, width = np.log(yes / of_yes / (no / of_no)), 1.96 * np.sqrt(1 / yes - 1 / of_yes + 1 / no - 1 / of_no)
+        out.append({
+            "name": one.name, "hashing": int((bears & hashing & ~own).sum()),
+            "benign": int((bears & ~hashing & ~own).sum()), "own_hashing": int((bears & hashing & own).sum()),
+            "own_benign": int((bears & ~hashing & own).sum()), "nats": round(float(nats), 2),
+            "low": round(float(nats - width), 2), "high": round(float(nats + width), 2)})
+    return out
+
+
+def own_modules(kernels: Kernels, scores: Mapping[str, np.ndarray], owners: np.ndarray,
+                curves: Mapping[str, Calibration]) -> dict[str, Any]:
+    """Return what is found of our own modules, each family by a forest that was trained without it.
+
+    "whole", "parts" and "structures" are what each sees alone, before a grey name; "masked" and "found" are verdicts,
+    without and with the constants of hashing kernels.
+    """
+    at = np.flatnonzero(kernels.own())
+    if not len(at):
+        return {}
+    trained = Model(_NO_FOREST, curves["whole"], curves["part"])
+    hashing, module, group = kernels.hashing[at], kernels.module[at], kernels.group[at]
+    plain = _scored(kernels, at, scores, owners, constants=True)
+    labels = {"masked": _labels(_scored(kernels, at, scores, owners), trained), "found": _labels(plain, trained),
+              **{f"masked_float_{share}": _labels(_scored(kernels, at, scores, owners, f"float_{share}"), trained)
+                 for share in DEAD_FLOAT_SHARES}}
+    best = [-np.inf if one is None else one[0] for one in best_parts(plain, trained)]
+    accused = {
+        "whole": np.array([curves["whole"].nats(one) for one in plain.scores]) >= curves["whole"].accuse_nats,
+        "parts": np.array(best) >= curves["part"].accuse_nats,
+        "structures": np.array([bool(some) for some in structures.found(plain.counts)]),
+        **{way: np.isin(some, ("mining", "cracking")) for way, some in labels.items()}}
+    families = []
+    for name in sorted(set(group[hashing])):
+        mine = hashing & (group == name)
+        families.append({"family": str(name).removeprefix("own-"), "modules": len(set(module[mine])),
+                         **{way: len(set(module[mine & some])) for way, some in accused.items()}})
+    named, counts = np.unique(labels["found"][~hashing], return_counts=True)
+    return {
+        "modules": len(set(module)), "hashing_modules": sum(one["modules"] for one in families), "families": families,
+        "recall": {way: _by_family(families, way) for way in accused},
+        "benign_kernels": int((~hashing).sum()),
+        "benign_labels": dict(zip(named.tolist(), counts.tolist(), strict=True)),
+        "false_positives": {way: sorted(set(module[some & ~hashing].tolist())) for way, some in accused.items()},
+    }
+
+
+_NO_FOREST = Forest(feature=np.empty(0), threshold=np.empty(0), left=np.empty(0), right=np.empty(0),
+                    value=np.empty(0), root=np.empty(0), base=0.0)
+
+
+def _scored(kernels: Kernels, at: np.ndarray, scores: Mapping[str, np.ndarray], owners: np.ndarray,
+            form: str = "", *, constants: bool = False) -> Scored:
+    """Return kernels as a scan hands them in; ``form``: hashing ones, and their parts, with float code."""
+    whole, part = scores["whole"], scores["parts"]
+    if form:
+        whole = np.where(kernels.hashing, scores[form], whole)
+        part = np.where(kernels.hashing[owners], scores[f"parts_{form}"], part)
+    return Scored(
+        counts=kernels.table[at], scores=whole[at],
+        tables=[kernels.facts[i].tables if constants or not kernels.hashing[i] else {} for i in at.tolist()],
+        part_scores=part, part_ends=np.cumsum(np.bincount(owners, minlength=len(kernels.facts))[at]),
+        part_firsts=np.zeros(len(part), np.int64), part_loops=np.zeros(len(part), bool))
+
+
+def _labels(some: Scored, trained: Model) -> np.ndarray:
+    return np.array([one.label for one in judge_kernels(some, trained)])
+
+
+def _by_family(families: Sequence[Mapping[str, Any]], way: str) -> dict[str, float]:
+    """Return the share of modules found, with a bootstrap over families."""
+    dice = np.random.default_rng(0)
+    found = np.array([one[way] for one in families])
+    every = np.array([one["modules"] for one in families])
+    picks = dice.integers(0, len(families), (DRAWS, len(families)))
+    low, high = np.percentile(found[picks].sum(1) / every[picks].sum(1), [2.5, 97.5])
+    return {"value": round(float(found.sum() / every.sum()), 4), "low": round(float(low), 4),
+            "high": round(float(high), 4)}
 
 
 def _module_recall(accused: Callable[[Judged], np.ndarray], of: Judged) -> float:
@@ -172,6 +289,13 @@ def _kernel_recall(accused: Callable[[Judged], np.ndarray], of: Judged) -> float
 
 def _fpr(accused: Callable[[Judged], np.ndarray], of: Judged) -> float:
     return float(accused(of)[~of.hashing].mean())
+
+
+def _nats(accused: Callable[[Judged], np.ndarray], of: Judged) -> float:
+    """Return the log-likelihood ratio of an accusation, half a kernel added to each count."""
+    said, hashing = accused(of), of.hashing
+    yes, no = (said & hashing).sum() + 0.5, (said & ~hashing).sum() + 0.5
+    return float(np.log(yes / (hashing.sum() + 1) / (no / ((~hashing).sum() + 1))))
 
 
 def with_interval(measure: Callable[[Judged], float], of: Judged, draws: list[Judged]) -> dict[str, float]:
@@ -196,7 +320,7 @@ def missed(of: Judged, *, constants: bool) -> list[str]:
 
 def aes_hits(kernels: Kernels) -> np.ndarray:
     """Return which kernels outside the allow list carry AES tables: a hash for whoever does not call that grey."""
-    use = np.flatnonzero(~kernels.listed())
+    use = np.flatnonzero(of_table(kernels))
     return np.array([kernels.facts[i].tables.get("aes", 0) >= AES_WORDS_MIN for i in use])
 
 
@@ -220,96 +344,3 @@ def per_project(of: Judged) -> list[dict[str, Any]]:
             row[f"modules_{way}"] = len(set(of.module[mine & accused]))
         out.append(row)
     return out
-
-
-def card(result: dict[str, Any]) -> str:
-    """Return the model card."""
-    figures = result["figures"]
-
-    def line(text: str, name: str) -> str:
-        one = figures[name]
-        interval = f"{one['low']:.4f} to {one['high']:.4f}" if "low" in one else ""
-        return f"| {text} | {one['value']:.4f} | {interval} |"
-
-    columns = ("project", "kernels", "modules", "kernels_masked", "modules_masked", "kernels_found", "modules_found")
-    rows = "\n".join(f"| {' | '.join(str(one[name]) for name in columns)} |" for one in result["projects"])
-    lines = "\n".join(line(text, name) for text, name in _LINES)
-    return _CARD.format(
-        lines=lines, rows=rows, trained=result["trained"], allowed=", ".join(result["allow_listed"]),
-        vendor=f"{result['allow_listed_above_threshold']:.2%}", **result["kernels"],
-        hashing_groups=result["groups"]["hashing"], benign_groups=result["groups"]["benign"],
-        modules=result["modules"], missed="\n".join(f"- {name}" for name in result["modules_missed"]),
-        positives=", ".join(f"{name} {count}" for name, count in result["false_positives"].items()) or "none")
-
-
-_LINES = (
-    ("AUC of the whole-kernel ranker, mix alone", "auc"),
-    ("module recall, constants included, at kernel FPR <= 1e-3", "module_recall"),
-    ("kernel recall, the same", "kernel_recall"),
-    ("FPR, the same", "fpr"),
-    ("module recall, constants masked", "masked_module_recall"),
-    ("kernel recall, constants masked", "masked_kernel_recall"),
-    ("module recall, constants masked, no grey names", "no_grey_masked_module_recall"),
-    ("module recall, thresholds crossed, constants included", "crossed_module_recall"),
-    ("FPR that came out, the same", "crossed_fpr"),
-    ("module recall, thresholds crossed, constants masked", "crossed_masked_module_recall"),
-    ("FPR that came out, the same", "crossed_masked_fpr"),
-    ("module recall, constants included, AES tables taken for a hash, not a cipher", "module_recall_aes_as_hash"),
-    ("module recall, masked, dead float code of 0.5 x the kernel", "masked_module_recall_float_0.5"),
-    ("module recall, masked, dead float code of 2 x the kernel", "masked_module_recall_float_2.0"),
-    ("AUC on kernels thinned to 192 instructions", "window_sized_auc"),
-    ("module recall of the same, constants masked", "window_sized_masked_module_recall"),
-)
-
-_CARD = """# code_forest: what GPU kernels are, by opcode counts
-
-`code_forest.npz` holds gradient-boosted trees as plain arrays, and two lines from score to nats with the weight from
-which on the mix accuses: for whole kernels, and for windows and loops. `gpuguard.code.classify` reads it. Made
-{trained} by
-
-    python -m gpuguard.code.train --data kernels.csv.gz --out models/
-
-with fixed seeds (extra `train`: LightGBM); `make bench-code-ranker` measures it again.
-
-## Data and split
-Numbers only (opcode histograms, derived counts, constants found), no code: {hashing} hashing kernels of
-{hashing_groups} groups ({modules} modules) and {benign} benign ones of {benign_groups} groups, each of 64 instructions
-or more. A group is a project with its forks. Nine folds, whole groups left out, one hashing group in each. Labels are
-per project: a miner's scan, memset and result checks count as hashing. Allow-listed, neither trained nor scored on:
-{allowed}.
-
-## Figures
-Out of fold; intervals are 95 % bootstraps over groups. "Crossed": the threshold of each fold is read off the benign
-scores of the other folds only. Elsewhere it is read off the pooled benign scores, which is optimistic.
-
-| figure | value | 95 % |
-| --- | --- | --- |
-{lines}
-
-False positives, constants included: {positives}.
-
-Were the allow-listed libraries not listed, {vendor} of their kernels would lie above the threshold.
-
-| project | kernels | modules | kernels, masked | modules, masked | kernels, constants | modules, constants |
-| --- | --- | --- | --- | --- | --- | --- |
-{rows}
-
-Modules missed with constants included:
-
-{missed}
-
-## What it does not show
-- Few groups: one family (ccminer) has two thirds of the modules, so the intervals are wide, and a change of seed moves
-  module recall by two or three modules.
-- Features, constraints and form were chosen among some twenty on figures like these (larger and smaller trees, random
-  forests, other weights of groups, features of length): most came to AUC 0.984 to 0.990 and masked module recall 0.86
-  to 0.94, so the choice is worth one or two points of optimism. Training on positives mixed with benign code was worse.
-- The grey classes that shape alone names (bit-wise CRC, linear generators, table ciphers, unpacking) were bounded
-  after looking at this data; the row "no grey names" is without any of them. `crc32`, `mt19937` and `chacha` words
-  occur nowhere in it: those three rules are unmeasured.
-- No windows and no loops are in the table: parts are measured on thinned counts, not on real parts, and the
-  correction for the best of many parts is an upper bound, not a fit.
-- Mining and cracking are told apart by tables of constants only; a mix that hashes is called mining.
-- AES tables are a grey class: CryptoNight's main kernels are AES and are named `grey:cipher`.
-- Cuckoo, Equihash, RandomX and Autolykos main loops look like sorting; what is found of them is the side kernels.
-"""

@@ -17,7 +17,7 @@ from gpuguard.code import constants as known
 from gpuguard.code import decode
 from gpuguard.code.classify import read
 from gpuguard.code.containers import elf
-from gpuguard.code.train import HASHING, Kernels
+from gpuguard.code.train import HASHING, OWN, Kernels
 from gpuguard.kernels import opcodes
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from gpuguard.code.rows import KernelRow
-
-PROJECT = "own"
 
 
 def families(path: Path) -> dict[str, dict[str, str]]:
@@ -57,8 +55,8 @@ def load(folder: Path, told: Path) -> Kernels:
             if isinstance(facts, str):
                 continue
             columns["facts"].append(facts)
-            columns["group"].append(f"{PROJECT}-{family['family']}")
-            columns["project"].append(PROJECT)
+            columns["group"].append(f"{OWN}-{family['family']}")
+            columns["project"].append(OWN)
             columns["module"].append(cubin.stem)
             columns["sm"].append(f"sm_{row.sm}")
             columns["label"].append("benign" if row.kernel in family["helpers"].split() else family["label"])

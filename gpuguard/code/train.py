@@ -91,7 +91,8 @@ class Kernels(NamedTuple):
 
     def own(self) -> np.ndarray:
         """Return which kernels are of our own modules."""
-        return self.project == OWN
+        out: np.ndarray = self.project == OWN
+        return out
 
     def joined(self, other: Kernels) -> Kernels:
         """Return both."""
@@ -288,7 +289,7 @@ def measured(data: Path, own: Path, told: Path,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, evaluate, and write the model, its scores and its card."""
-    from gpuguard.code import evaluation
+    from gpuguard.code.card import card
 
     parser = argparse.ArgumentParser(prog="python -m gpuguard.code.train", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="kernels.csv.gz")
@@ -299,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kernels, curves, result = measured(asked.data, asked.own, asked.families)
     write_model(asked.out / "code_forest.npz", fit(kernels, np.flatnonzero(~kernels.listed())), curves)
     result["trained"] = datetime.now(UTC).date().isoformat()
-    (asked.out / "code_forest.md").write_text(evaluation.card(result))
+    (asked.out / "code_forest.md").write_text(card(result))
     sys.stdout.write(json.dumps(result["figures"], indent=2) + "\n")
 
 

@@ -1,0 +1,99 @@
+"""Signatures of memory-hard proofs of work: borne by our own such modules, by none of their look-alikes."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuguard.code import modules, structures
+from gpuguard.code.classify import STRUCTURE_NATS, classify, read
+from gpuguard.kernels import opcodes
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+FAMILIES = modules.families(FIXTURES / "cuda" / "families.csv")
+DATA = Path(os.environ.get("GPUGUARD_DATA_DIR", ""), "sass", "kernels.csv.gz")
+
+
+@cache
+def borne(source: str) -> dict[str, list[tuple[str, ...]]]:
+    """Return kernel -> what it bears on each architecture."""
+    out: dict[str, list[tuple[str, ...]]] = {}
+    for path in sorted((FIXTURES / "cubins").glob(f"{source}.*.cubin")):
+        for row in modules.rows(path):
+            counts = opcodes.counts([(row.opcodes, row.derived)])
+            out.setdefault(row.kernel, []).append(tuple(one.name for one in structures.found(counts)[0]))
+    return out
+
+
+@pytest.mark.parametrize(("source", "kernel", "name"), [
+    ("beamhash", "join", "join"), ("equiround", "digit", "join"), ("cryptonight", "walk", "cryptonight"),
+    ("dagwalk", "search", "dag"),
+])
+def test_the_families_bear_their_structure(source, kernel, name):
+    found = borne(source)[kernel]
+    assert len(found) == 4
+    assert sum(name in one for one in found) >= 3, found
+
+
+@pytest.mark.parametrize("source", sorted(name for name, told in FAMILIES.items() if told["label"] == "benign"))
+def test_no_look_alike_bears_one(source):
+    found = borne(source)
+    assert found
+    assert {kernel: some for kernel, some in found.items() if any(some)} == {}
+
+
+def test_a_structure_is_named_in_the_verdict():
+    row = next(row for row in modules.rows(FIXTURES / "cubins" / "cryptonight.sm_90.cubin") if row.kernel == "walk")
+    (one,) = classify([row.as_columns()])
+    assert one.label == "mining"
+    assert one.nats >= STRUCTURE_NATS
+    assert any("CryptoNight" in text for text in one.evidence)
+
+
+def test_every_source_has_a_family():
+    assert set(FAMILIES) == {path.stem for path in (FIXTURES / "cuda").glob("*.cu")}
+    for name, told in FAMILIES.items():
+        assert told["label"] in {"mining", "cracking", "benign"}, name
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_dead_float_code_hides_none(share):
+    for source in ("beamhash", "cryptonight", "dagwalk", "siptrim"):
+        for row in modules.rows(FIXTURES / "cubins" / f"{source}.sm_90.cubin"):
+            plain = opcodes.counts([(row.opcodes, row.derived)])
+            mixed = opcodes.counts([({**row.opcodes, "FFMA": int(share * row.n_instr)}, row.derived)])
+            assert structures.found(mixed) == structures.found(plain)
+
+
+@given(st.lists(st.integers(0, 400), min_size=len(opcodes.COLUMNS), max_size=len(opcodes.COLUMNS)))
+def test_any_counts_are_answered(counts):
+    (one,) = structures.found(np.array([counts], float))
+    assert set(one) <= set(structures.STRUCTURES)
+
+
+def test_nothing_bears_nothing():
+    assert structures.found(np.zeros((1, len(opcodes.COLUMNS)))) == [()]
+    assert structures.found(np.zeros((0, len(opcodes.COLUMNS)))) == []
+
+
+@pytest.mark.skipif(not DATA.is_file(), reason="no table of kernels: GPUGUARD_DATA_DIR is not set")
+def test_no_benign_kernel_of_the_table_bears_one():
+    labels, counts = [], []
+    with gzip.open(DATA, "rt", newline="") as file:
+        for row in csv.DictReader(file):
+            facts = read(row)
+            if not isinstance(facts, str):
+                labels.append(row["label"])
+                counts.append((facts.opcodes, facts.derived))
+    found = structures.found(opcodes.counts(counts))
+    bad = [label for label, some in zip(labels, found, strict=True) if some and label in {"benign", "hard-negative"}]
+    assert bad == []
+    assert sum(map(bool, found)) >= 10
