@@ -147,8 +147,8 @@ PARTS = {
     "cost": cost,
     "recordings": recordings,
     "programs": programs,
-    "detection": lambda: {"simulated": True, **evaluation.detections(shipped_model(), 3, 3600.0, RATES, 7)},
-    "alarms": lambda: {"simulated": True, **evaluation.alarms(shipped_model(), 8, 7200.0, RATES, 11)},
+    "detection": lambda: {"simulated": True, **evaluation.detections(shipped_model(), 2, 3600.0, RATES, 7)},
+    "alarms": lambda: {"simulated": True, **evaluation.alarms(shipped_model(), 4, 7200.0, RATES, 11)},
 }
 
 

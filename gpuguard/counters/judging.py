@@ -102,7 +102,9 @@ def _step(look: Look, fusion: Fusion, subject: DeviceId, model: Model) -> Step:
         for name, share in zip(model.classes, look.probabilities, strict=True):
             sums[name.partition(":")[0]] += share  # type: ignore[assignment]
         kind, share = sums.most_common(1)[0]
-        kind = kind if share >= CERTAIN else "unknown"
+        # What weighs no more than the allowance cannot be told from honest programs: it is no accusation.
+        certain = share >= CERTAIN and (kind != "mining" or look.nats > model.allowance)
+        kind = kind if certain else "unknown"
     if best is None:
         return Step(look, kind, "unknown", "", 0.0)
     return Step(look, kind, best.verdict, best.label, best.nats)

@@ -222,7 +222,7 @@ def _number(value: Any) -> float:
         number = float(value)
     except (ValueError, TypeError):
         return math.nan
-    return number if abs(number) < 1e18 else math.nan
+    return number if abs(number) < 2**63 else math.nan
 
 
 def _time(value: Any) -> int | None:
