@@ -198,13 +198,13 @@ cdef enum:
 # Application data records of one side of a TLS connection.
 cdef struct Talk:
     int64_t first_ns
-    uint32_t after_ms[RECORDS_MAX]
-    uint16_t sizes[RECORDS_MAX]
     uint32_t used
     uint32_t large
     uint32_t cells      # of one cell each or a few, by the overhead of AEAD ciphers
     uint32_t cells_cbc  # of one, by those of CBC, which pad: many other messages have that size
     uint32_t bodies     # with more in them than the one byte that TLS 1.0 sends ahead of each
+    uint16_t sizes[RECORDS_MAX]
+    uint32_t after_ms[RECORDS_MAX]
 
 cdef struct Stream:
     uint8_t key[36]
@@ -474,9 +474,10 @@ cdef bint application_record(Parse* s, Stream* t, uint32_t size) noexcept nogil:
     cdef Talk* talk = t.talk
     cdef int64_t now_ns = s.rows[s.used].time_ns, after_ns
     if talk == NULL:
-        talk = t.talk = <Talk*>calloc(1, sizeof(Talk))
+        talk = t.talk = <Talk*>malloc(sizeof(Talk))
         if talk == NULL:
             return 0
+        memset(talk, 0, sizeof(Talk) - sizeof(talk.sizes) - sizeof(talk.after_ms))  # what has no entry is not read
         talk.first_ns = now_ns
     after_ns = now_ns - talk.first_ns
     if after_ns < 0 or after_ns >= <int64_t>4294967295 * 1000000:
@@ -488,10 +489,10 @@ cdef bint application_record(Parse* s, Stream* t, uint32_t size) noexcept nogil:
     talk.cells += cells(size)
     talk.cells_cbc += size == 544 or size == 560
     talk.bodies += size > 48
-    if not t.told and (talk.cells >= CELLS_MIN and talk.cells * 4 >= talk.bodies
-                       or talk.cells_cbc >= CELLS_CBC_MIN and talk.cells_cbc * 2 >= talk.bodies):
-        t.told = 1
+    if (talk.cells >= CELLS_MIN and talk.cells * 4 >= talk.bodies
+            or talk.cells_cbc >= CELLS_CBC_MIN and talk.cells_cbc * 2 >= talk.bodies):
         spoken(s, TOR)
+        return 0
     if talk.large >= 2 and talk.cells == 0:
         return 0
     if talk.used % RECORDS_STEP == 0:

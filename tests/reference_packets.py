@@ -437,9 +437,9 @@ def records(data: bytes, edges: Edges, at: int, row: int) -> list[Fact]:
             cells = sum(any((one - more) % 514 == 0 and 1 <= (one - more) // 514 <= 4 for more in (16, 17, 24))
                         for one in sizes)
             padded, bodies = sum(one in {544, 560} for one in sizes), sum(one > 48 for one in sizes)
-            if not any(isinstance(fact, Spoken) for fact in facts) and (
-                    (cells >= 3 and cells * 4 >= bodies) or (padded >= 8 and padded * 2 >= bodies)):
+            if (cells >= 3 and cells * 4 >= bodies) or (padded >= 8 and padded * 2 >= bodies):
                 facts.append(Spoken(row, "tor"))
+                break
             if sum(one > 4096 for one in sizes) >= 2 and not cells:
                 break
             talk = sum(one > 2048 for one in sizes) <= 2 and times_ms[-1] >= 500 * len(sizes)
