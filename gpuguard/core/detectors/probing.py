@@ -177,14 +177,18 @@ class Detector:
         """Take in attempts that were answered, of sources that others are held against."""
         if not len(self._failing) or not len(rows):
             return
+        owned = len(self._listed) > 0
+        nobodys: dict[bytes, _Source | None] = {}
         for place, (near, target) in enumerate(rows.view(_KEYS).tolist()):
             # Of protocols other than TCP only UDP may have been answered, and says nothing.
-            if target[-1] != _TCP or near not in self._failing:
+            if target[-1] != _TCP:
                 continue
-            process = None
-            if len(self._listed):
+            if near not in nobodys:
+                nobodys[near] = self._sources.get(_Unit(near, None)) if near in self._failing else None
+            source = nobodys[near]
+            if owned and near in self._failing:
                 process = host.owner(next(closed_flows(rows[place:place + 1])).flow)
-            source = self._sources.get(_Unit(near, process))
+                source = self._sources.get(_Unit(near, process))
             if source:
                 source.succeed(target)
 
