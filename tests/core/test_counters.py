@@ -153,7 +153,7 @@ def test_a_new_process_begins_anew_and_one_that_ended_is_forgotten():
     detector.judge_by(MODEL, 0.1)
     play([trace(KHEAVYHASH, 1800)], detector=detector)
     assert detector.receive(ProcessExited(1800 * SECOND, WHO), Host()) == []
-    later = play([trace(KHEAVYHASH, 300)], detector=detector, start=2100 * SECOND, processes=(OTHER,))
+    later = play([trace(KHEAVYHASH, 80)], detector=detector, start=2100 * SECOND, processes=(OTHER,))
     assert {one.subject for one in later} <= {OTHER}
     assert nats(later) <= NEAR_NATS
 
