@@ -330,7 +330,7 @@ def test_a_network_device(suite):
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_long_answer_to_the_first_attempt_is_no_login(suite):
-    """OpenSSH since 10 answers "none" with EXT_INFO and a failure; what offers a key then costs as much as an opening."""
+    """OpenSSH 10 answers "none" with EXT_INFO and a failure; what offers a key then costs as much as an opening."""
     talk = Talk(suite, server="SSH-2.0-OpenSSH_10.6p1")
     talk.ours(17)
     talk.theirs(17)
@@ -344,7 +344,7 @@ SESSION_AND_MORE = 122  # a key offered: as long as an open and no-more-sessions
 
 
 def test_the_answer_to_a_keepalive_is_not_the_answer_to_a_disconnect():
-    """A command ends as a keepalive is out: DISCONNECT costs what a request costs, and the answer is the keepalive's."""
+    """A command ends as a keepalive is out: DISCONNECT costs what a request costs; the answer is the keepalive's."""
     talk = Talk(server="SSH-2.0-OpenSSH_10.6p1").login()
     play(talk, BENIGN["exec"][0])
     talk.now += 10**9
@@ -382,7 +382,8 @@ def test_compressed_openings_are_computed(name, bind, count, monkeypatch):
 
     for port in range(count):
         text = bind if port % 2 == 0 else b"localhost"
-        message = b"\x50\0\0\0\x0dtcpip-forward\1" + len(text).to_bytes(4, "big") + text + (2_222 + port).to_bytes(4, "big")
+        request = b"\x50\0\0\0\x0dtcpip-forward\1" + len(text).to_bytes(4, "big")
+        message = request + text + (2_222 + port).to_bytes(4, "big")
         talk.raw(cost(message), client=True, after_ns=100_000)
     talk.raw(cost(b"\x50\0\0\0\x1cno-more-sessions@openssh.com\0"), client=True, after_ns=100_000)
     assert talk.nats(REQUEST) >= 6

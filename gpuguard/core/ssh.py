@@ -231,6 +231,7 @@ class _Openings(NamedTuple):
     no_more_next: set[int]
     session_next: set[int]
     with_forward: dict[int, int]
+    gathered: set[int]
     direct: set[int]
 
 
@@ -262,7 +263,7 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
         forward=frozenset(found.forward),
         forward_only=frozenset(found.forward - plain),
         with_forward=found.with_forward,
-        gathered=frozenset(found.with_forward.keys() - found.forward - plain - direct),
+        gathered=frozenset(found.gathered - found.forward - plain - direct),
         forward_path=frozenset(found.path),
         openings=frozenset({*plain, *(one + no_more for one in session)}),
         tun=frozenset({ours(TUN_OPEN) + tail for tail in tails} - onwards
@@ -303,7 +304,7 @@ def _plain_openings(suite: Suite) -> _Openings:
             for one in sums:
                 groups.setdefault(one + tail, count)
     return _Openings(forward, {record_bytes(suite, size) for size in _STREAMLOCAL_BYTES}, {session}, {no_more},
-                     {no_more}, {session + no_more}, groups, set())
+                     {no_more}, {session + no_more}, groups, set(groups), set())
 
 
 FORWARDS_MAX = 4
@@ -368,7 +369,7 @@ def _deflated_openings(suite: Suite) -> _Openings:
     OpenSSH differ in the flush and in whether they look for repeats (10.6 costs what Huffman's code alone saves): all
     are looked for.
     """
-    found = _Openings(set(), set(), set(), set(), set(), set(), {}, set())
+    found = _Openings(set(), set(), set(), set(), set(), set(), {}, set(), set())
     for flush, strategy in sorted({(suite.flush, zlib.Z_DEFAULT_STRATEGY), (suite.flush, zlib.Z_HUFFMAN_ONLY),
                                    (zlib.Z_SYNC_FLUSH, zlib.Z_DEFAULT_STRATEGY)}):
         start = _Deflater(suite, flush, zlib.compressobj(strategy=strategy))
@@ -402,6 +403,8 @@ def _deflated_run(found: _Openings, start: _Deflater, requests: list[bytes], fir
             group = sum(costs[begin:])
             for tail in (0, no_more, *pairs):
                 found.with_forward.setdefault(group + tail, len(costs) - begin)
+                if begin == 0:
+                    found.gathered.add(group + tail)
     first.add(costs[0])
 
 
@@ -761,12 +764,13 @@ class SshSession:
         if size == sizes.keepalive and not opening:
             self._owed_ns = time_ns
         follows = size in sizes.no_more_next or size in sizes.session_next
-        if before is not None and opening and follows and all(
+        if before is not None and opening and follows and not self._gathers() and all(
                 self._forwards_in(one, sizes) for one in self._asked[:-1]):
             return self._parted(self._asked[0], sizes, opened=size in sizes.session_next)
         # A tun device's open costs what a request for localhost costs in some suites: the answer tells.
-        self._tun |= first and opening and size in sizes.tun
-        if first and opening and self._gathers() and size in sizes.gathered:
+        self._tun |= first and opening and size in sizes.tun and self._familiar() and not self._gathers()
+        at_once = time_ns - self._auth_ns <= self._go_ns()
+        if first and at_once and self._gathers() and size in sizes.gathered:
             text = (f"the first record after the login has {size} bytes, as tcpip-forward with what follows it has in "
                     "this cipher suite, and no other opening")
             return self._request(REQUEST_GATHERED_NATS, text)
@@ -864,7 +868,7 @@ class SshSession:
         There are at most as many answers as there were requests: other messages can be multiples of them too.
         """
         answers_max = sum(self._forwards_in(one, sizes) for one in self._forwards(sizes))
-        if answers_max and not sizes.exact and size == sizes.reply:
+        if answers_max and not sizes.exact and size == sizes.reply and self._asked[0].size not in sizes.openings:
             # Compressed, a confirmation may cost as much; requests are answered in their order.
             return 1, False
         for answers in range(answers_max + 1):
@@ -920,9 +924,8 @@ class SshSession:
         if self._tun and not answered and not self._request_nats:
             text = (f"the first record after the login has {asked[0].size} bytes, as the open of a network device has "
                     "in this cipher suite and no other open, and a channel was confirmed")
-            nats = REQUEST_FAMILIAR_NATS if self._familiar() else REQUEST_NATS
             self._session = False
-            return [self._say("ssh-tun", nats + TUN_CONFIRMED_NATS, text, _SPOTS)]
+            return [self._say("ssh-tun", REQUEST_FAMILIAR_NATS + TUN_CONFIRMED_NATS, text, _SPOTS)]
         if self._session:
             return []
         if self._onwards(asked[0], sizes, answered=answered) and asked[-1].opening:
@@ -996,8 +999,10 @@ class SshSession:
         uses: list[Use] = []
         if from_client:
             self._requests += 1
+            # EOF and WINDOW_ADJUST cost what a key costs; with commands between them nobody types.
+            self._keys *= size == sizes.key or (size == sizes.ignore and self._ignores[self.client or 0])
         elif (self._last_client[1] == sizes.key and sizes.key_echo <= size <= 3 * sizes.key_echo
-              and "ssh-exec" in self._said):
+              and "ssh-exec" in self._said and not self._ignores[1 - (self.client or 0)]):
             self._keys += 1
             if self._keys == _KEYS_MIN:
                 self._pty = True

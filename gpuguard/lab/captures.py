@@ -110,7 +110,8 @@ def play(settings: Settings) -> int:
     peers.make_keys()
     far = _far_side(settings.lost_ratio)
     wanted = [(number, one) for number, one in enumerate(corpus.scenarios())
-              if number >= settings.first and settings.only in one.family and peers.available(one.client) and peers.available(one.server)]
+              if number >= settings.first and settings.only in one.family
+              and peers.available(one.client) and peers.available(one.server)]
     for number, _ in wanted:
         run(*in_network_of(far), "ip", "address", "add", f"{address_of(number)}/32", "dev", "lo")
     servers = tuple(name for name in peers.SERVER_PORTS if peers.available(name))

@@ -15,11 +15,14 @@ import time
 from gpuguard.core import ssh
 from gpuguard.core.records import SshKexInit
 
-CIPHERS = ("chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com", "aes128-ctr", "aes256-cbc", "3des-cbc", "none", "")
+CIPHERS = ("chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com", "aes128-ctr", "aes256-cbc", "3des-cbc", "none",
+           "")
 MACS = ("hmac-sha2-256", "hmac-sha2-512-etm@openssh.com", "umac-64@openssh.com", "hmac-md5-96", "x" * 300)
 COMPRESSION = ("none", "zlib@openssh.com", "zlib", "lz4")
-MARKS = ("ext-info-c", "ext-info-s", "kex-strict-c-v00@openssh.com", "kex-strict-s-v00@openssh.com", "curve25519-sha256")
-BANNERS = ("SSH-2.0-OpenSSH_9.2p1", "SSH-2.0-dropbear_2022.83", "SSH-2.0-Go", "SSH-2.0-paramiko_5.1.0", "SSH-2.0-" + "a" * 9_000, "")
+MARKS = ("ext-info-c", "ext-info-s", "kex-strict-c-v00@openssh.com", "kex-strict-s-v00@openssh.com",
+         "curve25519-sha256")
+BANNERS = ("SSH-2.0-OpenSSH_9.2p1", "SSH-2.0-dropbear_2022.83", "SSH-2.0-Go", "SSH-2.0-paramiko_5.1.0",
+           "SSH-2.0-AsyncSSH_2.24.1", "SSH-2.0-" + "a" * 9_000, "")
 PAYLOADS = (1, 5, 9, 10, 17, 18, 24, 27, 34, 35, 36, 40, 63, 66, 90, 350)
 GAPS_NS = (0, 1, 100_000, 4_999_999, 20_000_001, 900_000_001, 10**9, 31 * 10**9, -(10**9))
 ROUNDS = 200
@@ -55,7 +58,8 @@ def play(seed: int) -> list[ssh.Use]:
         elif kind < 0.14:
             uses += session.newkeys(side)
         else:
-            size = dice.randrange(1, 70_000) if dice.random() < 0.2 else sum(dice.choices(usual, k=dice.randrange(1, 4)))
+            real = sum(dice.choices(usual, k=dice.randrange(1, 4)))
+            size = dice.randrange(1, 70_000) if dice.random() < 0.2 else real
             now_ns += dice.choice(GAPS_NS)
             total[side] += size
             holes = (dice.randrange(3), dice.randrange(3)) if dice.random() < 0.1 else (0, 0)
