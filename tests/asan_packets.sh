@@ -1,5 +1,5 @@
 #!/bin/sh
-# The tests of the packet parser with it built under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's).
+# The tests of the packet parser and of the flow table with them built under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's).
 # Run from anywhere: sh tests/asan_packets.sh [pytest options]; PYTHON names the interpreter, .venv/bin/python if unset.
 set -eu
 
@@ -12,12 +12,12 @@ case $asan in /*) ;; *) echo "gcc has no libasan here" >&2; exit 1 ;; esac
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
 
-# The package as it is, but for the one compiled part.
+# The package as it is, but for these compiled parts.
 mkdir -p "$work/gpuguard" "$work/tests"
 for path in "$root"/gpuguard/*; do
-  case $path in */_packets.*.so) ;; *) ln -s "$path" "$work/gpuguard/" ;; esac
+  case $path in */_packets.*.so | */_flows.*.so) ;; *) ln -s "$path" "$work/gpuguard/" ;; esac
 done
-cp "$root"/tests/*packets*.py "$work/tests/"
+cp "$root"/tests/*packets*.py "$root"/tests/*flows*.py "$root"/tests/conversation.py "$work/tests/"
 
 cd "$root"
 "$python" - "$work" <<'PY'
@@ -28,10 +28,10 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-extension = Extension("gpuguard._packets", ["ext/packets.pyx"], include_dirs=[np.get_include(), "ext"],
-                      extra_compile_args=flags, extra_link_args=flags)
+extensions = [Extension(f"gpuguard._{name}", [f"ext/{name}.pyx"], include_dirs=[np.get_include(), "ext"],
+                        extra_compile_args=flags, extra_link_args=flags) for name in ("packets", "flows")]
 setup(name="gpuguard-asan", packages=[], py_modules=[],
-      ext_modules=cythonize([extension], build_dir=f"{sys.argv[1]}/build", quiet=True),
+      ext_modules=cythonize(extensions, build_dir=f"{sys.argv[1]}/build", quiet=True),
       script_args=["-q", "build_ext", "--build-lib", sys.argv[1], "--build-temp", f"{sys.argv[1]}/build"])
 PY
 
@@ -40,4 +40,4 @@ cd "$work"
 # Leaks are the interpreter's own at exit.
 LD_PRELOAD="$asan $ubsan" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
   PYTHONMALLOC=malloc PYTHONPATH="$work" \
-  "$python" -m pytest -q -s -c "$root/pyproject.toml" --rootdir "$work" "$@" "$work"/tests/test_packets*.py
+  "$python" -m pytest -q -s -c "$root/pyproject.toml" --rootdir "$work" "$@" "$work"/tests/test_packets*.py "$work"/tests/test_flows*.py
