@@ -160,7 +160,7 @@ class Level(Struct):
             self.start_ns, self.looks, self.like_mining = look.start_ns, 0, 0
         self.looks += 1
         self.like_mining += look.nats > allowance
-        shift = min(0.0, look.nats) * INNOCENT_SHARE if look.nats < 0 else look.nats
+        shift = look.nats * (INNOCENT_SHARE if look.nats < 0 else 1.0)
         self.innocent_nats = min(0.0, max(FLOOR_NATS, self.innocent_nats + shift))
 
     def told(self, threshold: float) -> float:
@@ -197,13 +197,14 @@ class Detector:
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a look that this record ends says."""
+        model = self._model
         match item:
-            case DeviceSample() if self._model:
+            case DeviceSample() if model:
                 watch = self._watch(item.uuid)
-                evidence = self._judge(item.uuid, watch, host) if watch.due(item.time_ns) else []
+                evidence = self._judge(model, item.uuid, watch, host) if watch.due(item.time_ns) else []
                 watch.add(item.time_ns, cf.reading(item, host.devices.get(item.uuid)))
                 return evidence
-            case ProcessSample() if self._model:
+            case ProcessSample() if model:
                 shares = self._watch(item.uuid).shares
                 if item.process in shares or len(shares) < PROCESSES_PER_DEVICE_MAX:
                     told = shares.setdefault(item.process, [])
@@ -219,14 +220,13 @@ class Detector:
             watch = self._watches[uuid] = Watch()
         return watch
 
-    def _judge(self, uuid: str, watch: Watch, host: Host) -> list[Evidence]:
-        assert self._model  # noqa: S101 only called where there is one
+    def _judge(self, model: Model, uuid: str, watch: Watch, host: Host) -> list[Evidence]:
         users = watch.users()
         user = users[0] if len(users) == 1 else None
         if user != watch.user and user is not None:
             watch.user, watch.past = user, cf.no_history()
         known = host.devices.get(uuid)
-        look = watch.look(self._model, known.power_limit_w if known else None)
+        look = watch.look(model, known.power_limit_w if known else None)
         self.looks[uuid] = look
         if not look.at_work:
             return []
@@ -237,10 +237,13 @@ class Detector:
         level = standing.levels.get(uuid)
         if level is None:
             level = standing.levels[uuid] = Level(start_ns=look.start_ns)
-        level.take(look, self._model.allowance, self._threshold)
-        return [*self._weigh(subject, standing, level, look), *self._name(subject, standing, look)]
+        level.take(look, model.allowance, self._threshold)
+        text = text_of(look, model)
+        return [*self._weigh(subject, standing, level, look, text), *_name(subject, standing, look, model, text)]
 
-    def _weigh(self, subject: ProcessId | DeviceId, standing: Standing, level: Level, look: Look) -> list[Evidence]:
+    def _weigh(
+        self, subject: ProcessId | DeviceId, standing: Standing, level: Level, look: Look, text: str,
+    ) -> list[Evidence]:
         # One process on eight GPUs is one job: its devices do not add up.
         levels = [one.told(self._threshold) for one in standing.levels.values()]
         now = sum(levels) / len(levels)
@@ -254,8 +257,8 @@ class Detector:
         if level.nats:
             # What is expected is what Wald says of a sum that moves on as it did: threshold over mean step.
             expected = self._threshold / (level.nats / level.looks) * cf.LOOK_S
-            so_far = (f"; so in {level.like_mining} of {level.looks} looks over {seconds:.0f} s: {level.nats:.1f} of the "
-                      f"{self._threshold:.1f} nats to suspect, to be expected after {expected:.0f} s of this")
+            so_far = (f"; so in {level.like_mining} of {level.looks} looks over {seconds:.0f} s: {level.nats:.1f} of "
+                      f"the {self._threshold:.1f} nats to suspect, to be expected after {expected:.0f} s of this")
         return [Evidence(
             time_ns=look.end_ns,
             subject=subject,
@@ -263,46 +266,48 @@ class Detector:
             evidence_class="counter",
             kind="counters-like-mining" if guilty else "counters-unlike-mining",
             nats=change,
-            text=self._text(look) + so_far,
+            text=text + so_far,
             start_ns=level.start_ns if guilty else look.start_ns,
             blind_spots=BLIND_SPOTS,
         )]
 
-    def _name(self, subject: ProcessId | DeviceId, standing: Standing, look: Look) -> list[Evidence]:
-        """Say what it is that is not mining."""
-        assert self._model  # noqa: S101 only called where there is one
-        best = max(range(len(look.probabilities)), key=look.probabilities.__getitem__)
-        name = self._model.classes[best]
-        said = standing.named_nats.get(name, 0.0)
-        if name.startswith(MINING) or look.probabilities[best] < NAMED_PROBABILITY or said >= NAMED_NATS_MAX:
-            return []
-        standing.named_nats[name] = said + NAMED_NATS
-        return [Evidence(
-            time_ns=look.end_ns,
-            subject=subject,
-            label=name,
-            evidence_class="counter",
-            kind=f"counters-{name}",
-            nats=NAMED_NATS,
-            text=self._text(look),
-            start_ns=look.start_ns,
-            blind_spots=BLIND_SPOTS[1:],
-        )]
 
-    def _text(self, look: Look) -> str:
-        """Return what was seen, in the words of the counters, and what that looks like."""
-        assert self._model  # noqa: S101 only called where there is one
-        mean = dict(zip(cf.CHANNELS, look.means, strict=True))
-        most = dict(zip(cf.CHANNELS, look.most, strict=True))
-        ratios = (("gpu", "GPU busy"), ("sm", "SMs"), ("integer", "integer"), ("fp32", "FP32"), ("tensor", "tensor"),
-                  ("hmma", "HMMA"), ("imma", "IMMA"), ("dram", "DRAM"))
-        seen = [f"{words} {mean[name]:.0%}" for name, words in ratios if not math.isnan(mean[name])]
-        if not math.isnan(mean["power"]):
-            within = f" within {look.power_variation:.1%}" if look.power_variation >= 0 else ""
-            seen.append(f"{mean['power']:.0f} W{within}")
-        for name, words in (("host", "PCIe"), ("link", "NVLink")):
-            if not math.isnan(most[name]):
-                seen.append(f"{words} up to {10 ** most[name] / 1e6:.1f} MB/s")
-        likeliest = sorted(zip(look.probabilities, self._model.classes, strict=True), reverse=True)[:2]
-        like = ", ".join(f"{name} {probability:.2f}" for probability, name in likeliest)
-        return f"{', '.join(seen)}: like {like}"
+def _name(
+    subject: ProcessId | DeviceId, standing: Standing, look: Look, model: Model, text: str,
+) -> list[Evidence]:
+    """Say what it is that is not mining."""
+    best = max(range(len(look.probabilities)), key=look.probabilities.__getitem__)
+    name = model.classes[best]
+    said = standing.named_nats.get(name, 0.0)
+    if name.startswith(MINING) or look.probabilities[best] < NAMED_PROBABILITY or said >= NAMED_NATS_MAX:
+        return []
+    standing.named_nats[name] = said + NAMED_NATS
+    return [Evidence(
+        time_ns=look.end_ns,
+        subject=subject,
+        label=name,
+        evidence_class="counter",
+        kind=f"counters-{name}",
+        nats=NAMED_NATS,
+        text=text,
+        start_ns=look.start_ns,
+        blind_spots=BLIND_SPOTS[1:],
+    )]
+
+
+def text_of(look: Look, model: Model) -> str:
+    """Return what was seen, in the words of the counters, and what that looks like."""
+    mean = dict(zip(cf.CHANNELS, look.means, strict=True))
+    most = dict(zip(cf.CHANNELS, look.most, strict=True))
+    ratios = (("gpu", "GPU busy"), ("sm", "SMs"), ("integer", "integer"), ("fp32", "FP32"), ("tensor", "tensor"),
+              ("hmma", "HMMA"), ("imma", "IMMA"), ("dram", "DRAM"))
+    seen = [f"{words} {mean[name]:.0%}" for name, words in ratios if not math.isnan(mean[name])]
+    if not math.isnan(mean["power"]):
+        within = f" within {look.power_variation:.1%}" if look.power_variation >= 0 else ""
+        seen.append(f"{mean['power']:.0f} W{within}")
+    for name, words in (("host", "PCIe"), ("link", "NVLink")):
+        if not math.isnan(most[name]):
+            seen.append(f"{words} up to {10 ** most[name] / 1e6:.1f} MB/s")
+    likeliest = sorted(zip(look.probabilities, model.classes, strict=True), reverse=True)[:2]
+    like = ", ".join(f"{name} {probability:.2f}" for probability, name in likeliest)
+    return f"{', '.join(seen)}: like {like}"
