@@ -85,7 +85,7 @@ def main() -> None:
             learnt = scanned(unpacked, listed, set())
             row["with_allow_list"] = {key: learnt[key] for key in ("accused_kernels", "cpu_s", "mb_per_cpu_s")}
             row["with_allow_list"]["verdicts"] = Counter(one["verdict"] for one in learnt["files"].values())
-        result["wheels"][name] = row
+        result["wheels"][Path(name).name] = row
         result["machine"] = {
             "cores": os.cpu_count(), "python": platform.python_version(), "load_1_min": round(os.getloadavg()[0], 1),
             "date": time.strftime("%Y-%m-%d", time.gmtime())}
