@@ -319,6 +319,7 @@ def main() -> int:
     RESULT.parent.mkdir(exist_ok=True)
     results = Results(json.loads(RESULT.read_text()) if which != "all" and RESULT.exists() else {})
     results.found.pop("failed", None)
+    results.add(load_average=os.getloadavg()[0])
     if which in {"all", "cpu"}:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         for name, work in (("forest", bench_forest), ("windows", bench_windows), ("sequential", bench_sequential),

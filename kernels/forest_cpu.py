@@ -26,18 +26,19 @@ _loop = numba.njit(error_model="numpy", nogil=True, cache=False)
 
 def scores(matrix: np.ndarray, packed: Packed) -> np.ndarray:
     """Return float64[rows, classes] of float32[rows, features]."""
-    out = np.full((len(matrix), packed.classes), packed.base)
+    out = np.empty((len(matrix), packed.classes))
     form: Any = _one_by_one if len(matrix) < BLOCK_MIN else _by_blocks
     form(matrix, packed.source, packed.edges, packed.nodes, packed.first, packed.leaves, packed.first_leaf,
-         packed.class_of, out)
+         packed.class_of, packed.base, out)
     return out
 
 
 @_loop
 def _one_by_one(matrix: Any, source: Any, edges: Any, nodes: Any, first: Any, leaves: Any, first_leaf: Any,
-                class_of: Any, out: Any) -> None:
+                class_of: Any, base: Any, out: Any) -> None:
     """Walk each row down one tree after the other; the walks depend on nothing of each other, so they overlap."""
     bins = np.empty(len(source), np.uint8)
+    out[:] = base
     for i in range(len(matrix)):
         for column in range(len(source)):
             bins[column] = _bin(matrix[i, source[column]], edges, column)
@@ -54,10 +55,11 @@ def _one_by_one(matrix: Any, source: Any, edges: Any, nodes: Any, first: Any, le
 
 @_loop
 def _by_blocks(matrix: Any, source: Any, edges: Any, nodes: Any, first: Any, leaves: Any, first_leaf: Any,
-               class_of: Any, out: Any) -> None:
+               class_of: Any, base: Any, out: Any) -> None:
     """Take many rows through one node, its children first: each node's row of bytes are the leaves that it leads to."""
     bins = np.empty((COLUMNS_MAX, ROWS), np.uint8)
     reached = np.empty((LEAF, ROWS), np.uint8)
+    out[:] = base
     for begin in range(0, len(matrix), ROWS):
         count = min(ROWS, len(matrix) - begin)
         for column in range(len(source)):

@@ -204,7 +204,7 @@ def _runs(out: np.ndarray, there: np.ndarray, same: np.ndarray) -> None:
 
 def merge(a: np.ndarray, b: np.ndarray, flat: np.ndarray) -> np.ndarray:
     """Return the summaries of stretches of which ``b`` follows ``a`` at once: float64[SUMMARY, ..., channels]."""
-    out = a + b
+    out: np.ndarray = a + b
     share = b[N] / np.maximum(out[N], 1)
     both = a[N] * share
     apart, ticks_apart = b[MEAN] - a[MEAN], b[TICK_MEAN] + a[TICKS] - a[TICK_MEAN]
