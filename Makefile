@@ -9,7 +9,7 @@ STANDINS := build/lab
 SOURCES := pyproject.toml setup.py scripts/setup.sh $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h ext/*/*.c ext/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-ptx lint types tidy bench fuzz asan fixtures fixtures-matrix soak stubs lock reference picture dist clean
+.PHONY: help setup demo test check check-ptx lint types tidy bench fuzz asan fixtures fixtures-matrix soak lab-captures lab-sample stubs lock reference picture dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -60,9 +60,12 @@ asan: $(READY)  ## tests of the packet parser and the machine-code decoder, buil
 	@PYTHON=$(abspath $(PYTHON)) sh tests/asan_packets.sh -q
 	@PYTHON=$(abspath $(PYTHON)) sh tests/asan_sass.sh -q
 
-lab-captures: $(READY)  ## labelled captures of SSH by real programs, in build/lab-captures (as root; ten minutes and more)
+lab-captures: $(READY)  ## labelled captures of SSH by real programs, in build/lab-captures (as root, ten minutes)
 	@sh scripts/lab_peers.sh $(VENV)
 	$(PYTHON) -m gpuguard.lab.captures build/lab-captures
+
+lab-sample: $(READY)  ## the part of build/lab-captures that is committed and drives tests
+	$(PYTHON) -m gpuguard.lab.sample build/lab-captures tests/fixtures/captures 1700000
 
 fixtures:  ## compile tests/fixtures/cuda to cubins (nvcc from PATH, or its wheels in build/nvcc)
 	@sh scripts/fixtures.sh

@@ -45,8 +45,8 @@ bind() { # bind TARGET: let its programs run with its own C library
     for program in "$1"/usr/bin/ssh "$1"/usr/bin/ssh-keygen "$1"/usr/bin/scp "$1"/usr/bin/sftp "$1"/usr/sbin/sshd \
         "$1"/usr/bin/dbclient "$1"/usr/sbin/dropbear "$1"/usr/bin/dropbear* "$1"/usr/lib/openssh/s*; do
         if [ -f "$program" ] && [ ! -h "$program" ] && patchelf --print-interpreter "$program" >/dev/null 2>&1; then
-            patchelf --set-interpreter "$(realpath "$loader")" --force-rpath --set-rpath "$(realpath_list "$libraries")" \
-                "$program"
+            patchelf --set-interpreter "$(realpath "$loader")" --force-rpath \
+                --set-rpath "$(realpath_list "$libraries")" "$program"
         fi
     done
 }

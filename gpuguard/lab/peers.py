@@ -38,6 +38,11 @@ SERVER_PORTS = {
     "asyncssh": 2221,
 }
 _PYTHON_MODULES = {"asyncssh": "asyncssh", "paramiko": "paramiko", "libssh": "ssh"}
+_CLIENTS = {
+    "asyncssh": "gpuguard.lab.clients.asyncssh_client",
+    "paramiko": "gpuguard.lab.clients.paramiko_client",
+    "libssh": "gpuguard.lab.clients.libssh_client",
+}
 _START_S = 8.0
 
 _SERVER_SETTINGS = """\
@@ -171,7 +176,7 @@ def library(name: str, plan: Plan) -> list[str]:
     text = msgspec.json.encode(plan).decode()
     if name == "go":
         return [str(PEERS / "go-client"), text]
-    return [sys.executable, "-m", f"gpuguard.lab.clients.{name}_client", text]
+    return [sys.executable, "-m", _CLIENTS[name], text]
 
 
 def environment() -> dict[str, str]:
