@@ -148,7 +148,7 @@ PARTS = {
     "recordings": recordings,
     "programs": programs,
     "detection": lambda: {"simulated": True, **evaluation.detections(shipped_model(), 2, 3600.0, RATES, 7)},
-    "alarms": lambda: {"simulated": True, **evaluation.alarms(shipped_model(), 4, 7200.0, RATES, 11)},
+    "alarms": lambda: {"simulated": True, **evaluation.alarms(shipped_model(), 6, 7200.0, RATES, 11)},
 }
 
 

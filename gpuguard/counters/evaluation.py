@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuguard.core import counter_features as cf
-from gpuguard.core.detectors.counters import CEILING, threshold_nats
+from gpuguard.core.detectors.counters import CEILING, LOOKS_PER_YEAR, threshold_nats
 from gpuguard.counters import jobs
 from gpuguard.lab import telemetry
 
@@ -23,8 +23,9 @@ BATCH = 96
 
 
 class Played(NamedTuple):
-    """One replay: sums look by look, (jobs, looks), and which looks were at work."""
+    """One replay, (jobs, looks) each: weights less the allowance, the sums of them, and which looks were at work."""
 
+    steps: np.ndarray
     sums: np.ndarray
     at_work: np.ndarray
 
@@ -44,14 +45,15 @@ def scores(odds: np.ndarray, mining: np.ndarray) -> dict[str, float]:
 
 def play(model: Model, some: Sequence[Job], seconds: float, rate_hz: float, seed: int) -> Played:
     """Simulate jobs, weigh each look and add them up as the detector does."""
-    random, sums, at_work = np.random.default_rng(seed), [], []
+    random, steps, sums, at_work = np.random.default_rng(seed), [], [], []
     for begin in range(0, len(some), BATCH):
         looks = jobs.look_at(some[begin:begin + BATCH], seconds, rate_hz, random)
         count, length = looks.at_work.shape
         nats = model.judge(looks.features.reshape(-1, len(cf.FEATURES)))[0].reshape(count, length)
+        steps.append(nats - model.allowance)
         sums.append(added_up(nats, looks.at_work, model.allowance, threshold_nats(1e-3)))
         at_work.append(looks.at_work)
-    return Played(np.concatenate(sums), np.concatenate(at_work))
+    return Played(np.concatenate(steps), np.concatenate(sums), np.concatenate(at_work))
 
 
 def added_up(nats: np.ndarray, at_work: np.ndarray, allowance: float, threshold: float) -> np.ndarray:
@@ -119,11 +121,12 @@ def _evading(some: Sequence[Job], name: str) -> np.ndarray:
 
 
 def alarms(model: Model, per_workload: int, seconds: float, rates: Sequence[float], seed: int) -> dict[str, Any]:
-    """Return alarms per GPU-year of benign jobs, by kind and by what the board tells: counted, and extrapolated.
+    """Return alarms per GPU-year of benign jobs, by kind and by what the board tells: counted, and modelled.
 
-    The tail of the highest sum of a job falls about exponentially: ln of the share of jobs whose sum ever reached x is
-    fitted for x of a few nats, and followed to the threshold. Where no job's sum got there, the rule of three bounds
-    the rate from what was replayed, and the fit is all there is below that.
+    The model is Lundberg's: a sum of independent steps ever passes h with a probability of at most exp(-r h), where r
+    solves E exp(r step) = 1, and it may begin anew at each look. The steps are those replayed, and in place of a share
+    of them, which is the rule of three of as many looks, the largest step there can be: what was not seen is thereby
+    not taken to be impossible. Jobs that look like mining throughout break the independence; they are what is counted.
     """
     random = np.random.default_rng(seed)
     some = [jobs.Job(workload, boards[int(random.integers(len(boards)))], visible)
@@ -136,7 +139,8 @@ def alarms(model: Model, per_workload: int, seconds: float, rates: Sequence[floa
     for visible in ("gpm", "dcgm", "nvml"):
         for kind in ("training", "inference", "compute", "idle"):
             of = np.array([job.visible == visible and job.workload.kind == kind for job in some])
-            out[f"{visible}, {kind}"] = _rate(highest[of], seconds, rates)
+            steps = played.steps[of][played.at_work[of]]
+            out[f"{visible}, {kind}"] = _rate(highest[of], steps, model.nats_most - model.allowance, seconds, rates)
         worst = {one.name: round(float((highest[_named(some, one.name) & np.array(
             [job.visible == visible for job in some])] >= threshold_nats(rates[0])).mean()), 4)
             for one in telemetry.BENIGN}
@@ -144,21 +148,35 @@ def alarms(model: Model, per_workload: int, seconds: float, rates: Sequence[floa
     return out
 
 
-def _rate(highest: np.ndarray, seconds: float, rates: Sequence[float]) -> dict[str, Any]:
-    """Return counted and extrapolated alarms per GPU-year at each threshold."""
+def _rate(
+    highest: np.ndarray, steps: np.ndarray, largest: float, seconds: float, rates: Sequence[float],
+) -> dict[str, Any]:
+    """Return counted and modelled alarms per GPU-year at the threshold of each rate."""
     years = len(highest) * seconds / 3600 / HOURS_PER_YEAR
-    levels = np.arange(0.5, 12.5, 0.5)
-    shares = np.array([(highest >= level).mean() for level in levels])
-    usable = shares * len(highest) >= 3
-    out: dict[str, Any] = {"gpu_years": round(years, 3), "jobs": len(highest),
-                           "highest_nats": round(float(highest.max()), 2)}
+    exponent = lundberg(steps, largest)
+    out: dict[str, Any] = {"gpu_years": round(years, 4), "jobs": len(highest), "looks_at_work": len(steps),
+                           "looks_above_allowance": int((steps > 0).sum()),
+                           "highest_nats": round(float(highest.max()), 2), "exponent": round(exponent, 3)}
     for rate in rates:
         threshold = threshold_nats(rate)
         counted = int((highest >= threshold).sum())
-        row: dict[str, Any] = {"threshold_nats": round(threshold, 2), "alarms": counted,
-                               "at_most_per_gpu_year_95": round(max(3.0, counted + 2 * counted**0.5 + 1) / years, 3)}
-        if usable.sum() >= 3:
-            slope, offset = np.polyfit(levels[usable], np.log(shares[usable]), 1)
-            row["extrapolated_per_gpu_year"] = float(f"{np.exp(offset + slope * threshold) * len(highest) / years:.2g}")
-        out[f"{rate:g}"] = row
+        modelled = LOOKS_PER_YEAR * np.exp(-exponent * threshold) if len(steps) else 0.0
+        out[f"{rate:g}"] = {"threshold_nats": round(threshold, 2), "alarms": counted,
+                            "counted_per_gpu_year": round(counted / years, 1),
+                            "modelled_per_gpu_year": float(f"{modelled:.2g}")}
     return out
+
+
+def lundberg(steps: np.ndarray, largest: float) -> float:
+    """Return the r that solves E exp(r step) = 1, 0 where the steps do not fall on average."""
+    unseen = min(1.0, 3 / max(1, len(steps)))
+
+    def excess(r: float) -> float:
+        seen = float(np.exp(r * steps).mean()) if len(steps) else 0.0
+        return float((1 - unseen) * seen + unseen * np.exp(r * largest) - 1)
+
+    low, high = 0.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+    return low

@@ -1,0 +1,84 @@
+"""What is written is what was trained, and what is measured is what the detector does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuguard.core import counter_features as cf
+from gpuguard.core.counter_classes import model_from
+from gpuguard.core.detectors.counters import Level, Look
+from gpuguard.counters import evaluation, jobs, train
+from gpuguard.lab import telemetry
+
+
+def table(rows, seed=0):
+    random = np.random.default_rng(seed)
+    label = random.integers(0, len(train.CLASSES), rows)
+    features = random.random((rows, len(cf.FEATURES))).astype(np.float32)
+    features[:, 0] += label
+    features[random.random(features.shape) < 0.1] = cf.ABSENT
+    names = np.array(["x"] * rows)
+    return train.Table(features, label, np.arange(rows), names, names, names)
+
+
+def test_the_arrays_say_what_the_trainer_says(tmp_path):
+    lightgbm = pytest.importorskip("lightgbm")
+    some = table(3000)
+    data = lightgbm.Dataset(some.features, some.label, weight=train.weights(some.label))
+    booster = lightgbm.train(train.PARAMETERS, data, 4)
+    forest = train.flatten([tree["tree_structure"] for tree in booster.dump_model()["tree_info"]])
+    train.write_model(tmp_path / "m.npz", forest, (1.0, 0.0))
+    with np.load(tmp_path / "m.npz") as arrays:
+        model = model_from(dict(arrays))
+    _, probabilities = model.judge(some.features)
+    np.testing.assert_allclose(probabilities, booster.predict(some.features), atol=1e-4)
+
+
+def test_a_model_of_other_features_is_refused(tmp_path):
+    pytest.importorskip("lightgbm")
+    train.write_model(tmp_path / "m.npz", train.fit(table(800), 1), (1.0, 0.0))
+    with np.load(tmp_path / "m.npz") as arrays:
+        held = dict(arrays)
+    held["feature_names"] = held["feature_names"][::-1]
+    with pytest.raises(ValueError, match="other features"):
+        model_from(held)
+
+
+def test_each_half_of_the_weight_is_one_side():
+    label = np.repeat(np.arange(len(train.CLASSES)), np.arange(1, len(train.CLASSES) + 1))
+    weight = train.weights(label)
+    assert weight[train.is_mining(label)].sum() == pytest.approx(weight.sum() / 2)
+
+
+def test_the_same_seed_draws_the_same_jobs_and_looks():
+    drawn = [list(jobs.draw(telemetry.MINERS, telemetry.EVASIONS, 12, np.random.default_rng(4))) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    looks = [jobs.look_at(drawn[0], 100, 1.0, np.random.default_rng(4)) for _ in range(2)]
+    assert np.array_equal(looks[0].features, looks[1].features)
+    assert looks[0].features.shape == (12, 5, len(cf.FEATURES))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(-4, 6), st.booleans()), min_size=1, max_size=60))
+def test_sums_that_are_measured_are_those_of_the_detector(steps):
+    level, want = Level(start_ns=0), []
+    for nats, at_work in steps:
+        if at_work:
+            level.take(Look(0, 1, True, nats, (), (), (), 0.0), 2.0, 16.6)
+        want.append(level.nats)
+    nats, at_work = (np.array([column]) for column in zip(*steps, strict=True))
+    np.testing.assert_allclose(evaluation.added_up(nats, at_work, 2.0, 16.6)[0], want)
+
+
+def test_the_exponent_of_a_normal_walk_is_known():
+    steps = np.random.default_rng(0).normal(-1.0, 1.0, 200_000)
+    assert evaluation.lundberg(steps, 3.8) == pytest.approx(2.0, rel=0.06)
+    assert evaluation.lundberg(-steps, 3.8) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_delays_are_of_the_first_crossing():
+    played = evaluation.Played(np.zeros((2, 3)), np.array([[1.0, 9.0, 1.0], [1.0, 2.0, 3.0]]), np.ones((2, 3), bool))
+    assert evaluation.delays(played, 5.0).tolist() == pytest.approx([40.0, np.nan], nan_ok=True)
