@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gpuguard.code import verdicts
+from gpuguard.code.containers.finding import holds_nothing
 from gpuguard.code.reader import worker_command
 from gpuguard.code.verdicts import FileVerdict, KernelVerdict
 from gpuguard.code.worker import MESSAGE_BYTES_MAX, REGIONS_MAX, REQUEST_BYTES_MAX, Ended, Job, Part
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from typing import Self
 
 SHARED_FROM_BYTES = 32 << 20
+#: Up to this size a file is searched for the marks of code here: a child for each of ten thousand source files would
+#: take minutes. Nothing is parsed.
+LOOKED_AT_BYTES_MAX = 1 << 20
+#: Files whose verdict waits for that of the one before.
+WAITING_FILES_MAX = 256
 AHEAD_BYTES_MAX = 32 << 20
 FLAWS_SHOWN_MAX = 100
 FILES_MAX = 5_000_000
@@ -217,6 +223,14 @@ class _File:
             notes=notes, size_bytes=self.size_bytes, code_bytes=self.code_bytes)
 
 
+def _is_plain(source: int, size: int) -> bool:
+    """Return whether there is nothing in a small file; one that cannot be read is a reader's to tell."""
+    try:
+        return holds_nothing(os.pread(source, size + 1, 0))
+    except OSError:
+        return False
+
+
 def _texts(counts: dict[str, int]) -> tuple[str, ...]:
     return tuple(text if count == 1 else f"{text} ({count} times)" for text, count in counts.items())
 
@@ -265,7 +279,7 @@ class _Pool:
         files: deque[_File] = deque()
         more = True
         while True:
-            while more and len(self._running) < self._workers:
+            while more and len(self._running) < self._workers and len(files) < WAITING_FILES_MAX:
                 started = next(waiting, None)
                 more = started is not None
                 if started is not None:
@@ -277,7 +291,7 @@ class _Pool:
                 yield files.popleft().verdict()
             if not files and not more:
                 return
-            if files and (not more or len(self._running) >= self._workers):
+            if files and (not more or len(self._running) >= self._workers or len(files) == WAITING_FILES_MAX):
                 self._wait(files[0])
 
     def _drain(self, file: _File) -> Iterator[Event]:
@@ -301,6 +315,8 @@ class _Pool:
             size = sum(end - start for start, end in target.regions) or status.st_size
             if not target.regions and not stat.S_ISREG(status.st_mode):
                 return _File(target, 0, 0, "no regular file")
+            if size <= LOOKED_AT_BYTES_MAX and not target.regions and _is_plain(source, size):
+                return _File(target, size, 0)
             shared = size >= SHARED_FROM_BYTES and not target.regions and target.descriptor < 0
             shares = self._workers if shared else 1
             file = _File(target, size, shares)

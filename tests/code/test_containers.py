@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gpuguard import _sass
 from gpuguard.code.containers import archives, elf, fatbin, images, ptx
-from gpuguard.code.containers.finding import find_images
+from gpuguard.code.containers.finding import find_images, holds_nothing
 from gpuguard.code.containers.images import Budget, Flaw, Image, Malformed
 from gpuguard.code.containers.stream import CHUNK_BYTES, Stream
 
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import code_samples as made
 
 CUBIN = made.cubin(constants=bytes(range(64)))
+MARKS = [fatbin.MAGIC, elf.MAGIC, ptx.NEEDLE, b"PK\x03\x04", b"!<arch>\n", b"\x1f\x8b\x08", b"ustar", b"BZh", b""]
 OTHER = made.cubin(name=b"other", sm=100, abi=8)
 MANY = made.fatbin(made.entry(CUBIN, packing="zstd", pad=5), made.entry(OTHER, packing="lz4", sm=100, pad=3),
                    made.entry(CUBIN, header=128), made.entry(made.PTX, kind=1, packing="zstd"))
@@ -147,6 +148,21 @@ def test_code_behind_a_false_header_is_found():
 def test_the_magic_as_a_constant_in_a_program_is_no_flaw():
     assert read(b"\x48\xb8" + struct.pack("<4sHH", fatbin.MAGIC, 1, 16) + b"\x48\x89\x07\xc3" * 40) == ([], [])
     assert read(fatbin.MAGIC * 1000) == ([], [])
+
+
+@given(st.one_of(st.binary(max_size=600), st.sampled_from(MARKS)), st.sampled_from(MARKS), st.integers(0, 600))
+def test_what_holds_nothing_is_read_to_be_nothing(content, mark, at):
+    for one in (content, content[:at] + mark + content[at:], mark[:at] + content):
+        if holds_nothing(one):
+            assert read(one) == ([], [])
+
+
+def test_no_kind_of_code_holds_nothing():
+    library = made.host_library(made.fatbin(made.entry(made.cubin(), packing="zstd")))
+    files = {"a": library}
+    some = [library, made.cubin(), made.PTX, made.tar(files), made.wheel(files), made.ar(files)]
+    some += [made.packed(kind, library) for kind in ("gzip", "xz", "bzip2", "zstd")]
+    assert not any(map(holds_nothing, some))
 
 
 # -- PTX --------------------------------------------------------------------------------------------------------------

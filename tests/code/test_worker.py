@@ -136,6 +136,14 @@ def test_shares_of_a_large_file_come_together_in_order(folder, monkeypatch):
         one for one in shared if not isinstance(one, Progress)]
 
 
+def test_many_files_without_code_are_read_in_order(folder):
+    for number in range(3 * scanning.WAITING_FILES_MAX):
+        (folder / f"n{number:04}.py").write_text("import torch")
+    found = [one.path for one in scan_targets(files_below(folder), workers=2) if isinstance(one, FileVerdict)]
+    assert len(found) == 3 * scanning.WAITING_FILES_MAX + 5
+    assert found == [one.path for one in files_below(folder)]
+
+
 def test_python_gets_all_of_it(folder):
     import gpuguard
 

@@ -40,7 +40,7 @@ _BLOCK = 512
 # What zipfile lets through of what its modules raise on bytes that they did not expect.
 _ZIP_ERRORS = (zipfile.BadZipFile, struct.error, ValueError, OSError, EOFError, IndexError, KeyError, OverflowError)
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
-_HEAD_BYTES = 265
+HEAD_BYTES = 265
 
 _PACKED = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -75,7 +75,7 @@ def kind_of(head: bytes) -> str:
 
 def head_of(stream: Stream) -> bytes:
     """Return what `kind_of` wants to see."""
-    return stream.peek(_HEAD_BYTES)
+    return stream.peek(HEAD_BYTES)
 
 
 # -- packed files -----------------------------------------------------------------------------------------------------

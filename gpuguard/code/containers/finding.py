@@ -34,6 +34,11 @@ _FATBIN_BYTES_MAX = 1 << 36
 Found = Image | Flaw
 
 
+def holds_nothing(content: bytes) -> bool:
+    """Return whether there is nothing to read in a file of this content: it is no archive, and has no mark of code."""
+    return not archives.kind_of(content[:archives.HEAD_BYTES]) and not any(one in content for one in _NEEDLES)
+
+
 class _Place:
     """Where we are: shown in every image and flaw."""
 
