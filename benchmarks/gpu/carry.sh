@@ -3,15 +3,16 @@
 #
 # usage: carry.sh [PYTHON]      a Python of the version that is there (default: python3.12), on the same architecture
 #
-# The wheel of GPUGuard holds the eBPF objects, which are compiled here. libbpf and what it stands on are this machine's.
+# The wheel of GPUGuard holds the eBPF objects, which are compiled here. libbpf and what it stands on are those of
+# this machine.
 set -eu
 
 root=$(CDPATH= cd -- "$(dirname -- "$0")/../.." && pwd)
 python=${1:-python3.12}
 build=${GPUGUARD_GPU_BUILD:-$root/build/gpu}
 # What an ordinary machine-learning image lacks; NumPy, CuPy, Numba and PyTorch are there.
-needed='msgspec structlog click rich markdown-it-py mdurl pygments prometheus-client pyyaml pyroute2 psutil lz4 zstandard
-    nvidia-ml-py grpcio grpcio-health-checking grpcio-reflection opentelemetry-proto protobuf typing-extensions'
+needed='msgspec structlog click rich markdown-it-py mdurl pygments prometheus-client pyyaml pyroute2 psutil lz4
+    zstandard nvidia-ml-py grpcio grpcio-health-checking grpcio-reflection opentelemetry-proto protobuf typing-extensions'
 
 rm -rf "$build/wheels" "$build/lib" "$build/site" "$build/venv"
 mkdir -p "$build/wheels" "$build/lib"

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Measure on a real GPU, in parts that can be repeated: each goes on where it was broken off, and takes 8 minutes at most.
+# Measure on a real GPU, in parts that can be repeated: each goes on where it was broken off, and takes 8 minutes at
+# most.
 #
 #   run.sh build        install what was carried, compile the extensions and the CUDA programs
 #   run.sh questions    ask the driver what only it can answer
@@ -44,7 +45,10 @@ build_all() {
         wait
         for name in rate negative search_sha256d search_keccak search_blake3 search_heavyhash search_dagwalk \
             search_siptrim search_matmulpow; do
-            [ -x "$build/programs/$name" ] || { cat "$build/programs/$name.log" >&2; echo "$name: not built" >&2; exit 1; }
+            [ -x "$build/programs/$name" ] && continue
+            cat "$build/programs/$name.log" >&2
+            echo "$name: not built" >&2
+            exit 1
         done
     fi
     "$PYTHON" "$here/machine.py" | tee "$out/build.json"
@@ -76,5 +80,5 @@ case $part in
         for each in questions record bench; do "$PYTHON" "$here/$each.py" "$@" || echo "$each: status $?" >&2; done
         pack
         ;;
-    *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-2-Clause OR GPL-2.0-only
 /* Kernel launches, counted where they are made.
  *
- * on_launch sits on every launch export of every libcuda (and of the loaders of OpenCL and Vulkan), on_call and on_return
- * on the calls that give out handles for names and for code. It runs for each launch of each GPU process, so it adds to one row and leaves; only names and
- * images travel through the ring, and there only the first bytes of an image.
+ * on_launch sits on every launch export of every libcuda (and of the loaders of OpenCL and Vulkan), on_call and
+ * on_return on the calls that give out handles for names and for code.
+ * It runs for each launch of each GPU process, so it adds to one row and leaves; only names and images travel through
+ * the ring, and there only the first bytes of an image.
  *
  * Probed at symbol+0xa (or at another place that gpuguard/libcuda.py found safe), arguments are still where the caller
  * left them: registers, and the stack from the return address on. Layouts are those of cuda.h 12 on x86-64.

@@ -44,7 +44,8 @@ def integers() -> Callable[[], None]:
     def answer() -> None:
         y = x
         for layer in weights:
-            y = (torch._int_mm(y, layer.t()).float() * 1e-4).clamp(-127, 127).to(torch.int8)  # noqa: SLF001 no public name
+            product = torch._int_mm(y, layer.t())  # noqa: SLF001 it has no public name
+            y = (product.float() * 1e-4).clamp(-127, 127).to(torch.int8)
         torch.cuda.synchronize()
 
     return answer

@@ -1,10 +1,10 @@
-// A search for nonces on a real GPU, one program a family: the kernels of tests/fixtures/cuda, launched as a miner does.
-// No pool, no network, no target that could be met: nothing is earned.
+// A search for nonces on a real GPU, one program a family: the kernels of tests/fixtures/cuda, launched as a miner
+// does. No pool, no network, no target that could be met: nothing is earned.
 //
 //   search_FAMILY [--seconds S] [--intensity 0..1] [--on-s S --off-s S] [--launches N]
 //
-// A launch is made to last some 10 ms (or --launch-ms). --intensity below 1 sleeps after each launch, as miners throttle;
-// --on-s and --off-s work and rest in turn. Ends after --seconds or --launches, and prints one JSON line.
+// A launch is made to last some 10 ms (or --launch-ms). --intensity below 1 sleeps after each launch, as miners
+// throttle; --on-s and --off-s work and rest in turn. Ends after --seconds or --launches, and prints one JSON line.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -52,7 +52,9 @@ static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 256>>>(bl
 static const uint32_t pages = 1u << 25, blocks_max = 1u << 18;
 static uint4 *dag;
 static uint32_t *seed, *out;
-static void prepare() { dag = room<uint4>((size_t)pages * 8, 3), seed = room<uint32_t>(16, 1), out = room<uint32_t>(blocks_max * 128); }
+static void prepare() {
+  dag = room<uint4>((size_t)pages * 8, 3), seed = room<uint32_t>(16, 1), out = room<uint32_t>(blocks_max * 128);
+}
 static void launch(uint32_t blocks, uint64_t first) {
   search<<<blocks < blocks_max ? blocks : blocks_max, 128>>>(dag, pages, seed, (uint32_t)first, out);
 }
@@ -64,7 +66,8 @@ static uint32_t *alive, *degree, *fill, *kept_count;
 static uint2 *buckets, *kept;
 static void prepare() {
   key = room<uint64_t>(4, 7), alive = room<uint32_t>(1u << 25, 0xff), degree = room<uint32_t>(1u << 24);
-  fill = room<uint32_t>(256), kept_count = room<uint32_t>(1), buckets = room<uint2>(256 * 4096), kept = room<uint2>(256 * 4096);
+  fill = room<uint32_t>(256), kept_count = room<uint32_t>(1);
+  buckets = room<uint2>(256 * 4096), kept = room<uint2>(256 * 4096);
 }
 static void launch(uint32_t blocks, uint64_t) {
   uint32_t edges = blocks < 1u << 20 ? blocks * 1024 : 1u << 30;

@@ -17,7 +17,8 @@ static void check(cl_int status, const char *what) {
 int main(int argc, char **argv) {
 	const char *source = "__kernel void search_nonce(__global int *x) { x[get_global_id(0)] += 1; }";
 	long count = argc > 1 ? atol(argv[1]) : 10;
-	size_t global[2] = {argc > 2 ? strtoul(argv[2], NULL, 0) : 64, 1}, local[2] = {argc > 3 ? strtoul(argv[3], NULL, 0) : 0, 1};
+	size_t global[2] = {argc > 2 ? strtoul(argv[2], NULL, 0) : 64, 1};
+	size_t local[2] = {argc > 3 ? strtoul(argv[3], NULL, 0) : 0, 1};
 	cl_platform_id platform;
 	cl_device_id device;
 	cl_int status;
