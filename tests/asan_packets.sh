@@ -1,5 +1,6 @@
 #!/bin/sh
-# The tests of the packet parser and of the flow table with them built under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's).
+# The tests of the packet parser and of the flow table, with them built under AddressSanitizer and
+# UndefinedBehaviorSanitizer (gcc's).
 # Run from anywhere: sh tests/asan_packets.sh [pytest options]; PYTHON names the interpreter, .venv/bin/python if unset.
 set -eu
 
@@ -40,4 +41,5 @@ cd "$work"
 # Leaks are the interpreter's own at exit.
 LD_PRELOAD="$asan $ubsan" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
   PYTHONMALLOC=malloc PYTHONPATH="$work" \
-  "$python" -m pytest -q -s -c "$root/pyproject.toml" --rootdir "$work" "$@" "$work"/tests/test_packets*.py "$work"/tests/test_flows*.py
+  "$python" -m pytest -q -s -c "$root/pyproject.toml" --rootdir "$work" "$@" \
+  "$work"/tests/test_packets*.py "$work"/tests/test_flows*.py

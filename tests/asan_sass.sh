@@ -1,5 +1,6 @@
 #!/bin/sh
-# The tests of the machine-code decoder with it built under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's), then
+# The tests of the machine-code decoder with it built under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's),
+# then
 # the whole way of a scan and the decoder under mutation, for GPUGUARD_ASAN_FUZZ_SECONDS each (default 20).
 # Run from anywhere: sh tests/asan_sass.sh [pytest options]; PYTHON names the interpreter, .venv/bin/python if unset.
 set -eu

@@ -12,7 +12,8 @@ python=${1:-python3.12}
 build=${GPUGUARD_GPU_BUILD:-$root/build/gpu}
 # What an ordinary machine-learning image lacks; NumPy, CuPy, Numba and PyTorch are there.
 needed='msgspec structlog click rich markdown-it-py mdurl pygments prometheus-client pyyaml pyroute2 psutil lz4
-    zstandard nvidia-ml-py grpcio grpcio-health-checking grpcio-reflection opentelemetry-proto protobuf typing-extensions'
+    zstandard nvidia-ml-py grpcio grpcio-health-checking grpcio-reflection opentelemetry-proto protobuf
+    typing-extensions'
 
 rm -rf "$build/wheels" "$build/lib" "$build/site" "$build/venv"
 mkdir -p "$build/wheels" "$build/lib"
