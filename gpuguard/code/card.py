@@ -38,7 +38,7 @@ def card(result: dict[str, Any]) -> str:
         positives=", ".join(f"{name} {count}" for name, count in result["false_positives"].items()) or "none",
         masked=figures["masked_module_recall"]["value"], half=figures["masked_module_recall_float_0.5"]["value"],
         double=figures["masked_module_recall_float_2.0"]["value"], plain=figures["module_recall"]["value"],
-        own_masked=own["recall"]["masked"]["value"], own_half=own["recall"]["masked_float_0.5"]["value"],
+        own_half=own["recall"]["masked_float_0.5"]["value"],
         own_double=own["recall"]["masked_float_2.0"]["value"])
 
 
@@ -148,7 +148,6 @@ in nats of both together, half a kernel added to each count. The bounds were set
 | renames, strips, throttles, launches otherwise | nothing | {plain:.4f}, as before |
 | masks or uploads his constants | next to nothing | {masked:.4f} |
 | the same, and dead float code of 0.5 x, or 2 x | code size | {half:.4f}, {double:.4f} |
-| the same on our own modules, whose parts are seen | code size | {own_masked:.4f}, as undiluted |
 | float code of 0.5 x, 2 x inside every loop (own) | 33 %, 67 % of issue slots | {own_half:.4f}, {own_double:.4f} |
 | dead integer code of a look-alike | code size | not measured; parts are what stands against it |
 | words and shape of a grey class | rounds that are not the hash's | grey, not accused; not measured |
