@@ -1005,7 +1005,7 @@ cdef class Table:
         cdef Cold *cold = &self.colds[slot]
         if flow.asker:
             flow.marks |= LED
-        elif self.quiet_exchanges and flow.protocol == TCP and not flow.marks & LED:
+        elif self.quiet_exchanges and flow.protocol == TCP and flow.marks & (KNOWN | LED) == KNOWN:
             if self.quiet_exchanges == 2 or cold.answered > 1:
                 return 0
         self.name(slot)

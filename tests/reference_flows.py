@@ -327,7 +327,7 @@ class Table:
                 flow.answered += 1
                 flow.led |= flow.asker == 1
                 first = self.quiet_exchanges == 1 and flow.answered == 1
-                if not self.quiet_exchanges or first or flow.key[1] != TCP or flow.led:
+                if not self.quiet_exchanges or first or flow.key[1] != TCP or flow.led or not flow.known:
                     self.tell_exchange(flow, size, time_ns)
         elif flow.talk_ns is not None and time_ns - flow.talk_ns > silence:
             flow.sides[number].first += 1

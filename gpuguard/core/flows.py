@@ -130,7 +130,7 @@ class FlowTable:
     """All conversations seen, at most ``size_max``; the same packets give the same observations, however cut.
 
     ``quiet``: dull flows by the row. ``exchanges`` of TCP that the initiator leads, before the responder led any: 0
-    tells each, 1 the first of a flow, 2 none.
+    tells each, 1 the first of a flow, 2 none; where it is not known who dialled, each is told all the same.
     """
 
     def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: int = 0) -> None:
