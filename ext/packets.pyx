@@ -566,7 +566,7 @@ cdef void spoken(Parse* s, uint32_t what) noexcept nogil:
 
 
 cdef bint looks_random(const uint8_t* p, uint32_t n) noexcept nogil:
-    """Whether half the bytes have their upper bit set, within four standard deviations and a little; n is 64 or more."""
+    """Whether half the bytes have their upper bit set, within four standard deviations and a little; n >= 64."""
     cdef uint32_t i, high = 0
     for i in range(n):
         high += p[i] >> 7

@@ -24,8 +24,10 @@ BUSY_PIDS = STANDINS / "busy.pids"
 
 SCRIPT = f"""\
 driver 580.95.05
-device 0 uuid GPU-standin memory_mib 143771 power_limit_w 700 sm_mhz_max 1980 name NVIDIA H200
-at 0 device 0 gpu 96 memory 30 used_mib 4000 power_w 430 temperature 50 sm_mhz 1755 mem_mhz 3201 tx_kbs 10 rx_kbs 10
+device 0 uuid GPU-standin memory_mib 143771 power_limit_w 700 sm_mhz_max 1980 architecture 9 gpm 1 nvlinks 18 \
+sms 132 name NVIDIA H200
+at 0 device 0 gpu 96 memory 30 used_mib 4000 power_w 430 temperature 50 sm_mhz 1755 mem_mhz 3201 tx_kbs 10 rx_kbs 10 \
+sm 97 occupancy 50 integer 80 tensor 0 dram 20 switches 3
 process device 0 pid_file {BUSY_PIDS} used_mib 512 sm 97 memory 20 from 0 until 1000000
 """
 
