@@ -543,12 +543,12 @@ def literals(const uint8_t[::1] text):
     A number is a run of decimal digits, or of hexadecimal ones behind "0x"; a minus before it counts. Longer ones than
     64 bits are cut to these.
     """
-    cdef Py_ssize_t i = 0, n = text.shape[0], size = 0
-    cdef Py_ssize_t room = 2 * (n // 4 + 1)  # such a number has at least four digits, and makes at most two words
+    cdef Py_ssize_t i = 0, n = text.shape[0], size = 0, room = 1024
     cdef uint32_t *words = <uint32_t *> malloc(4 * room)
+    cdef void *grown
     cdef uint64_t value, base
     cdef uint32_t high
-    cdef bint negative
+    cdef bint negative, failed = False
     if words == NULL:
         raise MemoryError
     with nogil:
@@ -565,6 +565,13 @@ def literals(const uint8_t[::1] text):
             while i < n and digit(text[i]) < base:
                 value = value * base + digit(text[i])
                 i += 1
+            if value > 0xFFF and size + 2 > room:
+                grown = realloc(words, 8 * room)
+                failed = grown == NULL
+                if failed:
+                    break
+                words = <uint32_t *> grown
+                room *= 2
             if value > 0xFFF:
                 if negative:
                     value = ~value + 1
@@ -574,6 +581,9 @@ def literals(const uint8_t[::1] text):
                 if high and high != 0xFFFFFFFFU:
                     words[size] = high
                     size += 1
+    if failed:
+        free(words)
+        raise MemoryError
     found = np.empty(size, np.uint32)
     cdef uint32_t[::1] out = found
     if size:

@@ -13,8 +13,8 @@ import msgspec
 
 #: No image larger than this is taken apart; the largest seen in a vendor's library (NCCL) has 159 MB.
 IMAGE_BYTES_MAX = 192 << 20
-#: PTX is text; the largest seen has 6 MB.
-PTX_BYTES_MAX = 32 << 20
+#: PTX is text; the largest seen (cuDNN) has 46 MB.
+PTX_BYTES_MAX = 64 << 20
 #: An image of a container, in an archive of a release, in a wheel, in a tar: enough for anything honest.
 DEPTH_MAX = 6
 IMAGES_MAX = 1_000_000
