@@ -16,9 +16,9 @@ trap 'rm -rf "$work"' EXIT INT TERM
 # The package as it is, but for these compiled parts.
 mkdir -p "$work/gpuguard" "$work/tests"
 for path in "$root"/gpuguard/*; do
-  case $path in */_packets.*.so | */_flows.*.so) ;; *) ln -s "$path" "$work/gpuguard/" ;; esac
+  case $path in */_packets.*.so | */_flows.*.so | */_attempts.*.so) ;; *) ln -s "$path" "$work/gpuguard/" ;; esac
 done
-cp "$root"/tests/*packets*.py "$root"/tests/*flows*.py "$root"/tests/conversation.py "$work/tests/"
+cp "$root"/tests/*packets*.py "$root"/tests/*flows*.py "$root"/tests/*attempts.py "$root"/tests/conversation.py "$work/tests/"
 
 cd "$root"
 "$python" - "$work" <<'PY'
@@ -30,7 +30,7 @@ from setuptools import Extension, setup
 
 flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 extensions = [Extension(f"gpuguard._{name}", [f"ext/{name}.pyx"], include_dirs=[np.get_include(), "ext"],
-                        extra_compile_args=flags, extra_link_args=flags) for name in ("packets", "flows")]
+                        extra_compile_args=flags, extra_link_args=flags) for name in ("packets", "flows", "attempts")]
 setup(name="gpuguard-asan", packages=[], py_modules=[],
       ext_modules=cythonize(extensions, build_dir=f"{sys.argv[1]}/build", quiet=True),
       script_args=["-q", "build_ext", "--build-lib", sys.argv[1], "--build-temp", f"{sys.argv[1]}/build"])
@@ -42,4 +42,5 @@ cd "$work"
 LD_PRELOAD="$asan $ubsan" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
   PYTHONMALLOC=malloc PYTHONPATH="$work" \
   "$python" -m pytest -q -s -c "$root/pyproject.toml" --rootdir "$work" "$@" \
-  "$work"/tests/test_packets*.py "$work"/tests/test_flows*.py
+  "$work"/tests/test_packets*.py "$work"/tests/test_flows*.py \
+  "$work"/tests/test_attempts.py

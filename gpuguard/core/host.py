@@ -72,6 +72,11 @@ class BoundedTable(Generic[K, V]):
         """Remove the entry and return it, None if there was none."""
         return self._entries.pop(key, None)
 
+    @property
+    def entries(self) -> dict[K, V]:
+        """All entries as they lie here, to be looked into by compiled code and changed by nobody."""
+        return self._entries
+
     def values(self) -> list[V]:
         """Return all entries, oldest first."""
         return list(self._entries.values())

@@ -16,15 +16,14 @@ a slow TLS connection, or one that the far side begins. Not seen: a clear conver
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, cast
+from collections import deque
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from gpuguard._attempts import Recent, apart
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.flows import address_bytes, closed_flows
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowsClosed, TlsTalk
+from gpuguard.core.observations import Exchange, FlowClosed, FlowsClosed, TlsTalk
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -46,16 +45,10 @@ EVEN_NATS = 3.2
 
 _SPOTS = ("a jitter above one half", "fewer than 17 calls", "calls to ever new destinations")
 
-#: Who called whom, as it lies in a row.
-_ENDS = np.dtype(cast("Any", {
-    "names": ["source", "target"],
-    "formats": ["V24", "V19"],
-    "offsets": [cast("Any", CLOSED_FLOW.fields)[name][1] for name in ("netns", "responder")],
-    "itemsize": CLOSED_FLOW.itemsize,
-}))
+#: Who called whom, as it lies in a row: namespace, initiator, responder, its port, protocol.
+ENDS_BYTES = 43
 
 Place = tuple[int, int, str, str, int]
-Ends = tuple[bytes, bytes]
 
 
 def even(times_ns: list[int] | deque[int]) -> int:
@@ -94,17 +87,14 @@ class Detector:
     def __init__(self) -> None:
         self._calls: BoundedTable[Place, _Beats] = BoundedTable(PLACES_MAX)
         self._within: BoundedTable[FlowId, _Beats] = BoundedTable(PLACES_MAX)
-        self._seen: OrderedDict[Ends, int] = OrderedDict()
+        self._seen = Recent(ENDS_BYTES, SEEN_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002 inside or out is all one
         """Return what is regular now."""
         match item:
             case FlowClosed():
                 self._within.pop(item.flow)
-                if not item.flow.initiator_known:
-                    return []
-                apart = self._apart([_ends(item.flow)], [item.flow.start_ns])
-                return self._call(item, apart[0]) if apart else []
+                return self._closed(item)
             case FlowsClosed():
                 return self._ended(item)
             case Exchange() if item.first == "responder":
@@ -116,28 +106,22 @@ class Detector:
             case _:
                 return []
 
+    def _closed(self, item: FlowClosed) -> list[Evidence]:
+        if not item.flow.initiator_known:
+            return []
+        ends, start_ns = _ends(item.flow), item.flow.start_ns
+        before_ns = self._seen.get(ends)
+        self._seen.put(ends, start_ns)
+        if before_ns is None or start_ns - before_ns < APART_NS:
+            return []
+        return self._call(item, before_ns)
+
     def _ended(self, item: FlowsClosed) -> list[Evidence]:
         """Take in dull flows, of which nearly all are nobody's beat."""
-        known = item.rows[item.rows["initiator_known"] != 0]
-        apart = self._apart(known.view(_ENDS).tolist(), known["start_ns"].tolist())
-        flows = closed_flows(known[list(apart)]) if apart else ()
-        return [one for closed, before_ns in zip(flows, apart.values(), strict=True)
+        again = apart(item.rows, self._seen, APART_NS)
+        flows = closed_flows(item.rows[[place for place, _ in again]]) if again else ()
+        return [one for closed, (_, before_ns) in zip(flows, again, strict=True)
                 for one in self._call(closed, before_ns)]
-
-    def _apart(self, ends: list[Ends], starts_ns: list[int]) -> dict[int, int]:
-        """Return which calls begin at least a second after the last one of the same place, and when that was."""
-        apart: dict[int, int] = {}
-        seen = self._seen
-        for number, (key, start_ns) in enumerate(zip(ends, starts_ns, strict=True)):
-            before_ns = seen.get(key)
-            if before_ns is not None:
-                seen.move_to_end(key)
-                if start_ns - before_ns >= APART_NS:
-                    apart[number] = before_ns
-            seen[key] = start_ns
-        while len(seen) > SEEN_MAX:
-            seen.popitem(last=False)
-        return apart
 
     def _call(self, closed: FlowClosed, before_ns: int) -> list[Evidence]:
         flow = closed.flow
@@ -158,10 +142,10 @@ class Detector:
         return _tell(item.flow, item.time_ns, beats.add(item.time_ns), "the far side speaks")
 
 
-def _ends(flow: FlowId) -> Ends:
+def _ends(flow: FlowId) -> bytes:
     """Return who called whom as it lies in a row."""
     near = flow.netns.to_bytes(8, "little", signed=True) + address_bytes(flow.initiator)
-    return near, address_bytes(flow.responder) + flow.responder_port.to_bytes(2, "little") + bytes([flow.protocol])
+    return near + address_bytes(flow.responder) + flow.responder_port.to_bytes(2, "little") + bytes([flow.protocol])
 
 
 def _tell(flow: FlowId, time_ns: int, period_ns: int, what: str) -> list[Evidence]:

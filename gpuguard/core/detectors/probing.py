@@ -25,15 +25,14 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
+from gpuguard._attempts import Tried, succeed
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.flows import REASONS, address_bytes, closed_flows
+from gpuguard.core.flows import address_bytes, closed_flows
 from gpuguard.core.fusion import SUSPECT_NATS
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowsClosed, FlowsUnanswered, FlowUse
+from gpuguard.core.observations import Exchange, FlowClosed, FlowsClosed, FlowsUnanswered, FlowUse
 from gpuguard.core.records import Sockets, Tick
 
 if TYPE_CHECKING:
@@ -67,14 +66,6 @@ FORGOTTEN_AFTER_NS = 600_000_000_000
 REFUSED_PACKETS_MAX = 4
 
 _TCP, _ICMP, _ICMPV6 = 6, 1, 58
-_CLOSED = REASONS.index("closed")
-#: Who tried, and what: a namespace and an address, and an address, a port and a protocol, as they lie in a row.
-_KEYS = np.dtype(cast("Any", {
-    "names": ["source", "target"],
-    "formats": ["V24", "V19"],
-    "offsets": [cast("Any", CLOSED_FLOW.fields)[name][1] for name in ("netns", "responder")],
-    "itemsize": CLOSED_FLOW.itemsize,
-}))
 _SPOTS = ("less than one new target in ten minutes", "neighbours on the same link that nobody answers for (ARP only)",
           "a scan that only tries what is known to answer")
 
@@ -87,38 +78,28 @@ class _Unit(NamedTuple):
     source: bytes
     process: ProcessId | None
 
+    @property
+    def key(self) -> _Unit | bytes:
+        """What the unit is known by: where nobody knows the process, what lies in a row says it all."""
+        return self if self.process else self.source
 
-class _Source:
+
+class _Source(Tried):
     """What one unit tried."""
 
-    __slots__ = ("addresses", "failed", "last_ns", "nats", "ports", "start_ns", "targets", "told", "told_failed")
+    __slots__ = ("addresses", "failed", "last_ns", "ports", "start_ns", "told", "told_failed")
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
         self.last_ns = start_ns
-        self.nats = 0.0
         self.failed = 0
         self.told = 0.0
         self.told_failed = 0
-        self.targets: OrderedDict[Target, None] = OrderedDict()
         self.addresses: BoundedTable[str, None] = BoundedTable(TARGETS_MAX)
         self.ports: BoundedTable[int, None] = BoundedTable(TARGETS_MAX)
 
     def add(self, nats: float) -> None:
         self.nats = min(max(0.0, self.nats + nats), NATS_MAX)
-
-    def succeed(self, target: Target) -> None:
-        """Count a success, for which nothing is to be taken away where nothing is held against the unit."""
-        if self.nats:
-            self.add(AGAIN_NATS if target in self.targets else ANSWERED_NATS)
-        self.remember(target)
-
-    def remember(self, target: Target) -> None:
-        """Keep the last targets only."""
-        self.targets[target] = None
-        self.targets.move_to_end(target)
-        if len(self.targets) > TARGETS_MAX:
-            self.targets.popitem(last=False)
 
 
 class Detector:
@@ -131,7 +112,7 @@ class Detector:
         self._listed: BoundedTable[int, int] = BoundedTable(NAMESPACES_MAX)
         self._waiting: OrderedDict[FlowId, None] = OrderedDict()
         self._judged: BoundedTable[FlowId, _Unit] = BoundedTable(ATTEMPTS_MAX)
-        self._sources: BoundedTable[_Unit, _Source] = BoundedTable(SOURCES_MAX)
+        self._sources: BoundedTable[_Unit | bytes, _Source] = BoundedTable(SOURCES_MAX)
         # Addresses behind which something failed: what succeeds elsewhere is no business of ours. With the time at
         # which a process was last seen at it, 0 if none was.
         self._failing: BoundedTable[bytes, int] = BoundedTable(SOURCES_MAX)
@@ -160,37 +141,14 @@ class Detector:
 
     def _closed(self, item: FlowsClosed, host: Host) -> list[Evidence]:
         """Take in the ends of dull flows: those in vain one by one, of which there are few but in a scan."""
-        if not item.unanswered:
-            self._succeed(item.rows, host)
-            return []
         found: list[Evidence] = []
-        vain = _in_vain(item.rows)
-        start = 0
-        for place, closed in zip(np.flatnonzero(vain).tolist(), closed_flows(item.rows[vain]), strict=True):
-            self._succeed(item.rows[start:place], host)
-            found += self._close(closed, host, missed=bool(item.rows["missed"][place]))
-            start = place + 1
-        self._succeed(item.rows[start:], host)
+        # Where owners are known, it is looked up which process of an address was answered.
+        sources: dict[Any, Any] = self._failing.entries if len(self._listed) else self._sources.entries
+        at, rows = 0, item.rows
+        while (at := succeed(rows, at, sources, ANSWERED_NATS, AGAIN_NATS)) < len(rows):
+            found += self._close(next(closed_flows(rows[at:at + 1])), host, missed=bool(rows["missed"][at]))
+            at += 1
         return found
-
-    def _succeed(self, rows: np.ndarray, host: Host) -> None:
-        """Take in attempts that were answered, of sources that others are held against."""
-        if not len(self._failing) or not len(rows):
-            return
-        owned = len(self._listed) > 0
-        nobodys: dict[bytes, _Source | None] = {}
-        for place, (near, target) in enumerate(rows.view(_KEYS).tolist()):
-            # Of protocols other than TCP only UDP may have been answered, and says nothing.
-            if target[-1] != _TCP:
-                continue
-            if near not in nobodys:
-                nobodys[near] = self._sources.get(_Unit(near, None)) if near in self._failing else None
-            source = nobodys[near]
-            if owned and near in self._failing:
-                process = host.owner(next(closed_flows(rows[place:place + 1])).flow)
-                source = self._sources.get(_Unit(near, process))
-            if source:
-                source.succeed(target)
 
     def _tried(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
         """Judge an attempt that nobody answered in time, once the list of sockets had its chance to name its owner."""
@@ -216,16 +174,16 @@ class Detector:
         if unit is None:
             self._succeeded(_unit(flow, host), _target(flow))
             return
-        source = self._sources.get(unit)
+        source = self._sources.get(unit.key)
         if source:
             # It spoke late: what was held against it is taken back, and its success counts.
             source.failed -= 1
             source.add(ANSWERED_NATS - _weight(flow.responder))
 
     def _succeeded(self, unit: _Unit, target: Target) -> None:
-        source = self._sources.get(unit)
+        source = self._sources.get(unit.key)
         if source:
-            source.succeed(target)
+            source.succeed(target, ANSWERED_NATS, AGAIN_NATS)
 
     def _close(self, item: FlowClosed, host: Host, *, missed: bool = False) -> list[Evidence]:
         flow = item.flow
@@ -255,11 +213,11 @@ class Detector:
         return found
 
     def _of(self, unit: _Unit, tried_ns: int) -> _Source:
-        source = self._sources.get(unit)
+        source = self._sources.get(unit.key)
         if source is None or abs(tried_ns - source.last_ns) > FORGOTTEN_AFTER_NS:
             source = _Source(tried_ns)
         source.last_ns = max(source.last_ns, tried_ns)
-        self._sources[unit] = source
+        self._sources[unit.key] = source
         return source
 
     def _failed(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
@@ -270,7 +228,7 @@ class Detector:
         if target in source.targets:
             source.add(AGAIN_NATS)
             return []
-        source.remember(target)
+        source.targets.put(target, 0)
         source.addresses[flow.responder] = None
         source.ports[flow.responder_port if flow.protocol == _TCP else 0] = None
         source.failed += 1
@@ -329,16 +287,6 @@ def _target(flow: FlowId) -> Target:
     """Return what was tried; an echo's identifier is the sender's own and no part of it."""
     port = flow.responder_port if flow.protocol == _TCP else 0
     return address_bytes(flow.responder) + port.to_bytes(2, "little") + bytes([flow.protocol])
-
-
-def _in_vain(rows: np.ndarray) -> np.ndarray:
-    """Return which of these `CLOSED_FLOW` nobody answered, or so late that it was counted; echoes come one by one."""
-    spoke = (rows["payload_bytes_initiator"] != 0) | (rows["payload_bytes_responder"] != 0)
-    ended = (rows["reason"] == _CLOSED) & (rows["packets"] > REFUSED_PACKETS_MAX)
-    protocol = rows["protocol"]
-    vain: np.ndarray = (protocol == _TCP) & (~spoke & ~ended | (rows["missed"] != 0))
-    vain |= (protocol == _ICMP) | (protocol == _ICMPV6)
-    return vain
 
 
 @lru_cache(maxsize=4096)
