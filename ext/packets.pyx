@@ -195,6 +195,11 @@ cdef enum:
     CARRIES_BROKER = 4 << 4
     BRIEF_NAME_BYTES = 27
 
+# Of what a DNS answer says.
+cdef enum:
+    ADDRESSES_MAX = 16
+    ALIASES_MAX = 4
+
 # Application data records of one side of a TLS connection.
 cdef struct Talk:
     int64_t first_ns
@@ -368,8 +373,8 @@ cdef int32_t ssh_banner(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
 
 
 cdef int32_t extensions(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
-    """The extensions of a ClientHello: note the server name and the ALPN names."""
-    cdef uint32_t at = 0, kind, size, name = 0, name_size = 0, alpn = 0, alpn_size = 0
+    """The extensions of a ClientHello: note the server name, the ALPN names, and whether another hello is within."""
+    cdef uint32_t at = 0, kind, size, name = 0, name_size = 0, alpn = 0, alpn_size = 0, encrypted = 0
     cdef uint8_t head[2]
     cdef FactNote* fact
     while at < n:
@@ -390,11 +395,13 @@ cdef int32_t extensions(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
             alpn_size = be16(p + at)
             if alpn_size > size - 2:
                 return -1
+        elif kind == 0xFE0D:
+            encrypted = 1
         at += size
     if s.brief:
         s.rows[s.used].ip_version = s.rows[s.used].ip_version & 15 | CARRIES_TLS
         return 1
-    fact = note(s, HELLO, 0, 0)
+    fact = note(s, HELLO, encrypted, 0)
     head[0] = <uint8_t>(name_size >> 8)
     head[1] = <uint8_t>(name_size & 255)
     put(s, fact, head, 2)
@@ -1057,6 +1064,93 @@ cdef uint32_t dns_answers(const uint8_t* p, uint32_t n, uint32_t at, uint32_t co
     return total
 
 
+cdef uint32_t dns_name(const uint8_t* p, uint32_t n, uint32_t at, uint8_t* out) noexcept nogil:
+    """Write the name at ``at`` out whole and in lower case, at most 255 bytes; return its length, 0 if it is none.
+
+    RFC 1035, 4.1.4: a pointer goes back, here to before where the part that it ends began, so that there is an end.
+    """
+    cdef uint32_t used = 0, size, i, began = at
+    while at < n:
+        if p[at] >= 192:
+            if n - at < 2 or be16(p + at) & 0x3FFF >= began:
+                return 0
+            at = began = be16(p + at) & 0x3FFF
+        elif p[at] > 63:
+            return 0
+        elif p[at] == 0:
+            out[used] = 0
+            return used + 1
+        else:
+            size = 1 + p[at]
+            if size > n - at or used + size > 254:
+                return 0
+            for i in range(size):
+                out[used + i] = p[at + i] | 32 if 65 <= p[at + i] <= 90 else p[at + i]
+            used += size
+            at += size
+    return 0
+
+
+cdef void dns_addresses(Parse* s, FactNote* fact, const uint8_t* p, uint32_t n, uint32_t at,
+                        uint32_t count) noexcept nogil:
+    """Put what the answer says of the question: the least TTL, how many addresses, the addresses, other names for it.
+
+    A record counts if it belongs to the question, or to what a CNAME before it made of the question: what else a server
+    adds, nobody asked for.
+    """
+    cdef uint8_t names[ALIASES_MAX + 1][256]
+    cdef uint32_t sizes[ALIASES_MAX + 1]
+    cdef uint8_t head[5 + 16 * ADDRESSES_MAX]
+    cdef uint8_t owner[256]
+    cdef uint32_t known = 1, found = 0, i, size, kind, ttl, data, least_ttl = 0xFFFFFFFF
+    sizes[0] = dns_name(p, n, 12, names[0])
+    while count and sizes[0]:
+        count -= 1
+        size = dns_name(p, n, at, owner)
+        while at < n and 0 < p[at] < 64:
+            at += 1 + p[at]
+        if size == 0 or at >= n:
+            break
+        at += 2 if p[at] >= 192 else 1
+        if at > n or n - at < 10:
+            break
+        kind = be16(p + at)
+        ttl = be32(p + at + 4)
+        data = be16(p + at + 8)
+        if be16(p + at + 2) & 0x7FFF != 1:  # mDNS marks the class, RFC 6762, 10.2
+            kind = 0
+        at += 10
+        if data > n - at:
+            break
+        for i in range(known):
+            if sizes[i] == size and memcmp(names[i], owner, size) == 0:
+                break
+        else:
+            kind = 0
+        if (kind == 1 and data == 4 or kind == 28 and data == 16) and found < ADDRESSES_MAX:
+            memset(head + 5 + 16 * found, 0, 10)
+            memset(head + 15 + 16 * found, 255, 2)
+            memcpy(head + 5 + 16 * found + 16 - data, p + at, data)
+            found += 1
+            least_ttl = least(least_ttl, ttl)
+        elif kind == 5 and known <= ALIASES_MAX:
+            sizes[known] = dns_name(p, n, at, names[known])
+            if sizes[known]:
+                known += 1
+                least_ttl = least(least_ttl, ttl)
+        at += data
+    if least_ttl > 0x7FFFFFFF:  # RFC 2181, 8: then it is zero
+        least_ttl = 0
+    head[0] = <uint8_t>(least_ttl >> 24)
+    head[1] = <uint8_t>(least_ttl >> 16 & 255)
+    head[2] = <uint8_t>(least_ttl >> 8 & 255)
+    head[3] = <uint8_t>(least_ttl & 255)
+    head[4] = <uint8_t>found
+    put(s, fact, head, 5 + 16 * found)
+    for i in range(1, known):
+        put(s, fact, names[i], sizes[i])
+
+
 cdef bint plain_name(const uint8_t* p, uint32_t n) noexcept nogil:
     """Whether a name is at most BRIEF_NAME_BYTES long when written out. Others than letters are written longer."""
     cdef uint32_t i, at = 0
@@ -1098,6 +1192,8 @@ cdef bint dns(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t size, 
     fact = note(s, DNS, (be16(p + at) << 1) | (flags >> 15),
                 dns_answers(p, n, at + 4, be16(p + 6), size) if flags & 0x8000 else 0)
     put(s, fact, p + 12, at - 12)
+    if flags & 0x8000 and be16(p + 6) and not s.brief:
+        dns_addresses(s, fact, p, n, at + 4, be16(p + 6))
     return 1
 
 
@@ -1348,13 +1444,13 @@ def _kexinit(row, data):
     return SshKexInit(row, *lists)
 
 
-def _hello(row, data):
+def _hello(row, data, encrypted):
     size = int.from_bytes(data[:2], "big")
     at, names = 2 + size, []
     while at < len(data):
         names.append(_text(data[at + 1:at + 1 + data[at]]))
         at += 1 + data[at]
-    return TlsClientHello(row, _text(data[2:2 + size]), tuple(names))
+    return TlsClientHello(row, _text(data[2:2 + size]), tuple(names), encrypted)
 
 
 def _name(data):
@@ -1364,6 +1460,27 @@ def _name(data):
         labels.append("".join(_LABEL[b] for b in data[at + 1:at + 1 + data[at]]))
         at += 1 + data[at]
     return ".".join(labels)
+
+
+def _dns(row, kind, answer_bytes, data):
+    """A message, with what `dns_addresses` put behind its name."""
+    at = _end(data, 0)
+    said = DnsMessage(row, bool(kind & 1), _name(data), kind >> 1, answer_bytes)
+    if at == len(data):
+        return said
+    ttl_s, count, at = int.from_bytes(data[at:at + 4], "big"), data[at + 4], at + 5
+    addresses = tuple(data[at + 16 * i:at + 16 * (i + 1)] for i in range(count))
+    aliases, at = [], at + 16 * count
+    while at < len(data):
+        aliases.append(_name(data[at:]))
+        at = _end(data, at)
+    return DnsMessage(row, True, said.name, said.query_type, answer_bytes, addresses, tuple(aliases), ttl_s)
+
+
+def _end(data, at):
+    while data[at]:
+        at += 1 + data[at]
+    return at + 1
 
 
 def _records(row, data):
@@ -1463,7 +1580,7 @@ cdef class Parser:
             elif fact.kind == NEWKEYS:
                 facts.append(SshNewKeys(fact.row, fact.a))
             elif fact.kind == HELLO:
-                facts.append(_hello(fact.row, data))
+                facts.append(_hello(fact.row, data, bool(fact.a)))
             elif fact.kind == STRATUM:
                 facts.append(Stratum(fact.row, _text(data)))
             elif fact.kind == TOLD_SPOKEN:
@@ -1471,7 +1588,7 @@ cdef class Parser:
             elif fact.kind == TOLD_RECORDS:
                 facts.append(_records(fact.row, data))
             else:
-                facts.append(DnsMessage(fact.row, bool(fact.a & 1), _name(data), fact.a >> 1, fact.b))
+                facts.append(_dns(fact.row, fact.a, fact.b, data))
         rows, used = self.rows, self.s.used
         if used == self.s.rows_max:
             self._fresh()

@@ -472,7 +472,7 @@ def client_hello(body: bytes, row: int) -> TlsClientHello:
     hello.vector(2)
     hello.vector(1)
     extensions = Cursor(hello.vector(2) if hello.data else b"")
-    server_name, alpn = "", b""
+    server_name, alpn, encrypted = "", b"", False
     while extensions.data:
         kind = be(extensions.take(2))
         value = extensions.vector(2)
@@ -480,11 +480,13 @@ def client_hello(body: bytes, row: int) -> TlsClientHello:
             server_name = text(Cursor(value[3:]).vector(2))
         elif kind == 16 and len(value) >= 2:
             alpn = Cursor(value).vector(2)
+        elif kind == 0xFE0D:
+            encrypted = True
     protocols = []
     while alpn:
         protocols.append(text(alpn[1:1 + alpn[0]]))
         alpn = alpn[1 + alpn[0]:]
-    return TlsClientHello(row, server_name, tuple(protocols))
+    return TlsClientHello(row, server_name, tuple(protocols), encrypted)
 
 
 def dns(data: bytes, size: int, ports: tuple[int, int], row: int) -> DnsMessage | None:
@@ -508,7 +510,61 @@ def dns(data: bytes, size: int, ports: tuple[int, int], row: int) -> DnsMessage 
         if not response and (answers or authority or additional > 2):
             return None
     total = answer_bytes(data, at + 5, answers, size) if response else 0
-    return DnsMessage(row, response, ".".join(label_text(label) for label in labels), query_type, total)
+    said = addresses(data, at + 5, answers) if response and answers else ((), (), 0)
+    return DnsMessage(row, response, ".".join(label_text(label) for label in labels), query_type, total, *said)
+
+
+def whole_name(data: bytes, at: int) -> tuple[bytes, ...] | None:
+    """Return the labels of the name at ``at``, in lower case; None if it is none. Pointers go back only."""
+    labels: list[bytes] = []
+    began = at
+    while at < len(data):
+        if data[at] >= 192:
+            if len(data) - at < 2 or (be(data[at:at + 2]) & 0x3FFF) >= began:
+                return None
+            at = began = be(data[at:at + 2]) & 0x3FFF
+        elif data[at] > 63:
+            return None
+        elif data[at] == 0:
+            return tuple(labels)
+        else:
+            label = data[at + 1:at + 1 + data[at]]
+            if len(label) < data[at] or sum(len(one) + 1 for one in [*labels, label]) > 254:
+                return None
+            labels.append(label.lower())
+            at += 1 + data[at]
+    return None
+
+
+def addresses(data: bytes, at: int, answers: int) -> tuple[tuple[bytes, ...], tuple[str, ...], int]:
+    """Return the addresses and aliases of the question in an answer, and their least TTL."""
+    question = whole_name(data, 12)
+    names, found, ttls = [question], [], []
+    for _ in range(answers if question is not None else 0):
+        owner = whole_name(data, at)
+        while at < len(data) and 0 < data[at] < 64:
+            at += 1 + data[at]
+        if owner is None or at >= len(data):
+            break
+        at += 2 if data[at] >= 192 else 1
+        if len(data) - at < 10:
+            break
+        kind, of_class, ttl, length = struct.unpack(">HHIH", data[at:at + 10])
+        at += 10
+        value = data[at:at + length]
+        if len(value) < length:
+            break
+        if owner in names and of_class & 0x7FFF == 1:
+            if (kind, length) in ((1, 4), (28, 16)) and len(found) < 16:
+                found.append(bytes(10) + b"\xff\xff" + value if kind == 1 else value)
+                ttls.append(ttl)
+            elif kind == 5 and len(names) < 5 and (alias := whole_name(data, at)) is not None:
+                names.append(alias)
+                ttls.append(ttl)
+        at += length
+    ttl_s = min(ttls, default=2**32 - 1)
+    aliases = tuple(".".join(label_text(label) for label in name) for name in names[1:] if name is not None)
+    return tuple(found), aliases, 0 if ttl_s > 0x7FFFFFFF else ttl_s
 
 
 def label_text(label: bytes) -> str:

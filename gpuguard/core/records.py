@@ -72,21 +72,33 @@ class SshNewKeys(Struct, frozen=True, tag="ssh_newkeys"):
 
 
 class TlsClientHello(Struct, frozen=True, tag="tls_client_hello"):
-    """Server name (RFC 6066 section 3, "" if none) and ALPN names (RFC 7301) of a ClientHello."""
+    """Server name (RFC 6066 section 3, "" if none) and ALPN names (RFC 7301) of a ClientHello.
+
+    ``encrypted``: it holds another hello in its extension encrypted_client_hello (RFC 9849), or pretends to; the name
+    may then be that of a whole content network.
+    """
 
     row: int
     server_name: str
     alpn: tuple[str, ...]
+    encrypted: bool = False
 
 
 class DnsMessage(Struct, frozen=True, tag="dns"):
-    """The question of a DNS message, RFC 1035 section 4, and the sizes that tell a tunnel."""
+    """The question of a DNS message, RFC 1035 section 4, the sizes that tell a tunnel, and what was answered.
+
+    ``addresses`` are the first 16 of the A and AAAA records that belong to the question, 16 bytes each as in `PACKET`;
+    ``aliases`` the first four names that CNAME records made of it, in lower case; ``ttl_s`` is the least of all these.
+    """
 
     row: int
     is_response: bool
     name: str
     query_type: int
     answer_bytes: int
+    addresses: tuple[bytes, ...] = ()
+    aliases: tuple[str, ...] = ()
+    ttl_s: int = 0
 
 
 class Stratum(Struct, frozen=True, tag="stratum"):
