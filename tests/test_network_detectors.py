@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -64,6 +65,8 @@ LOOK_ALIKES = {
     "a user far from the server": [("initiator", 130 + 31 * (i % 13), 36, 36, 33) for i in range(200)],
     "prompts answered by a script": [("responder", 150 + 41 * (i % 7), 90 + 29 * (i % 11), 9 + i % 8, 1)
                                      for i in range(200)],
+    "words that TCP held back until the far side's came": [("responder", 130 + 31 * (i % 13), 74, 168, 0.02)
+                                                          for i in range(200)],
     "answers from far away": [("responder", 130 + 31 * (i % 13), 36, 36, 31) for i in range(200)],
     "a few": typing(4),
 }
@@ -125,6 +128,59 @@ def test_what_turns_out_otherwise_is_taken_back():
 )
 def test_nothing_is_concluded_where_the_direction_says_nothing(flow):
     assert judge(talk(typing(40), flow=flow)) == {}
+
+
+UNSEEN = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", 443, START, initiator_known=False)
+TURNED = FlowId(0, 6, "203.0.113.9", 443, "10.0.0.2", 40_000, START, initiator_known=False)
+
+
+def late(flow, *listening, port=40_000):
+    """A host whose socket list shows its end of a connection, and what listens on it."""
+    host = Host()
+    listeners = [Socket(6, "0.0.0.0", one, "0.0.0.0", 0, 10, 2, 0) for one in listening]
+    host.receive(Sockets(START, 0, (*listeners, Socket(6, "10.0.0.2", port, "203.0.113.9", 443, 1, 3, 0, (), 30_000))))
+    return host
+
+
+def turned(items):
+    """The same talk where the far side's packet was seen first, and so is taken for the initiator."""
+    return [msgspec.structs.replace(
+        one, flow=TURNED, first="initiator" if one.first == "responder" else "responder",
+        initiator_first=one.responder_first, responder_first=one.initiator_first,
+        payload_bytes_initiator=one.payload_bytes_responder, payload_bytes_responder=one.payload_bytes_initiator)
+        for one in items]
+
+
+def test_sockets_tell_who_dialled_where_the_opening_was_not_seen():
+    for items in (talk(typing(40), flow=UNSEEN, rtt_ns=None), turned(talk(typing(40), rtt_ns=None))):
+        assert SUSPECT <= judge(items, host=late(UNSEEN, 22))["reverse-shell"] < CONFIRMED
+        assert judge(items[:7], host=late(UNSEEN, 22)) == {}
+    detector, host = reverse_shell.Detector(), late(UNSEEN)
+    said = [one for item in items for one in detector.receive(item, host)]
+    assert "the opening was not seen" in said[-1].text
+    assert any("who dialled" in one for one in said[-1].blind_spots)
+
+
+def test_what_was_accepted_or_may_have_been_is_left_alone():
+    for items in (talk(typing(40), flow=UNSEEN, rtt_ns=None), turned(talk(typing(40), rtt_ns=None))):
+        assert judge(items, host=late(UNSEEN, 40_000)) == {}
+        assert judge(items) == {}
+    low = msgspec.structs.replace(UNSEEN, initiator_port=2222)
+    assert judge(talk(typing(40), flow=low), host=late(low, 22, port=2222)) == {}
+
+
+def test_a_client_in_lockstep_with_a_far_server_is_not_led_by_it():
+    rows = [("responder", 45 + i % 9, 80 + i % 60, 60, 0.4) for i in range(100)]
+    assert judge(talk(rows, flow=UNSEEN, rtt_ns=None), host=late(UNSEEN, 22)) == {}
+
+
+def test_chaff_of_a_connection_whose_opening_was_not_seen():
+    def windows(flow, side):
+        return [FlowUse(START + i, flow, f"keystrokes-from-{side}", "tls", 7.0, "chaff", START, 99) for i in range(4)]
+
+    assert SUSPECT <= judge(windows(TURNED, "initiator"), host=late(UNSEEN))["reverse-shell"] < CONFIRMED
+    assert judge(windows(TURNED, "responder"), host=late(UNSEEN)) == {}
+    assert judge(windows(TURNED, "initiator"), host=late(UNSEEN, 40_000)) == {}
 
 
 def test_an_administrator_who_logs_in_is_left_alone():

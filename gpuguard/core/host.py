@@ -6,7 +6,7 @@ Detectors ask it; it concludes nothing about guilt. Every table is bounded: the 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from gpuguard.core.events import ProcessBrief
 from gpuguard.core.records import (
@@ -39,6 +39,8 @@ ANCESTORS_MAX = 64
 IMAGES_MAX = 256
 NAMESPACES_MAX = 256
 LISTEN_STATE = 10
+#: From here on Linux takes the port of a connection that it opens (ip_local_port_range, ip(7)).
+EPHEMERAL_PORT_MIN = 32_768
 
 SocketKey = tuple[int, int, str, int, str, int]
 
@@ -97,6 +99,7 @@ class Host:
         self._sockets: BoundedTable[SocketKey, tuple[int, Socket]] = BoundedTable(SOCKETS_MAX)
         self._owned: dict[int, dict[ProcessId, list[Socket]]] = {}
         self._local: BoundedTable[tuple[int, str], None] = BoundedTable(SAMPLES_MAX)
+        self._listening: BoundedTable[tuple[int, int, int], None] = BoundedTable(SOCKETS_MAX)
         self._flow_owner: BoundedTable[FlowId, ProcessId] = BoundedTable(SOCKETS_MAX)
         self._kernels: BoundedTable[ProcessId, dict[int, KernelName]] = BoundedTable(NAMERS_MAX)
         self._names_evicted = 0
@@ -194,12 +197,24 @@ class Host:
         """Return whether a flow was opened from elsewhere to this host: what its initiator does is not done here."""
         return self.is_local(flow.netns, flow.responder) and not self.is_local(flow.netns, flow.initiator)
 
+    def dialler(self, flow: FlowId) -> Literal["initiator", "responder"] | None:
+        """Return which end of a flow this host dialled from, None if it was called, or that is not certain.
+
+        Where the opening was not seen its sockets tell: one whose port was ever seen to listen was accepted, and one
+        with a port that Linux gives to outgoing connections was dialled, unless its listener ended before we looked.
+        """
+        if flow.initiator_known:
+            return None if self.is_inbound(flow) else "initiator"
+        near = self._sockets.get(_key(flow, initiator=True)) is not None
+        far = self._sockets.get(_key(flow, initiator=False)) is not None
+        port = flow.initiator_port if near else flow.responder_port
+        if near == far or port < EPHEMERAL_PORT_MIN or (flow.netns, flow.protocol, port) in self._listening:
+            return None
+        return "initiator" if near else "responder"
+
     def socket(self, flow: FlowId, *, initiator: bool) -> Socket | None:
         """Return the socket of one end of a flow, None if it was not seen since the flow began."""
-        near = (flow.initiator, flow.initiator_port)
-        far = (flow.responder, flow.responder_port)
-        local, remote = (near, far) if initiator else (far, near)
-        seen_ns, socket = self._sockets.get((flow.netns, flow.protocol, *local, *remote)) or (0, None)
+        seen_ns, socket = self._sockets.get(_key(flow, initiator=initiator)) or (0, None)
         # A list that is older than the flow shows whoever had these ends before: ports are used again.
         return socket if seen_ns >= flow.start_ns else None
 
@@ -283,6 +298,7 @@ class Host:
             for owner in socket.owners:
                 owned.setdefault(owner, []).append(socket)
             if socket.state == LISTEN_STATE:
+                self._listening[seen.netns, socket.protocol, socket.local_port] = None
                 continue
             self._local[seen.netns, socket.local] = None
             key = (seen.netns, socket.protocol, socket.local, socket.local_port, socket.remote, socket.remote_port)
@@ -298,6 +314,12 @@ class Host:
         self.exited[gone.process] = gone
         if self._current.get(gone.process.pid) == gone.process:
             self._current.pop(gone.process.pid)
+
+
+def _key(flow: FlowId, *, initiator: bool) -> SocketKey:
+    near, far = (flow.initiator, flow.initiator_port), (flow.responder, flow.responder_port)
+    local, remote = (near, far) if initiator else (far, near)
+    return (flow.netns, flow.protocol, *local, *remote)
 
 
 def _merge(near: Context, far: Context) -> Context:

@@ -1,6 +1,7 @@
 """What the guard makes of the lab's captures, scenario by scenario, beside what was true.
 
-Truth comes from the labels alone and reaches the guard in no way: it is given packets, and the node's address.
+Truth comes from the labels alone and reaches the guard in no way: it is given packets, and the node's address; or,
+as on a live host, the node's sockets beside them.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import csv
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from gpuguard.core.events import Finding, FlowReport
-from gpuguard.core.flows import FlowTable
+from gpuguard.core.flows import FlowTable, address_text
 from gpuguard.core.guard import Guard
+from gpuguard.core.host import LISTEN_STATE
 from gpuguard.core.observations import Exchange, FlowUse
-from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Tick
+from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Socket, Sockets, Tick
 from gpuguard.core.subjects import FlowId
-from gpuguard.lab import link
+from gpuguard.lab import link, peers
 from gpuguard.sensors.packets import read_capture
 
 if TYPE_CHECKING:
@@ -27,6 +31,11 @@ REVERSE = ("ssh-reverse-tunnel", "ssh-reverse-shell")
 SHELLS = ("inner", "chaff", "pty", "line")
 
 SHELL_EXCHANGES_MAX = 10
+
+_TCP = 6
+_RTT_US = 2 * link.DELAY_NS // 1_000
+#: What listens on the node besides SSH: a shell on a terminal, one on a socket, files.
+_TARGET_PORTS = (7001, 7002, 7003)
 
 
 class Judged(NamedTuple):
@@ -73,19 +82,19 @@ def read_labels(folder: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file, delimiter="\t") if not row["problem"]]
 
 
-def judge_corpus(folder: Path, only: str = "") -> Iterator[Judged]:
-    """Judge each scenario of a corpus, file by file."""
+def judge_corpus(folder: Path, only: str = "", *, listed: bool = False) -> Iterator[Judged]:
+    """Judge each scenario of a corpus, file by file; ``listed``: with the sockets that the node had."""
     by_file: dict[str, list[dict[str, str]]] = {}
     for row in read_labels(folder):
         if only in row["family"]:
             by_file.setdefault(row["file"], []).append(row)
     for name, rows in by_file.items():
-        findings, reports, seen = _watch(folder / name)
+        findings, reports, seen = _watch(folder / name, listed=listed)
         for row in rows:
             address = row["address"]
             yield _judged(row, [one for one in findings if _of(one, address)],
                           [one for one in reports if address in (one.closed.flow.initiator, one.closed.flow.responder)],
-                          [one for one in seen if address == one.flow.responder])
+                          [one for one in seen if address in (one.flow.initiator, one.flow.responder)])
 
 
 def _of(finding: Finding, address: str) -> bool:
@@ -93,12 +102,30 @@ def _of(finding: Finding, address: str) -> bool:
     return isinstance(flow, FlowId) and address in (flow.initiator, flow.responder)
 
 
-def _watch(path: Path) -> tuple[list[Finding], list[FlowReport], list[Exchange | FlowUse]]:
+def _sockets(path: Path) -> Sockets:
+    """Return what INET_DIAG would have listed on the node: its end of every TCP connection, and what listens there."""
+    ends: dict[tuple[int, str, int], None] = {}
+    for block in read_capture(path):
+        if isinstance(block, Packets):
+            rows = block.rows[block.rows["protocol"] == _TCP]
+            for row in rows[["source", "source_port", "destination", "destination_port"]].tolist():
+                source, destination = address_text(bytes(row[0])), address_text(bytes(row[2]))
+                if link.NODE in (source, destination):
+                    ends[(row[1], destination, row[3]) if source == link.NODE else (row[3], source, row[1])] = None
+    open_here = [Socket(_TCP, link.NODE, port, far, far_port, 1, number + 1, 0, min_rtt_us=_RTT_US)
+                 for number, (port, far, far_port) in enumerate(ends)]
+    listen = [Socket(_TCP, "0.0.0.0", port, "0.0.0.0", 0, LISTEN_STATE, 0, 0)  # noqa: S104
+              for port in (*peers.SERVER_PORTS.values(), *_TARGET_PORTS)]
+    return Sockets(time_ns=0, netns=0, sockets=(*listen, *open_here))
+
+
+def _watch(path: Path, *, listed: bool = False) -> tuple[list[Finding], list[FlowReport], list[Exchange | FlowUse]]:
     """Drive one guard over one file, and a flow table beside it, whose exchanges and uses are kept."""
     guard, table = Guard(), FlowTable()
     events = guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="",
                                     clock_ticks_per_s=100, addresses=(link.NODE,)))
     seen: list[Exchange | FlowUse] = []
+    sockets = _sockets(path) if listed else None
     now_ns = 0
     for block in read_capture(path):
         if isinstance(block, Gap):
@@ -106,6 +133,8 @@ def _watch(path: Path) -> tuple[list[Finding], list[FlowReport], list[Exchange |
         if isinstance(block, Packets):
             seen += [one for one in table.receive(block) if isinstance(one, Exchange | FlowUse)]
             now_ns = max(now_ns, int(block.rows["time_ns"].max()) if len(block.rows) else 0)
+            if sockets:
+                events += guard.receive(msgspec.structs.replace(sockets, time_ns=now_ns))
         events += guard.receive(block)
         events += guard.receive(Tick(time_ns=now_ns))
     events += guard.close(now_ns)

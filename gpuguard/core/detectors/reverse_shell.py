@@ -19,6 +19,9 @@ Benign look-alikes, and what keeps them out:
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
 - an administrator who logs in: the far side has dialled.
 
+A guard that started later than the connection saw nobody dial. The host's sockets then say who did (`Host.dialler`),
+and the standing is bounded by how far they can be trusted; where they do not say, nothing is concluded.
+
 Weights: see the constants. The flow's standing is computed anew at each exchange, and only its change is told, so that
 a conversation that turns out otherwise takes its suspicion back.
 """
@@ -29,13 +32,15 @@ import itertools
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowUse
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
-    from gpuguard.core.observations import Observation
+    from gpuguard.core.observations import Observation, Speaker
     from gpuguard.core.records import Block
     from gpuguard.core.subjects import FlowId
 
@@ -44,6 +49,9 @@ RECENT_MAX = 64
 
 #: A local program echoes or answers in a millisecond or two; a loaded host, or a command that runs, in some tens.
 AT_ONCE_NS = 40_000_000
+#: No program is woken, reads, runs something and writes sooner: shells here took 125 microseconds and more. What comes
+#: faster was written before, and TCP held it back until the far side's segment acknowledged what went out (RFC 896).
+NO_PROGRAM_NS = 40_000
 
 # P(seen | shell) is near 1 for all of these. Of flows that a GPU server opens, those in which the far side leads 5,
 # then 8 answered exchanges that pass every look-alike above are one in 700, then one in 8,000: counted as 0 in the
@@ -62,6 +70,14 @@ TUNNEL_NATS_MAX = 33.0
 # Chaff windows (core.flows.RHYTHM_NATS): the second to fourth confirm the first, later ones add nothing new.
 CHAFF_NATS = (7.0, 12.0, 17.0, 21.0)
 
+# Who dialled was read from the sockets: of connections that the far side leads and whose port was never seen to listen,
+# one in a thousand was accepted all the same, by a listener that ended before it was looked at (nc -l, inetd's "nowait"
+# turned round). No talk weighs more than ln 1000 then: enough to suspect, and never to confirm by this alone. Without a
+# handshake the round trip is known by the kernel's least only, so that a client in lockstep with a slow server (SFTP on
+# a busy machine) looks led by it for a while: three exchanges more are asked for.
+UNSEEN_NATS_MAX = 6.9
+UNSEEN_LED_MIN = 8
+
 #: What is said to a worker after its answer: nearly always, and of nearly one length.
 CONFIRMED_SHARE = 0.9
 CONFIRMED_ALIKE_BYTES = 4
@@ -76,13 +92,14 @@ CLOCKWORK_MAX = 0.15
 _SPOTS = ("commands carried by a message broker in clear", "pasted scripts that answer with files only",
           "commands paced by a timer", "padding of every record",
           "traffic merged with other channels of the same connection")
+_UNSEEN_SPOT = "who dialled, where the listener of an accepted connection has gone"
 
 
 class _Led:
     """What is known of one flow."""
 
-    __slots__ = ("answered", "base_far", "base_near", "chaff", "far_bytes", "led", "more", "near", "pairs", "slow",
-                 "times_ns", "told", "tunnel", "undo")
+    __slots__ = ("answered", "base_far", "base_near", "chaff", "far_bytes", "last_ns", "led", "more", "near", "pairs",
+                 "slow", "times_ns", "told", "tunnel", "undo")
 
     def __init__(self) -> None:
         self.led = 0
@@ -92,6 +109,7 @@ class _Led:
         self.chaff = 0
         self.tunnel = 0.0
         self.told = 0.0
+        self.last_ns = 0
         self.base_near = -1
         self.base_far = -1
         self.pairs: deque[tuple[int, int]] = deque(maxlen=RECENT_MAX)
@@ -128,8 +146,10 @@ class Detector:
         return led
 
     def _exchange(self, item: Exchange, host: Host) -> list[Evidence]:
-        if not item.flow.initiator_known or item.flow.protocol != 6:
+        dialler = host.dialler(item.flow) if item.flow.protocol == 6 else None
+        if dialler is None:
             return []
+        item = _from_this_side(item, dialler, host)
         known = self._flows.get(item.flow)
         if known is None and item.first == "initiator":
             # What this host leads is no news, but it counts against a lead of the far side later on.
@@ -142,20 +162,37 @@ class Detector:
             led.near += 1
         elif not self._at_once(item):
             led.slow += 1
-        else:
-            led.led += 1
-            led.pairs.append((item.question_bytes, item.answer_bytes))
-            led.times_ns.append(item.time_ns)
-            led.undo = item.time_ns
-            if led.far_bytes >= 0:
-                led.more.append(item.payload_bytes_responder - led.far_bytes - item.question_bytes)
-            led.far_bytes = item.payload_bytes_responder
-            if led.base_near < 0:
-                led.base_near = item.payload_bytes_initiator - item.answer_bytes
-                led.base_far = item.payload_bytes_responder - item.question_bytes
-        if led.led < LED_NATS[0][0] or _spared(item.flow, host):
+        elif item.answer_delay_ns >= NO_PROGRAM_NS and not self._in_step(item, led):
+            self._led(item, led)
+        led.last_ns = item.time_ns
+        least = LED_NATS[0][0] if item.flow.initiator_known else UNSEEN_LED_MIN
+        if led.led < least or _spared(item.flow, dialler, host):
             return []
         return self._tell(item, led, item.carrier)
+
+    @staticmethod
+    def _in_step(item: Exchange, led: _Led) -> bool:
+        """Return whether the far side may have answered what this host said last: silences last longer than that.
+
+        The table sees to it where it knows the round trip, from the handshake.
+        """
+        if item.flow.initiator_known or item.rtt_ns is None:
+            return False
+        return item.time_ns - item.answer_delay_ns - led.last_ns <= 2 * item.rtt_ns
+
+    @staticmethod
+    def _led(item: Exchange, led: _Led) -> None:
+        """Count an exchange in which the far side spoke first and this host answered at once."""
+        led.led += 1
+        led.pairs.append((item.question_bytes, item.answer_bytes))
+        led.times_ns.append(item.time_ns)
+        led.undo = item.time_ns
+        if led.far_bytes >= 0:
+            led.more.append(item.payload_bytes_responder - led.far_bytes - item.question_bytes)
+        led.far_bytes = item.payload_bytes_responder
+        if led.base_near < 0:
+            led.base_near = item.payload_bytes_initiator - item.answer_bytes
+            led.base_far = item.payload_bytes_responder - item.question_bytes
 
     @staticmethod
     def _at_once(item: Exchange) -> bool:
@@ -166,10 +203,8 @@ class Detector:
         return item.answer_delay_ns <= limit
 
     def _use(self, item: FlowUse, host: Host) -> list[Evidence]:
-        led = self._of(item.flow) if item.use.startswith(("ssh-reverse", "keystrokes-from-responder")) else None
-        if led is None:
-            return []
         if item.use.startswith("ssh-reverse"):
+            led = self._of(item.flow)
             led.tunnel = min(TUNNEL_NATS_MAX, led.tunnel + item.nats)
             if item.use == "ssh-reverse-channel-open" and led.undo == item.time_ns:
                 # That exchange was the opening of a channel, not a line of talk.
@@ -178,13 +213,19 @@ class Detector:
                 led.times_ns.pop()
                 led.undo = 0
             return []
-        if item.flow.initiator_known and not _spared(item.flow, host):
-            led.chaff += 1
-            return self._tell(item, led, item.carrier)
-        return []
+        dialler = host.dialler(item.flow)
+        far = "initiator" if dialler == "responder" else "responder"
+        if dialler is None or item.use != f"keystrokes-from-{far}" or _spared(item.flow, dialler, host):
+            return []
+        led = self._of(item.flow)
+        led.chaff += 1
+        return self._tell(item, led, item.carrier)
 
     def _tell(self, item: Exchange | FlowUse, led: _Led, carrier: str) -> list[Evidence]:
         nats, text = _standing(item, led)
+        if not item.flow.initiator_known:
+            nats = min(nats, UNSEEN_NATS_MAX)
+            text += "; the opening was not seen: that this host dialled is read from its sockets"
         change = nats - led.told
         if abs(change) < TOLD_NATS_MIN:
             return []
@@ -199,13 +240,33 @@ class Detector:
             text=text,
             start_ns=item.flow.start_ns,
             carrier=carrier,
-            blind_spots=_SPOTS,
+            blind_spots=_SPOTS if item.flow.initiator_known else (*_SPOTS, _UNSEEN_SPOT),
         )]
 
 
-def _spared(flow: FlowId, host: Host) -> bool:
-    """Return whether the flow came in from outside, or never leaves the host: its far end is this host's own."""
-    return host.is_local(flow.netns, flow.responder)
+def _spared(flow: FlowId, dialler: Speaker, host: Host) -> bool:
+    """Return whether the flow never leaves the host: its far end is this host's own."""
+    return host.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
+
+
+def _from_this_side(item: Exchange, dialler: Speaker, host: Host) -> Exchange:
+    """Return an exchange as if this host's end had been seen to dial: "initiator" is then this host's end."""
+    flow = item.flow
+    if flow.initiator_known:
+        return item
+    socket = host.socket(flow, initiator=dialler == "initiator")
+    rtt_ns = socket.min_rtt_us * 1_000 if socket and socket.min_rtt_us is not None else None
+    if dialler == "initiator":
+        return msgspec.structs.replace(item, rtt_ns=rtt_ns)
+    return msgspec.structs.replace(
+        item,
+        rtt_ns=rtt_ns,
+        first="responder" if item.first == "initiator" else "initiator",
+        initiator_first=item.responder_first,
+        responder_first=item.initiator_first,
+        payload_bytes_initiator=item.payload_bytes_responder,
+        payload_bytes_responder=item.payload_bytes_initiator,
+    )
 
 
 def _standing(item: Exchange | FlowUse, led: _Led) -> tuple[float, str]:
