@@ -10,13 +10,12 @@ and those of its neighbours in the order of use three more, all from memory when
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
-
-import numpy as np
 
 cdef extern from *:
     """
@@ -27,8 +26,10 @@ cdef extern from *:
         unsigned __int128 product = (unsigned __int128)a * b;
         return (uint64_t)product ^ (uint64_t)(product >> 64);
     }
+    static inline void gpuguard_ask(const void *p) { __builtin_prefetch(p, 1); }
     """
     uint64_t fold "gpuguard_fold"(uint64_t a, uint64_t b) noexcept nogil
+    void ask "gpuguard_ask"(const void *p) noexcept nogil
 
 # observations.CLOSED_FLOW
 cdef packed struct Closed:
@@ -56,6 +57,7 @@ cdef enum:
     PLACE_BYTES = 43
 
 cdef enum:
+    BATCH = 32
     WORDS_MAX = 6
     ROOM_MIN = 16
     TARGETS_MAX = 1024
@@ -129,6 +131,20 @@ cdef class Recent:
         value ^= fold(words[2] ^ <uint64_t>0x8ebc6af09c88c6e3, words[3] ^ <uint64_t>0x589965cc75374cc3)
         value ^= fold(words[4] ^ <uint64_t>0x1d8e4e27c47d124f, words[5] ^ <uint64_t>0xeb44accab455d165)
         return &self.heads[fold(value, <uint64_t>0x9e3779b97f4a7c15) & <uint64_t>(self.buckets - 1)]
+
+    cdef void ask_for(self, uint64_t[WORDS_MAX] *words, int count) noexcept:
+        """Fetch what these keys will touch, all at once: one by one, each would wait for memory twice."""
+        cdef int32_t *heads[BATCH]
+        cdef int i
+        if self.size == 0:
+            return
+        for i in range(count):
+            heads[i] = self.head(words[i])
+            ask(heads[i])
+        for i in range(count):
+            if heads[i][0]:
+                ask(&self.entries[heads[i][0] - 1])
+                ask(&self.entries[heads[i][0] - 1].value)
 
     cdef inline int32_t find(self, const uint64_t *words) noexcept:
         cdef int32_t at
@@ -240,12 +256,23 @@ cdef class Tried:
         return 0
 
 
-cdef const Closed *closed(rows) except NULL:
-    """Return the first of some rows, which are kept by whoever asks."""
-    if rows.dtype.itemsize != sizeof(Closed) or not rows.flags.c_contiguous or rows.ndim != 1 or not rows.shape[0]:
-        raise ValueError("rows must be a contiguous array of observations.CLOSED_FLOW, and not empty")
-    cdef const uint8_t[::1] view = rows.view(np.uint8)
-    return <const Closed *>&view[0]
+@cython.final
+cdef class Rows:
+    """Rows of CLOSED_FLOW, held for as long as they are looked at."""
+
+    cdef Py_buffer buffer
+    cdef const Closed *first
+    cdef Py_ssize_t size
+
+    def __cinit__(self, rows):
+        PyObject_GetBuffer(rows, &self.buffer, PyBUF_ND)
+        if self.buffer.itemsize != sizeof(Closed) or self.buffer.ndim != 1:
+            raise ValueError("rows must be a contiguous array of observations.CLOSED_FLOW")
+        self.first = <const Closed *>self.buffer.buf
+        self.size = self.buffer.shape[0]
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.buffer)
 
 
 cdef inline bint in_vain(const Closed *row) noexcept:
@@ -264,8 +291,9 @@ def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_
 
     That is one in vain, and a success of a source (`SOURCE_BYTES`) that ``sources`` has anything but a `Tried` for.
     """
-    cdef const Closed *row = closed(rows)
-    cdef Py_ssize_t at, size = rows.shape[0]
+    cdef Rows held = Rows(rows)
+    cdef const Closed *row = held.first
+    cdef Py_ssize_t at
     cdef uint64_t[WORDS_MAX] words
     cdef PyObject *found
     if not isinstance(sources, dict):
@@ -274,7 +302,7 @@ def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_
     if start < 0:
         raise IndexError("rows out of range")
     memset(words, 0, sizeof(words))
-    for at in range(start, size):
+    for at in range(start, held.size):
         if in_vain(&row[at]):
             return at
         # Of protocols other than TCP only UDP may have been answered, and says nothing.
@@ -287,7 +315,7 @@ def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_
             return at
         memcpy(words, row[at].responder, TARGET_BYTES)
         (<Tried>found).take(words, answered_nats, again_nats)
-    return size
+    return held.size
 
 
 def apart(rows, Recent seen not None, int64_t apart_ns):
@@ -295,24 +323,31 @@ def apart(rows, Recent seen not None, int64_t apart_ns):
 
     ``seen`` has the start of the last one of ends (`PLACE_BYTES`); rows whose initiator is not known are passed over.
     """
-    cdef const Closed *row = closed(rows)
-    cdef Py_ssize_t at
-    cdef uint64_t[WORDS_MAX] words
+    cdef Rows held = Rows(rows)
+    cdef const Closed *row
+    cdef uint64_t[BATCH][WORDS_MAX] words
+    cdef Py_ssize_t start
+    cdef int at, count
     cdef Entry *entry
     cdef bint fresh = False
     if seen.key_bytes != PLACE_BYTES or apart_ns < 0:
         raise ValueError(f"keys must have {PLACE_BYTES} bytes, and what is apart does not begin before: {apart_ns}")
     found = []
     memset(words, 0, sizeof(words))
-    for at in range(rows.shape[0]):
-        if not row[at].initiator_known:
-            continue
-        memcpy(words, &row[at].netns, SOURCE_BYTES)
-        memcpy(&words[3], row[at].responder, TARGET_BYTES)
-        entry = seen.use(words, &fresh)
-        # Times are whatever a capture says: the difference of two may be more than 63 bits hold.
-        if (not fresh and row[at].start_ns >= entry.value
-                and <uint64_t>row[at].start_ns - <uint64_t>entry.value >= <uint64_t>apart_ns):
-            found.append((at, entry.value))
-        entry.value = row[at].start_ns
+    for start in range(0, held.size, BATCH):
+        row = &held.first[start]
+        count = <int>min(held.size - start, <Py_ssize_t>BATCH)
+        for at in range(count):
+            memcpy(words[at], &row[at].netns, SOURCE_BYTES)
+            memcpy(&words[at][3], row[at].responder, TARGET_BYTES)
+        seen.ask_for(words, count)
+        for at in range(count):
+            if not row[at].initiator_known:
+                continue
+            entry = seen.use(words[at], &fresh)
+            # Times are whatever a capture says: the difference of two may be more than 63 bits hold.
+            if (not fresh and row[at].start_ns >= entry.value
+                    and <uint64_t>row[at].start_ns - <uint64_t>entry.value >= <uint64_t>apart_ns):
+                found.append((start + at, entry.value))
+            entry.value = row[at].start_ns
     return found
