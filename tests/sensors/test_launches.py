@@ -379,8 +379,9 @@ def test_libraries_that_nobody_maps_any_more_make_room_for_new_ones(standins, tm
         assert len(os.listdir("/proc/self/fd")) < before
     finally:
         for process in running:
-            process.kill()
-            process.communicate()
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
         probe.close()
 
 
