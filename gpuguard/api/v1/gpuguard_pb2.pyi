@@ -457,6 +457,7 @@ class Finding(google.protobuf.message.Message):
     TOOL_CALL_FIELD_NUMBER: builtins.int
     TRACE_ID_FIELD_NUMBER: builtins.int
     GAPS_FIELD_NUMBER: builtins.int
+    DECIDED_AFTER_PACKETS_FIELD_NUMBER: builtins.int
     time_ns: builtins.int
     id: builtins.str
     verdict: global___Verdict.ValueType
@@ -468,6 +469,8 @@ class Finding(google.protobuf.message.Message):
     decided_after_s: builtins.float
     """From the first record about the subject."""
     trace_id: builtins.str
+    decided_after_packets: builtins.int
+    """Packets of the flow until then; unset where the subject is no flow."""
     @property
     def subject(self) -> global___Subject: ...
     @property
@@ -501,9 +504,11 @@ class Finding(google.protobuf.message.Message):
         tool_call: global___ToolCall | None = ...,
         trace_id: builtins.str = ...,
         gaps: collections.abc.Iterable[global___Gap] | None = ...,
+        decided_after_packets: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["process", b"process", "subject", b"subject", "tool_call", b"tool_call"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["carrier", b"carrier", "counter_evidence", b"counter_evidence", "decided_after_s", b"decided_after_s", "evidence", b"evidence", "gaps", b"gaps", "id", b"id", "label", b"label", "nats", b"nats", "probability", b"probability", "process", b"process", "start_ns", b"start_ns", "subject", b"subject", "time_ns", b"time_ns", "tool_call", b"tool_call", "trace_id", b"trace_id", "verdict", b"verdict"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_decided_after_packets", b"_decided_after_packets", "decided_after_packets", b"decided_after_packets", "process", b"process", "subject", b"subject", "tool_call", b"tool_call"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_decided_after_packets", b"_decided_after_packets", "carrier", b"carrier", "counter_evidence", b"counter_evidence", "decided_after_packets", b"decided_after_packets", "decided_after_s", b"decided_after_s", "evidence", b"evidence", "gaps", b"gaps", "id", b"id", "label", b"label", "nats", b"nats", "probability", b"probability", "process", b"process", "start_ns", b"start_ns", "subject", b"subject", "time_ns", b"time_ns", "tool_call", b"tool_call", "trace_id", b"trace_id", "verdict", b"verdict"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_decided_after_packets", b"_decided_after_packets"]) -> typing.Literal["decided_after_packets"] | None: ...
 
 global___Finding = Finding
 
