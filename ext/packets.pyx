@@ -1593,7 +1593,8 @@ cdef class Parser:
         if used == self.s.rows_max:
             self._fresh()
         else:
-            rows = rows[:used].copy()
+            # By their bytes: numpy copies what has fields one field after the other.
+            rows = rows[:used].view(np.uint8).copy().view(PACKET)
             self.s.used = 0
             self.s.facts_used = 0
             self.s.arena_used = 0
