@@ -31,8 +31,16 @@ cdef extern from "bpf/launches.h":
         uint64_t launches
         uint64_t stops
         uint64_t mode
+    cdef struct share_key:
+        uint64_t start_ns
+        uint64_t pid
+    cdef struct share:
+        uint64_t rows
+        uint64_t second
+        uint64_t events
     int COUNTERS
     int QUOTAS_MAX
+    int PROCESSES_MAX
 
 cdef extern from "bpf/libbpf.h" nogil:
     ctypedef void *libbpf_print_fn_t
@@ -165,6 +173,8 @@ cdef class Programs:
     cdef readonly int counters_fd
     cdef readonly int quotas_fd
     cdef readonly int quotas_held_fd
+    cdef readonly int shares_fd
+    cdef readonly int rows_held_fd
     cdef readonly int ring_bytes
     cdef readonly int rows_max
 
@@ -198,6 +208,8 @@ cdef class Programs:
         self.counters_fd = self._map(b"counters", NULL)
         self.quotas_fd = self._map(b"quotas", NULL)
         self.quotas_held_fd = self._map(b"quotas_held", NULL)
+        self.shares_fd = self._map(b"shares", NULL)
+        self.rows_held_fd = self._map(b"rows_held", NULL)
         self.ring_fd = self._map(b"events", &self.ring_bytes)
 
     cdef int _map(self, bytes name, int *size) except -1:
@@ -315,6 +327,33 @@ def delete_rows(int fd, bytes keys):
     return deleted
 
 
+def set_rows(int fd, uint64_t start_ns, uint64_t pid, uint64_t rows):
+    """Set right how many rows a process holds; what else is in its share stays, and who has no share gets none."""
+    cdef share_key key
+    cdef share value
+    key.start_ns, key.pid = start_ns, pid
+    if bpf_map_lookup_elem(fd, &key, &value) == 0:
+        value.rows = rows
+        if bpf_map_update_elem(fd, &key, &value, 0):
+            raise _error("setting a share", errno)
+
+
+def shares_of(int fd):
+    """Return (start_ns, pid) of every process that has a share."""
+    cdef share_key key, before
+    cdef bint first = True
+    found = []
+    for _ in range(2 * PROCESSES_MAX):
+        if bpf_map_get_next_key(fd, NULL if first else &before, &key):
+            if errno != ENOENT:
+                raise _error("reading shares", errno)
+            break
+        found.append((key.start_ns, key.pid))
+        before = key
+        first = False
+    return found
+
+
 def set_quota(int fd, uint32_t pid, uint64_t start_ticks, uint64_t mode, uint64_t interval_ns, uint64_t due_ns):
     """Give a process a quota, in the place of one that it has."""
     cdef quota value
@@ -374,10 +413,10 @@ def synchronise():
 
 
 def say_held(int fd, uint64_t count):
-    """Tell the programs how many processes have a quota, so that they need not look where none has."""
+    """Tell the programs how many rows a table has: with no quota they need not look for one."""
     cdef uint32_t zero = 0
     if bpf_map_update_elem(fd, &zero, &count, 0):
-        raise _error("counting quotas", errno)
+        raise _error("saying how many rows there are", errno)
 
 
 cdef class Ring:

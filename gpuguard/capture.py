@@ -33,6 +33,7 @@ RINGS_MAX = 256
 #: As often it is said again that others are not seen.
 BLIND_PERIOD_NS = 300 * 1_000_000_000
 ALIVE_PERIOD_NS = 10 * 1_000_000_000
+CLOCK_STEP_NS = 20_000_000
 REFUSED_NS = 2 * 1_000_000_000
 KEYS_MAX = 16_384
 HANDLES_MAX = 65_536
@@ -44,6 +45,12 @@ RECORD = np.dtype([
 ])
 FILE_BYTES = HEADER_BYTES + SLOTS * RECORD.itemsize
 _KEY_BYTES = slice(16, 64)  # kernel to zero
+
+
+def clock_offset_ns(before_ns: int) -> int:
+    """Return what to add to CLOCK_BOOTTIME for the time of day: as before, unless somebody set the clock meanwhile."""
+    now_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return before_ns if abs(now_ns - before_ns) < CLOCK_STEP_NS else now_ns
 
 
 def folder() -> Path | None:
@@ -78,7 +85,7 @@ class CooperativeSensor:
         self.mode = f"cooperative, {where}"
         self._where = where
         self._boot_id = boot_id()
-        self._offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._offset_ns = clock_offset_ns(0)
         self._rings: dict[str, Ring] = {}
         self._refused: BoundedTable[str, tuple[str, int]] = BoundedTable(RINGS_MAX)
         self._names: BoundedTable[tuple[ProcessId, int], str] = BoundedTable(HANDLES_MAX)
@@ -95,6 +102,7 @@ class CooperativeSensor:
             # A block without rows says that rings are read: silence must not look like blindness.
             self._told_alive_ns = now_ns
             self._gaps.append(Launches(now_ns, np.zeros(0, LAUNCH)))
+        self._offset_ns = clock_offset_ns(self._offset_ns)
         self._find(now_ns)
         blocks: list[Block] = []
         for file, ring in list(self._rings.items()):

@@ -12,7 +12,8 @@ A uprobe at +0x0 is single-stepped out of line, at +0xa it is emulated by the ke
 branch_setup_xol_ops and push_setup_xol_ops), some fifteen times cheaper; all arguments and the stack are still intact
 there. Anything else that is no stub is probed at a safe place at the cost of a single step, which is said.
 
-The library's bytes are hostile: offsets are checked, tables are bounded, and nothing is executed or followed.
+The library's bytes are hostile: offsets are checked, tables are bounded, and nothing is executed or followed. They are
+read as the dynamic linker reads them, by the dynamic segment: a copy without section headers works as well as any.
 """
 
 from __future__ import annotations
@@ -20,22 +21,26 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from msgspec import Struct
 
 from gpuguard.core.records import LAUNCH_APIS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from mmap import mmap
+    from collections.abc import Callable, Iterator
 
-    Bytes = bytes | mmap
+    #: (where in the file, how many bytes) -> those bytes, fewer at its end.
+    Read = Callable[[int, int], bytes]
 
 EM_X86_64 = 62
-PT_LOAD, PT_NOTE = 1, 4
-SHT_DYNSYM = 11
+PT_LOAD, PT_DYNAMIC, PT_NOTE = 1, 2, 4
+DT_HASH, DT_STRTAB, DT_SYMTAB, DT_STRSZ, DT_GNU_HASH = 4, 5, 6, 10, 0x6FFFFEF5
 NT_GNU_BUILD_ID = 3
+SEGMENTS_MAX = 64
+DYNAMIC_BYTES_MAX = 16_384
 SYMBOLS_MAX = 65_536
-SECTIONS_MAX = 4_096
+#: The drivers' tables of names have some 40 kB.
+NAMES_BYTES_MAX = 4 * 1024**2
 NAME_BYTES_MAX = 128
 SITES_MAX = 64
 
@@ -44,7 +49,7 @@ SITES_MAX = 64
  FORM_SUBMIT) = range(8)
 CALL_LOOKUP, CALL_ALIAS, CALL_IMAGE, CALL_FILE, CALL_LINK = range(5)
 CALL_BEGIN, CALL_END, CALL_NODE, CALL_ANY_NODE, CALL_ANY_NODE_V2, CALL_CHILD, CALL_CLONE, CALL_GRAPH = range(5, 13)
-CALL_CREATE, CALL_POINTER = 13, 14
+CALL_CREATE, CALL_POINTER, CALL_UNLOAD, CALL_NAMED, CALL_EMPTY, CALL_BEGIN_INTO = range(13, 19)
 
 LAUNCH_FORMS = {
     "cuLaunchKernel": FORM_REGISTERS,
@@ -64,6 +69,8 @@ TWINS = {"vkQueueSubmit2": "vkQueueSubmit", "vkQueueSubmit2KHR": "vkQueueSubmit"
 CALL_FORMS = {
     "cuModuleGetFunction": CALL_LOOKUP,
     "cuLibraryGetKernel": CALL_LOOKUP,
+    "cuFuncGetName": CALL_NAMED,
+    "cuKernelGetName": CALL_NAMED,
     "cuKernelGetFunction": CALL_ALIAS,
     "cuLibraryGetModule": CALL_ALIAS,
     "cuModuleLoadData": CALL_IMAGE,
@@ -73,12 +80,17 @@ CALL_FORMS = {
     "cuModuleLoad": CALL_FILE,
     "cuLibraryLoadFromFile": CALL_FILE,
     "cuLinkComplete": CALL_LINK,
+    "cuModuleUnload": CALL_UNLOAD,
+    "cuLibraryUnload": CALL_UNLOAD,
     "cuStreamBeginCapture": CALL_BEGIN,
     "cuStreamBeginCapture_ptsz": CALL_BEGIN,
     "cuStreamBeginCapture_v2": CALL_BEGIN,
     "cuStreamBeginCapture_v2_ptsz": CALL_BEGIN,
+    "cuStreamBeginCaptureToGraph": CALL_BEGIN_INTO,
+    "cuStreamBeginCaptureToGraph_ptsz": CALL_BEGIN_INTO,
     "cuStreamEndCapture": CALL_END,
     "cuStreamEndCapture_ptsz": CALL_END,
+    "cuGraphCreate": CALL_EMPTY,
     "cuGraphAddKernelNode": CALL_NODE,
     "cuGraphAddKernelNode_v2": CALL_NODE,
     "cuGraphAddNode": CALL_ANY_NODE,
@@ -122,8 +134,8 @@ class Library(Struct, frozen=True):
     refused: tuple[str, ...] = ()
 
 
-def read_library(data: Bytes) -> Library:
-    """Find the sites of a driver library.
+def read_library(read: Read) -> Library:
+    """Find the sites of a driver library, by reading a few bounded pieces of its file.
 
     Raises
     ------
@@ -131,32 +143,24 @@ def read_library(data: Bytes) -> Library:
         If this is not an x86-64 ELF file that exports launches.
     """
     try:
-        return _read_library(data)
+        return _read_library(_File(read))
     except (struct.error, IndexError, ValueError, OverflowError) as error:
         message = f"malformed ELF file: {error}"
         raise NotProbeable(message) from error
 
 
-def _read_library(data: Bytes) -> Library:
-    if bytes(data[:6]) != b"\x7fELF\x02\x01":
-        raise NotProbeable("not a little-endian 64-bit ELF file")
-    machine = struct.unpack_from("<H", data, 18)[0]
-    if machine != EM_X86_64:
-        message = f"machine {machine}: argument registers and emulated instructions are known for x86-64 only"
-        raise NotProbeable(message)
-    loads = [(start, offset, size) for kind, offset, start, size in _segments(data) if kind == PT_LOAD]
+def _read_library(file: _File) -> Library:
     wanted = _wanted()
     refused: list[str] = []
     sites: dict[bool, dict[int, Site]] = {True: {}, False: {}}
-    exports = dict(_exports(data, {*wanted, VULKAN_LOADER}))
+    exports = dict(file.exports({*wanted, VULKAN_LOADER}))
     for symbol, address in exports.items():
         if symbol not in wanted or (symbol.startswith("vk") and VULKAN_LOADER not in exports):
             continue
-        inside = (address - start + offset for start, offset, size in loads if start <= address < start + size)
-        offset = next(inside, -1)
+        offset = file.offset_of(address)
         is_launch, cookie = wanted[symbol]
         try:
-            delta, cost = choose_site(bytes(data[offset:offset + 24]) if offset >= 0 else b"")
+            delta, cost = choose_site(file.read(offset, 24) if offset >= 0 else b"")
         except NotProbeable as error:
             refused.append(f"{symbol}: {error}")
             continue
@@ -164,7 +168,7 @@ def _read_library(data: Bytes) -> Library:
     if not sites[True]:
         raise NotProbeable(f"no launch export to probe ({'; '.join(refused) or 'none exported'})")
     return Library(
-        build_id=build_id(data),
+        build_id=file.build_id(),
         launches=tuple(sites[True].values())[:SITES_MAX],
         calls=tuple(sites[False].values())[:SITES_MAX],
         refused=tuple(refused),
@@ -209,22 +213,6 @@ def _is_test(code: bytes) -> bool:
     return code[0] in (0x48, 0x4D) and code[1] == 0x85 and code[2] >> 6 == 3 and (code[2] >> 3 & 7) == (code[2] & 7)
 
 
-def build_id(data: Bytes) -> str:
-    """Return the GNU build id in hex, "" if the file has none."""
-    for kind, offset, _, size in _segments(data):
-        if kind != PT_NOTE:
-            continue
-        note = bytes(data[offset:offset + min(size, 4096)])
-        at = 0
-        while at + 12 <= len(note):
-            name_bytes, text_bytes, note_type = struct.unpack_from("<III", note, at)
-            text_at = at + 12 + (name_bytes + 3 & ~3)
-            if note_type == NT_GNU_BUILD_ID and note[at + 12:at + 16] == b"GNU\0":
-                return note[text_at:text_at + text_bytes].hex()
-            at = text_at + (text_bytes + 3 & ~3)
-    return ""
-
-
 def _wanted() -> dict[str, tuple[bool, int]]:
     """Return (is a launch, cookie) by symbol; a ``_ptsz`` twin counts as its call."""
     found: dict[str, tuple[bool, int]] = {}
@@ -237,32 +225,83 @@ def _wanted() -> dict[str, tuple[bool, int]]:
     return found
 
 
-def _segments(data: Bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (type, file offset, address, bytes in the file) of every program header."""
-    start, = struct.unpack_from("<Q", data, 32)
-    size, count = struct.unpack_from("<HH", data, 54)
-    for i in range(min(count, SECTIONS_MAX)):
-        kind, _, offset, address, _, file_bytes = struct.unpack_from("<IIQQQQ", data, start + i * size)
-        yield kind, offset, address, file_bytes
+class _File:
+    """An x86-64 ELF file, as far as the dynamic linker looks at it."""
 
+    def __init__(self, read: Read) -> None:
+        self.read = read
+        header = read(0, 64)
+        if header[:6] != b"\x7fELF\x02\x01":
+            raise NotProbeable("not a little-endian 64-bit ELF file")
+        machine, = struct.unpack_from("<H", header, 18)
+        if machine != EM_X86_64:
+            message = f"machine {machine}: argument registers and emulated instructions are known for x86-64 only"
+            raise NotProbeable(message)
+        start, = struct.unpack_from("<Q", header, 32)
+        size, count = struct.unpack_from("<HH", header, 54)
+        if count > SEGMENTS_MAX:
+            raise NotProbeable(f"{count} segments")
+        #: (type, file offset, address, bytes in the file)
+        self._segments = []
+        for i in range(count):
+            kind, _, offset, address, _, file_bytes = struct.unpack("<IIQQQQ", read(start + i * size, 40))
+            self._segments.append((kind, offset, address, file_bytes))
 
-def _exports(data: Bytes, wanted: set[str]) -> Iterator[tuple[str, int]]:
-    """Yield (name, address) of the wanted symbols that the file defines."""
-    start, = struct.unpack_from("<Q", data, 40)
-    size, count = struct.unpack_from("<HH", data, 58)
-    if count > SECTIONS_MAX:
-        raise NotProbeable(f"{count} sections")
-    for i in range(count):
-        kind, _, _, offset, file_bytes, link = struct.unpack_from("<IQQQQI", data, start + i * size + 4)
-        if kind != SHT_DYNSYM or link >= count:
-            continue
-        names_at, names_bytes = struct.unpack_from("<QQ", data, start + link * size + 24)
-        if all(data.find(mark, names_at, names_at + names_bytes) < 0 for mark in MARKS):
-            continue
-        for at in range(offset, offset + min(file_bytes, SYMBOLS_MAX * 24), 24):
-            name, _, _, section, address = struct.unpack_from("<IBBHQ", data, at)
-            if not section or name >= names_bytes:
+    def offset_of(self, address: int) -> int:
+        """Return where in the file the byte at this address comes from, -1 if it is from no file."""
+        inside = (address - start + offset for kind, offset, start, size in self._segments
+                  if kind == PT_LOAD and start <= address < start + size)
+        return next(inside, -1)
+
+    def build_id(self) -> str:
+        """Return the GNU build id in hex, "" if the file has none."""
+        for kind, offset, _, size in self._segments:
+            if kind != PT_NOTE:
                 continue
-            text = bytes(data[names_at + name:names_at + name + NAME_BYTES_MAX]).split(b"\0", 1)[0]
-            if (symbol := text.decode("ascii", "replace")) in wanted:
-                yield symbol, address
+            note = self.read(offset, min(size, 4096))
+            at = 0
+            while at + 12 <= len(note):
+                name_bytes, text_bytes, note_type = struct.unpack_from("<III", note, at)
+                text_at = at + 12 + (name_bytes + 3 & ~3)
+                if note_type == NT_GNU_BUILD_ID and note[at + 12:at + 16] == b"GNU\0":
+                    return note[text_at:text_at + text_bytes].hex()
+                at = text_at + (text_bytes + 3 & ~3)
+        return ""
+
+    def exports(self, wanted: set[str]) -> Iterator[tuple[str, int]]:
+        """Yield (name, address) of the wanted symbols that the file defines."""
+        tags = self._tags()
+        names = self._at(tags.get(DT_STRTAB, 0), min(tags.get(DT_STRSZ, 0), NAMES_BYTES_MAX))
+        if not any(mark in names for mark in MARKS):
+            return
+        table = self._at(tags.get(DT_SYMTAB, 0), self._symbols(tags) * 24)
+        for at, _, _, section, address, _ in struct.iter_unpack("<IBBHQQ", table[:len(table) // 24 * 24]):
+            name = names[at:at + NAME_BYTES_MAX].split(b"\0", 1)[0].decode("ascii", "replace") if section else ""
+            if name in wanted:
+                yield name, address
+
+    def _at(self, address: int, size: int) -> bytes:
+        offset = self.offset_of(address)
+        return self.read(offset, size) if offset >= 0 else b""
+
+    def _tags(self) -> dict[int, int]:
+        place = next(((offset, size) for kind, offset, _, size in self._segments if kind == PT_DYNAMIC), (0, 0))
+        data = self.read(place[0], min(place[1], DYNAMIC_BYTES_MAX))
+        return dict(struct.iter_unpack("<QQ", data[:len(data) // 16 * 16]))
+
+    def _symbols(self, tags: dict[int, int]) -> int:
+        """Return how many symbols there are. No tag says it; the hash tables that they are found by do."""
+        if DT_GNU_HASH not in tags:
+            chains: int = struct.unpack("<II", self._at(tags[DT_HASH], 8))[1] if DT_HASH in tags else 0
+            return min(chains, SYMBOLS_MAX)
+        # Buckets hold the first symbol of each chain; a chain ends with an odd hash (do_lookup_x of glibc's dl-lookup.c).
+        at = tags[DT_GNU_HASH]
+        buckets, first, bloom, _ = struct.unpack("<4I", self._at(at, 16))
+        at += 16 + 8 * bloom
+        firsts = np.frombuffer(self._at(at, 4 * min(buckets, SYMBOLS_MAX)), "<u4")
+        last = int(firsts.max(initial=0))
+        if not first <= last < SYMBOLS_MAX:
+            return min(first, SYMBOLS_MAX)
+        chain = self._at(at + 4 * (buckets + last - first), 4 * (SYMBOLS_MAX - last))
+        ends = np.flatnonzero(np.frombuffer(chain[:len(chain) // 4 * 4], "<u4") & 1)
+        return last + 1 + (int(ends[0]) if len(ends) else 0)

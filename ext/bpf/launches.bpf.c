@@ -29,6 +29,8 @@
 #define SIGKILL 9
 #define SIGSTOP 19
 #define TICK_NS 10000000ull /* USER_HZ is 100 in asm-generic/param.h, and on x86-64 */
+#define DEVICES_MAX 64 /* CU_MAX_DEVICES and then some: what a caller claims beyond is no launch */
+#define SUBMISSIONS_MAX 4096
 #define FATBIN_WRAPPER 0x466243b1 /* __fatBinC_Wrapper_t: magic, version, data, filename_or_fatbins */
 
 #define CO_RE __attribute__((preserve_access_index))
@@ -112,6 +114,20 @@ struct {
 	__type(key, struct graph);
 	__type(value, __u64);
 } graphs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, PROCESSES_MAX);
+	__type(key, struct share_key);
+	__type(value, struct share);
+} shares SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} rows_held SEC(".maps");
 
 const volatile __u32 pid_namespace = 0;
 
@@ -199,6 +215,11 @@ static __always_inline void range(struct pt_regs *ctx, struct launch_key *key)
 	}
 }
 
+static __always_inline __u64 at_most(__u32 claimed, __u32 bound)
+{
+	return claimed < bound ? claimed : bound;
+}
+
 /* Fill what was launched; return how many launches this call makes. */
 static __always_inline __u64 arguments(struct pt_regs *ctx, __u32 form, struct launch_key *key)
 {
@@ -234,7 +255,7 @@ static __always_inline __u64 arguments(struct pt_regs *ctx, __u32 form, struct l
 			}
 			key->shared_bytes = six[6];
 		}
-		return form == FORM_LIST ? (__u32)PT_REGS_PARM2(ctx) : 1;
+		return form == FORM_LIST ? at_most(PT_REGS_PARM2(ctx), DEVICES_MAX) : 1;
 	}
 	case FORM_RANGE:
 		key->kernel = PT_REGS_PARM2(ctx);
@@ -242,7 +263,7 @@ static __always_inline __u64 arguments(struct pt_regs *ctx, __u32 form, struct l
 		return 1;
 	case FORM_SUBMIT:
 		key->kernel = PT_REGS_PARM1(ctx);
-		return (__u32)PT_REGS_PARM2(ctx);
+		return at_most(PT_REGS_PARM2(ctx), SUBMISSIONS_MAX);
 	case FORM_HANDLE_GRID:
 		key->grid[0] = PT_REGS_PARM2(ctx);
 		key->grid[1] = PT_REGS_PARM3(ctx);
@@ -306,6 +327,68 @@ static __always_inline void capture(__u64 launches)
 		*captured += launches;
 }
 
+static __always_inline struct share *share_of(__u64 start_ns, __u32 pid)
+{
+	struct share_key key = {start_ns, pid};
+	struct share none = {}, *share = bpf_map_lookup_elem(&shares, &key);
+
+	if (share)
+		return share;
+	bpf_map_update_elem(&shares, &key, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&shares, &key);
+}
+
+/* Begin a row; false where there is no room. */
+static __always_inline bool begin(const struct launch_key *key, __u64 launches, __u64 now_ns, struct share *share)
+{
+	struct launch_value first = {.launches = launches, .first_ns = now_ns, .last_ns = now_ns}, *row;
+	__u32 zero = 0;
+	__u64 *held = bpf_map_lookup_elem(&rows_held, &zero);
+	int error = bpf_map_update_elem(&rows, key, &first, BPF_NOEXIST);
+
+	if (!error) {
+		__sync_fetch_and_add(&share->rows, 1);
+		if (held)
+			__sync_fetch_and_add(held, 1);
+		return true;
+	}
+	/* Another thread was first. */
+	row = error == -EEXIST ? bpf_map_lookup_elem(&rows, key) : NULL;
+	if (row)
+		add(row, now_ns, launches);
+	return row != NULL;
+}
+
+/* Count what has no row yet: in one of its own, or without its geometry, or without its kernel. See ROWS_EACH. */
+static __always_inline void count_new(struct launch_key *key, __u64 launches, __u64 now_ns)
+{
+	__u32 zero = 0;
+	__u64 *held = bpf_map_lookup_elem(&rows_held, &zero), each;
+	struct share *share = share_of(key->start_ns, key->pid);
+	struct launch_value *row;
+
+	if (!share || !held) {
+		count(COUNT_ROWS_FULL);
+		return;
+	}
+	each = *held > ROWS_MAX / 4 * 3 ? ROWS_EACH_FULL : ROWS_EACH;
+	if (share->rows >= each) {
+		count(COUNT_COARSE);
+		__builtin_memset(key->grid, 0, sizeof(key->grid));
+		__builtin_memset(key->block, 0, sizeof(key->block));
+		key->shared_bytes = 0;
+		if (share->rows >= 2 * each)
+			key->kernel = 0;
+		row = bpf_map_lookup_elem(&rows, key);
+		if (row) {
+			add(row, now_ns, launches);
+			return;
+		}
+	}
+	if (!begin(key, launches, now_ns, share))
+		count(COUNT_ROWS_FULL);
+}
+
 SEC("uprobe")
 int on_launch(struct pt_regs *ctx)
 {
@@ -329,19 +412,10 @@ int on_launch(struct pt_regs *ctx)
 		return 0;
 	capture(launches);
 	row = bpf_map_lookup_elem(&rows, &key);
-	if (!row) {
-		struct launch_value first = {.launches = launches, .first_ns = now_ns, .last_ns = now_ns};
-		int error = bpf_map_update_elem(&rows, &key, &first, BPF_NOEXIST);
-		if (!error)
-			return 0;
-		/* Another thread was first. */
-		row = error == -EEXIST ? bpf_map_lookup_elem(&rows, &key) : NULL;
-		if (!row) {
-			count(COUNT_ROWS_FULL);
-			return 0;
-		}
-	}
-	add(row, now_ns, launches);
+	if (row)
+		add(row, now_ns, launches);
+	else
+		count_new(&key, launches, now_ns);
 	return 0;
 }
 
@@ -383,6 +457,16 @@ static __always_inline void describe(struct launch_event *event, const struct ca
 	case CALL_GRAPH:
 		event->parent = call->second;
 		break;
+	case CALL_UNLOAD:
+		event->handle = call->first;
+		break;
+	case CALL_NAMED: {
+		__u64 text = event->handle; /* what was given out is where the name is */
+		event->handle = call->second;
+		if (bpf_probe_read_user_str(event->text, TEXT_BYTES, (void *)text) < 0)
+			count(COUNT_UNREADABLE);
+		break;
+	}
 	case CALL_FILE:
 		if (bpf_probe_read_user_str(event->text, TEXT_BYTES, (void *)call->second) < 0)
 			count(COUNT_UNREADABLE);
@@ -414,15 +498,19 @@ static __always_inline void put_in(struct graph *graph, __u64 kernels)
 
 static __always_inline void begin_or_end(struct graph *graph, const struct call *call, __u32 form)
 {
-	__u64 thread = bpf_get_current_pid_tgid(), none = 0, *captured, *begun;
+	__u64 thread = bpf_get_current_pid_tgid(), before, *captured, *begun;
 	__u32 zero = 0;
 
 	begun = bpf_map_lookup_elem(&capturing, &zero);
 	if (!begun)
 		return;
-	if (form == CALL_BEGIN) {
-		if (!bpf_map_update_elem(&captures, &thread, &none, BPF_NOEXIST))
+	if (form != CALL_END) {
+		before = form == CALL_BEGIN_INTO ? kernels_of(graph) : 0;
+		/* One that failed to end is forgotten: what it held is in no graph. */
+		if (!bpf_map_update_elem(&captures, &thread, &before, BPF_NOEXIST))
 			__sync_fetch_and_add(begun, 1);
+		else
+			bpf_map_update_elem(&captures, &thread, &before, BPF_ANY);
 		return;
 	}
 	captured = bpf_map_lookup_elem(&captures, &thread);
@@ -442,6 +530,7 @@ static __always_inline bool graphed(struct graph *graph, const struct call *call
 	graph->handle = call->second;
 	switch (form) {
 	case CALL_BEGIN:
+	case CALL_BEGIN_INTO:
 	case CALL_END:
 		begin_or_end(graph, call, form);
 		return true;
@@ -459,6 +548,12 @@ static __always_inline bool graphed(struct graph *graph, const struct call *call
 		kernels = kernels_of(graph);
 		graph->handle = call->second;
 		put_in(graph, kernels);
+		return true;
+	case CALL_EMPTY:
+		/* Its handle may be that of one that was destroyed. */
+		kernels = 0;
+		if (!read_user(&graph->handle, 8, call->first))
+			bpf_map_update_elem(&graphs, graph, &kernels, BPF_ANY);
 		return true;
 	case CALL_CLONE:
 		kernels = kernels_of(graph);
@@ -483,6 +578,22 @@ static __always_inline bool gave(struct pt_regs *ctx, const struct call *call, _
 	return !read_user(name, 13, call->second) && name[0] == 0x5365756575516b76 && name[1] == 0x74696d6275;
 }
 
+/* Whether this process may send one more: nobody fills the ring alone, or keeps its reader busy. */
+static __always_inline bool may_tell(__u64 start_ns, __u32 pid)
+{
+	struct share *share = share_of(start_ns, pid);
+	__u64 second = bpf_ktime_get_boot_ns() >> 30;
+	bool half_full = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > RING_BYTES / 2;
+
+	if (!share)
+		return true;
+	if (share->second != second) {
+		share->second = second;
+		share->events = 0;
+	}
+	return __sync_fetch_and_add(&share->events, 1) < (half_full ? EVENTS_EACH_FULL : EVENTS_EACH);
+}
+
 SEC("uretprobe")
 int on_return(struct pt_regs *ctx)
 {
@@ -493,11 +604,13 @@ int on_return(struct pt_regs *ctx)
 	struct launch_event *event;
 	__u32 pid = pid_here(leader), form = bpf_get_attach_cookie(ctx) >> 8;
 
-	if (!call)
+	if (!call) {
+		count(COUNT_CALLS_FULL);
 		return 0;
+	}
 	struct graph graph = {BPF_CORE_READ(leader, start_boottime), 0, pid};
 	if (pid && gave(ctx, call, form) && !graphed(&graph, call, form)) {
-		event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+		event = may_tell(graph.start_ns, pid) ? bpf_ringbuf_reserve(&events, sizeof(*event), 0) : NULL;
 		if (event) {
 			__builtin_memset(event, 0, sizeof(*event));
 			event->time_ns = bpf_ktime_get_boot_ns();
@@ -506,7 +619,7 @@ int on_return(struct pt_regs *ctx)
 			event->form = form;
 			if (form == CALL_CREATE || form == CALL_POINTER)
 				event->handle = PT_REGS_RC(ctx);
-			else
+			else if (form != CALL_UNLOAD)
 				read_user(&event->handle, 8, call->first);
 			describe(event, call);
 			if (event->form == CALL_GRAPH)

@@ -10,6 +10,14 @@
 
 #define GAP_BUCKETS 40
 #define ROWS_MAX 65536
+/* So many rows one process may take, and so many where the table is three quarters full: the rest is for those who have
+ * few. What it launches beyond is counted without geometry, in the end without kernel. */
+#define ROWS_EACH 8192
+#define ROWS_EACH_FULL 64
+/* So many events one process may send in a second (of 2^30 ns), and so many where the ring is half full. */
+#define EVENTS_EACH 8192
+#define EVENTS_EACH_FULL 512
+#define PROCESSES_MAX 16384
 #define CALLS_MAX 16384
 #define RING_BYTES (4 * 1024 * 1024)
 #define TEXT_BYTES 384
@@ -45,6 +53,10 @@ enum call_form {
 	/* These return what they give out, NULL where they failed. */
 	CALL_CREATE = 13, /* parent, const char *name: clCreateKernel */
 	CALL_POINTER = 14, /* device, const char *name: vkGetDeviceProcAddr, told where it gives out a submission call */
+	CALL_UNLOAD = 15,  /* handle: its kernels' handles may be given out again */
+	CALL_NAMED = 16,   /* const char **out, handle: cuFuncGetName */
+	CALL_EMPTY = 17,   /* graph *out: cuGraphCreate */
+	CALL_BEGIN_INTO = 18, /* stream, graph: what is captured is added to this one */
 };
 #define CAPTURES_MAX 4096
 #define GRAPHS_MAX 16384
@@ -60,7 +72,10 @@ enum quota_mode {
 /* So much of what was not used may be caught up with: more than a late wake-up, less than a burst to notice. */
 #define QUOTA_BEHIND_NS 60000000ull
 
-enum counter { COUNT_ROWS_FULL = 0, COUNT_UNREADABLE = 1, COUNT_RING_FULL = 2, COUNT_FOREIGN = 3, COUNTERS = 4 };
+enum counter {
+	COUNT_ROWS_FULL = 0, COUNT_UNREADABLE = 1, COUNT_RING_FULL = 2, COUNT_FOREIGN = 3, COUNT_COARSE = 4,
+	COUNT_CALLS_FULL = 5, COUNTERS = 6,
+};
 
 struct launch_key {
 	__u64 start_ns;  /* of the process */
@@ -91,6 +106,11 @@ struct launch_event {
 	__u32 form;     /* enum call_form */
 	__u8 text[TEXT_BYTES];  /* a name or path, cut and NUL-ended; or the first HEADER_BYTES of the image */
 };
+
+/* What one process has of the table and the ring. The broker sets `rows` right at each sweep; that of pid 0 is how many
+ * there are in all. */
+struct share_key { __u64 start_ns; __u64 pid; };
+struct share { __u64 rows; __u64 second; __u64 events; };
 
 /* Written by the broker, read by the process that wakes the stopped (gpuguard/boundary.py). By pid as the broker sees
  * it. One launch each interval_ns is paid for by moving due_ns on: the virtual scheduling form of the token bucket

@@ -27,6 +27,7 @@ import socket
 import stat
 import struct
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -45,7 +46,9 @@ from gpuguard.libcuda import (
     CALL_IMAGE,
     CALL_LINK,
     CALL_LOOKUP,
+    CALL_NAMED,
     CALL_POINTER,
+    CALL_UNLOAD,
     Library,
     NotProbeable,
     Site,
@@ -73,20 +76,25 @@ YOUNG_MAX = 256
 SWEEP_PERIOD_S = 10.0
 IDLE_S, IDLE_WHEN_FULL_S, FULL_RATIO = 60.0, 5.0, 0.75
 MAPS_PER_SCAN = 128
+#: So many more are read though nothing changed: who maps one file in the place of another keeps his size.
+MAPS_IN_TURN = 4
+#: What examining new files may take, in all and for one process: nobody keeps the others waiting.
+SCAN_S, SCAN_EACH_S = 0.35, 0.1
 PIDS_PER_REQUEST = 1_024
 FILES_MAX = 16_384
 #: A mapped file is not opened again for this long; then it is, since inode numbers are reused.
 SEEN_S = 30.0
 LIBRARIES_MAX = 64
+#: No program needs more copies of the driver and the loaders; one that has them takes no room from others.
+LIBRARIES_EACH_MAX = 8
 #: When all are taken, those that nobody maps are looked for at most this often.
 DROP_PERIOD_S = 30.0
-LIBRARY_BYTES_MAX = 2 * 1024**3
 
 IMAGE_BYTES_MAX = 64 * 1024 * 1024
 IMAGE_CHUNK_BYTES = 1024 * 1024
 PTX_BYTES_MAX = 4 * 1024 * 1024
 IMAGES_PER_READ = 8
-IMAGES_WAITING_MAX = 512
+IMAGES_WAITING_MAX, IMAGES_WAITING_EACH_MAX = 512, 256
 HANDLES_MAX = 65_536
 #: Names that wait for the digest of their module, which is read within moments.
 MODULES_WAITING_MAX, NAMES_PER_MODULE_MAX = 256, 2_048
@@ -110,8 +118,10 @@ HEADER_BYTES = 64
 COUNTERS = (
     "launches not counted: the table of kernels is full",
     "arguments not readable in the memory of the process",
-    "names or images lost: the ring is full",
+    "names or images lost: the ring is full, or one process sends too many",
     "launches of processes that this pid namespace does not show",
+    "launches counted without their geometry: one process launches too many kinds",
+    "names or images lost: too many calls at once",
 )
 LOST_PERIOD_NS = 60 * SECOND_NS
 
@@ -167,6 +177,12 @@ class Watched(Struct):
     links: list[int]
     files: set[FileKey] = field(default_factory=set)
     kept: bool = False
+    #: Who brought it, 0 for the operator.
+    pid: int = 0
+
+
+class _Full(Exception):
+    """There is no room for one more library; the message says why."""
 
 
 class LaunchProbe:
@@ -181,6 +197,7 @@ class LaunchProbe:
         self._seen_since_s = time.monotonic()
         self._dropped_s = -DROP_PERIOD_S
         self._sizes: dict[int, bytes] = {}
+        self._turn = 0
         self._swept_s = time.monotonic()
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
         self.refused: dict[str, str] = {}
@@ -223,17 +240,33 @@ class LaunchProbe:
         if time.monotonic() - self._seen_since_s > SEEN_S or len(self._seen) > FILES_MAX:
             self._seen.clear()
             self._seen_since_s = time.monotonic()
+        end_s = time.monotonic() + SCAN_S
         for pid in chosen:
-            for path, mapped in _executable_maps(pid):
-                if mapped not in self._seen and self.add(path, mapped[2]):
-                    self._seen.add(mapped)
+            if not self._look(pid, min(end_s, time.monotonic() + SCAN_EACH_S)):
+                self._sizes.pop(pid, None)  # the rest at the next scan
         self._sweep()
         return Opened((), self.describe(), self._counts())
 
-    def add(self, path: str, shown: str = "", *, kept: bool = False) -> bool:
+    def _look(self, pid: int, end_s: float) -> bool:
+        """Examine what this process maps, what is called like a driver first; return whether there was time for all."""
+        fresh = [(path, mapped) for path, mapped in _executable_maps(pid) if mapped not in self._seen]
+        fresh.sort(key=lambda one: not any(name in one[1][2] for name in LIBRARY_NAMES))
+        remote: dict[str, str] | None = None
+        for done, (path, mapped) in enumerate(fresh):
+            if done and time.monotonic() > end_s:
+                return False
+            remote = _fuse_mounts(pid) if remote is None else remote
+            if mapped[0] in remote:
+                self._refuse(mapped[2], f"it lies on {remote[mapped[0]]}, whose server could let us wait")
+                self._seen.add(mapped)
+            elif self.add(path, mapped[2], pid=pid):
+                self._seen.add(mapped)
+        return True
+
+    def add(self, path: str, shown: str = "", *, pid: int = 0, kept: bool = False) -> bool:
         """Probe the file if it is a library of launches not yet probed; return whether it could be opened at all.
 
-        One that is ``kept`` stays probed while nobody maps it.
+        One that is ``kept`` stays probed while nobody maps it. ``pid`` is who maps it.
         """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -243,35 +276,42 @@ class LaunchProbe:
             found = os.fstat(fd)
             if stat.S_ISREG(found.st_mode) and _file_key(found) not in self._examined:
                 self._examined[_file_key(found)] = None
-                self._add_file(fd, found, shown or path, kept=kept)
+                self._add_file(fd, found, shown or path, pid, kept=kept)
         finally:
             os.close(fd)
         return True
 
-    def _add_file(self, fd: int, found: os.stat_result, shown: str, *, kept: bool) -> None:
+    def _add_file(self, fd: int, found: os.stat_result, shown: str, pid: int, *, kept: bool) -> None:
         try:
-            library = _read_file(fd, found.st_size)
+            library = _read_file(fd)
             # Two overlay mounts of one lower file are one inode to the kernel but differ in st_dev.
             key = (library.build_id, found.st_ino & 0xFFFFFFFF, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             if key not in self._watched:
-                self._make_room()
-                self._watched[key] = Watched(shown, library, self._attach(fd, library), kept=kept)
+                self._make_room(pid)
+                self._watched[key] = Watched(shown, library, self._attach(fd, library), kept=kept, pid=pid)
             self._watched[key].files.add(_file_key(found))
             self.refused.pop(shown, None)
+        except _Full as error:
+            self._refuse(shown, str(error), named=False)
+            self._examined.pop(_file_key(found))  # there may be room for it later
         except (NotProbeable, OSError) as error:
-            if any(one in shown for one in LIBRARY_NAMES) and len(self.refused) < LIBRARIES_MAX:
-                self.refused[shown] = str(error)
-            if len(self._watched) >= LIBRARIES_MAX:
-                self._examined.pop(_file_key(found))  # there may be room for it later
+            self._refuse(shown, str(error))
 
-    def _make_room(self) -> None:
+    def _refuse(self, shown: str, reason: str, *, named: bool = True) -> None:
+        """Keep why a file is not probed; of most that need not be said, since they are no libraries of launches."""
+        if (not named or any(one in shown for one in LIBRARY_NAMES)) and len(self.refused) < LIBRARIES_MAX:
+            self.refused[shown] = reason
+
+    def _make_room(self, pid: int) -> None:
         """Give up the libraries that no process maps any more: containers come and go, each with its own copy.
 
         Raises
         ------
-        NotProbeable
-            If all that are probed are in use.
+        _Full
+            If all that are probed are in use, or this process has its share.
         """
+        if pid and sum(one.pid == pid for one in self._watched.values()) >= LIBRARIES_EACH_MAX:
+            raise _Full(f"process {pid} has brought {LIBRARIES_EACH_MAX} libraries already")
         if len(self._watched) < LIBRARIES_MAX:
             return
         if time.monotonic() - self._dropped_s >= DROP_PERIOD_S:
@@ -281,7 +321,7 @@ class LaunchProbe:
                 if not one.kept and one.files.isdisjoint(in_use):
                     self._drop(key)
         if len(self._watched) >= LIBRARIES_MAX:
-            raise NotProbeable(f"{LIBRARIES_MAX} libraries are probed already")
+            raise _Full(f"{LIBRARIES_MAX} libraries are probed already")
 
     def _drop(self, key: tuple[object, ...]) -> None:
         one = self._watched.pop(key)
@@ -314,13 +354,15 @@ class LaunchProbe:
         """Return the processes whose address space changed size since their maps were last read."""
         sizes: dict[int, bytes] = {}
         changed: list[int] = []
-        for name in os.listdir("/proc"):
-            if not name.isdigit():
-                continue
-            pid = int(name)
-            size = _address_space(name)
+        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+        # Begun where the last one ended, so that a host with too many changes is looked through all the same.
+        pids = [*(pid for pid in pids if pid > self._turn), *(pid for pid in pids if pid <= self._turn)]
+        in_turn = set(pids[:MAPS_IN_TURN])
+        self._turn = pids[min(MAPS_IN_TURN, len(pids)) - 1]
+        for pid in pids:
+            size = _address_space(pid)
             before = self._sizes.get(pid)
-            if size == before or size in (b"", b"0"):
+            if (size == before and pid not in in_turn) or size in (b"", b"0"):
                 sizes[pid] = size
             elif len(changed) < MAPS_PER_SCAN:
                 changed.append(pid)
@@ -345,6 +387,11 @@ class LaunchProbe:
         idle = values["last_ns"][:count] < time.clock_gettime_ns(time.CLOCK_BOOTTIME) - idle_s * 1e9
         if idle.any():
             _launches.delete_rows(self._programs.rows_fd, keys[:count][idle].tobytes())
+        kept = keys[:count][~idle]
+        held = Counter(zip(kept["start_ns"].tolist(), kept["pid"].tolist(), strict=True))
+        for start_ns, pid in _launches.shares_of(self._programs.shares_fd):
+            _launches.set_rows(self._programs.shares_fd, start_ns, pid, held[start_ns, pid])
+        _launches.say_held(self._programs.rows_held_fd, len(kept))
 
     def _counts(self) -> dict[str, int]:
         return {"libraries": len(self._watched), "refused": len(self.refused)}
@@ -422,11 +469,9 @@ def new_probe() -> LaunchProbe:
     return LaunchProbe(_launches.Programs(str(OBJECT), 0 if namespace == INITIAL_PID_NAMESPACE else namespace))
 
 
-def _read_file(fd: int, size: int) -> Library:
-    if not HEADER_BYTES <= size <= LIBRARY_BYTES_MAX:
-        raise NotProbeable(f"{size} bytes")
-    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
-        return read_library(data)
+def _read_file(fd: int) -> Library:
+    # Never mapped: whoever shortens a mapped file kills the reader.
+    return read_library(lambda at, size: os.pread(fd, size, at))
 
 
 def _cached_libraries() -> list[str]:
@@ -453,7 +498,7 @@ def _mapped_files() -> set[FileKey]:
     return found
 
 
-def _address_space(pid: str) -> bytes:
+def _address_space(pid: int) -> bytes:
     """Return the size of the address space in pages as /proc/PID/statm says it, b"" if there is no such process."""
     try:
         fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -478,6 +523,21 @@ def _executable_maps(pid: int) -> Iterator[tuple[str, tuple[str, str, str]]]:
         fields = line.split(None, 5)
         if len(fields) == 6 and "x" in fields[1] and fields[4] != "0":
             yield f"/proc/{pid}/map_files/{fields[0]}", (fields[3], fields[4], fields[5])
+
+
+def _fuse_mounts(pid: int) -> dict[str, str]:
+    """Return the type by device, as maps has it, of what this process sees of file systems served by programs."""
+    try:
+        lines = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        if after.startswith("fuse"):
+            major, _, minor = before.split(" ", 3)[2].partition(":")
+            found[f"{int(major):02x}:{int(minor):02x}"] = after.split(" ", 1)[0]
+    return found
 
 
 def _read_image(request: ReadImage) -> tuple[Answer, list[int]]:
@@ -613,6 +673,7 @@ class _Image(Struct):
     process: ProcessId
     module: int
     address: int
+    header: bytes
     kind: ImageKind
     size_bytes: int
     path: str = ""
@@ -653,7 +714,7 @@ class LaunchDeltas:
     def __init__(self, ticks_per_s: int, clock_offset_ns: int) -> None:
         self._before: dict[bytes, np.void] = {}
         self._ticks_per_s = ticks_per_s
-        self._clock_offset_ns = clock_offset_ns
+        self.clock_offset_ns = clock_offset_ns
         self._read_ns = 0
         self._pruned_ns = 0
 
@@ -687,8 +748,8 @@ class LaunchDeltas:
         launches = values["launches"] - before["launches"]
         span = values["last_ns"] - before["last_ns"]
         even = before["last_ns"] + span // np.maximum(launches, 1).astype(np.int64)
-        rows["first_ns"] = np.where(before["launches"] == 0, values["first_ns"], even) + self._clock_offset_ns
-        rows["last_ns"] = np.maximum(values["last_ns"] + self._clock_offset_ns, rows["first_ns"])
+        rows["first_ns"] = np.where(before["launches"] == 0, values["first_ns"], even) + self.clock_offset_ns
+        rows["last_ns"] = np.maximum(values["last_ns"] + self.clock_offset_ns, rows["first_ns"])
         rows["launches"] = launches
         rows["gaps_log2"] = values["gaps_log2"] - before["gaps_log2"]
         # Field 22 of /proc/PID/stat: nsec_to_clock_t(start_boottime), fs/proc/array.c.
@@ -710,7 +771,9 @@ class KernelNames:
     """Handles to names to code: what the ring's events say, joined. Pure, and bounded."""
 
     def __init__(self) -> None:
-        self._names: BoundedTable[tuple[ProcessId, int], tuple[str, int]] = BoundedTable(HANDLES_MAX)
+        #: (name, module, when it was looked up)
+        self._names: BoundedTable[tuple[ProcessId, int], tuple[str, int, int]] = BoundedTable(HANDLES_MAX)
+        self._unloaded: BoundedTable[tuple[ProcessId, int], int] = BoundedTable(HANDLES_MAX)
         self._code: BoundedTable[tuple[ProcessId, int], str] = BoundedTable(HANDLES_MAX)
         self._waiting: BoundedTable[tuple[ProcessId, int], list[tuple[int, str]]] = BoundedTable(MODULES_WAITING_MAX)
 
@@ -719,21 +782,40 @@ class KernelNames:
         self._code.pop((process, module))
         self._waiting[process, module] = []
 
+    def unloaded(self, time_ns: int, process: ProcessId, module: int) -> None:
+        """A module is gone: whoever is given one of its kernels' handles from now on is another kernel."""
+        self._code.pop((process, module))
+        self._waiting.pop((process, module))
+        self._unloaded[process, module] = time_ns
+
     def looked_up(self, time_ns: int, process: ProcessId, handle: int, module: int, name: str) -> KernelName:
         """A kernel was looked up by name in a module or library."""
-        self._names[process, handle] = (name, module)
+        self._names[process, handle] = (name, module, time_ns)
         waiting = self._waiting.get((process, module))
         if waiting is not None and len(waiting) < NAMES_PER_MODULE_MAX:
             waiting.append((handle, name))
         return KernelName(time_ns, process, handle, name, self._code.get((process, module)) or "")
 
+    def asked(self, time_ns: int, process: ProcessId, handle: int, name: str) -> KernelName | None:
+        """The driver said what a handle is called; None where that is known."""
+        known = self._known(process, handle)
+        return None if known and known[0] == name else self.looked_up(time_ns, process, handle, 0, name)
+
     def knows(self, process: ProcessId, handle: int) -> bool:
         """Return whether this handle's name is known."""
-        return (process, handle) in self._names
+        return self._known(process, handle) is not None
+
+    def forget(self, process: ProcessId, handle: int) -> bool:
+        """Drop a name that is known no longer; return whether there was one."""
+        return self._known(process, handle) is None and self._names.pop((process, handle)) is not None
+
+    def _known(self, process: ProcessId, handle: int) -> tuple[str, int, int] | None:
+        known = self._names.get((process, handle))
+        return known if known and known[2] > (self._unloaded.get((process, known[1])) or 0) else None
 
     def aliased(self, time_ns: int, process: ProcessId, handle: int, original: int) -> KernelName | None:
         """The same kernel, or the same module, was given out under another handle."""
-        known = self._names.get((process, original))
+        known = self._known(process, original)
         if known:
             return self.looked_up(time_ns, process, handle, known[1], known[0])
         code = self._code.get((process, original))
@@ -746,6 +828,10 @@ class KernelNames:
         self._code[process, module] = sha256
         waiting = self._waiting.pop((process, module)) or []
         return [KernelName(time_ns, process, handle, name, sha256) for handle, name in waiting]
+
+
+def _name(event: np.void) -> str:
+    return bytes(event["text"]).split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 class LaunchSensor:
@@ -768,13 +854,14 @@ class LaunchSensor:
         self.descriptor: int | None = handles["epoll"]
         self.rows_fd, self._counters_fd = handles["rows"], handles["counters"]
         self._keys, self._values = _new_buffers(opened.values["rows_max"])
-        offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._clock_offset_ns = offset_ns
+        self._clock_offset_ns = capture.clock_offset_ns(0)
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._deltas = LaunchDeltas(self._ticks_per_s, offset_ns)
+        self._deltas = LaunchDeltas(self._ticks_per_s, self._clock_offset_ns)
         self._names = KernelNames()
         self._images: list[_Image] = []
+        self._waiting: Counter[ProcessId] = Counter()
+        self._dropped: Counter[ProcessId] = Counter()
         self._counted = list(_launches.read_counters(self._counters_fd))
         self._told_lost_ns = [0] * len(COUNTERS)
         self._refused = opened.values.get("refused", 0)
@@ -799,6 +886,7 @@ class LaunchSensor:
     def read(self, now_ns: int) -> list[Block]:
         """Return names, images, launches and gaps since the last call, in an order in which they can be judged."""
         self._scan(now_ns)
+        self._clock_offset_ns = self._deltas.clock_offset_ns = capture.clock_offset_ns(self._clock_offset_ns)
         blocks = self._read_events()
         blocks += self._read_images()
         blocks += self._judged()
@@ -855,18 +943,21 @@ class LaunchSensor:
         handle, parent = int(event["handle"]), int(event["parent"])
         match int(event["form"]):
             case form if form in (CALL_LOOKUP, CALL_CREATE):
-                name = bytes(event["text"]).split(b"\0", 1)[0].decode("utf-8", "replace")
-                return self._names.looked_up(time_ns, process, handle, parent, name)
+                return self._names.looked_up(time_ns, process, handle, parent, _name(event))
             case form if form == CALL_ALIAS:
                 return self._names.aliased(time_ns, process, handle, parent)
             case form if form in (CALL_IMAGE, CALL_LINK):
-                kind, size = image_extent(event["text"].tobytes()[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0"))
+                header = event["text"].tobytes()[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0")
                 self._names.loaded(process, handle)
-                self._enqueue(_Image(time_ns, process, handle, int(event["address"]), kind, size))
+                self._enqueue(_Image(time_ns, process, handle, int(event["address"]), header, *image_extent(header)))
             case form if form == CALL_FILE:
                 path = os.fsdecode(bytes(event["text"]).split(b"\0", 1)[0])
                 self._names.loaded(process, handle)
-                self._enqueue(_Image(time_ns, process, handle, 0, "unknown", 0, path))
+                self._enqueue(_Image(time_ns, process, handle, 0, b"", "unknown", 0, path))
+            case form if form == CALL_UNLOAD:
+                self._names.unloaded(time_ns, process, handle)
+            case form if form == CALL_NAMED:
+                return self._names.asked(time_ns, process, handle, _name(event))
             case form if form == CALL_POINTER:
                 self._tell_uncounted(process, time_ns)
             case form if form == CALL_GRAPH:
@@ -886,13 +977,21 @@ class LaunchSensor:
             self._gap(time_ns, reason, process=process)
 
     def _enqueue(self, image: _Image) -> None:
-        if len(self._images) >= IMAGES_WAITING_MAX:
-            self._gap(image.time_ns, "GPU code not read: too many images at once", lost=1, process=image.process)
+        # A flood of one process must not hide what another loads meanwhile.
+        own = self._waiting[image.process]
+        if len(self._images) >= IMAGES_WAITING_MAX or own >= IMAGES_WAITING_EACH_MAX:
+            self._dropped[image.process] += 1
         else:
             self._images.append(image)
+            self._waiting[image.process] += 1
 
     def _read_images(self) -> list[Block]:
+        for process, lost in self._dropped.items():
+            self._gap(time.time_ns(), "GPU code not read: too many images at once", lost=lost, process=process)
+        self._dropped.clear()
         now, self._images = self._images[:IMAGES_PER_READ], self._images[IMAGES_PER_READ:]
+        for image in now:
+            self._waiting -= Counter([image.process])
         return [block for image in now for block in self._read_image(image)]
 
     def _read_image(self, image: _Image) -> list[Block]:
@@ -911,6 +1010,10 @@ class LaunchSensor:
                 reason = f"GPU code read in part: {size} of {answer.values['claimed_bytes']} bytes"
                 self._gap(image.time_ns, reason, process=image.process)
             with mmap.mmap(fd, size, prot=mmap.PROT_READ) as code:
+                if not code[:HEADER_BYTES].startswith(image.header[:size].rstrip(b"\0")):
+                    reason = "GPU code not read: other code lies in its place by now"
+                    self._gap(image.time_ns, reason, lost=1, process=image.process)
+                    return []
                 sha256 = hashlib.sha256(code).hexdigest()
             self._code.give(sha256, fd)
         finally:
@@ -938,30 +1041,35 @@ class LaunchSensor:
             self._gap(now_ns, str(error))
             return []
         rows = self._deltas.take(self._keys[:count], self._values[:count], boot_ns)
-        self._tell_nameless(rows, now_ns)
+        names = self._tell_nameless(rows, now_ns)
         if not len(rows) and now_ns - self._told_alive_ns < ALIVE_PERIOD_NS:
             return []
         # A block without rows says that the eye is open and saw nothing: silence must not look like blindness.
         self._told_alive_ns = now_ns
-        return [Launches(now_ns, rows)]
+        return [*names, Launches(now_ns, rows)]
 
-    def _tell_nameless(self, rows: np.ndarray, now_ns: int) -> None:
-        """Say once of a process that it launches kernels which it looked up before it was watched.
+    def _tell_nameless(self, rows: np.ndarray, now_ns: int) -> list[Block]:
+        """Say once of a process that it launches kernels whose look-up was not seen.
 
-        Not at the first sight: the name may be in the ring still, since the ring was read before the rows.
+        Returns the handles whose name held before their module was unloaded, without a name. Nothing is said at the
+        first sight: the name may be in the ring still, since the ring was read before the rows.
         """
         named = rows[~np.isin(rows["api"], [LAUNCH_APIS.index(api) for api in NAMELESS_APIS])]
         columns = (named[name].tolist() for name in ("pid", "start_ticks", "kernel"))
         nameless: set[ProcessId] = set()
-        for pid, start_ticks, kernel in set(zip(*columns, strict=True)):
+        stale: list[Block] = []
+        for pid, start_ticks, kernel in sorted(set(zip(*columns, strict=True))):
             process = ProcessId(self._boot_id, pid, start_ticks)
-            if not self._names.knows(process, kernel):
+            if self._names.forget(process, kernel):
+                stale.append(KernelName(now_ns, process, kernel, ""))
+            if kernel and not self._names.knows(process, kernel):
                 nameless.add(process)
         for process in nameless:
             told = self._nameless.get(process)
             if told is False:
-                self._gap(now_ns, "kernels without a name: looked up before the probe was placed", process=process)
+                self._gap(now_ns, "kernels without a name: their look-up was not seen", process=process)
             self._nameless[process] = told is not None
+        return stale
 
     def _count_gaps(self, now_ns: int) -> None:
         from gpuguard import _launches

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from gpuguard.core.records import LAUNCH_APIS, KernelName, ModuleImage
+from gpuguard.core.records import LAUNCH_APIS, Gap, KernelName, ModuleImage
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, ReadImage, Refused
 from gpuguard.sensors import launches
@@ -92,6 +92,74 @@ launch(one)
     graph = rows[rows["api"] == LAUNCH_APIS.index("cuGraphLaunch")]
     by_name = Counter({names[int(row["kernel"])]: int(row["launches"]) for row in graph})
     assert by_name == {"graph of 5 kernels": 4, "graph of 8 kernels": 2}
+
+
+def test_a_graph_at_the_place_of_one_that_was_destroyed_counts_from_nothing(eye, standins):  # noqa: F811
+    process = program(standins, """
+one = kernel(out("cuModuleLoadData", held))
+stream = out("cuStreamCreate", 0)
+places = set()
+for _ in range(4):
+    graph = out("cuGraphCreate", 0)
+    places.add(graph.value)
+    out("cuGraphAddKernelNode_v2", graph, None, u64(0), None)
+    ready = out("cuGraphInstantiateWithFlags", graph, u64(0))
+    call("cuGraphLaunch", ready, stream)
+    call("cuGraphDestroy", graph)
+assert len(places) < 4
+graph = out("cuGraphCreate", 0)
+out("cuGraphAddKernelNode_v2", graph, None, u64(0), None)
+call("cuStreamBeginCapture_v2", stream, 0)
+launch(one)
+call("cuStreamBeginCaptureToGraph", stream, graph, None, None, u64(0), 0)
+launch(one)
+launch(one)
+ended = pointer()
+call("cuStreamEndCapture", stream, ctypes.byref(ended))
+assert ended.value == graph.value
+call("cuGraphLaunch", out("cuGraphInstantiateWithFlags", graph, u64(0)), stream)
+""")
+    blocks, _ = read_all(eye, [process])
+    said = Counter(one.name for one in records_of(KernelName, blocks, process) if one.name.startswith("graph"))
+    # The capture that was begun anew was not ended: what it held is nobody's.
+    assert said == {"graph of 1 kernels": 4, "graph of 3 kernels": 1}
+
+
+def test_a_kernel_of_an_unloaded_module_keeps_no_name(eye, standins):  # noqa: F811
+    process = program(standins, """
+module = out("cuModuleLoadData", held)
+one, other = kernel(module, b"gemm"), kernel(out("cuModuleLoadData", held), b"other")
+launch(one)
+time.sleep(0.4)
+call("cuModuleUnload", module)
+for _ in range(3):
+    launch(one)
+    launch(other)
+name = ctypes.c_char_p()
+call("cuFuncGetName", ctypes.byref(name), other)
+time.sleep(0.4)
+call("cuKernelGetName", ctypes.byref(name), one)
+launch(one)
+""")
+    blocks, _ = read_all(eye, [process])
+    named = [(one.kernel, one.name) for one in records_of(KernelName, blocks, process)]
+    handle = next(kernel for kernel, name in named if name == "gemm")
+    assert [name for kernel, name in named if kernel == handle][-2:] == ["", "gemm"]
+    assert "" not in [name for kernel, name in named if kernel != handle]
+
+
+def test_code_that_was_changed_before_it_was_read_is_not_taken_for_what_was_loaded(eye, standins):  # noqa: F811
+    other = cubin_header(sections_at=128, section_count=1) + bytes(200)
+    process = program(standins, f"""
+module = out("cuModuleLoadData", held)
+ctypes.memmove(held, bytes.fromhex({other[:len(IMAGE)].hex()!r}), {len(IMAGE)})
+launch(kernel(module))
+""")
+    time.sleep(0.5)
+    blocks, _ = read_all(eye, [process])
+    assert records_of(ModuleImage, blocks, process) == []
+    assert "GPU code not read: other code lies in its place by now" in [
+        one.reason for one in records_of(Gap, blocks, process)]
 
 
 def test_old_and_rare_launch_calls_are_counted(eye, standins):  # noqa: F811

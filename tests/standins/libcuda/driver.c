@@ -144,6 +144,8 @@ API standin_cuLibraryUnload(void *library) { return standin_cuModuleUnload(libra
 API standin_cuLibraryGetKernel(void **kernel, void *library, const char *name) {
     return standin_cuModuleGetFunction(kernel, library, name);
 }
+API standin_cuFuncGetName(const char **name, void *function) { *name = ((Function *)function)->name; return SUCCESS; }
+API standin_cuKernelGetName(const char **name, void *kernel) { return standin_cuFuncGetName(name, kernel); }
 API standin_cuKernelGetFunction(void **function, void *kernel) {
     return standin_cuModuleGetFunction(function, ((Function *)kernel)->module, ((Function *)kernel)->name);
 }
@@ -215,7 +217,19 @@ API standin_cuGraphAddChildGraphNode(void **node, void *graph, void *on, size_t 
 }
 API standin_cuGraphClone(void **clone, void *graph) { *clone = malloc(1); return graph ? SUCCESS : INVALID_VALUE; }
 API standin_cuStreamBeginCapture_v2(void *stream, int mode) { (void)stream; (void)mode; return SUCCESS; }
-API standin_cuStreamEndCapture(void *stream, void **graph) { (void)stream; *graph = malloc(1); return SUCCESS; }
+static void *captured_into;
+API standin_cuStreamBeginCaptureToGraph(void *stream, void *graph, const void *on, const void *edges, size_t count,
+                                        int mode) {
+    (void)stream; (void)on; (void)edges; (void)count; (void)mode;
+    captured_into = graph;
+    return SUCCESS;
+}
+API standin_cuStreamEndCapture(void *stream, void **graph) {
+    (void)stream;
+    *graph = captured_into ? captured_into : malloc(1);
+    captured_into = NULL;
+    return SUCCESS;
+}
 API standin_cuLinkComplete(void *state, void **image, size_t *bytes) {
     /* Here a linker's state is the finished image with its size before it. */
     *bytes = *(size_t *)state;
