@@ -8,6 +8,7 @@ import struct
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -358,6 +359,18 @@ def tunnelled(count):
 def test_answers_that_hold_more_than_was_asked_are_a_tunnel():
     assert standings(echoes(tunnelled(60)), icmp_tunnel.Detector()) == {"icmp-tunnel": "confirmed"}
     assert standings(echoes(tunnelled(8)), icmp_tunnel.Detector()) == {"icmp-tunnel": "suspect"}
+
+
+def test_who_types_in_a_tunnel_through_echoes_is_said():
+    def said(detector, **how):
+        items = [msgspec.structs.replace(one, **how) if isinstance(one, Exchange) else one
+                 for one in echoes(tunnelled(60))]
+        return [one.text for item in items for one in detector.receive(item, Host())]
+
+    for first, delay_ns, typed in (("responder", 400_000, True), ("responder", 30_000_000, False),
+                                   ("initiator", 400_000, False)):
+        texts = said(icmp_tunnel.Detector(), first=first, answer_delay_ns=delay_ns)
+        assert any("broke the silence" in one for one in texts) == typed
 
 
 def test_who_is_pinged_did_nothing():

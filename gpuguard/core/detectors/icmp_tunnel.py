@@ -11,6 +11,9 @@ Benign look-alikes, and what keeps them out:
 - lost answers: then less comes back than went out, never more;
 - duplicated answers (DUP!): more comes back, in whole answers of the one size;
 - path MTU probes, sweeps of sizes (``ping -g``, mtr): many sizes, but as many bytes back as went out.
+
+Who leads inside a tunnel shows as anywhere else: where the far side breaks silences and this host answers sooner than a
+round trip, someone types there in a program that runs here, which is then said.
 """
 
 from __future__ import annotations
@@ -47,6 +50,11 @@ SIZES_NATS = 6.0
 IRREGULAR_MIN = 0.25
 IRREGULAR_NATS = 3.0
 PACED_MIN = 8
+# Echoes are never led by who is to answer: five times and more, each answered at once by this host, is a shell's order.
+# Little weight, since it says who uses the tunnel and not that there is one.
+LED_MIN = 5
+LED_NATS = 2.0
+AT_ONCE_NS = 10_000_000
 TOLD_NATS_MIN = 1.0
 
 _PROTOCOLS = (1, 58)
@@ -57,9 +65,10 @@ _SPOTS = ("data in questions of one size, answered alike", "data in other ICMP t
 class _Echo:
     """What is known of one conversation."""
 
-    __slots__ = ("answers", "questions", "times_ns", "told")
+    __slots__ = ("answers", "led", "questions", "times_ns", "told")
 
     def __init__(self) -> None:
+        self.led = 0
         self.questions: set[int] = set()
         self.answers: set[int] = set()
         self.times_ns: deque[int] = deque(maxlen=TIMES_MAX)
@@ -88,6 +97,7 @@ class Detector:
             if item.first == "initiator" and len(echo.questions) < SIZES_MAX:
                 echo.questions.add(item.question_bytes)
                 echo.answers.add(item.answer_bytes)
+            echo.led += item.first == "responder" and item.answer_delay_ns <= AT_ONCE_NS
             echo.times_ns.append(item.time_ns)
         else:
             self._flows.pop(flow)
@@ -135,6 +145,10 @@ def _weigh(item: Exchange | FlowClosed, echo: _Echo) -> tuple[float, str]:
     if spread >= IRREGULAR_MIN:
         nats += IRREGULAR_NATS
         parts.append(f"their pace varies by {spread:.2f}")
+    if echo.led >= LED_MIN:
+        nats += LED_NATS
+        parts.append(f"the far side broke the silence {echo.led} times and was answered at once, as someone is who "
+                     f"types in a shell of this host")
     return nats, ", ".join(parts)
 
 
