@@ -169,9 +169,10 @@ def _launch_shares(tenants: Mapping[K, Tenant]) -> dict[K, float]:
 def _busy(busy: float | None, told: float, launch_share: float | None, gpu_ratio: float | None) -> tuple[float, float]:
     """Return the least and the most time that a process ran."""
     if busy is None:
-        # Idle, or not sampled: at most what the others leave, if they take turns (more than all: they do not).
-        left = 1.0 if gpu_ratio is None else gpu_ratio - told
-        return 0.0, min(1.0, left + ALONE_ERROR if left >= 0 else gpu_ratio or 1.0)
+        # Idle, or not sampled: at most what the others leave, if they take turns (more than all: they do not). Who
+        # launched nothing either has two witnesses for being idle.
+        left, error = 1.0 if gpu_ratio is None else gpu_ratio - told, SM_ERROR if launch_share == 0 else ALONE_ERROR
+        return 0.0, min(1.0, max(left, 0.0) + error if left >= -ALONE_ERROR else gpu_ratio or 1.0)
     if launch_share is None:
         return max(0.0, busy - ALONE_ERROR), min(1.0, busy + ALONE_ERROR)
     by_launches = launch_share * told

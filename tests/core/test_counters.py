@@ -10,11 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard.core import counter_features as cf
-from gpuguard.core.detectors.counters import CAP_NATS, FLOOR_NATS, NEAR_NATS, Detector, Watch, threshold_nats
+from gpuguard.core.attribution import Tenant
+from gpuguard.core.detectors.counters import (
+    CAP_NATS,
+    FLOOR_NATS,
+    NEAR_NATS,
+    OWN_RATIO,
+    Detector,
+    Watch,
+    shared_out,
+    threshold_nats,
+)
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import SUSPECT_NATS, Fusion
 from gpuguard.core.host import Host
-from gpuguard.core.records import Device, DeviceSample, Gpm, ProcessExited, ProcessSample
+from gpuguard.core.records import LAUNCH, Device, DeviceSample, Gpm, Launches, ProcessExited, ProcessSample
 from gpuguard.core.subjects import DeviceId, ProcessId
 from gpuguard.counters.shipped import shipped_model
 from gpuguard.kernels import windows
@@ -137,9 +147,76 @@ def test_a_hole_and_a_clock_set_back_begin_a_new_look():
         assert watch.start_ns == (10 + jump) * SECOND
 
 
-def test_where_many_share_a_device_it_is_the_device_that_is_judged():
+def shared(shares, *, seconds=1200, launches=None, others_devices=()):
+    """Feed a search on a device that processes share: by process SM ratio (None: not told) and launches a second."""
+    detector, host, evidence = Detector(), Host(), []
+    detector.judge_by(MODEL, 0.1)
+    one = trace(KHEAVYHASH, seconds)
+    host.receive(telemetry.device(one, "GPU-0", 0))
+    for other, process in others_devices:
+        host.receive(Device(0, other, 1, "x"))
+        host.receive(ProcessSample(0, process, other))
+    for sample in telemetry.samples(one, "GPU-0", 0):
+        if launches:
+            rows = np.zeros(len(launches), LAUNCH)
+            for row, (process, count) in zip(rows, launches.items(), strict=True):
+                row["pid"], row["start_ticks"], row["launches"] = process.pid, process.start_ticks, count
+            evidence += detector.receive(Launches(sample.time_ns, rows), host)
+        evidence += detector.receive(sample, host)
+        for process, share in shares.items():
+            evidence += detector.receive(ProcessSample(sample.time_ns, process, "GPU-0", 1, share), host)
+    return evidence
+
+
+def test_where_many_share_a_device_it_is_the_device_that_is_judged_and_the_candidates_are_named():
     evidence = play([trace(KHEAVYHASH, 1200)], processes=(WHO, OTHER))
     assert {one.subject for one in evidence} == {DeviceId("GPU-0")}
+    assert "of the integer work, pid 7 " in evidence[-1].text
+    assert "pid 8 " in evidence[-1].text
+    assert {one.subject for one in play([trace(KHEAVYHASH, 1200)], processes=())} == {DeviceId("GPU-0")}
+
+
+@pytest.mark.parametrize(("shares", "launches", "subject"), [
+    ({WHO: 0.97, OTHER: 0.02}, None, WHO),  # the other had no time for more than a sliver
+    ({WHO: 0.97, OTHER: None}, None, WHO),  # the other is idle, and what it may have done is bounded
+    ({WHO: 0.65, OTHER: 0.34}, None, DeviceId("GPU-0")),  # twice the time is not twice the suspicion
+    ({WHO: 0.88, OTHER: 0.10}, None, WHO),
+    ({WHO: 0.95, OTHER: 0.05}, {WHO: 100, OTHER: 900}, DeviceId("GPU-0")),  # two witnesses disagree
+    ({WHO: None, OTHER: None}, None, DeviceId("GPU-0")),
+    ({WHO: 0.20, OTHER: 0.02}, None, DeviceId("GPU-0")),  # somebody of whom nobody told took the rest
+])
+def test_a_process_is_the_subject_only_where_the_work_is_its_own_for_certain(shares, launches, subject):
+    evidence = shared(shares, launches=launches)
+    assert nats(evidence) > 0
+    assert {one.subject for one in evidence} == {subject}
+    if isinstance(subject, ProcessId):
+        assert "is its own, beside 1" in evidence[-1].text
+
+
+def test_launches_of_a_process_that_uses_another_device_too_are_no_witness():
+    assert {one.subject for one in shared({WHO: 0.95, OTHER: 0.05}, launches={WHO: 100, OTHER: 900})} == {
+        DeviceId("GPU-0")}
+    evidence = shared({WHO: 0.95, OTHER: 0.05}, launches={WHO: 100, OTHER: 900}, others_devices=[("GPU-1", OTHER)])
+    assert {one.subject for one in evidence} == {WHO}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.booleans()), min_size=2, max_size=5),
+       st.floats(0.05, 1.0))
+def test_whoever_owns_a_look_did_most_of_it_whatever_the_others_did(parts, whole):
+    """Processes take turns: busy time and intensity of each; whom NVML tells of, and whom it does not."""
+    total = sum(busy for busy, _, _ in parts) or 1.0
+    busy = [whole * one[0] / total for one in parts]
+    work = [share * one[1] for share, one in zip(busy, parts, strict=True)]
+    tenants = {ProcessId("b", i, i): Tenant(round(share, 2) if one[2] else None)
+               for i, (share, one) in enumerate(zip(busy, parts, strict=True))}
+    mean = dict.fromkeys(cf.CHANNELS, math.nan) | {"gpu": sum(busy), "integer": sum(work)}
+    _, found, owner = shared_out(mean, tenants)
+    if owner is not None:
+        assert work[owner.pid] >= OWN_RATIO * sum(work) - 1e-9
+    for process, part in found.items():
+        if process is not None and part is not None and not part.note.startswith("more than"):
+            assert part.low - 1e-6 <= work[process.pid] <= part.high + 1e-6
     assert {one.subject for one in play([trace(KHEAVYHASH, 1200)], processes=())} == {DeviceId("GPU-0")}
 
 

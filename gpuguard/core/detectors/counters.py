@@ -21,8 +21,11 @@ Grounds for innocence count as well: looks that are unlike mining (collectives o
 in steps, copies and checkpoints) take the sum down, then take from what other eyes hold, down to `FLOOR_NATS`, and name
 the work. Idle looks say nothing either way: who pauses is not cleared, and who mines when idle is still added up.
 
-Judged is the process that has the device to itself, and the device where nobody or many are told: power and PCIe are
-the device's, and cannot be shared out.
+Whose look it is: the process's that has the device to itself. Where several hold it, the busiest pipe is shared out
+with the bounds of `core.attribution`, by SM time and by launches where both are known; a process is the subject when
+its lower bound alone is `OWN_RATIO` of that work, be it that the others did all that they had time for. Else, and where
+nobody is told of, it is the device, and the evidence names the candidates with their bounds: a miner that takes a third
+of the time beside a trainer is not told apart from it by counters, and a wrong name is worse than none.
 """
 
 from __future__ import annotations
@@ -34,10 +37,11 @@ import numpy as np
 from msgspec import Struct, field
 
 from gpuguard.core import counter_features as cf
+from gpuguard.core.attribution import ALONE_ERROR, Part, Tenant, attribute, time_shares
 from gpuguard.core.counter_classes import MINING, Model
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.records import DeviceSample, ProcessExited, ProcessSample
+from gpuguard.core.records import DeviceSample, Launches, ProcessExited, ProcessSample
 from gpuguard.core.subjects import DeviceId, ProcessId
 
 if TYPE_CHECKING:
@@ -64,12 +68,18 @@ INNOCENT_SHARE = 0.1
 NAMED_NATS, NAMED_NATS_MAX, NAMED_PROBABILITY = 0.5, 3.0, 0.8
 #: Less is not worth an event.
 TOLD_NATS = 0.5
-SHARED_RATIO = 0.1
+#: A process owns a look when so much of the busiest pipe is its own for certain.
+OWN_RATIO = 0.75
+#: The pipes, in words; where none is told, the time in which anything ran at all.
+PIPES = {"integer": "integer work", "fp32": "FP32 work", "fp64": "FP64 work", "fp16": "FP16 work",
+         "tensor": "tensor work", "dram": "DRAM traffic", "gpu": "busy time"}
+#: The SM time of a process that was told of in fewer of its samples is not known.
+TOLD_RATIO = 0.9
+CANDIDATES_SHOWN = 4
 
 DEVICES_MAX = 256
 SUBJECTS_MAX = 4_096
 PROCESSES_PER_DEVICE_MAX = 256
-SAMPLES_MAX = 512
 
 BLIND_SPOTS = (
     "ordinary CUDA programs can look the same; measured only on simulated mining",
@@ -83,7 +93,10 @@ def threshold_nats(alarms_per_gpu_year: float) -> float:
 
 
 class Look(Struct, frozen=True):
-    """What became of one window of readings. ``means`` and ``most`` are by `counter_features.CHANNELS`."""
+    """What became of one window of readings. ``means`` and ``most`` are by `counter_features.CHANNELS`.
+
+    ``parts`` is what each process did of ``pipe``, the busiest; ``owner`` is the one that did it, if that is certain.
+    """
 
     start_ns: int
     end_ns: int
@@ -93,6 +106,31 @@ class Look(Struct, frozen=True):
     means: tuple[float, ...]
     most: tuple[float, ...]
     power_variation: float
+    pipe: str = "gpu"
+    parts: dict[ProcessId | None, Part | None] = {}
+    owner: ProcessId | None = None
+
+
+class Held(Struct):
+    """One process on one device since the last look: its samples, and what those that told of SM time add up to."""
+
+    launched_before: int | None
+    samples: int = 0
+    told: int = 0
+    sm: float = 0.0
+
+    def take(self, sm_ratio: float | None) -> None:
+        """Take one sample."""
+        self.samples += 1
+        if sm_ratio is not None:
+            self.told += 1
+            self.sm += sm_ratio
+
+    def tenant(self, launched: int | None) -> Tenant:
+        """Return what is known of it for the whole look, given its launches so far."""
+        known = launched is not None and self.launched_before is not None
+        return Tenant(self.sm / self.told if self.told and self.told >= TOLD_RATIO * self.samples else None,
+                      launched - self.launched_before if known else None)  # type: ignore[operator]
 
 
 class Watch:
@@ -101,8 +139,8 @@ class Watch:
     def __init__(self) -> None:
         self.readings: list[tuple[float, ...]] = []
         self.start_ns = self.last_ns = 0
-        self.shares: dict[ProcessId, list[float]] = {}
-        self.user: ProcessId | None = None
+        self.held: dict[ProcessId, Held] = {}
+        self.owner: ProcessId | None = None
         self.past = cf.no_history()
 
     def due(self, time_ns: int) -> bool:
@@ -120,27 +158,44 @@ class Watch:
         self.readings.append(reading)
         self.last_ns = time_ns
 
-    def look(self, model: Model, limit_w: float | None) -> Look:
-        """Weigh what was read since the last look."""
+    def look(self, model: Model, limit_w: float | None, tenants: dict[ProcessId | None, Tenant]) -> Look:
+        """Weigh what was read since the last look, by those who held the device."""
         statistics = cf.summarised(np.array([self.readings], np.float32))
+        mean, most = (statistics[cf.STATISTICS.index(name), 0].tolist() for name in ("mean", "max"))
+        pipe, parts, owner = shared_out(dict(zip(cf.CHANNELS, mean, strict=True)), tenants)
+        if owner is not None and owner != self.owner:
+            self.owner, self.past = owner, cf.no_history()
         limit = np.array([math.nan if limit_w is None else limit_w])
         features, at_work, self.past = cf.look(statistics, limit, self.past)
         nats, probabilities = model.judge(features) if at_work[0] else (np.zeros(1), np.zeros((1, len(model.classes))))
-        mean, most = (statistics[cf.STATISTICS.index(name), 0].tolist() for name in ("mean", "max"))
         power = float(features[0, cf.FEATURES.index("power_variation")])
         out = Look(self.start_ns, self.last_ns, bool(at_work[0]), float(nats[0]), tuple(probabilities[0].tolist()),
-                   tuple(mean), tuple(most), power)
+                   tuple(mean), tuple(most), power, pipe, parts, owner)
         self._begin_anew()
         return out
 
-    def users(self) -> list[ProcessId]:
-        """Return who computed since the last look; where no share was told, a process that holds the device alone."""
-        told = [one for one, share in self.shares.items() if share and sum(share) / len(share) > SHARED_RATIO]
-        return told or (list(self.shares) if len(self.shares) == 1 else [])
-
     def _begin_anew(self) -> None:
         self.readings = []
-        self.shares = {}
+        self.held = {}
+
+
+def shared_out(
+    mean: dict[str, float], tenants: dict[ProcessId | None, Tenant],
+) -> tuple[str, dict[ProcessId | None, Part | None], ProcessId | None]:
+    """Return the busiest pipe of a look, what each process did of it, and whose it is, None where that is not certain.
+
+    ``tenants`` is changed where the device was busier than all of them: somebody computes of whom nobody told.
+    """
+    pipe = max((name for name in PIPES if name != "gpu" and mean[name] > 0), key=mean.__getitem__, default="gpu")
+    busy = None if math.isnan(mean["gpu"]) else mean["gpu"]
+    told = [one.sm_ratio for one in tenants.values()]
+    if len(told) > 1 and None not in told and (busy or 0.0) - sum(one or 0.0 for one in told) > ALONE_ERROR:
+        tenants[None] = Tenant()
+    parts = attribute(mean[pipe], time_shares(tenants, gpu_ratio=busy))
+    for process, part in parts.items():
+        if process is not None and (len(tenants) == 1 or (part and part.low >= OWN_RATIO * mean[pipe] > 0)):
+            return pipe, parts, process
+    return pipe, parts, None
 
 
 class Level(Struct):
@@ -181,13 +236,15 @@ class Standing(Struct):
 class Detector:
     """Looks by device, sums by subject. Without a model it judges nothing."""
 
-    takes = frozenset({DeviceSample, ProcessSample, ProcessExited})
+    takes = frozenset({DeviceSample, ProcessSample, ProcessExited, Launches})
 
     def __init__(self) -> None:
         self._model: Model | None = None
         self._threshold = threshold_nats(0.1)
         self._watches: BoundedTable[str, Watch] = BoundedTable(DEVICES_MAX)
         self._standings: BoundedTable[ProcessId | DeviceId, Standing] = BoundedTable(SUBJECTS_MAX)
+        #: Launches of each process so far, by pid and start.
+        self._launched: BoundedTable[tuple[int, int], int] = BoundedTable(SUBJECTS_MAX)
         #: The last look at each device, for whoever shows it.
         self.looks: BoundedTable[str, Look] = BoundedTable(DEVICES_MAX)
 
@@ -205,13 +262,19 @@ class Detector:
                 watch.add(item.time_ns, cf.reading(item, host.devices.get(item.uuid)))
                 return evidence
             case ProcessSample() if model:
-                shares = self._watch(item.uuid).shares
-                if item.process in shares or len(shares) < PROCESSES_PER_DEVICE_MAX:
-                    told = shares.setdefault(item.process, [])
-                    if item.sm_ratio is not None and len(told) < SAMPLES_MAX:
-                        told.append(item.sm_ratio)
+                held = self._watch(item.uuid).held
+                if item.process not in held and len(held) < PROCESSES_PER_DEVICE_MAX:
+                    held[item.process] = Held(self._launched.get(_key(item.process)))
+                if item.process in held:
+                    held[item.process].take(item.sm_ratio)
+            case Launches() if model:
+                columns = (item.rows[name].tolist() for name in ("pid", "start_ticks", "launches"))
+                for pid, start_ticks, launches in zip(*columns, strict=True):
+                    key = pid, start_ticks
+                    self._launched[key] = (self._launched.get(key) or 0) + launches
             case ProcessExited():
                 self._standings.pop(item.process)
+                self._launched.pop(_key(item.process))
         return []
 
     def _watch(self, uuid: str) -> Watch:
@@ -221,16 +284,12 @@ class Detector:
         return watch
 
     def _judge(self, model: Model, uuid: str, watch: Watch, host: Host) -> list[Evidence]:
-        users = watch.users()
-        user = users[0] if len(users) == 1 else None
-        if user != watch.user and user is not None:
-            watch.user, watch.past = user, cf.no_history()
         known = host.devices.get(uuid)
-        look = watch.look(model, known.power_limit_w if known else None)
+        look = watch.look(model, known.power_limit_w if known else None, self._tenants(uuid, watch, host))
         self.looks[uuid] = look
         if not look.at_work:
             return []
-        subject = user or DeviceId(uuid)
+        subject = look.owner or DeviceId(uuid)
         standing = self._standings.get(subject)
         if standing is None:
             standing = self._standings[subject] = Standing()
@@ -238,8 +297,15 @@ class Detector:
         if level is None:
             level = standing.levels[uuid] = Level(start_ns=look.start_ns)
         level.take(look, model.allowance, self._threshold)
-        text = text_of(look, model)
+        text = text_of(look, model) + _whose(look)
         return [*self._weigh(subject, standing, level, look, text), *_name(subject, standing, look, model, text)]
+
+    def _tenants(self, uuid: str, watch: Watch, host: Host) -> dict[ProcessId | None, Tenant]:
+        """Return who held the device. Launches are not told by device: of who uses another too, they say nothing."""
+        others = [one.uuid for one in host.devices.values() if one.uuid != uuid] if len(watch.held) > 1 else []
+        return {process: held.tenant(
+            None if any((process, other) in host.process_samples for other in others)
+            else self._launched.get(_key(process))) for process, held in watch.held.items()}
 
     def _weigh(
         self, subject: ProcessId | DeviceId, standing: Standing, level: Level, look: Look, text: str,
@@ -270,6 +336,24 @@ class Detector:
             start_ns=level.start_ns if guilty else look.start_ns,
             blind_spots=BLIND_SPOTS,
         )]
+
+
+def _key(process: ProcessId) -> tuple[int, int]:
+    return process.pid, process.start_ticks
+
+
+def _whose(look: Look) -> str:
+    """Return who did how much of a look at a device that several hold, "" where one has it alone."""
+    whole = look.means[cf.CHANNELS.index(look.pipe)]
+    if len(look.parts) < 2 or not whole > 0:
+        return ""
+    if look.owner is not None and (own := look.parts[look.owner]):
+        return f"; at least {own.low / whole:.0%} of the {PIPES[look.pipe]} is its own, beside {len(look.parts) - 1}"
+    told = sorted(((part.high, part.low, process) for process, part in look.parts.items() if process and part),
+                  key=lambda one: (-one[0], -one[1], one[2]))
+    shown = ", ".join(f"{process} {low / whole:.0%} to {high / whole:.0%}"
+                      for high, low, process in told[:CANDIDATES_SHOWN])
+    return f"; of the {PIPES[look.pipe]}, {shown}" if shown else f"; {len(look.parts)} processes, shares not told"
 
 
 def _name(
