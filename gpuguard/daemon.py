@@ -96,6 +96,7 @@ def host_info(welcome: Welcome, start: Start, time_ns: int) -> HostInfo:
             "guard": msgspec.json.encode(start.config.guard).decode(),
             "policy": msgspec.json.encode(start.policy).decode(),
             "signatures": msgspec.json.encode(shipped_texts()).decode(),
+            "counter_model": shipped_model().digest,
         },
     )
 

@@ -10,7 +10,7 @@ import msgspec
 from gpuguard.config import GuardSettings
 from gpuguard.core.guard import Guard
 from gpuguard.core.policy import DEFAULT_POLICY, Policy
-from gpuguard.core.records import Block, HostInfo
+from gpuguard.core.records import Block, Gap, HostInfo
 from gpuguard.core.signatures import SignatureError, parse_signature
 from gpuguard.counters.shipped import shipped_model
 from gpuguard.recording.codec import RecordingError
@@ -28,8 +28,8 @@ def replay(path: str | Path, *, policy: Policy | None = None) -> Iterator[Event]
 
     Judged by the settings and the policy that it was made under, unless ``policy`` is given; each run of a folder that
     holds several by a guard of its own. A recording that is cut or damaged yields everything up to there, and a `Gap`
-    that says so. Raises RecordingError if it is none at all or its settings cannot be used, OSError if it cannot be
-    opened.
+    that says so. The model of counters is too large to be in it: where ours is another, a `Gap` says that too. Raises
+    RecordingError if it is none at all or its settings cannot be used, OSError if it cannot be opened.
     """
     guard: Guard | None = None
     run: HostInfo | None = None
@@ -44,8 +44,20 @@ def replay(path: str | Path, *, policy: Policy | None = None) -> Iterator[Event]
         guard = guard or guard_for(block, policy)
         time_ns = max(time_ns, block.time_ns)
         yield from guard.receive(block)
+        if isinstance(block, HostInfo):
+            yield from _other_model(block, guard)
     if guard:
         yield from guard.close(time_ns)
+
+
+def _other_model(first: HostInfo, guard: Guard) -> list[Event]:
+    """Tell the guard, and with it each finding, that counters were judged by another model than they are now."""
+    said, here = first.settings.get("counter_model", ""), shipped_model().digest
+    if said in ("", here):
+        return []
+    return guard.receive(Gap(
+        time_ns=first.time_ns, sensor="replay",
+        reason=f"counters were judged by model {said[:12]} and are by {here[:12]}: what they say may be another"))
 
 
 def guard_for(first: Block, policy: Policy | None = None) -> Guard:

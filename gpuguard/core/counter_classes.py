@@ -10,6 +10,7 @@ The arrays are plain, and come from outside: the core opens no file. `gpuguard.c
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,8 @@ class Model(NamedTuple):
     """A forest, the names of its classes, and how its log-odds become nats.
 
     ``line`` is (slope, offset) from log-odds of mining to nats; one look weighs between ``nats_least`` and
-    ``nats_most``. ``allowance`` is what a sum of looks must beat to rise.
+    ``nats_most``. ``allowance`` is what a sum of looks must beat to rise. ``digest`` names the model: recordings carry
+    it, so that a replay by another one is told.
     """
 
     forest: trees.Packed
@@ -37,6 +39,7 @@ class Model(NamedTuple):
     nats_least: float
     nats_most: float
     allowance: float
+    digest: str = ""
 
     def judge(self, features: np.ndarray, backend: str = "numpy") -> tuple[np.ndarray, np.ndarray]:
         """Return the weight of each row in nats for mining, and float64[rows, classes] of probabilities."""
@@ -60,4 +63,13 @@ def model_from(arrays: Mapping[str, Any]) -> Model:
         raise ValueError("the model's trees and its classes do not fit each other")
     slope, offset = arrays["line"].tolist()
     least, most, allowance = arrays["bounds"].tolist()
-    return Model(packed, classes, (slope, offset), least, most, allowance)
+    return Model(packed, classes, (slope, offset), least, most, allowance, digest_of(arrays))
+
+
+def digest_of(arrays: Mapping[str, Any]) -> str:
+    """Return SHA-256, in hex, of what arrays hold, whatever file they came in."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

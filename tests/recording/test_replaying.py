@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import gpuguard.lab
 from gpuguard.core.events import Event
 from gpuguard.core.records import Block, Gap, HostInfo, Launches, Packets, Tick
+from gpuguard.counters.shipped import shipped_model
 from gpuguard.recording.codec import RecordingError, encode_header
 from gpuguard.recording.reader import read_recording
 from gpuguard.recording.writer import Recorder, recording_files
@@ -191,3 +192,18 @@ def test_settings_that_cannot_be_used_are_an_error_in_words(tmp_path: Path, said
     recorded(tmp_path, [msgspec.structs.replace(INFO, settings=said)])
     with pytest.raises(RecordingError, match="settings"):
         list(replay(tmp_path))
+
+
+def test_counters_judged_by_another_model_are_told_once_and_the_same_one_is_not(tmp_path: Path) -> None:
+    def said(digest: str) -> list[str]:
+        info = msgspec.structs.replace(INFO, settings={"counter_model": digest})
+        recorded(tmp_path, [info, Tick(time_ns=T0 + SECOND), info, Tick(time_ns=T0 + 2 * SECOND)])
+        found = [event.reason for event in replay(tmp_path) if isinstance(event, Gap)]
+        for path in recording_files(tmp_path):
+            path.unlink()
+        return found
+
+    assert said(shipped_model().digest) == []
+    (reason,) = said("ab" * 32)
+    assert "abababababab" in reason
+    assert shipped_model().digest[:12] in reason
