@@ -29,7 +29,7 @@ _ACTIVITY = ("gpu", "integer", "hmma", "imma", "moving", "host", "link", "memory
 
 
 class Job(NamedTuple):
-    """One simulated job: what to draw, and which columns are hidden of it."""
+    """One simulated job: what to draw, which columns are hidden of it, and how many weeks after the first it runs."""
 
     workload: Workload
     board: Board
@@ -37,6 +37,7 @@ class Job(NamedTuple):
     evasion: Evasion = telemetry.EVASIONS[0]
     hidden: tuple[str, ...] = ()
     limit_known: bool = True
+    weeks: float = 0.0
 
 
 class Looks(NamedTuple):
@@ -69,6 +70,8 @@ def look_at(jobs: Sequence[Job], seconds: float, rate_hz: float, random: np.rand
     for i, job in enumerate(jobs):
         trace = telemetry.simulate(job.workload, job.board, looks * cf.LOOK_S, random, rate_hz=rate_hz,
                                    evasion=job.evasion, visible=job.visible)
+        if job.weeks:
+            trace = telemetry.drifted(trace, job.weeks)
         table[i] = readings(trace)[:looks * ticks]
         table[i][:, [_AT[name] for name in job.hidden]] = np.nan
         mining[i] = trace.mining[:looks * ticks].reshape(looks, ticks).mean(axis=1)

@@ -349,6 +349,31 @@ def simulate(
                  mined)
 
 
+#: A driver branch is updated about once a quarter.
+UPDATE_WEEKS, YEAR_WEEKS = 13, 52.18
+#: Columns of `SHARES` that an update may count otherwise; tensor types keep theirs: they are told by instruction.
+_RECOUNTED = [SHARES.index(name) for name in ("sm", "occupancy", "integer", "fp32", "fp64", "fp16", "dram")]
+
+
+def drifted(trace: Trace, weeks: float) -> Trace:
+    """Return the same job as it would have shown so many weeks later: another driver, another season, an older board.
+
+    All of it is *assumed*, and alike for all jobs under one driver. Updates: counters by up to 5 % up or down, the
+    bytes that a driver and its monitor move by up to a factor of 2. Season: leakage, power by up to 3 %, clocks against
+    it. Age: 1 % more power for the same work and 0.5 % less clock in a year (dust, paste).
+    """
+    driver = np.random.default_rng([20_261_121, int(weeks // UPDATE_WEEKS)])
+    shares = trace.shares.copy()
+    shares[:, _RECOUNTED] *= 1 + driver.uniform(-0.05, 0.05, len(_RECOUNTED))
+    season, age = np.sin(2 * np.pi * weeks / YEAR_WEEKS), weeks / YEAR_WEEKS
+    ceiling = 1.02 * trace.board.power_limit_w
+    return trace._replace(
+        shares=np.minimum(shares, 1.0),
+        power_w=np.minimum(trace.power_w * (1 + 0.03 * season + 0.01 * age), ceiling),
+        clock_hz=trace.clock_hz * (1 - 0.01 * season - 0.005 * age),
+        pcie=trace.pcie + HUSH[0] * 2 ** driver.uniform(-1, 1))
+
+
 def _lay_out(workload: Workload, steps: int, random: np.random.Generator) -> _Laid:
     """Draw a job from its ranges and lay it out in time."""
     level, copying = _rhythm(workload.rhythm, steps, random)

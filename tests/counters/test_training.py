@@ -82,3 +82,16 @@ def test_the_exponent_of_a_normal_walk_is_known():
 def test_delays_are_of_the_first_crossing():
     played = evaluation.Played(np.zeros((2, 3)), np.array([[1.0, 9.0, 1.0], [1.0, 2.0, 3.0]]), np.ones((2, 3), bool))
     assert evaluation.delays(played, 5.0).tolist() == pytest.approx([40.0, np.nan], nan_ok=True)
+
+
+def test_a_job_of_later_weeks_is_the_same_job_under_another_driver():
+    some = [jobs.Job(one, telemetry.BOARDS[0], "gpm") for one in (*telemetry.MINERS[:2], *telemetry.TRAINING[:2])]
+    now, later, same = (jobs.look_at([job._replace(weeks=weeks) for job in some], 60, 1.0, np.random.default_rng(4))
+                        for weeks in (0.0, 40.0, 40.0))
+    assert np.array_equal(later.features, same.features)
+    assert np.array_equal(now.mining, later.mining)
+    assert not np.array_equal(now.features, later.features)
+    trace = telemetry.simulate(telemetry.MINERS[0], telemetry.BOARDS[0], 60, np.random.default_rng(1))
+    old = telemetry.drifted(trace, 40.0)
+    assert np.abs(old.shares / np.maximum(trace.shares, 1e-9) - 1)[trace.shares > 0.01].max() <= 0.05 + 1e-9
+    assert ((old.shares >= 0) & (old.shares <= 1)).all()
