@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,12 +13,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpuguard.core.events import Decision, Finding, Incident
 from gpuguard.core.records import (
+    PACKET,
     ActionOutcome,
     Approval,
     Device,
     DeviceSample,
     Gap,
     Gpm,
+    Packets,
     ProcessExited,
     ProcessSample,
     ProcessStarted,
@@ -100,6 +103,13 @@ def test_sensors_gaps_and_losses():
     assert value(metrics, "gpuguard_gaps_total", sensor="packets") == 2
     assert value(metrics, "gpuguard_dropped_records_total", sensor="packets") == 7
     assert value(metrics, "gpuguard_last_record_timestamp_seconds") == 1.0
+
+
+def test_packets_and_those_that_were_met_twice():
+    rows = np.zeros(3, PACKET)
+    metrics = fed(Packets(SECOND, 0, rows), Packets(SECOND, 0, rows[:2], met_again=4))
+    assert value(metrics, "gpuguard_packets_total") == 5
+    assert value(metrics, "gpuguard_packets_met_again_total") == 4
 
 
 def started(process, *, user="alice", cgroup="/slurm/uid_1/job_77/step_0"):

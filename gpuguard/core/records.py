@@ -150,12 +150,16 @@ Fact = SshBanner | SshKexInit | SshNewKeys | TlsClientHello | DnsMessage | Strat
 
 
 class Packets(Struct, tag="packets"):
-    """Packets of one network namespace in order of capture, and the facts read from them, in order of ``row``."""
+    """Packets of one network namespace in order of capture, and the facts read from them, in order of ``row``.
+
+    ``met_again`` counts packets that were met a second time since the last block, on another interface: no rows.
+    """
 
     time_ns: int
     netns: int
     rows: np.ndarray
     facts: tuple[Fact, ...] = ()
+    met_again: int = 0
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------

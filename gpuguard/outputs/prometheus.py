@@ -33,6 +33,7 @@ from gpuguard.core.records import (
     DeviceSample,
     Gap,
     HostInfo,
+    Packets,
     ProcessExited,
     ProcessSample,
     ProcessStarted,
@@ -99,6 +100,9 @@ class State(Struct):
     actions: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     gaps: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
+    #: Packets that count, and those that were met once more on their way through another interface.
+    packets: int = 0
+    packets_met_again: int = 0
     sensors: dict[str, bool] = field(default_factory=dict)
     verdicts: BoundedTable[str, str] = field(default_factory=lambda: BoundedTable(FINDINGS_MAX))
     pending: BoundedTable[str, str] = field(default_factory=lambda: BoundedTable(PENDING_MAX))
@@ -133,6 +137,9 @@ def take(state: State, item: Event | Block) -> None:
             sensor = item.sensor if item.sensor in state.gaps or len(state.gaps) < SENSORS_MAX else "other"
             state.gaps[sensor] += 1
             state.lost[sensor] += item.lost or 0
+        case Packets():
+            state.packets += len(item.rows)
+            state.packets_met_again += item.met_again
         case Device() | DeviceSample() | ProcessSample() | ProcessStarted() | HostInfo():
             state.host.receive(item)
             if isinstance(item, DeviceSample) and item.gpm is not None:
@@ -174,6 +181,11 @@ def _sensor_families(state: State) -> Iterator[Metric]:
         gaps.add_metric((_label(sensor),), count)
         lost.add_metric((_label(sensor),), state.lost[sensor])
     yield from (up, gaps, lost)
+    yield CounterMetricFamily("gpuguard_packets", "Packets that were looked at.", value=state.packets)
+    yield CounterMetricFamily(
+        "gpuguard_packets_met_again",
+        "Packets left out because they were met before on another interface of the same namespace.",
+        value=state.packets_met_again)
     if state.host.now_ns:
         yield GaugeMetricFamily(
             "gpuguard_last_record_timestamp_seconds", "When the newest record was made.", state.host.now_ns / 1e9)

@@ -16,7 +16,7 @@ twice, outgoing and incoming; the socket filter keeps the incoming one.
 
 A packet that crosses several interfaces of one namespace (a container's veth, a bridge, the card) is met on each, and
 counts where it was met first: on another interface within 10 ms, a packet with the same addresses, ports, numbers and
-sizes is the same one.
+sizes is the same one; a block says how many of them there were.
 
 Known limits: an address translated on the way, or a segment cut up for the card, makes another packet; two interfaces
 used in turn for equal datagrams of IPv6 look like one packet on its way. Other network namespaces are not looked into.
@@ -147,10 +147,10 @@ def _opened(name: str, source: str | os.PathLike[str] | BinaryIO, capture: Captu
             raise CaptureError(name, capture.offset, reason) from error
 
 
-def _taken(parser: Parser, netns: int) -> Packets:
+def _taken(parser: Parser, netns: int, met_again: int = 0) -> Packets:
     """Return what the parser has, stamped with the time of its last row."""
     rows, facts = parser.take()
-    return Packets(int(rows["time_ns"][-1]), netns, rows, facts)
+    return Packets(int(rows["time_ns"][-1]), netns, rows, facts, met_again)
 
 
 # -- the broker's half ------------------------------------------------------------------------------------------------
@@ -322,6 +322,7 @@ class _Source:
         self._parser = Parser(rows_max=ROWS_MAX, seed=int.from_bytes(os.urandom(8)))
         self._told: dict[str, int] = {"dropped": 0, "streams_lost": 0, "malformed_blocks": 0}
         self._looked_ns: int | None = None
+        self._met_again = 0
 
     def read(self, now_ns: int) -> list[Block]:
         """Parse what is ready, at most `BLOCKS_MAX` blocks; for the rest the descriptor stays ready."""
@@ -330,7 +331,8 @@ class _Source:
         while more and len(blocks) < BLOCKS_MAX:
             more = self._ring.read(self._parser, self._blocks)
             if len(self._parser):
-                blocks.append(_taken(self._parser, self._netns))
+                blocks.append(_taken(self._parser, self._netns, self._ring.duplicates - self._met_again))
+                self._met_again = self._ring.duplicates
         if self._looked_ns is None or now_ns - self._looked_ns >= _STATISTICS_S * 1e9:
             blocks += self._gaps(now_ns)
             self._looked_ns = now_ns
