@@ -17,13 +17,14 @@ import msgspec
 import yaml
 
 from gpuguard.config_sources import config_dirs
+from gpuguard.core.egress import EgressMatch, EgressPolicy, EgressRule
 from gpuguard.core.policy import DEFAULT_POLICY, Exemption, Match, Policy, Rule, check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-T = TypeVar("T", Rule, Exemption)
+T = TypeVar("T", Rule, Exemption, EgressPolicy)
 
 FILE_BYTES_MAX = 256 * 1024
 FILES_MAX = 256
@@ -69,6 +70,7 @@ def load_policy(files: Sequence[Path] | None = None, environ: Mapping[str, str] 
     whole = Policy(
         rules=tuple(rule for part in parts for rule in part.rules),
         exemptions=tuple(exemption for part in parts for exemption in part.exemptions),
+        egress=tuple(section for part in parts for section in part.egress),
     )
     wrong = check(whole)
     if wrong:
@@ -85,12 +87,13 @@ def policy_files(environ: Mapping[str, str], *, root: bool | None = None) -> lis
 def parse_policy(text: str, name: str) -> Policy:
     """Return the policy that a file says; ``name`` is what errors call it. Raises PolicyError."""
     content = _decode(text, name)
-    _only(content, ("rules", "exemptions"), name, "the file")
+    _only(content, ("rules", "exemptions", "egress"), name, "the file")
     rules = [_rule(item, f"rule {number}", name) for number, item in _items(content, "rules", name)]
     exemptions = [
         _exemption(item, f"exemption {number}", name) for number, item in _items(content, "exemptions", name)
     ]
-    policy = Policy(rules=tuple(rules), exemptions=tuple(exemptions))
+    egress = [_egress(item, f"egress section {number}", name) for number, item in _items(content, "egress", name)]
+    policy = Policy(rules=tuple(rules), exemptions=tuple(exemptions), egress=tuple(egress))
     wrong = check(policy)
     if wrong:
         raise PolicyError(f"{name}: {'; '.join(wrong)}")
@@ -125,14 +128,14 @@ def _decode(text: str, name: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise PolicyError(f"{name}: a policy is a mapping with rules: and exemptions:")
+        raise PolicyError(f"{name}: a policy is a mapping with rules:, exemptions: and egress:")
     return content
 
 
 def _items(content: dict[str, Any], key: str, name: str) -> list[tuple[int, dict[str, Any]]]:
     listed = content.get(key) or []
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-        raise PolicyError(f"{name}: {key} must be a list, each item beginning with '- name:'")
+        raise PolicyError(f"{name}: {key} must be a list of mappings, each beginning with a dash")
     return list(enumerate(listed, start=1))
 
 
@@ -151,13 +154,20 @@ def _exemption(item: dict[str, Any], place: str, name: str) -> Exemption:
     return _convert(given, Exemption, place, name)
 
 
-def _check_keys(item: dict[str, Any], kind: type, place: str, name: str) -> None:
+def _egress(item: dict[str, Any], place: str, name: str) -> EgressPolicy:
+    _check_keys(item, EgressPolicy, place, name, EgressMatch)
+    for number, rule in _items(item, "rules", name):
+        _only(rule, EgressRule.__struct_fields__, name, f"rule {number} of {place} ({item.get('name', '')})")
+    return _convert(item, EgressPolicy, place, name)
+
+
+def _check_keys(item: dict[str, Any], kind: type, place: str, name: str, match_kind: type = Match) -> None:
     said = f"{place} ({item['name']})" if item.get("name") else place
     _only(item, kind.__struct_fields__, name, said)  # type: ignore[attr-defined]
     match = item.get("match")
     if match is not None and not isinstance(match, dict):
         raise PolicyError(f"{name}: {said}: match must be a mapping, such as 'labels: [mining]'")
-    _only(match or {}, Match.__struct_fields__, name, f"match of {said}")
+    _only(match or {}, match_kind.__struct_fields__, name, f"match of {said}")  # type: ignore[attr-defined]
 
 
 def _only(item: Mapping[Any, Any], known: Sequence[str], name: str, place: str) -> None:

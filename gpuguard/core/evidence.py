@@ -39,6 +39,13 @@ class Evidence(Struct, frozen=True):
     blind_spots: tuple[str, ...] = ()
 
 
+class Paced(Struct, frozen=True):
+    """Evidence whose detector says whether it makes a finding; else it does where it changes how its subject stands."""
+
+    evidence: Evidence
+    told: bool
+
+
 def of_use(use: FlowUse, label: str) -> Evidence:
     """Return what the protocol's own state says of a flow as evidence for a label, with the weight it was given."""
     return Evidence(

@@ -33,6 +33,7 @@ from gpuguard.core.observations import (
     CLOSED_FLOW,
     OPENED_FLOW,
     Exchange,
+    DnsRead,
     FlowClosed,
     FlowOpened,
     FlowsClosed,
@@ -40,6 +41,7 @@ from gpuguard.core.observations import (
     FlowsUnanswered,
     FlowUse,
     Observation,
+    HelloRead,
     Speaker,
     Spoke,
     TlsTalk,
@@ -132,10 +134,13 @@ class FlowTable:
     ``quiet``: dull flows by the row. ``exchanges`` of TCP that the initiator leads, before the responder led any: 0
     tells each, 1 the first of a flow, 2 none; where it is not known who dialled, each is told all the same.
     """
+    ``names``: DNS messages and ClientHellos are told of.
 
-    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: int = 0) -> None:
+    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: int = 0,
+                 names: bool = False) -> None:
         self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=exchanges)
         self._conversations: dict[int, _Conversation] = {}
+        self._names = names
         self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {
             _OPENED: self._open, _EXCHANGE: self._exchange, _CLOSED: self._close, _SEGMENT: self._segment,
             _RHYTHM: self._rhythm, _UNANSWERED: self._unanswered, _BEGUN: self._begun,
@@ -159,7 +164,7 @@ class FlowTable:
                 break
             table.add(rows, last, row, packets.netns)
             last = row
-            carrier = _mark_of(fact)
+            carrier = 0 if self._names else _mark_of(fact)
             if carrier and table.mark(rows, row, packets.netns, carrier) < 0:
                 continue
             slot, side, count = table.touch(rows, row, packets.netns)
@@ -310,8 +315,13 @@ class FlowTable:
             case TlsClientHello():
                 conversation.carrier = "tls"
             case DnsMessage():
+                if self._names:
+                    return [HelloRead(time_ns, conversation.flow, _SPEAKERS[side], fact.server_name, fact.encrypted)]
                 conversation.carrier = "dns"
             case Spoken(what="message-broker"):
+                if self._names:
+                    return [DnsRead(time_ns, conversation.flow, _SPEAKERS[side], fact.is_response, fact.name,
+                                    fact.query_type, fact.addresses, fact.aliases, fact.ttl_s)]
                 conversation.carrier = "broker"
             case Spoken():
                 return [Spoke(time_ns, conversation.flow, _SPEAKERS[side], fact.what)]

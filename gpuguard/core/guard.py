@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 
 from gpuguard.core.correlation import Correlation
-from gpuguard.core.detectors import Detector, new_detectors
+from gpuguard.core.detectors import Detector, Ruled, new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, ProcessBrief
+from gpuguard.core.evidence import Paced
 from gpuguard.core.flows import FlowTable, closed_flows
 from gpuguard.core.fusion import Fusion, Standing, probability
 from gpuguard.core.host import Host
@@ -110,9 +111,10 @@ class Guard:
         self.incidents = Incidents()
         self._policy = policy
         self._mode: Literal["observe", "enforce"] = mode
-        self._flows = FlowTable(quiet=quiet, exchanges=2)
+        # Egress policy wants each flow by its name.
+        self._flows = FlowTable(quiet=quiet and not policy.egress, exchanges=2, names=bool(policy.egress))
         self._listed = False
-        self._detectors = new_detectors(signatures, counter_model, alarms_per_gpu_year)
+        self._detectors = new_detectors(signatures, counter_model, alarms_per_gpu_year, policy.egress)
         self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)
         self._correlation = Correlation()
@@ -168,12 +170,17 @@ class Guard:
                 self._asked = {}
                 events += self._answer(_failed(detector, item, error))
                 continue
-            for evidence in weighed:
+            for one in weighed:
+                if isinstance(one, Gap):
+                    events += self._answer(one)
+                    continue
+                evidence = one.evidence if isinstance(one, Paced) else one
                 # Told piece by piece, not block by block: a block of launches that was cut in two tells the same.
                 standing, changed = self._fusion.receive(evidence)
                 if standing.decided_packets is None and standing.decided_ns:
                     standing.decided_packets = self._packets_at(item, standing.subject)
-                if changed and LABELS[standing.label].accuses:
+                told = one.told if isinstance(one, Paced) else changed
+                if told and LABELS[standing.label].accuses:
                     time_ns = evidence.time_ns if kind in _ROWS else item.time_ns
                     events += self._tell(self._finding(standing, time_ns))
                 spoken = True
@@ -408,6 +415,9 @@ class Guard:
     def _tell_evicted(self, time_ns: int) -> list[Event]:
         """Return what full tables lost since this was told last, once a minute at most."""
         evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted, **self.host.evicted()}
+        for detector in self._detectors:
+            if isinstance(detector, Ruled):
+                evicted |= detector.evicted()
         lost = {name: count - self._evicted.get(name, 0) for name, count in evicted.items()}
         if time_ns < self._evicted_told_ns + EVICTED_TOLD_NS or not any(lost.values()):
             return []

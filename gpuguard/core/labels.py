@@ -61,6 +61,8 @@ _ROWS = (
     Label("scan", True, ("T1046",), _NETWORK, "many addresses or ports tried, most of them in vain"),
     Label("beacon", False, ("T1071", "T1029"), _NETWORK, "regular calls to one destination, be it home or telemetry"),
     Label("training", False, (), _FINDING, "a process trains a model on a GPU"),
+    Label("egress-denied", True, (), _NETWORK, "egress policy forbids what was tried"),
+    Label("egress-observed", True, (), _NETWORK, "egress policy would forbid what was tried; told, never acted on"),
     Label("inference", False, (), _FINDING, "a process serves or runs a model on a GPU"),
     Label("compute", False, (), _FINDING, "a process computes on a GPU, of a kind that does not look like mining"),
     Label("other", False, (), _NETWORK, "nothing above"),

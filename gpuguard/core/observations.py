@@ -109,6 +109,30 @@ class StratumSeen(Struct, frozen=True, tag="stratum_seen"):
     method: str
 
 
+class DnsRead(Struct, frozen=True, tag="dns_read"):
+    """A DNS message of a flow; told where egress policy goes by names. Fields as in `records.DnsMessage`."""
+
+    time_ns: int
+    flow: FlowId
+    speaker: Speaker
+    is_response: bool
+    name: str
+    query_type: int
+    addresses: tuple[bytes, ...] = ()
+    aliases: tuple[str, ...] = ()
+    ttl_s: int = 0
+
+
+class HelloRead(Struct, frozen=True, tag="hello_read"):
+    """The ClientHello of a flow; told where egress policy goes by names. Fields as in `records.TlsClientHello`."""
+
+    time_ns: int
+    flow: FlowId
+    speaker: Speaker
+    server_name: str
+    encrypted: bool = False
+
+
 class Spoke(Struct, frozen=True, tag="spoke"):
     """One side of a flow sent a message that names its protocol: ``what`` is of `records.SPOKEN`."""
 
@@ -201,6 +225,8 @@ Observation = (
     | FlowsUnanswered
     | FlowsOpened
     | DnsSeen
+    | DnsRead
+    | HelloRead
     | StratumSeen
     | Spoke
     | TlsTalk

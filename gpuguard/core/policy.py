@@ -1,7 +1,7 @@
 """From a verdict to a decision on the ladder: observe, notify, isolate, throttle, pause, kill, hand over.
 
 Rules say what may be done, this file says what may never be: a kill without a person's approval, an act above notify
-on counters alone, any act on a subject whose process is not certain.
+on counters alone, any act on a subject whose process is not certain, any act by an egress rule that is only observed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gpuguard.core import egress
+from gpuguard.core.egress import EgressPolicy
 from gpuguard.core.events import Rung
 from gpuguard.core.labels import LABELS, VERDICTS
 from gpuguard.core.subjects import context_of
@@ -65,10 +67,11 @@ class Exemption(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(Struct, frozen=True, forbid_unknown_fields=True):
-    """All rules; every rule that matches gives a decision, lowest rung first."""
+    """All rules; every rule that matches gives a decision, lowest rung first. Of ``egress``, every section holds."""
 
     rules: tuple[Rule, ...] = ()
     exemptions: tuple[Exemption, ...] = ()
+    egress: tuple[EgressPolicy, ...] = ()
 
 
 class Step(Struct, frozen=True):
@@ -110,6 +113,10 @@ def check(policy: Policy) -> list[str]:
     ]
     names = [rule.name for rule in policy.rules]
     wrong += [f"two rules are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    sections = [section.name for section in policy.egress]
+    wrong += [f"two sections of egress are named {name!r}" for name in sorted({n for n in sections
+                                                                               if sections.count(n) > 1})]
+    wrong += [one for section in policy.egress for one in egress.check(section)]
     return wrong
 
 
@@ -141,9 +148,11 @@ def _step(rule: Rule, finding: Finding) -> Step:
 
 
 def _permitted(step: Step, finding: Finding) -> bool:
-    """Nothing is done to a process that is not certain, or on counters alone."""
+    """Nothing is done to a process that is not certain, on counters alone, or by a rule that is only observed."""
     if step.rung not in ACTING:
         return True
+    if finding.label == "egress-observed":
+        return False
     beyond_counters = any(e.evidence_class != "counter" for e in finding.evidence)
     return finding.process is not None and beyond_counters
 

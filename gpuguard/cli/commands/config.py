@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -19,6 +20,7 @@ def command() -> None:
       gpuguard config show --origin
       gpuguard config validate /etc/gpuguard/conf.d/site.toml
       gpuguard config schema > gpuguard.schema.json
+      gpuguard config import-opensandbox policy.json --sandbox sb-1 > /etc/gpuguard/policies.d/sb-1.yaml
     """
 
 
@@ -63,6 +65,23 @@ def schema() -> None:
     import msgspec
 
     click.echo(msgspec.json.format(msgspec.json.encode(config_sources.json_schema())).decode())
+
+
+@command.command()
+@click.argument("file", type=click.File())
+@click.option("--name", default="opensandbox", show_default=True, help="Name of the section.")
+@click.option("--sandbox", "sandbox_ids", metavar="ID", multiple=True,
+              help="A sandbox that it is about; everybody if none is named. May be repeated.")
+def import_opensandbox(file: IO[str], name: str, sandbox_ids: tuple[str, ...]) -> None:
+    """Print OpenSandbox's network policy in FILE (JSON, - for stdin) as a policy file with an egress section."""
+    from gpuguard.integrations.opensandbox import policy_text
+    from gpuguard.policies import PolicyError
+
+    try:
+        click.echo(policy_text(file.read(), name, sandbox_ids), nl=False)
+    except (PolicyError, UnicodeDecodeError) as error:
+        click.echo(f"gpuguard: {file.name}: {error}", err=True)
+        raise SystemExit(EXIT_USAGE) from error
 
 
 def _or_exit(files: list[Path] | None) -> config_sources.Loaded:

@@ -11,6 +11,7 @@ import click
 from gpuguard.cli.output import Summary, exit_status, worst, write_line, write_summary
 from gpuguard.core.events import FlowReport, FlowReports
 from gpuguard.core.labels import VERDICTS, Verdict
+from gpuguard.core.policy import DEFAULT_POLICY
 from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Tick
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpuguard.core.events import Event
+    from gpuguard.core.policy import Policy
 
 Line = dict[str, object]
 
@@ -31,9 +33,11 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True,
               help="json: one flow a line and a summary; table: what was found, for people.")
+@click.option("--policy", "policy_files", type=click.Path(exists=True, path_type=Path), multiple=True,
+              help="Judge by this policy file, of which egress rules matter here. May be repeated.")
 @click.option("--host", "hosts", metavar="ADDR", multiple=True,
               help="An address of the host that is judged: connections into it are not its own doing. May be repeated.")
-def command(files: tuple[Path, ...], output: str, hosts: tuple[str, ...]) -> None:
+def command(files: tuple[Path, ...], output: str, policy_files: tuple[Path, ...], hosts: tuple[str, ...]) -> None:
     """Judge every conversation in FILE... (pcap, pcapng, gzipped or not).
 
     \b
@@ -41,13 +45,15 @@ def command(files: tuple[Path, ...], output: str, hosts: tuple[str, ...]) -> Non
       gpuguard pcap capture.pcap
       gpuguard pcap *.pcapng.gz -o json | jq 'select(.verdict == "confirmed")'
       gpuguard pcap capture.pcap --host 10.0.0.7 --host 2001:db8::7
+      gpuguard pcap capture.pcap --policy egress.yaml
 
     Exit status: 0 clear, 1 found, 3 could not read all of it, 2 wrong usage.
     """
     addresses = tuple(_address(host) for host in hosts)
+    policy = _policy(policy_files)
     tally = _Tally()
     for file in files:
-        for line in judge(file, addresses, tally, dull=output == "json"):
+        for line in judge(file, addresses, tally, dull=output == "json", policy=policy):
             if output == "json":
                 write_line(line)
     if output == "json":
@@ -98,14 +104,18 @@ class _Tally:
         )
 
 
-def judge(file: Path, addresses: tuple[str, ...], tally: _Tally, *, dull: bool = True) -> Iterator[Line]:
+def judge(file: Path, addresses: tuple[str, ...], tally: _Tally, *, dull: bool = True,
+          policy: Policy = DEFAULT_POLICY) -> Iterator[Line]:
     """Yield one line for each flow of a file as it ends; say on stderr what could not be read, and go on.
 
     Where the ``dull`` ones are not asked for, they are counted only.
     """
     gaps: list[str] = []
     held: list[FlowReports] = []
-    for event in _events(file, addresses, tally, gaps):
+    for event in _events(file, addresses, tally, gaps, policy):
+        if isinstance(event, Gap):
+            gaps.append(f"{event.sensor}: {event.reason}")
+            tally.gaps.add(gaps[-1])
         if isinstance(event, FlowReports):
             held.append(event)
         if held and (len(held) >= _HELD_MAX or (dull and isinstance(event, FlowReport))):
@@ -134,18 +144,18 @@ def _dull(file: Path, held: list[FlowReports], tally: _Tally, gaps: list[str], *
         yield from _dull_lines(file, rows, verdicts, gaps)
 
 
-def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[str]) -> Iterator[Event]:
+def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[str], policy: Policy) -> Iterator[Event]:
     """Drive one guard over one file. Ticks follow the packets' own time."""
     from gpuguard.core.guard import Guard
     from gpuguard.sensors.packets import CaptureError, read_capture
 
-    guard = Guard(quiet=True)
+    guard = Guard(policy, quiet=True)
     now_ns = 0
     if addresses:
         guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="", clock_ticks_per_s=100,
                                addresses=addresses))
     try:
-        for block in read_capture(file, brief=True):
+        for block in read_capture(file, brief=not policy.egress):
             if isinstance(block, Gap):
                 gaps.append(f"{block.sensor}: {block.reason}")
                 continue
@@ -231,6 +241,17 @@ def _address(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not an IPv4 or IPv6 address", param_hint="--host") from error
+
+
+def _policy(files: tuple[Path, ...]) -> Policy:
+    if not files:
+        return DEFAULT_POLICY
+    from gpuguard.policies import PolicyError, load_policy
+
+    try:
+        return load_policy(files)
+    except PolicyError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _print(tally: _Tally) -> None:

@@ -12,11 +12,14 @@ import pkgutil
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gpuguard.core.counter_classes import Model
-    from gpuguard.core.evidence import Evidence
+    from gpuguard.core.egress import EgressPolicy
+    from gpuguard.core.evidence import Evidence, Paced
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
-    from gpuguard.core.records import Block
+    from gpuguard.core.records import Block, Gap
     from gpuguard.core.signatures import Signature
 
 
@@ -26,8 +29,8 @@ class Detector(Protocol):
     #: What it wants to be shown.
     takes: tuple[type, ...]
 
-    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
-        """Return what this item adds; [] if nothing."""
+    def receive(self, item: Block | Observation, host: Host) -> Sequence[Evidence | Paced | Gap]:
+        """Return what this item adds, and what could not be judged; [] if nothing."""
         ...
 
 
@@ -49,8 +52,22 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class Ruled(Protocol):
+    """A detector that goes by egress policy."""
+
+    def rule_by(self, egress: tuple[EgressPolicy, ...]) -> None:
+        """Judge by these sections from now on."""
+        ...
+
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        ...
+
+
 def new_detectors(
     signatures: tuple[Signature, ...] = (), counter_model: Model | None = None, alarms_per_gpu_year: float = 0.1,
+    egress: tuple[EgressPolicy, ...] = (),
 ) -> list[Detector]:
     """Return one fresh instance of every detector in this folder, in order of name, knowing all this."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
@@ -59,6 +76,8 @@ def new_detectors(
     for one in detectors:
         if isinstance(one, Learner):
             one.learn(signatures)
+        if isinstance(one, Ruled):
+            one.rule_by(egress)
         if counter_model and isinstance(one, Judge):
             one.judge_by(counter_model, alarms_per_gpu_year)
     return detectors
