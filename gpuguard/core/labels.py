@@ -50,6 +50,7 @@ _ROWS = (
     Label("icmp-tunnel", True, ("T1095", "T1572"), _TUNNEL, "data carried in ICMP echo"),
     Label("mining-pool", True, ("T1496.001",), _NETWORK, "a connection that takes mining jobs and hands in shares"),
     Label("mining", True, ("T1496.001", "AML.T0034.002"), _FINDING, "a process computes proof of work on a GPU"),
+    Label("cracking", True, ("T1110.002",), _FINDING, "a process searches passwords or keys on a GPU"),
     Label("launches-withheld", True, ("T1562.006",), _FINDING,
           "a process was given the capture library, computes on a GPU and shows no launch"),
     Label("socks-proxy", False, ("T1090",), _NETWORK, "a SOCKS proxy is spoken to"),
