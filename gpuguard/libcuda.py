@@ -294,14 +294,14 @@ class _File:
         if DT_GNU_HASH not in tags:
             chains: int = struct.unpack("<II", self._at(tags[DT_HASH], 8))[1] if DT_HASH in tags else 0
             return min(chains, SYMBOLS_MAX)
-        # Buckets hold the first symbol of each chain; a chain ends with an odd hash (do_lookup_x of glibc's dl-lookup.c).
+        # Buckets hold the first symbol of each chain; a chain ends with an odd hash (do_lookup_x, elf/dl-lookup.c).
         at = tags[DT_GNU_HASH]
         buckets, first, bloom, _ = struct.unpack("<4I", self._at(at, 16))
         at += 16 + 8 * bloom
         firsts = np.frombuffer(self._at(at, 4 * min(buckets, SYMBOLS_MAX)), "<u4")
         last = int(firsts.max(initial=0))
         if not first <= last < SYMBOLS_MAX:
-            return min(first, SYMBOLS_MAX)
+            return min(int(first), SYMBOLS_MAX)
         chain = self._at(at + 4 * (buckets + last - first), 4 * (SYMBOLS_MAX - last))
         ends = np.flatnonzero(np.frombuffer(chain[:len(chain) // 4 * 4], "<u4") & 1)
         return last + 1 + (int(ends[0]) if len(ends) else 0)

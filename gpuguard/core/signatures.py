@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 NATS_MAX = 20.0
 NAME_CHARS_MAX = 4_096
+#: What all evidence by signatures of one maturity may add up to for one process. An experimental one is told and leads
+#: to nothing; one under test leads to an action only with evidence of another class beside it; a stable one may alone.
+MATURITY_NATS = {"experimental": 0.0, "test": 18.0, "stable": NATS_MAX}
 Kind = Literal["kernel-name", "code-sha256", "launch-structure"]
 
 
@@ -162,6 +165,8 @@ def _check(signature: Signature, file_stem: str) -> None:
         "is not named like its file": signature.id != file_stem,
         f"has no label {signature.label} to give": signature.label not in LABELS,
         f"must weigh more than 0 and at most {NATS_MAX} nats": not 0 < signature.nats <= NATS_MAX,
+        "is a name and cannot be stable: whoever compiles chooses it":
+            signature.kind == "kernel-name" and signature.maturity == "stable",
         "argues no weight": not signature.why.strip(),
         "names no reference": not signature.references,
         "binds nothing": not binds[signature.kind],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from gpuguard.core.detectors import mining
 from gpuguard.core.events import Finding
 from gpuguard.core.guard import Guard
+from gpuguard.core.host import Host
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, KernelName, Launches, ModuleImage, ProcessExited, Tick
 from gpuguard.core.signatures import parse_signature
 from gpuguard.signature_files import shipped
@@ -144,6 +146,8 @@ def test_a_miners_own_test_program_is_at_most_a_suspect():
 @pytest.mark.parametrize("name", [
     "ethash_search", "_Z13ethash_searchPV14Search_resultsm", "progpow_search", "BlockMiningStep1", "FluffySeed2A",
     "void cryptonight_core_gpu_phase2<true>(int, unsigned long*)", "_Z23x11_echo512_gpu_hash_64jjPmPj",
+    "blake3_hasher_mine", "_Z23sha256d_gpu_hash_sharedjjPj", "beamHashIII_R1", "_Z6digitHP4equi", "pearl_gen_noise",
+    "void hashAes1Rx4<2097152ul, 192u, 2048u, 64u>(void const*, void*, unsigned int)",
 ])
 def test_a_known_name_at_a_steady_beat_is_confirmed_in_time(name):
     _, findings = judge(steady(6), name)
@@ -152,6 +156,52 @@ def test_a_known_name_at_a_steady_beat_is_confirmed_in_time(name):
     assert confirmed.time_ns - T0 <= 5 * SECOND
     assert {one.evidence_class for one in confirmed.evidence} == {"launch", "code"}
     assert confirmed.subject == P
+
+
+@pytest.mark.parametrize("name", ["m22000_loop", "_Z15keyFinderKernelii"])
+def test_a_search_for_passwords_or_keys_is_told_as_that_and_is_no_miner(name):
+    guard, findings = judge(steady(20), name)
+    assert {(one.label, one.verdict) for one in findings} == {("cracking", "suspect")}
+    assert standing(guard) == ("suspect", "cracking")
+
+
+def test_an_experimental_signature_is_told_and_leads_to_nothing():
+    signatures = tuple(msgspec.structs.replace(one, maturity="experimental") for one in shipped())
+    guard, findings = judge(steady(20), "ethash_search", signatures=signatures)
+    assert findings == []
+    assert standing(guard)[0] == "unknown"
+    detector = mining.Detector()
+    detector.learn(signatures)
+    host = Host()
+    host.receive(started(P))
+    host.receive(KernelName(T0, P, 1, "ethash_search"))
+    told = [one for block in steady(3) for one in detector.receive(block, host)]
+    assert [(one.kind, one.nats) for one in told] == [("code-kernel-name", 0.0)]
+    assert "experimental" in told[0].text
+
+
+def test_known_code_confirms_alone_once_it_is_stable_only():
+    for maturity, verdict in (("test", "suspect"), ("stable", "confirmed")):
+        text = KNOWN_CODE.replace('"test"', f'"{maturity}"').replace("nats = 18.0", "nats = 20.0")
+        guard = Guard(signatures=(parse_signature(text, "known"),))
+        guard.receive(started(P))
+        found = [one for one in guard.receive(ModuleImage(T0, P, DIGEST, 4096, "cubin")) if isinstance(one, Finding)]
+        assert [one.verdict for one in found] == [verdict]
+
+
+def test_a_handle_without_a_name_any_more_is_no_miners():
+    """Its module was unloaded: the beat that follows is of another kernel."""
+    detector, host = mining.Detector(), Host()
+    detector.learn(shipped())
+    host.receive(started(P))
+    blocks = [KernelName(T0, P, 1, "ethash_search"), Launches(T0 + SECOND, row(1, T0, 3, 1000)),
+              Tick(T0 + 30 * SECOND), KernelName(T0 + 30 * SECOND, P, 1, ""), *steady(20, begin=T0 + 31 * SECOND)]
+    evidence = []
+    for block in blocks:
+        host.receive(block)
+        evidence += detector.receive(block, host)
+    assert next(one.kind for one in evidence) == "code-kernel-name"
+    assert sum(one.nats for one in evidence if one.kind == "launch-steady-search") == mining.STRUCTURE_NATS
 
 
 def test_a_slow_miner_is_confirmed_from_longer_windows():

@@ -11,7 +11,8 @@ Evidence of class launch: a window of launches as `signatures/steady_search.toml
 its bound; the bound is wider where the kernel that makes most of the launches bears a miner's name, since a miner's
 test program has the name but not the beat. Windows of another kind take it back, and training-like ones (many kernels,
 or collectives) take more, within `COUNTER_NATS`: a process that trains and mines is not cleared by its training.
-Evidence of class code: a launched kernel's name, and the digest of loaded code. All of it once each.
+Evidence of class code: a launched kernel's name, and the digest of loaded code. All of it once each. Names and digests
+of programs that search passwords or keys are told under a label of their own: they hash as miners do, and may be lawful.
 
 Windows are closed by the time of blocks, so a recording cut elsewhere is judged alike.
 """
@@ -26,7 +27,7 @@ from msgspec import Struct, field
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import LAUNCH_APIS, KernelName, Launches, ModuleImage, ProcessExited, Tick
-from gpuguard.core.signatures import Signature, Window
+from gpuguard.core.signatures import MATURITY_NATS, Signature, Window
 from gpuguard.core.subjects import ProcessId
 from gpuguard.kernels import launches as kernels
 
@@ -53,7 +54,7 @@ NAMED_STRUCTURE_NATS = 8.0
 NAMED_FACTOR = NAMED_STRUCTURE_NATS / STRUCTURE_NATS
 #: A second kernel name of the same family says little that the first did not.
 FURTHER_NAME_NATS = 1.0
-CODE_NATS = 18.0
+LABELS = ("mining", "cracking")
 
 #: Miners seen so far launch at most a handful of kernels; training has at least 13 in every window measured.
 TRAINING_KERNELS_MIN = 12
@@ -90,7 +91,7 @@ class Standing(Struct):
     structure_nats: float = 0.0
     counter_nats: float = 0.0
     training_nats: float = 0.0
-    code_nats: float = 0.0
+    code_nats: dict[str, float] = field(default_factory=dict)
     named: dict[int, str] = field(default_factory=dict)
     judged_names: set[str] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
@@ -108,9 +109,9 @@ class Detector:
 
     def learn(self, signatures: tuple[Signature, ...]) -> None:
         """Look for these from now on; without any, only what does not mine is told."""
-        mining = [one for one in signatures if one.label == "mining"]
+        known = [one for one in signatures if one.label in LABELS]
         self._by_kind = {
-            kind: [one for one in mining if one.kind == kind]
+            kind: [one for one in known if one.kind == kind]
             for kind in ("kernel-name", "code-sha256", "launch-structure")
         }
 
@@ -208,6 +209,7 @@ class Detector:
         top = _top_kernel(rows)
         name = standing.named.get(top, "")
         bound = NAMED_STRUCTURE_NATS if name else STRUCTURE_NATS
+        bound = min(bound, MATURITY_NATS[matched.maturity])
         nats = min(matched.nats * (NAMED_FACTOR if name else 1.0), bound - standing.structure_nats)
         if nats <= 1e-9:
             return []
@@ -250,7 +252,7 @@ class Detector:
     def _judge_name(self, standing: Standing, kernel: int, now_ns: int, host: Host) -> list[Evidence]:
         """Weigh the name of a kernel that was launched; a name that was only looked up did nothing."""
         known = host.kernel_name(standing.process, kernel)
-        if known is None or standing.named.get(kernel) == known.name or not known.name:
+        if known is None or standing.named.get(kernel) == known.name:
             return []
         matched = next((one for one in self._by_kind["kernel-name"] if one.matches_name(known.name)), None)
         if matched is None:
@@ -258,14 +260,14 @@ class Detector:
             return []
         if len(standing.named) >= NAMES_MAX or len(standing.judged_names) >= NAMES_MAX:
             return []
-        standing.named[kernel] = known.name
+        if matched.label == "mining":
+            standing.named[kernel] = known.name
         if known.name in standing.judged_names:
             return []
         standing.judged_names.add(known.name)
-        text = f"launches the kernel {known.name[:120]}, as in public miners of {matched.family}"
-        first = standing.code_nats == 0.0
-        return self._code(standing, matched.nats if first else FURTHER_NAME_NATS, "code-kernel-name", text, now_ns,
-                          known.time_ns)
+        text = f"launches the kernel {known.name[:120]}, as in public programs of this kind: {matched.family}"
+        nats = FURTHER_NAME_NATS if standing.code_nats.get(matched.label) else matched.nats
+        return self._code(standing, matched, nats, "code-kernel-name", text, now_ns, known.time_ns)
 
     def _judge_image(self, item: ModuleImage | KernelName) -> list[Evidence]:
         digest = item.sha256 if isinstance(item, ModuleImage) else item.code_sha256
@@ -279,16 +281,19 @@ class Detector:
             return []
         standing.images.add(digest)
         text = f"loaded GPU code {digest[:16]}..., known as {matched.family}"
-        return self._code(standing, matched.nats, "code-known-image", text, item.time_ns, item.time_ns)
+        return self._code(standing, matched, matched.nats, "code-known-image", text, item.time_ns, item.time_ns)
 
     def _code(
-        self, standing: Standing, nats: float, kind: str, text: str, now_ns: int, start_ns: int,
+        self, standing: Standing, matched: Signature, nats: float, kind: str, text: str, now_ns: int, start_ns: int,
     ) -> list[Evidence]:
-        nats = min(nats, CODE_NATS - standing.code_nats)
-        if nats <= 0:
+        held = standing.code_nats.get(matched.label, 0.0)
+        nats = min(nats, MATURITY_NATS[matched.maturity] - held)
+        if matched.maturity == "experimental":
+            nats, text = 0.0, f"{text} (experimental: it weighs nothing)"
+        elif nats <= 0:
             return []
-        standing.code_nats += nats
-        return [Evidence(now_ns, standing.process, "mining", "code", kind, nats, text, min(start_ns, now_ns),
+        standing.code_nats[matched.label] = held + nats
+        return [Evidence(now_ns, standing.process, matched.label, "code", kind, nats, text, min(start_ns, now_ns),
                          blind_spots=_CODE_BLIND)]
 
     def _names(self, process: ProcessId, rows: np.ndarray, host: Host) -> dict[int, str]:
