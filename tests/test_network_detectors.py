@@ -69,7 +69,16 @@ LOOK_ALIKES = {
                                                           for i in range(200)],
     "answers from far away": [("responder", 130 + 31 * (i % 13), 36, 36, 31) for i in range(200)],
     "a few": typing(4),
+    "a service: requests like lines, one function": [("responder", 600 + 487 * (i % 13), 95 + 7 * (i % 11),
+                                                      80 + 41 * (i % 17), 0.4 + i % 5 / 20) for i in range(200)],
+    "a busy service: nobody types that fast": [("responder", 90 + 131 * (i % 11), 95 + 7 * (i % 11), 80 + 41 * (i % 17),
+                                                0.3 * (1 + i % 40)) for i in range(200)],
 }
+
+
+def test_lines_that_are_echoed_are_a_shells():
+    rows = [("responder", 900 + 487 * (i % 13), 9 + 3 * (i % 5), 8 + 3 * (i % 5), 0.13) for i in range(10)]
+    assert SUSPECT <= judge(talk(rows, carrier="tcp", rtt_ns=None))["reverse-shell"] < CONFIRMED
 
 
 @pytest.mark.parametrize("name", LOOK_ALIKES)
@@ -85,7 +94,8 @@ def test_typing_from_the_far_side_is_confirmed():
 
 def test_a_line_shell_is_suspect():
     rng = random.Random(3)
-    rows = [("responder", rng.uniform(800, 4000), rng.randint(5, 25), rng.randint(5, 90), 0.2) for _ in range(10)]
+    rows = [("responder", rng.uniform(800, 4000), rng.randint(5, 25), rng.randint(5, 90), rng.choice((0.2, 1, 3, 20)))
+                for _ in range(10)]
     assert SUSPECT <= judge(talk(rows, carrier="tcp", rtt_ns=None))["reverse-shell"] < CONFIRMED
 
 
