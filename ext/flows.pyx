@@ -580,7 +580,7 @@ cdef class Table:
             self.name(slot)
         if self.listened and packet.protocol == TCP:
             self.begin(slot)
-        if packet.protocol == TCP and packet.tcp_flags & (SYN | ACK | RST) == SYN:
+        if packet.tcp_flags & (SYN | ACK | RST) == SYN if packet.protocol == TCP else known and not backwards:
             self.remember(slot, packet.time_ns)
         return slot
 

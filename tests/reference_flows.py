@@ -191,7 +191,7 @@ class Table:
             self.name(flow)
         if self.listened and protocol == TCP:
             self.begin(flow)
-        if protocol == TCP and row["tcp_flags"] & (SYN | ACK | RST) == SYN:
+        if row["tcp_flags"] & (SYN | ACK | RST) == SYN if protocol == TCP else known and not backwards:
             self.tried = [*self.tried, flow][-self.size_max:]
         return flow
 

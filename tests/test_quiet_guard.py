@@ -17,7 +17,7 @@ from gpuguard.core.flows import FlowTable
 from gpuguard.core.guard import Guard, reports, unspoken_verdicts
 from gpuguard.core.names import may_carry
 from gpuguard.core.observations import FlowsClosed, FlowsOpened, FlowsUnanswered
-from gpuguard.core.records import Gap, Packets, Sockets, Tick
+from gpuguard.core.records import PACKET, Gap, Packets, Sockets, Tick
 from gpuguard.sensors.packets import CaptureError, read_capture
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -132,6 +132,38 @@ def test_from_the_first_list_of_sockets_on_openings_are_told_of_by_the_row():
     seen = table.receive(later.block())
     assert [type(one) for one in seen] == [FlowsOpened, FlowsClosed]
     assert seen[0].rows["start_ns"].tolist() == [later.block().rows["time_ns"][0]]
+
+
+def echoes(count, *, start_ns, answered=False):
+    """Questions to so many neighbours, 10 ms apart, and their answers."""
+    rows = np.zeros(count * (1 + answered), PACKET)
+    for at in range(len(rows)):
+        number, back = divmod(at, 2) if answered else (at, 0)
+        ends = [bytes(10) + b"\xff\xff\x0a\0\0" + bytes([last]) for last in (1, 100 + number)]
+        for name, end in zip(("source", "destination"), ends[::-1] if back else ends, strict=True):
+            rows[name][at] = list(end)
+        rows["time_ns"][at] = start_ns + number * 10_000_000 + back
+        rows["source_port"][at] = 0 if back else 8 << 8
+        rows["destination_port"][at] = 77
+    rows["protocol"], rows["payload_bytes"], rows["ip_version"] = 1, 56, 4
+    return Packets(int(rows["time_ns"][-1]), 0, rows)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_sweep_of_echoes_is_told_when_the_answers_are_overdue_and_once(*, quiet):
+    guard, start_ns = Guard(quiet=quiet), 10**18
+    guard.receive(echoes(60, start_ns=start_ns))
+    told = guard.receive(Tick(start_ns + 5 * 10**9))
+    assert {one.label for one in told if isinstance(one, Finding)} == {"scan"}
+    later = [*guard.receive(Tick(start_ns + 200 * 10**9)), *guard.close(start_ns + 201 * 10**9)]
+    assert not [one for one in later if isinstance(one, Finding)]
+
+
+def test_echoes_that_were_answered_are_no_sweep():
+    guard, start_ns = Guard(quiet=True), 10**18
+    events = [*guard.receive(echoes(60, start_ns=start_ns, answered=True)), *guard.receive(Tick(start_ns + 10**11)),
+              *guard.close(start_ns + 2 * 10**11)]
+    assert not [one for one in events if isinstance(one, Finding)]
 
 
 def test_an_attempt_is_missed_once_and_only_without_any_answer():

@@ -14,7 +14,8 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
   closed ones first and conversations last, so that a scan cannot push a tunnel out. A flow that is in use moves to the
   back of its queue with its first packet of each 17 s (2**34 ns): its neighbours there cost a look into memory.
 
-- An attempt is unanswered after 4 s without a packet of the other side: by then Linux has sent its SYN again twice.
+- An attempt (a SYN, an echo request) is unanswered after 4 s without a packet of the other side: by then Linux has sent
+  its SYN again twice, and no path on Earth takes that long.
 
 A quiet table tells of a flow when there is something to tell (see `ext/flows.pyx`); the others are rows of
 `FlowsClosed` when they end.
@@ -32,16 +33,16 @@ from gpuguard._flows import Table
 from gpuguard.core.observations import (
     CLOSED_FLOW,
     OPENED_FLOW,
-    Exchange,
     DnsRead,
+    Exchange,
     FlowClosed,
     FlowOpened,
     FlowsClosed,
     FlowsOpened,
     FlowsUnanswered,
     FlowUse,
-    Observation,
     HelloRead,
+    Observation,
     Speaker,
     Spoke,
     TlsTalk,
@@ -133,14 +134,14 @@ class FlowTable:
 
     ``quiet``: dull flows by the row. ``exchanges`` of TCP that the initiator leads, before the responder led any: 0
     tells each, 1 the first of a flow, 2 none; where it is not known who dialled, each is told all the same.
-    """
     ``names``: DNS messages and ClientHellos are told of.
+    """
 
     def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: int = 0,
                  names: bool = False) -> None:
         self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=exchanges)
-        self._conversations: dict[int, _Conversation] = {}
         self._names = names
+        self._conversations: dict[int, _Conversation] = {}
         self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {
             _OPENED: self._open, _EXCHANGE: self._exchange, _CLOSED: self._close, _SEGMENT: self._segment,
             _RHYTHM: self._rhythm, _UNANSWERED: self._unanswered, _BEGUN: self._begun,
@@ -314,14 +315,14 @@ class FlowTable:
                 uses = conversation.ssh.newkeys(side)
             case TlsClientHello():
                 conversation.carrier = "tls"
-            case DnsMessage():
                 if self._names:
                     return [HelloRead(time_ns, conversation.flow, _SPEAKERS[side], fact.server_name, fact.encrypted)]
+            case DnsMessage():
                 conversation.carrier = "dns"
-            case Spoken(what="message-broker"):
                 if self._names:
                     return [DnsRead(time_ns, conversation.flow, _SPEAKERS[side], fact.is_response, fact.name,
                                     fact.query_type, fact.addresses, fact.aliases, fact.ttl_s)]
+            case Spoken(what="message-broker"):
                 conversation.carrier = "broker"
             case Spoken():
                 return [Spoke(time_ns, conversation.flow, _SPEAKERS[side], fact.what)]

@@ -189,7 +189,7 @@ class FlowsClosed(Struct, tag="flows_closed"):
 
 
 class FlowsUnanswered(Struct, tag="flows_unanswered"):
-    """Attempts to open a TCP connection that no packet answered within four seconds, rows of `CLOSED_FLOW`.
+    """Attempts (SYN, ICMP echo) that no packet answered within four seconds, rows of `CLOSED_FLOW`.
 
     By then Linux has sent its SYN again twice. The end of each is told of as well.
     """
