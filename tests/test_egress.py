@@ -8,6 +8,7 @@ import struct
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from hypothesis import example, given, settings
@@ -18,9 +19,11 @@ from gpuguard.core.egress import EgressMatch, EgressPolicy, EgressRule, End, Nam
 from gpuguard.core.events import Decision, Finding
 from gpuguard.core.guard import Guard
 from gpuguard.core.policy import Policy, Rule, decide
-from gpuguard.core.records import HostInfo, ProcessStarted, Socket, Sockets, Tick
+from gpuguard.core.records import HostInfo, Packets, ProcessStarted, Socket, Sockets, Tick
 from gpuguard.core.subjects import ProcessId
 from gpuguard.policies import PolicyError, parse_policy
+from gpuguard.recording.codec import PREFIX, decode_frame, encode_frame
+from gpuguard.replaying import guard_for
 from gpuguard.sensors.packets import read_capture
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -275,6 +278,7 @@ LOOK_ALIKES = {
     "one label": Wire().ask("trainer-0").ask("trainer-0.default.svc.cluster.local", a("10.96.0.8")),
     "an address looked up": Wire().ask("7.113.0.203.in-addr.arpa", kind=12),
     "a resolver outside": Wire().ask("pypi.org", a("203.0.113.7"), server="203.0.113.53"),
+    "names of this link": Wire().ask("printer._ipp.local", client="fe80::9", server="ff02::fb"),
     "multicast and this machine": Wire().connect("127.0.0.1", 9000).connect("::1", 9000, client="::1"),
     "the encrypted hello of an allowed name": Wire().ask("pypi.org", a("203.0.113.7")).connect(
         "203.0.113.7", data=hello("front.test", encrypted=True)),
@@ -294,6 +298,49 @@ def test_a_host_with_two_families_is_one_client(tmp_path):
     lines, summary = run(tmp_path, wire)
     assert told(lines) == []
     assert any("whose name is not known" in gap for gap in summary["gaps"])
+
+
+def test_what_others_ask_and_open_here_is_not_judged(tmp_path):
+    wire = Wire().ask("exfil.test", client="203.0.113.9", server=HERE).connect(HERE, 22, client="203.0.113.9")
+    assert told(run(tmp_path, wire, STRICT.replace("10.0.0.0/8", "10.9.0.0/16"), "--host", HERE)[0]) == []
+
+
+def blocks_of(wire, tmp_path):
+    file = tmp_path / "a.pcap"
+    file.write_bytes(capture_of(wire.frames))
+    return list(read_capture(file))
+
+
+def test_cut_anywhere_and_recorded_it_gives_the_same_events(tmp_path):
+    wire = Wire()
+    for index in range(4):
+        wire.ask("exfil.test", a("203.0.113.66")).connect("203.0.113.66", data=hello("exfil.test")).wait(3)
+        wire.ask("pypi.org", a("203.0.113.7")).connect(f"203.0.113.{7 + index}", data=hello("pypi.org")).wait(9)
+    (block,) = blocks_of(wire, tmp_path)
+    policy = parse_policy(STRICT, "x")
+    first_block = HostInfo(0, 1, "b", "h", 100, settings={"policy": msgspec.json.encode(policy).decode()})
+
+    def judged(blocks):
+        guard = guard_for(first_block)
+        events = [event for one in [first_block, *blocks] for event in guard.receive(one)]
+        return [*events, *guard.close(block.time_ns)]
+
+    whole = judged([block])
+    assert {one.label for one in whole if isinstance(one, Finding)} == {"egress-denied"}
+    for at in range(1, len(block.rows)):
+        left = tuple(fact for fact in block.facts if fact.row < at)
+        right = tuple(msgspec.structs.replace(fact, row=fact.row - at) for fact in block.facts if fact.row >= at)
+        cut = [Packets(int(block.rows["time_ns"][at - 1]), 0, block.rows[:at], left),
+               Packets(block.time_ns, 0, block.rows[at:], right)]
+        assert judged([decoded for one in cut for decoded in decode(one)]) == whole
+
+
+def decode(block):
+    """Return a block as a recording gives it back."""
+    frame = encode_frame([block])
+    size, crc = PREFIX.unpack_from(frame)
+    assert size == len(frame) - PREFIX.size
+    return decode_frame(frame[PREFIX.size:], crc)
 
 
 def test_the_first_attempt_is_low_and_the_third_is_suspect(tmp_path):

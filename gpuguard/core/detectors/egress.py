@@ -224,7 +224,7 @@ class Detector:
         """Take in a question, or its answer: only what the side that was asked says is one."""
         flow = item.flow
         asked = item.speaker == "initiator"
-        if item.is_response == asked:
+        if item.is_response == asked or _is_group(flow.responder) or not _is_ours(flow, host):
             return
         waiting = self._waiting.get(flow)
         if waiting:
@@ -372,7 +372,8 @@ def _text(unit: _Unit, flow: FlowId, section: _Section, ruling: Ruling, tally: _
         what = f"{who} named {target} to {flow.responder}, which DNS did not answer it for that name"
     within_s = max(0, max(tally.recent.values()) - tally.start_ns) / 1e9
     times = f"attempt {tally.count}" if tally.count == 1 else f"{tally.count} attempts within {within_s:.0f} s"
-    many = f" on {len(tally.targets)} targets" if len(tally.targets) > 1 else ""
+    more = " or more" if tally.targets.evicted else ""
+    many = f" on {len(tally.targets)}{more} targets" if len(tally.targets) > 1 else ""
     return f"{what}: {times}{many} against {said} of egress policy {section.policy.name!r}"
 
 
@@ -395,16 +396,22 @@ def _client(flow: FlowId, host: Host) -> Client:
     return flow.netns, "" if host.is_local(flow.netns, flow.initiator) else flow.initiator
 
 
+def _is_ours(flow: FlowId, host: Host) -> bool:
+    """Return whether a flow was begun here, or by somebody this host carries traffic for, as far as can be known."""
+    if host.is_local(flow.netns, flow.initiator):
+        return True
+    known = host.info is not None and bool(host.info.addresses)
+    return not (host.is_local(flow.netns, flow.responder) or (known and _is_public(flow.initiator)))
+
+
 def _leaves(flow: FlowId, host: Host) -> bool:
-    """Return whether a flow leaves the host, or one that it carries traffic for, as far as can be known."""
-    if flow.protocol not in _PROTOCOLS or _is_group_or_own(flow.responder):
+    """Return whether a flow of ours goes to another host. Who sent UDP first need not have begun it."""
+    if flow.protocol not in _PROTOCOLS or _is_group(flow.responder) or _is_own(flow.responder):
         return False
-    ours = host.is_local(flow.netns, flow.initiator)
-    known = ours or (host.info is not None and bool(host.info.addresses))
-    if host.is_local(flow.netns, flow.responder) or (known and not ours and _is_public(flow.initiator)):
+    if host.is_local(flow.netns, flow.responder) or not _is_ours(flow, host):
         return False
     if flow.protocol == _UDP:
-        return ours or flow.initiator_port > flow.responder_port
+        return host.is_local(flow.netns, flow.initiator) or flow.initiator_port > flow.responder_port
     return flow.initiator_known
 
 
@@ -414,6 +421,11 @@ def _is_public(address: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _is_group_or_own(address: str) -> bool:
+def _is_group(address: str) -> bool:
+    return ipaddress.ip_address(address).is_multicast or address == "255.255.255.255"
+
+
+@lru_cache(maxsize=4096)
+def _is_own(address: str) -> bool:
     one = ipaddress.ip_address(address)
-    return one.is_multicast or one.is_loopback or one.is_unspecified or address == "255.255.255.255"
+    return one.is_loopback or one.is_unspecified
