@@ -2,7 +2,7 @@
 
 The corpus is made by `make lab-captures` (in build/lab-captures; GPUGUARD_LAB_CAPTURES names another folder). Asked:
 was every `-R` named before its first use, was every use seen, was every shell through a tunnel named within ten
-exchanges, and has everything else its own name. Then what an evader may do: what the lab played (`evasion-*` in
+exchanges, and has everything else its own name; likewise what other programs do (`programs.py`). Then what an evader may do: what the lab played (`evasion-*` in
 corpus.py), and what can be done to a capture afterwards, on the plain `-R` families:
 
     late-start      the first 24 frames are missing: the guard was started after the key exchange
@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from gpuguard.core.labels import LABELS
 from gpuguard.lab.judging import ACCUSING, SHELL_EXCHANGES_MAX, SHELLS, Judged, judge_corpus, read_labels, score
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def main() -> None:
     if not (CORPUS / "LABELS.tsv").exists():
         sys.exit(f"no corpus in {CORPUS}: make lab-captures")
     judged = list(judge_corpus(CORPUS))
-    plain = [one for one in judged if "evasion" not in one.truth["family"]]
+    programs = [one for one in judged if one.truth["client"] == "program"]
+    plain = [one for one in judged if "evasion" not in one.truth["family"] and one not in programs]
     result = {
         "corpus": {"scenarios": len(judged), "left_out": _left_out(CORPUS),
                    **json.loads((CORPUS / "LINK.json").read_text())},
@@ -61,7 +63,11 @@ def main() -> None:
         "clients": {name: _rates(some) for name, some in _by(plain, "client").items()},
         "suites": {name or "default": _rates(some) for name, some in _by(plain, "suite").items()},
         "missed": [f"{one.name}: {one.label} {one.verdict}" for one in plain if _missed(one)],
-        "evasions": _evasions(judged),
+        "evasions": _evasions([one for one in judged if one not in programs]),
+        "programs": {name: {"sessions": len(some), "right": sum(one.right for one in some),
+                            "accused": sum(one.worst in ACCUSING for one in some),
+                            "labels": sorted({one.label for one in some})}
+                     for name, some in _by(programs, "family").items()},
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     _print(result)
@@ -113,7 +119,7 @@ def _evasions(judged: list[Judged]) -> dict[str, dict[str, object]]:
 
 
 def _is_other(row: dict[str, str]) -> bool:
-    return row["expected"] not in ("ssh-reverse-tunnel", "ssh-role-swap", "reverse-shell")
+    return not any(LABELS[label].accuses for label in row["expected"].split("|"))
 
 
 def _is_plain(row: dict[str, str]) -> bool:
@@ -196,6 +202,8 @@ def _print(result: dict[str, dict]) -> None:
               f"({rates['confirmed_before_use']} confirmed), uses seen {rates['uses_seen']}/{rates['uses']}, shells "
               f"{rates['shells_in_ten']}/{rates['shells']} within ten, other labels {rates['benign_right']}/"
               f"{rates['benign']}, accused {rates['accused']}")
+    for name, one in result["programs"].items():
+        print(f"  {name:30} right {one['right']}/{one['sessions']}, accused {one['accused']}, {one['labels']}")
     for name, one in result["evasions"].items():
         print(f"  {name:22} accused {one['accused']}/{one['sessions']}, {one['confirmed']} confirmed, "
               f"{one['before_use']} before use, shells {one['shells_named']}/{one['shells']}, median "

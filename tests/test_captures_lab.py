@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuguard.core.labels import LABELS
 from gpuguard.lab import corpus
 from gpuguard.lab.judging import ACCUSING, SHELL_EXCHANGES_MAX, SHELLS, judge_corpus, read_labels
 
@@ -27,9 +28,6 @@ NOT_BEFORE_USE = {
 # it with the size of its IGNORE.
 NOT_BEFORE_USE_OF = {"asyncssh.reverse-compressed", "asyncssh.reverse-shell-compressed", "paramiko.reverse-compressed",
                      "paramiko.reverse-shell-compressed", "go.reverse-wide"}
-# Accused, and should not be: keystroke chaff of a session that goes out, inside a WebSocket. Whatever the far side says
-# meets the next chaff within 20 ms, and looks answered at once.
-CHAFF_IN_A_WRAPPER = {"evasion-websocket-out"}
 # The lab's own loop around libssh answers some milliseconds late, so that fewer exchanges count as answered at once.
 SLOW_TO_ANSWER = {"libssh.reverse"}
 
@@ -77,8 +75,6 @@ def test_shells_through_a_tunnel_are_named_within_ten_exchanges(judged):
 
 
 def test_a_session_that_goes_out_is_nobodys_reverse_shell(judged):
-    guilty = ("ssh-reverse-tunnel", "ssh-role-swap", "ssh-tun", "reverse-shell")
     accused = {one.name: one.label for one in judged.values()
-               if one.worst in ACCUSING and one.truth["expected"] not in guilty and use_of(one.truth["family"]) not in
-               CHAFF_IN_A_WRAPPER}
+               if one.worst in ACCUSING and not LABELS[one.truth["expected"].split("|")[0]].accuses}
     assert accused == {}

@@ -23,13 +23,14 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from gpuguard.lab import corpus, link, namespaces, peers
+from gpuguard.lab import corpus, link, namespaces, peers, programs
 from gpuguard.lab.clients.plan import Plan, Reverse
 from gpuguard.lab.namespaces import LabClosed, furnish, in_network_of, run, run_as_first, tool_path
 
@@ -45,7 +46,7 @@ HOLD_S = 9.0
 WHOLE_FRAMES = 40
 HEADERS_BYTES = 96
 COLUMNS = ("file", "address", "family", "split", "client", "server", "suite", "arguments", "through", "expected",
-           "start_ns", "asked_ns", "used_ns", "problem")
+           "start_ns", "asked_ns", "used_ns", "problem", "rtt_ms_median", "rtt_ms_p95")
 #: Where connections through a tunnel end on the node.
 _TARGETS = {"": 22, "touch": 22, "inner": 22, "paste": 22, "paced": 22, "slow": 22,
             "chaff": peers.SERVER_PORTS["openssh:sid"], "pty": 7001, "line": 7002,
@@ -66,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True):
     first: int = 0
     jobs: int = 16
     lost_ratio: float = 0.0
+    delay_ms: float = link.DELAY_NS / 1e6
 
 
 class Row(NamedTuple):
@@ -77,6 +79,7 @@ class Row(NamedTuple):
     asked_ns: int
     used_ns: int
     problem: str
+    end_ns: int
 
 
 def address_of(number: int) -> str:
@@ -95,9 +98,11 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first scenario, to go on after a break")
     parser.add_argument("--jobs", type=int, default=16)
     parser.add_argument("--lost", type=float, default=0.0, help="share of frames to lose on the wire")
+    parser.add_argument("--delay-ms", type=float, default=link.DELAY_NS / 1e6, help="of the wire, each way")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(str(arguments.out.resolve()), arguments.only, arguments.first, arguments.jobs, arguments.lost)
+    settings = Settings(str(arguments.out.resolve()), arguments.only, arguments.first, arguments.jobs, arguments.lost,
+                        arguments.delay_ms)
     lab = subprocess.Popen(namespaces.unshare_command(
         [sys.executable, "-m", "gpuguard.lab.captures", msgspec.json.encode(settings).decode()]),
         stdin=subprocess.PIPE, start_new_session=True)
@@ -106,9 +111,11 @@ def main() -> None:
 
 def play(settings: Settings) -> int:
     """Build the lab, play all scenarios while capturing, and write captures and labels."""
+    if tool_path("ping") is None or tool_path("tcpdump") is None:
+        raise LabClosed("ping or tcpdump is missing (packages iputils-ping, tcpdump)")
     furnish()
     peers.make_keys()
-    far = _far_side(settings.lost_ratio)
+    far = _far_side(settings)
     wanted = [(number, one) for number, one in enumerate(corpus.scenarios())
               if number >= settings.first and settings.only in one.family
               and peers.available(one.client) and peers.available(one.server)]
@@ -118,16 +125,21 @@ def play(settings: Settings) -> int:
     peers.start_servers(servers, far)
     peers.start_servers(tuple(f"openssh:{release}" for release in peers.RELEASES), None)
     _targets(far)
+    programs.start_services(far)
     raw = Path(settings.out) / "all.pcap"
     capture = subprocess.Popen([str(tool_path("tcpdump")), "-i", "eth0", "-s", "0", "-B", "65536", "-Z", "root", "-w",
-                                str(raw), "tcp"], stderr=subprocess.PIPE)
+                                str(raw), f"(tcp or udp or icmp) and not host {link.FAR}"], stderr=subprocess.PIPE)
+    ping = subprocess.Popen([str(tool_path("ping")), "-n", "-D", "-i", "0.1", link.FAR], stdout=subprocess.PIPE)
+    pings = _Pings(ping)
     time.sleep(1)
     with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
         rows = list(pool.map(lambda one: Player(one[0], one[1], far).play(), wanted))
     time.sleep(1)
     capture.send_signal(signal.SIGINT)
     said = capture.communicate()[1].decode()
-    _write(settings, rows, raw)
+    ping.send_signal(signal.SIGINT)
+    pings.join()
+    _write(settings, rows, raw, pings)
     problems = [row for row in rows if row.problem]
     print(f"{len(rows)} scenarios, {len(problems)} with a problem; {said.strip()}")  # noqa: T201
     for row in problems:
@@ -135,12 +147,13 @@ def play(settings: Settings) -> int:
     return 0
 
 
-def _far_side(lost_ratio: float) -> int:
+def _far_side(settings: Settings) -> int:
     holder = subprocess.Popen([str(tool_path("unshare")), "--net", "--", "sleep", "infinity"])
     ours = Path("/proc/self/ns/net").readlink()
     while Path(f"/proc/{holder.pid}/ns/net").readlink() == ours:
         time.sleep(0.01)
-    bridge = subprocess.Popen([sys.executable, "-m", "gpuguard.lab.link", str(holder.pid), str(lost_ratio)],
+    bridge = subprocess.Popen([sys.executable, "-m", "gpuguard.lab.link", str(holder.pid),
+                               str(settings.lost_ratio), str(settings.delay_ms)],
                               stdout=subprocess.PIPE)
     if bridge.stdout is None or not bridge.stdout.readline():
         raise LabClosed("the delay bridge did not come up")
@@ -174,6 +187,33 @@ def _targets(far: int) -> None:
     time.sleep(2)
 
 
+class _Pings(threading.Thread):
+    """Round trips over the wire as ping(8) measures them throughout, 10 a second."""
+
+    def __init__(self, ping: subprocess.Popen[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._ping = ping
+        self._seen: list[tuple[float, float]] = []
+        self.start()
+
+    def run(self) -> None:
+        """Read `[SECONDS] 64 bytes from ...: icmp_seq=1 ttl=64 time=25.1 ms` until ping ends."""
+        for line in self._ping.stdout or ():
+            words = line.decode().replace("=", " ").split()
+            if words[:1] and words[0].startswith("[") and "time" in words:
+                self._seen.append((float(words[0].strip("[]")), float(words[words.index("time") + 1])))
+
+    def between(self, start_ns: int, end_ns: int) -> tuple[str, str]:
+        """Return the median and the 95th percentile in milliseconds, "" where none came back."""
+        times = sorted(rtt for seconds, rtt in self._seen if start_ns <= seconds * 1e9 <= end_ns)
+        if not times:
+            return "", ""
+        return f"{times[len(times) // 2]:.1f}", f"{times[len(times) * 95 // 100]:.1f}"
+
+
+_ALONE = threading.Lock()
+
+
 class Player:
     """Plays one scenario."""
 
@@ -188,6 +228,7 @@ class Player:
         self.asked_ns = 0
         self.used_ns = 0
         self.problem = ""
+        self._holds = False
         self.children: list[subprocess.Popen[bytes]] = []
 
     def play(self) -> Row:
@@ -205,12 +246,20 @@ class Player:
                 child.wait(3)
             except subprocess.TimeoutExpired:
                 child.kill()
-        return Row(self.number, self.scenario, start_ns, self.asked_ns, self.used_ns, self.problem)
+        if self._holds:
+            _ALONE.release()
+        return Row(self.number, self.scenario, start_ns, self.asked_ns, self.used_ns, self.problem, time.time_ns())
+
+    def alone(self) -> None:
+        """Wait until no other scenario plays that asked for this."""
+        self._holds = _ALONE.acquire()
 
     def _play(self) -> None:
         kind, _, release = self.scenario.client.partition(":")
         special = getattr(self, "_" + self.scenario.use.replace("-", "_"), None)
-        if special is not None:
+        if kind == "program":
+            programs.PLAYS[self.scenario.use].run(self)
+        elif special is not None:
             special(release)
         elif kind in ("openssh", "dropbear"):
             self._program(kind, release)
@@ -358,9 +407,13 @@ class Player:
         while not ready() and time.monotonic() < deadline:
             time.sleep(0.1)
 
+    def wait_for_port(self, port: int) -> None:
+        """Wait until something listens on this port of the far side."""
+        self._until(lambda: peers.listens(self.far_pid, port))
+
     def _use(self) -> None:
         port = str(self.ports["f"])
-        self._until(lambda: peers.listens(self.far_pid, self.ports["f"]))
+        self.wait_for_port(self.ports["f"])
         time.sleep(SETTLE_S / 4)
         through = self.scenario.through
         self.used_ns = time.time_ns()
@@ -567,7 +620,7 @@ def number_of(frame: bytes) -> tuple[int, str] | None:
     return None
 
 
-def _write(settings: Settings, rows: list[Row], raw: Path) -> None:
+def _write(settings: Settings, rows: list[Row], raw: Path, pings: _Pings) -> None:
     """Sort the frames into one file a family, and write the labels."""
     out = Path(settings.out)
     files = {row.number: f"{row.scenario.split}/{row.scenario.family}.pcap.gz" for row in rows}
@@ -580,6 +633,7 @@ def _write(settings: Settings, rows: list[Row], raw: Path) -> None:
             continue
         number = scenario[0]
         ports = frame[34:38] if frame[26:28] < frame[30:32] else frame[36:38] + frame[34:36]
+        ports = ports if frame[23] == _TCP else os.urandom(4)
         count = seen[number, ports] = seen.get((number, ports), 0) + 1
         seconds, micros, _, size = struct.unpack("=IIII", head)
         cut = frame if count <= WHOLE_FRAMES else frame[:HEADERS_BYTES]
@@ -595,10 +649,10 @@ def _write(settings: Settings, rows: list[Row], raw: Path) -> None:
             one = row.scenario
             table.writerow((files[row.number], address_of(row.number), one.family, one.split, one.client, one.server,
                             one.suite, " ".join(one.arguments), one.through, one.expected, row.start_ns, row.asked_ns,
-                            row.used_ns, row.problem))
+                            row.used_ns, row.problem, *pings.between(row.start_ns, row.end_ns)))
     raw.unlink()
     (out / "LINK.json").write_text(json.dumps({
-        "delay_ms": link.DELAY_NS / 1e6, "jitter_ms_max": link.JITTER_NS / 1e6, "lost_ratio": settings.lost_ratio,
+        "delay_ms": settings.delay_ms, "jitter_ms_max": link.JITTER_NS / 1e6, "lost_ratio": settings.lost_ratio,
         "host": socket.gethostname()}) + "\n")
 
 

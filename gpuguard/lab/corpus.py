@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gpuguard.lab import programs
+
 HELD_CLIENTS = ("openssh:bullseye", "openssh:trixie", "dropbear:bullseye", "dropbear:trixie", "libssh", "go")
 HELD_USES = (
     "reverse-unix-shell", "reverse-exec", "reverse-x11", "reverse-and-local", "reverse-many-compressed",
     "reverse-late-typing", "reverse-autossh", "git", "ansible", "vscode", "exec-multiplexed", "rsync", "local-shell",
     "inbound-exec", "nested-shell",
+    "redis-worker-varied", "nats-service-varied", "mqtt-service-varied", "terminal-in", "metrics-in", "git-clone",
+    "dns2tcp-shell", "dns2tcp-reverse", "stale-key",
 )
 
 #: What is asked for with -c and -m.
@@ -135,7 +139,7 @@ _BENIGN_SUITES = ("shell", "exec", "local", "jump", "download")
 def scenarios() -> list[Scenario]:
     """Return the whole corpus, in order."""
     found = [*_openssh_reverse(), *_openssh_benign(), *_dropbear(), *_libraries(), *_others(), *_evasions(),
-             *_hostkeys()]
+             *_hostkeys(), *_programs()]
     return list(dict.fromkeys(found))
 
 
@@ -264,3 +268,9 @@ def _hostkeys() -> list[Scenario]:
         arguments, body, late = REVERSE["reverse"]
         found.append(Scenario("reverse-hostkeys", client, client, "", arguments, body, late, "touch"))
     return found
+
+
+def _programs() -> list[Scenario]:
+    """What is not SSH, or has it inside; the argument tells the times that it is played apart."""
+    return [Scenario(use, "program", "program", arguments=(str(time),), expected=play.expected)
+            for use, play in programs.PLAYS.items() for time in range(2)]

@@ -15,6 +15,7 @@ from gpuguard.core.events import Finding, FlowReport
 from gpuguard.core.flows import FlowTable, address_text
 from gpuguard.core.guard import Guard
 from gpuguard.core.host import LISTEN_STATE
+from gpuguard.core.labels import LABELS, VERDICTS
 from gpuguard.core.observations import Exchange, FlowUse
 from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Socket, Sockets, Tick
 from gpuguard.core.subjects import FlowId
@@ -73,7 +74,7 @@ class Judged(NamedTuple):
         """Whether the label is the expected one and nobody is accused wrongly."""
         expected = self.truth["expected"].split("|")
         accused = self.worst in ACCUSING
-        return self.label in expected and accused == (self.label in (*REVERSE, "ssh-role-swap", "ssh-tun"))
+        return self.label in expected and accused == LABELS[self.label].accuses
 
 
 def read_labels(folder: Path) -> list[dict[str, str]]:
@@ -144,8 +145,6 @@ def _watch(path: Path, *, listed: bool = False) -> tuple[list[Finding], list[Flo
 
 def _judged(row: dict[str, str], findings: list[Finding], reports: list[FlowReport],
             seen: list[Exchange | FlowUse]) -> Judged:
-    from gpuguard.core.labels import VERDICTS
-
     ends = sorted((one.finding for one in reports), key=lambda one: (VERDICTS.index(one.verdict), one.nats))
     biggest = max(reports, key=lambda one: one.closed.packets, default=None)
     main = ends[-1] if ends and ends[-1].verdict in ACCUSING else biggest.finding if biggest else None
@@ -198,7 +197,7 @@ def score(judged: list[Judged]) -> Score:
     rest = [one for one in judged if one.truth["expected"] != "ssh-reverse-tunnel"]
     in_time = [one for one in reverse if one.requested_in_time]
     used = [(one, int(one.truth["used_ns"])) for one in in_time]
-    innocent = [one for one in rest if one.truth["expected"] not in ("ssh-role-swap", "ssh-tun")]
+    innocent = [one for one in rest if not any(LABELS[label].accuses for label in one.truth["expected"].split("|"))]
     return Score(
         reverse=len(reverse),
         confirmed_before_use=sum(one.confirmed_ns is not None and (not used_ns or one.confirmed_ns < used_ns)

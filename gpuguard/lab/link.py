@@ -51,17 +51,18 @@ def join_directly(far_pid: int) -> None:
 def main() -> None:
     """Join this network namespace and that of the process named by the first argument, with a delay.
 
-    The second argument, 0 if it is left out, is the share of frames to lose.
+    The second argument, 0 if it is left out, is the share of frames to lose; the third the delay in milliseconds.
     """
     far_pid = int(sys.argv[1])
     lost_ratio = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    delay_ns = round(float(sys.argv[3]) * 1e6) if len(sys.argv) > 3 else DELAY_NS
     near = _tap("eth0")
     far = _tap("far0")
     run("ip", "link", "set", "far0", "netns", str(far_pid))
     run(*in_network_of(far_pid), "ip", "link", "set", "far0", "name", "eth0")
     _configure(far_pid)
     print(json.dumps({"ready": True}), flush=True)  # noqa: T201
-    _carry(near, far, lost_ratio)
+    _carry(near, far, lost_ratio, delay_ns)
 
 
 def _tap(name: str) -> int:
@@ -83,7 +84,7 @@ def _configure(far_pid: int) -> None:
         run(*there, "ip", "address", "add", f"{address}/32", "dev", "lo")
 
 
-def _carry(near: int, far: int, lost_ratio: float) -> None:
+def _carry(near: int, far: int, lost_ratio: float, delay_ns: int) -> None:
     noise = random.Random(7)
     other = {near: far, far: near}
     waiting: dict[int, deque[tuple[int, bytes]]] = {near: deque(), far: deque()}
@@ -92,15 +93,15 @@ def _carry(near: int, far: int, lost_ratio: float) -> None:
         timeout_s = None if due is None else max(0, due - time.monotonic_ns()) / 1e9
         ready, _, _ = select.select([near, far], [], [], timeout_s)
         for source in ready:
-            _take(source, waiting[other[source]], noise, lost_ratio, tell=source == near)
+            _take(source, waiting[other[source]], noise, lost_ratio, delay_ns, tell=source == near)
         now = time.monotonic_ns()
         for target, queue in waiting.items():
             while queue and queue[0][0] <= now:
                 _give(target, queue.popleft()[1])
 
 
-def _take(source: int, queue: deque[tuple[int, bytes]], noise: random.Random, lost_ratio: float, *,
-          tell: bool) -> None:
+def _take(source: int, queue: deque[tuple[int, bytes]], noise: random.Random, lost_ratio: float,
+          delay_ns: int, *, tell: bool) -> None:
     for _ in range(64):
         try:
             frame = os.read(source, 65_536)
@@ -110,7 +111,7 @@ def _take(source: int, queue: deque[tuple[int, bytes]], noise: random.Random, lo
             _tell_syn(frame)
         if len(queue) < QUEUE_MAX and not (lost_ratio and noise.random() < lost_ratio):
             earliest = queue[-1][0] if queue else 0
-            due = time.monotonic_ns() + DELAY_NS + int(noise.random() * JITTER_NS)
+            due = time.monotonic_ns() + delay_ns + int(noise.random() * JITTER_NS)
             queue.append((max(due, earliest), frame))
 
 
