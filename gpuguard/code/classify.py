@@ -407,19 +407,17 @@ def grey_class(tables: Mapping[str, int], counts: np.ndarray, *, accused: bool,
 def _grey_by_shape(counts: np.ndarray, rotates: float, chooses: float) -> tuple[str, str] | None:
     """Return the look-alike that shape alone names.
 
-    The bounds are a bit loop's (one shift, one `x ^ (y & z)` a bit), a linear generator's (each loaded word is xored
-    once, hardly an addition), a stored generator's (its state is written back), a table cipher's (16 look-ups a round,
-    up to 224 for AES-256, each with its mask), and unpacking's (masks and shifts that feed float work, no xor).
+    The bounds are a bit loop's (one shift, one `x ^ (y & z)` a bit, nothing looked up), a linear generator's
+    (`_is_linear`), a stored generator's (its state is written back), a table cipher's (16 look-ups a round, up to 224
+    for AES-256, each with its mask), and unpacking's (masks and shifts that feed float work, no xor).
     """
     share = functools.partial(_share, counts)
-    xor2, xors = share("lop_xor2"), share("lop_xor2", "lop_xor3")
+    xors = share("lop_xor2", "lop_xor3")
     shifts, bit_steps = share("SHF"), share("lop_chi")
+    if _is_linear(counts, rotates):
+        return "rng", "words looked up or stored, and summed by xor alone: a linear random generator"
     if bit_steps >= 0.15 and 0.65 <= shifts / bit_steps <= 1.35 and rotates <= 0.01 and xors <= 0.3 * bit_steps:
         return "crc", "a shift and a masked xor for each bit, and little else: a checksum"
-    loads = share("LDG", "LD", "LDC", "ULDC", "LDCU", "LDL")
-    linear = xor2 >= 0.15 and 0.6 <= loads / xor2 <= 1.6 and share("IADD3", "VIADD", "IADD") <= 0.1
-    if linear and rotates <= 0.01 and chooses <= 0.02 and counts[0] <= 1_024:
-        return "rng", "every loaded word is xored once, no rotates: a linear random generator"
     if counts[0] <= 768 and rotates <= 0.01 and chooses <= 0.01 and xors <= 0.15 and _keeps_a_state(counts):
         return "rng", "a state read and written back beside what is drawn, hardly an xor: a random generator"
     lookups, masks = share("LDS"), share("lop_and")
@@ -431,6 +429,25 @@ def _grey_by_shape(counts: np.ndarray, rotates: float, chooses: float) -> tuple[
     if floats >= 0.04 and xors <= 0.02 and rotates <= 0.005 and share("lop_and", "SHF", "PRMT") >= 0.08:
         return "dequantisation", "masks and shifts that feed float work, no xor: unpacking of few-bit weights"
     return None
+
+
+def _is_linear(counts: np.ndarray, rotates: float) -> bool:
+    """Return whether a kernel does hardly anything but add words over GF(2), each from a table or each to memory.
+
+    That is what Sobol's direction numbers, jumps ahead in a sequence (a matrix and a vector of bits) and the Mersenne
+    Twister do, and what no hash can afford: without carries, products and choices it would be solved as a system of
+    linear equations. Words that are added under a mask or a condition are added two at a time; the sums of a round are
+    of three (one LOP3), so that `lop_xor3` tells them apart.
+    """
+    share = functools.partial(_share, counts)
+    sums, triples = share("lop_xor2", "lop_chi"), share("lop_xor3")
+    if (rotates > 0.01 or triples > 0.06 * sums or share("lop_ch", "lop_maj") > 0.02
+            or share("IADD3", "VIADD", "IADD") > 0.1 or share("ATOMG", "ATOM", "ATOMS", "RED", "REDG") > 0):
+        return False
+    loads, stores = share("LDG", "LD", "LDC", "ULDC", "LDCU", "LDL", "LDS"), share("STG", "ST")
+    looked_up = (sums >= 0.15 and 0.1 <= loads / sums <= 1.6 and counts[0] <= 1_024
+                 and share("IMAD", "UIMAD") - share("imad_mov") <= 0.1)
+    return looked_up or (sums >= 0.1 and 0.1 <= stores / sums <= 1 and counts[0] <= 4_096)
 
 
 def _keeps_a_state(counts: np.ndarray) -> bool:

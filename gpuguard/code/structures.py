@@ -41,6 +41,8 @@ def _sum(counts: np.ndarray, names: str) -> np.ndarray:
 _FLOATS = "FFMA FADD FMUL MUFU DFMA DADD DMUL HFMA2 HADD2 HMUL2 HMMA IMMA"
 #: A larger kernel has some of everything.
 _JOIN_INSTRUCTIONS_MAX = 2_000
+#: Two loads, a store, a shift, their addresses, and a share of the bucket's and the chain's bookkeeping.
+_JOIN_WORK_PER_XOR = 40
 _LOADS = "LDG LD"
 _STORES = "STG ST"
 _ATOMICS = "ATOMG ATOM RED REDG ATOMS"
@@ -70,11 +72,17 @@ def _siphash(counts: np.ndarray) -> np.ndarray:
 
 
 def _join(counts: np.ndarray) -> np.ndarray:
-    """Rows are xored word by word and shifted, and appended to buckets by atomics; chains of rows in shared memory."""
-    xors, stores = _sum(counts, "lop_xor2"), _sum(counts, _STORES)
+    """Rows are xored word by word and shifted, and appended to buckets by atomics; chains of rows in shared memory.
+
+    A word of the sum is two loads, an xor, a store and their addresses, so xors keep pace with loads and with all work;
+    a matrix product whose layout is swizzled by xors, and whose parts are summed by atomics, loads and works far more.
+    """
+    xors, stores, loads = (_sum(counts, names) for names in ("lop_xor2", _STORES, _LOADS))
     found: np.ndarray = (
-        (xors >= 5) & (_sum(counts, "SHF PRMT") >= 4) & (_sum(counts, _LOADS) >= 6) & (stores >= 4)
-        & (xors >= 0.6 * stores) & (_sum(counts, "ATOMG ATOM RED REDG") >= 1) & (_sum(counts, "ATOMS LDS") >= 2)
+        (xors >= 5) & (_sum(counts, "SHF PRMT") >= 4) & (loads >= 6) & (stores >= 4)
+        & (xors >= 0.6 * stores) & (loads + _sum(counts, "LDS LDGSTS") <= 4 * xors)
+        & (_work(counts) <= _JOIN_WORK_PER_XOR * xors)
+        & (_sum(counts, "ATOMG ATOM RED REDG") >= 1) & (_sum(counts, "ATOMS LDS") >= 2)
         & (_sum(counts, "SHFL MATCH") == 0) & (_products(counts) <= 10 * xors)
         & (_work(counts) <= _JOIN_INSTRUCTIONS_MAX))
     return found

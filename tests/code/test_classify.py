@@ -57,6 +57,12 @@ XORWOW = columns("IMAD:98;IADD3:42;ISETP:20;LOP3:20;STG:11;BRA:8;SEL:8;LDG:6;SHF
 PHILOX = columns("IMAD:44;LOP3:20;IADD3:25;ISETP:11;BRA:9;STG:6;LDG:5;BSSY:4;BSYNC:4;LEA:3;S2R:2;EXIT:1;SHF:1;ULDC:1",
                  "imm_big:40;imm_big_distinct:20;lop_xor3:20;imad_mov:19;n_ctrl:18;maxrun:45;distinct_op:14",
                  "philox:4;sha2iv:2;sha512iv:2")
+# A matrix of bits times an index: a word is looked up, masked and added for each bit.
+SOBOL = columns("LOP3:134;LDS:66;SHF:64;IMAD:22;ISETP:8;IADD3:7;UMOV:4;BRA:2;STG:1;LDG:1;BAR:1;EXIT:1",
+                "lop_xor2:66;lop_and:67;lop_or:1;imad_mov:14;n_ctrl:5;maxrun:242")
+# Words of a state are combined, tempered and stored one by one.
+TWISTER = columns("LOP3:724;SHF:242;IMAD:263;STG:160;IADD3:83;LDG:80;ISETP:90;SHFL:23;LDS:4;BRA:7",
+                  "lop_xor2:320;lop_chi:160;lop_and:163;lop_or:81;imad_mov:19;imm_big:401;n_ctrl:16;maxrun:900")
 DATABASE = columns("IMAD:540;SHF:220;LEA:175;BRA:172;ISETP:168;LD:163;LOP3:155;IADD3:93;SEL:44;BSSY:42;BSYNC:42",
                    "n_ctrl:260;imm_big:204;imad_mov:160;lop_xor2:90;lop_and:36;rot:34;lop_xor3:21;maxrun:159",
                    "murmur:5;philox:1")
@@ -85,7 +91,10 @@ def test_a_shape_names_what_is_suspicious():
         return found and found[0]
     assert named(CRC) == "crc"
     assert named(XORWOW) == "rng"
+    assert named(SOBOL) == named(TWISTER) == "rng"
     assert named(SHA256) is named(KECCAK) is None
+    for change in ("lop_xor3:20", "rot:6", "lop_maj:9"):  # what a round needs, and a linear generator does not
+        assert named({**SOBOL, "derived": f"{SOBOL['derived']};{change}"}) != "rng"
     assert classify([CRC])[0].label in {"grey:crc", "benign"}
 
 

@@ -50,6 +50,18 @@ def test_no_look_alike_bears_one(source):
     assert {kernel: some for kernel, some in found.items() if any(some)} == {}
 
 
+def test_a_matrix_product_that_sums_its_parts_by_atomics_is_no_join():
+    products = [  # its layout swizzled by xors, 3 and 2 of 4 operands from shared memory; counts of a convolution
+        {"LDG": 41, "STG": 10, "LDS": 66, "STS": 24, "ATOMG": 1, "FFMA": 528, "SHF": 31, "LOP3": 60, "IMAD": 31,
+         "ISETP": 121, "IADD3": 300, "LEA": 200, "MOV": 229},
+        {"LDG": 30, "STG": 32, "LDS": 160, "STS": 32, "ATOMG": 4, "HMMA": 64, "SHF": 44, "LOP3": 75, "IMAD": 235,
+         "ISETP": 166, "IADD3": 300, "LDGSTS": 32, "MOV": 300},
+    ]
+    for own, xors in zip(products, (6, 40), strict=True):
+        counts = opcodes.counts([(own, {"lop_xor2": xors, "imad_mov": 20})])
+        assert structures.found(counts) == [()]
+
+
 def test_a_structure_is_named_in_the_verdict():
     row = next(row for row in modules.rows(FIXTURES / "cubins" / "cryptonight.sm_90.cubin") if row.kernel == "walk")
     (one,) = classify([row.as_columns()])
