@@ -3,7 +3,8 @@
 
 The broker's half is `Programs`: it goes through libbpf, except for what libbpf 1.1 lacks, a uprobe_multi link
 (linux/bpf.h of 6.6: BPF_TRACE_UPROBE_MULTI = 48, union bpf_attr.link_create.uprobe_multi), which is one bpf(2) call
-here. All sites of a library are one link: 24 single perf uprobes take seconds to detach.
+here. All sites of a library are one link. On kernels before 6.6 each site is a perf uprobe with a link of its own
+(perf_event_open(2), BPF_PERF_EVENT of 5.15): as quick when hit, but 24 of them take seconds to detach.
 
 The guard's half, `Ring` and `read_rows`, works on passed descriptors: the ring as the kernel lays it out
 (kernel/bpf/ringbuf.c: a consumer page, a producer page, the data mapped twice), and BPF_MAP_LOOKUP_BATCH on a
@@ -76,7 +77,9 @@ cdef extern from *:
     """
     #include <fcntl.h>
     #include <linux/bpf.h>
+    #include <linux/perf_event.h>
     #include <string.h>
+    #include <sys/ioctl.h>
     #include <sys/syscall.h>
     #include <unistd.h>
 
@@ -99,6 +102,34 @@ cdef extern from *:
         attr.cnt = count;
         attr.multi_flags = returning ? 1 : 0;
         return syscall(SYS_bpf, BPF_LINK_CREATE, &attr, sizeof attr);
+    }
+
+    static int attach_single(int program, unsigned type, const char *path, unsigned long offset, unsigned long cookie,
+                             unsigned returning) {
+        struct perf_event_attr event;
+        union bpf_attr attr;
+        int fd, link;
+        memset(&event, 0, sizeof event);
+        event.size = sizeof event;
+        event.type = type;
+        event.config = returning ? 1 : 0; /* format/retprobe: config:0 */
+        event.uprobe_path = (__u64)(unsigned long)path;
+        event.probe_offset = offset;
+        fd = syscall(SYS_perf_event_open, &event, -1, 0, -1, PERF_FLAG_FD_CLOEXEC);
+        if (fd < 0)
+            return -1;
+        memset(&attr, 0, sizeof attr);
+        attr.link_create.prog_fd = program;
+        attr.link_create.target_fd = fd;
+        attr.link_create.attach_type = BPF_PERF_EVENT;
+        attr.link_create.perf_event.bpf_cookie = cookie;
+        link = syscall(SYS_bpf, BPF_LINK_CREATE, &attr, sizeof attr);
+        if (link >= 0 && ioctl(fd, PERF_EVENT_IOC_ENABLE, 0) < 0) {
+            close(link);
+            link = -1;
+        }
+        close(fd); /* the link holds the event */
+        return link;
     }
 
     static int open_below(int root, const char *path) {
@@ -130,6 +161,8 @@ cdef extern from *:
     """
     int attach_multi(int program, const char *path, const unsigned long *offsets, const unsigned long *cookies,
                      unsigned count, unsigned returning) nogil
+    int attach_single(int program, unsigned type, const char *path, unsigned long offset, unsigned long cookie,
+                      unsigned returning) nogil
     int narrowed(int map) nogil
     int wait_for_readers() nogil
     int open_below(int root, const char *path) nogil
@@ -165,6 +198,8 @@ cdef class Programs:
         The compiled object.
     pid_namespace
         Inode number of the pid namespace whose pids are wanted; 0 for the first one.
+    single
+        Place perf uprobes, one by one, for kernels without uprobe_multi.
     """
 
     cdef bpf_object *_object
@@ -177,9 +212,11 @@ cdef class Programs:
     cdef readonly int rows_held_fd
     cdef readonly int ring_bytes
     cdef readonly int rows_max
+    cdef readonly bint single
 
-    def __cinit__(self, str path, unsigned int pid_namespace):
+    def __cinit__(self, str path, unsigned int pid_namespace, bint single=False):
         cdef libbpf_print_fn_t before = libbpf_set_print(NULL)
+        self.single = single
         try:
             self._open(path.encode(), pid_namespace)
         except OSError:
@@ -198,7 +235,7 @@ cdef class Programs:
         constants = bpf_object__find_map_by_name(self._object, b".rodata")
         if constants == NULL or bpf_map__set_initial_value(constants, &pid_namespace, sizeof(pid_namespace)):
             raise OSError(f"{path.decode()}: not the object that this module was built with")
-        program = bpf_object__next_program(self._object, NULL)
+        program = NULL if self.single else bpf_object__next_program(self._object, NULL)
         while program != NULL:
             bpf_program__set_expected_attach_type(program, UPROBE_MULTI)
             program = bpf_object__next_program(self._object, program)
@@ -221,7 +258,7 @@ cdef class Programs:
         return bpf_map__fd(found)
 
     def attach(self, str program, bytes path, list offsets, list cookies, bint returning=False):
-        """Probe all ``offsets`` (in the file) of one library; return the descriptor of the link that holds them."""
+        """Probe all ``offsets`` (in the file) of one library; return the descriptors of the links that hold them."""
         cdef bpf_program *found
         cdef unsigned long places[SITES_MAX]
         cdef unsigned long marks[SITES_MAX]
@@ -237,10 +274,37 @@ cdef class Programs:
         for i in range(len(offsets)):
             places[i] = offsets[i]
             marks[i] = cookies[i]
+        if self.single:
+            return self._attach_each(bpf_program__fd(found), path, offsets, cookies, returning)
         link = attach_multi(bpf_program__fd(found), path, places, marks, len(offsets), returning)
         if link < 0:
             raise _error("attaching uprobe_multi (kernel 6.6 or later)", errno)
-        return link
+        return [link]
+
+    cdef list _attach_each(self, int program, bytes path, list offsets, list cookies, bint returning):
+        cdef int link
+        cdef uint32_t kind
+        with open("/sys/bus/event_source/devices/uprobe/type") as stream:
+            kind = int(stream.read())
+        links = []
+        for offset, cookie in zip(offsets, cookies):
+            link = attach_single(program, kind, path, offset, cookie, returning)
+            if link < 0:
+                error = _error("attaching a perf uprobe", errno)
+                for one in links:
+                    os.close(one)
+                raise error
+            links.append(link)
+        return links
+
+    def has_multi(self):
+        """Return whether this kernel knows uprobe_multi: one that does misses the file, one that does not the type."""
+        cdef unsigned long nowhere = 0
+        cdef bpf_program *found = bpf_object__next_program(self._object, NULL)
+        cdef int link = attach_multi(bpf_program__fd(found), b"/proc/self/no such file", &nowhere, &nowhere, 1, 0)
+        if link >= 0:
+            raise OSError("a link to no file")
+        return errno == ENOENT
 
     def close(self):
         """Unload; links are their holders' to close."""

@@ -39,8 +39,8 @@ EXIT_OPEN, EXIT_CLOSED, EXIT_CANNOT_RUN = 0, 1, 3
 NVML_TIMEOUT_S = 15.0
 FREE_BYTES_MIN = 256 * 1024 * 1024
 PROBE_BYTES = 4096
-#: uprobe_multi links came with Linux 6.6 (BPF_TRACE_UPROBE_MULTI).
-UPROBE_MULTI_SINCE = (6, 6)
+#: Links of perf uprobes carry a cookie since Linux 5.15 (bpf_cookie of BPF_LINK_CREATE).
+PERF_COOKIE_SINCE = (5, 15)
 CGROUP_FREEZE_SINCE = (5, 2)
 #: First drivers that run CUDA 12 and CUDA 13 programs.
 CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
@@ -142,11 +142,11 @@ def pynvml_squatter() -> str:
 
 
 def launches(config: Config) -> Result:
-    """Launches: the eBPF programs load, and a uprobe_multi link can be made (on a file of our own that nobody runs)."""
+    """Launches: the eBPF programs load, and a probe can be placed (on a file of our own that nobody runs)."""
     if not config.launches.enabled:
         return Result("off", "launches.enabled is false")
-    if kernel() < UPROBE_MULTI_SINCE:
-        return Result("closed", f"Linux {os.uname().release} has no uprobe_multi", "Linux 6.6 or later")
+    if kernel() < PERF_COOKIE_SINCE:
+        return Result("closed", f"Linux {os.uname().release} cannot tell probes apart", "Linux 5.15, better 6.6")
     from gpuguard.sensors import EyeClosed
     from gpuguard.sensors.launches import OBJECT
 
@@ -156,6 +156,9 @@ def launches(config: Config) -> Result:
         from gpuguard import _launches
 
         programs = _launches.Programs(str(OBJECT), 0)
+        if not programs.has_multi():
+            programs.close()
+            programs = _launches.Programs(str(OBJECT), 0, single=True)
     except (EyeClosed, ImportError) as error:
         return Result("closed", str(error), "install clang and libbpf-dev, then build again")
     except OSError as error:
@@ -164,11 +167,15 @@ def launches(config: Config) -> Result:
         with tempfile.NamedTemporaryFile(prefix="gpuguard-doctor-") as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
-            os.close(programs.attach("on_call", os.fsencode(file.name), [64], [0]))
+            for link in programs.attach("on_call", os.fsencode(file.name), [64], [0]):
+                os.close(link)
     except OSError as error:
-        return Result("closed", f"no uprobe_multi link: {error}", "CAP_PERFMON, or root; Linux 6.6 or later")
+        return Result("closed", f"no probe can be placed: {error}", "CAP_PERFMON, or root")
     finally:
         programs.close()
+    if programs.single:
+        slow = f"programs load; Linux {os.uname().release} takes seconds to detach probes that are placed one by one"
+        return Result("open", slow, "Linux 6.6 or later")
     return Result("open", f"programs load, uprobe_multi works (Linux {os.uname().release})")
 
 

@@ -1,8 +1,9 @@
 """The launch eye: every kernel launch on the host, seen without the process's cooperation.
 
-In the broker, `LaunchProbe` places one uprobe_multi link of each kind on every CUDA driver library (an inode) that it
-is told of, that the linker's cache names, or that any process maps. In the guard, `LaunchSensor` reads what the probes
-left: a table with one row for each (process, kernel, geometry), and a ring of names and images.
+In the broker, `LaunchProbe` places one uprobe_multi link of each kind (single perf uprobes on kernels before 6.6) on
+every CUDA driver library (an inode) that it is told of, that the linker's cache names, or that any process maps. In the
+guard, `LaunchSensor` reads what the probes left: a table with one row for each (process, kernel, geometry), and a ring
+of names and images.
 
 New libraries. A probe sits on an inode, so whoever maps a known library later is seen from the first launch. Only an
 inode never seen before (a copy in a container image, a memfd) must be found: at every scan (0.7 s) the broker reads
@@ -228,7 +229,8 @@ class LaunchProbe:
         """Say what is probed and at which cost, for people."""
         sites = [site for one in self.watched for site in (*one.library.launches, *one.library.calls)]
         slow = sorted({site.symbol for site in sites if site.cost == "single-step"})
-        text = f"uprobe_multi, {len(self._watched)} libraries, {len(sites)} sites"
+        how = "perf uprobes one by one, seconds to detach" if self._programs.single else "uprobe_multi"
+        text = f"{how}, {len(self._watched)} libraries, {len(sites)} sites"
         if slow:
             text += f"; single-stepped, some 20 us a call: {', '.join(slow)}"
         refused = [f"{path}: {reason}" for path, reason in self.refused.items()]
@@ -343,7 +345,7 @@ class LaunchProbe:
             for program, sites, returning in plan:
                 if sites:
                     offsets, cookies = [s.offset for s in sites], [s.cookie for s in sites]
-                    links.append(self._programs.attach(program, path, offsets, cookies, returning))
+                    links += self._programs.attach(program, path, offsets, cookies, returning)
         except OSError:
             for link in links:
                 os.close(link)
@@ -466,7 +468,16 @@ def new_probe() -> LaunchProbe:
     if not OBJECT.is_file():
         raise EyeClosed(f"{OBJECT.name} is missing: this build was made without clang")
     namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - a link that leads to no path
-    return LaunchProbe(_launches.Programs(str(OBJECT), 0 if namespace == INITIAL_PID_NAMESPACE else namespace))
+    namespace = 0 if namespace == INITIAL_PID_NAMESPACE else namespace
+    programs = _launches.Programs(str(OBJECT), namespace)
+    if not _has_multi(programs):
+        programs.close()
+        programs = _launches.Programs(str(OBJECT), namespace, single=True)
+    return LaunchProbe(programs)
+
+
+def _has_multi(programs: Programs) -> bool:
+    return programs.has_multi()
 
 
 def _read_file(fd: int) -> Library:

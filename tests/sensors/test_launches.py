@@ -595,6 +595,24 @@ def test_a_miner_is_confirmed_while_training_and_a_simulation_are_left_alone(eye
     assert verdicts[renamed.pid][0] == "unknown"
 
 
+def test_a_kernel_without_uprobe_multi_is_probed_site_by_site(standins, monkeypatch):
+    monkeypatch.setattr(launches, "_has_multi", lambda _: False)
+    try:
+        sensor = launches.open_sensor(Direct(), settings(standins["libcuda"]))
+    except EyeClosed as error:
+        pytest.skip(f"this host or build cannot probe: {error}")
+    try:
+        assert "one by one" in sensor.mode
+        process = run(standins["hasher"], "--launches", 300, "--interval-us", 100)
+        blocks, _ = read_all(sensor, [process])
+        assert rows_of(blocks, process)["launches"].sum() == 300
+        assert len(records_of(KernelName, blocks, process)) > 0
+    finally:
+        launches.release()
+        sensor.close()
+    assert not any("bpf" in target for target in own_handles())
+
+
 def test_two_names_of_one_file_are_probed_once(standins, tmp_path):
     link = tmp_path / "libcuda.so.1"
     os.link(standins["libcuda"], link)
