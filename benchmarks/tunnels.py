@@ -2,8 +2,9 @@
 
 The corpus is made by `make lab-captures` (in build/lab-captures; GPUGUARD_LAB_CAPTURES names another folder). Asked:
 was every `-R` named before its first use, was every use seen, was every shell through a tunnel named within ten
-exchanges, and has everything else its own name; likewise what other programs do (`programs.py`). Then what an evader may do: what the lab played (`evasion-*` in
-corpus.py), and what can be done to a capture afterwards, on the plain `-R` families:
+exchanges, and has everything else its own name; likewise what other programs do (`lab/programs.py`). Then what an
+evader may do: what the lab played (`evasion-*` in corpus.py), and what can be done to a capture afterwards, on the
+plain `-R` families:
 
     late-start      the first 24 frames are missing: the guard was started after the key exchange
     late-listed     the same on a live host, where its sockets tell who dialled; and so for every other family, of which

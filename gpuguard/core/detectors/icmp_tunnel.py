@@ -50,9 +50,11 @@ SIZES_NATS = 6.0
 IRREGULAR_MIN = 0.25
 IRREGULAR_NATS = 3.0
 PACED_MIN = 8
-# Echoes are never led by who is to answer: five times and more, each answered at once by this host, is a shell's order.
-# Little weight, since it says who uses the tunnel and not that there is one.
-LED_MIN = 5
+# Echoes are never led by who is to answer: eight times and more (a key exchange is five), mostly answered at once by
+# this host, is a shell's order. Over a long way a user's own echoes come back after a silence too, but what follows
+# them is the next key, whenever it comes. Little weight: it says who uses the tunnel, and not that there is one.
+LED_MIN = 8
+LED_SHARE_MIN = 0.6
 LED_NATS = 2.0
 AT_ONCE_NS = 10_000_000
 TOLD_NATS_MIN = 1.0
@@ -65,9 +67,10 @@ _SPOTS = ("data in questions of one size, answered alike", "data in other ICMP t
 class _Echo:
     """What is known of one conversation."""
 
-    __slots__ = ("answers", "led", "questions", "times_ns", "told")
+    __slots__ = ("answers", "far_first", "led", "questions", "times_ns", "told")
 
     def __init__(self) -> None:
+        self.far_first = 0
         self.led = 0
         self.questions: set[int] = set()
         self.answers: set[int] = set()
@@ -97,6 +100,7 @@ class Detector:
             if item.first == "initiator" and len(echo.questions) < SIZES_MAX:
                 echo.questions.add(item.question_bytes)
                 echo.answers.add(item.answer_bytes)
+            echo.far_first += item.first == "responder"
             echo.led += item.first == "responder" and item.answer_delay_ns <= AT_ONCE_NS
             echo.times_ns.append(item.time_ns)
         else:
@@ -145,7 +149,7 @@ def _weigh(item: Exchange | FlowClosed, echo: _Echo) -> tuple[float, str]:
     if spread >= IRREGULAR_MIN:
         nats += IRREGULAR_NATS
         parts.append(f"their pace varies by {spread:.2f}")
-    if echo.led >= LED_MIN:
+    if echo.led >= max(LED_MIN, LED_SHARE_MIN * echo.far_first):
         nats += LED_NATS
         parts.append(f"the far side broke the silence {echo.led} times and was answered at once, as someone is who "
                      f"types in a shell of this host")
