@@ -6,12 +6,14 @@ goes by the commonest kind around it, and an episode of less than `EPISODE_LOOKS
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from gpuguard.core.counter_classes import MINING, Model
+from gpuguard.core.counter_features import CHANNELS
 from gpuguard.core.detectors.counters import Detector, Look
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import Fusion, probability
@@ -96,7 +98,8 @@ def judge(blocks: Iterable[Device | DeviceSample], model: Model, alarms_per_gpu_
 
 def _step(look: Look, fusion: Fusion, subject: DeviceId, model: Model) -> Step:
     best = fusion.best(subject)
-    kind = "idle"
+    busy_told = not all(math.isnan(look.means[CHANNELS.index(name)]) for name in ("sm", "gpu"))
+    kind = "idle" if busy_told else "unknown"
     if look.at_work:
         sums: Counter[str] = Counter()
         for name, share in zip(model.classes, look.probabilities, strict=True):
@@ -139,17 +142,19 @@ def _episode(
                 families[name.removeprefix(MINING)] += share  # type: ignore[assignment]
     family, share = families.most_common(1)[0]
     worst = max(steps, key=lambda one: (_accused(one), one.nats))
-    verdict, label, nats = worst.verdict, worst.label, worst.nats
+    verdict, label = worst.verdict, worst.label
+    certainty = probability(worst.nats) if label == "mining" else 0.0
     if not _accused(worst):
         verdict, label = ("clear", kind) if kind == "idle" or (verdict, label) == ("clear", kind) else ("unknown", kind)
+        # What it looks like is a share of looks; that it mines, which nothing bears out yet, is not.
+        certainty = {"mining": certainty, "unknown": 0.0}.get(kind, count / len(steps))
     start_ns, end_ns = steps[0].look.start_ns, steps[-1].look.end_ns
     shown = [one for one in evidence if start_ns <= one.time_ns <= end_ns and abs(one.nats) > 0][-8:]
     return Episode(
         device=uuid, gpu_model=gpu_model, episode=number, start_s=(start_ns - first_ns) / SECOND_NS,
         end_s=(end_ns - first_ns) / SECOND_NS, looks=len(steps), kind=kind,
         family=family if kind == "mining" and share > CERTAIN * count else "", share=round(count / len(steps), 4),
-        verdict=verdict, label=label, probability=round(probability(nats), 6) if _accused(worst) else round(
-            count / len(steps), 4),
+        verdict=verdict, label="" if label == "unknown" else label, probability=round(certainty, 6),
         evidence=[told(one) for one in shown])
 
 

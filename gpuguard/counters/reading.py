@@ -25,8 +25,9 @@ SECOND_NS = 1_000_000_000
 ROWS_MAX = 20_000_000
 DEVICES_MAX = 256
 TEXT_MAX = 128
+TIME_NS_MAX = 6.3e18
 
-#: What a column holds, by its name in lower case: the field, and what to multiply by.
+#: What a column holds, by its name in lower case, without a unit in brackets: the field, and what to multiply by.
 COLUMNS: dict[str, tuple[str, float]] = {
     "power_w": ("power_w", 1), "power_draw_w": ("power_w", 1), "power": ("power_w", 1), "average_power": ("power_w", 1),
     "power_limit_w": ("power_limit_w", 1), "energy_mj": ("energy_j", 1e-3),
@@ -42,22 +43,42 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "pcie_tx_bytes_s": ("pcie_tx_bytes_per_s", 1), "pcie_rx_bytes_s": ("pcie_rx_bytes_per_s", 1),
     "nvlink_tx_bytes_s": ("nvlink_tx_bytes_per_s", 1), "nvlink_rx_bytes_s": ("nvlink_rx_bytes_per_s", 1),
     "throttle_reasons": ("throttle_reasons", 1),
+    # nvidia-smi --query-gpu
+    "power.draw": ("power_w", 1), "power.limit": ("power_limit_w", 1), "temperature.gpu": ("temperature_c", 1),
+    "memory.used": ("memory_used_bytes", 2**20), "memory.total": ("memory_bytes", 2**20),
+    "utilization.gpu": ("gpu_ratio", 0.01), "utilization.memory": ("memory_ratio", 0.01),
+    "clocks.sm": ("sm_clock_hz", 1e6), "clocks.current.sm": ("sm_clock_hz", 1e6),
+    "clocks.mem": ("memory_clock_hz", 1e6), "clocks.current.memory": ("memory_clock_hz", 1e6),
+    # dcgm-exporter
+    "dcgm_fi_dev_power_usage": ("power_w", 1), "dcgm_fi_dev_gpu_temp": ("temperature_c", 1),
+    "dcgm_fi_dev_gpu_util": ("gpu_ratio", 0.01), "dcgm_fi_dev_mem_copy_util": ("memory_ratio", 0.01),
+    "dcgm_fi_dev_fb_used": ("memory_used_bytes", 2**20), "dcgm_fi_dev_sm_clock": ("sm_clock_hz", 1e6),
+    "dcgm_fi_dev_mem_clock": ("memory_clock_hz", 1e6), "dcgm_fi_dev_total_energy_consumption": ("energy_j", 1e-3),
+    **{f"dcgm_fi_prof_{link}_{way}_bytes": (f"{link}_{way}_bytes_per_s", 1.0)
+       for link in ("pcie", "nvlink") for way in ("tx", "rx")},
     **{name: (field, 1.0) for field, names in {
-        "sm_ratio": ("sm_active", "sm_ratio", "smact"), "occupancy_ratio": ("sm_occupancy", "occupancy", "smocc"),
-        "integer_ratio": ("int_active", "integer_active", "integer_ratio", "pipe_int_active"),
-        "fp64_ratio": ("fp64_active", "fp64_ratio", "fp64a"), "fp32_ratio": ("fp32_active", "fp32_ratio", "fp32a"),
-        "fp16_ratio": ("fp16_active", "fp16_ratio", "fp16a"),
-        "tensor_ratio": ("tensor_active", "tensor_ratio", "tenso"),
-        "tensor_hmma_ratio": ("hmma_active", "tensor_hmma_active", "tensor_hmma_ratio"),
-        "tensor_imma_ratio": ("imma_active", "tensor_imma_active", "tensor_imma_ratio"),
-        "dram_ratio": ("dram_active", "dram_ratio", "drama"),
+        "sm_ratio": ("sm_active", "sm_ratio", "smact", "dcgm_fi_prof_sm_active"),
+        "occupancy_ratio": ("sm_occupancy", "occupancy", "smocc", "dcgm_fi_prof_sm_occupancy"),
+        "integer_ratio": ("int_active", "integer_active", "integer_ratio", "pipe_int_active",
+                          "dcgm_fi_prof_pipe_int_active"),
+        "fp64_ratio": ("fp64_active", "fp64_ratio", "fp64a", "dcgm_fi_prof_pipe_fp64_active"),
+        "fp32_ratio": ("fp32_active", "fp32_ratio", "fp32a", "dcgm_fi_prof_pipe_fp32_active"),
+        "fp16_ratio": ("fp16_active", "fp16_ratio", "fp16a", "dcgm_fi_prof_pipe_fp16_active"),
+        "tensor_ratio": ("tensor_active", "tensor_ratio", "tenso", "dcgm_fi_prof_pipe_tensor_active"),
+        "tensor_hmma_ratio": ("hmma_active", "tensor_hmma_active", "tensor_hmma_ratio",
+                              "dcgm_fi_prof_pipe_tensor_hmma_active"),
+        "tensor_imma_ratio": ("imma_active", "tensor_imma_active", "tensor_imma_ratio",
+                              "dcgm_fi_prof_pipe_tensor_imma_active"),
+        "dram_ratio": ("dram_active", "dram_ratio", "drama", "dcgm_fi_prof_dram_active"),
     }.items() for name in names},
 }
 TIMES = ("timestamp", "time_ns", "time_s")
 DEVICES = ("uuid", "gpu_uuid", "gpu", "device", "index")
-MODELS = ("gpu_model", "gpu_name", "name")
+MODELS = ("gpu_model", "gpu_name", "modelname", "name")
 RATES = frozenset(("pcie_tx_bytes_per_s", "pcie_rx_bytes_per_s", "nvlink_tx_bytes_per_s", "nvlink_rx_bytes_per_s"))
 WHOLE = RATES | {"memory_used_bytes", "sm_clock_hz", "memory_clock_hz", "throttle_reasons"}
+#: A ratio that is a little above 1 was measured so.
+RATIO_MAX = 1.05
 GPM = frozenset(name for name in Gpm.__struct_fields__ if name.endswith("_ratio"))
 LIMITS = ("power_limit_w", "memory_bytes")
 
@@ -83,15 +104,21 @@ class Telemetry(NamedTuple):
 
 
 def is_telemetry(columns: Sequence[str]) -> bool:
-    """Return whether these look like columns of counters."""
-    return sum(name.strip().lower() in COLUMNS for name in columns) >= 2
+    """Return whether these look like columns of counters: two, or one and times."""
+    known = [_plain(name) for name in columns]
+    return sum(name in COLUMNS for name in known) + any(name in TIMES for name in known) >= 2
+
+
+def _plain(column: str) -> str:
+    """Return the name of a column in lower case, without the unit that nvidia-smi adds."""
+    return column.partition(" [")[0].strip().lower()
 
 
 def read_csv(text: io.TextIOBase) -> Telemetry:
     """Read counters from CSV with a header. Raises Unreadable."""
     reader = csv.reader(text)
     try:
-        header = [name.strip().lower() for name in next(reader, [])]
+        header = [_plain(name) for name in next(reader, [])]
         wanted = _wanted(header)
         rows = _Rows(wanted)
         for row in reader:
@@ -105,22 +132,26 @@ def read_csv(text: io.TextIOBase) -> Telemetry:
 def read_parquet(raw: bytes) -> Telemetry:
     """Read counters from Parquet. Raises Unreadable, also where the extra is not installed."""
     try:
-        from pyarrow import ArrowException, BufferReader, parquet
+        from pyarrow import ArrowException, BufferReader, parquet, timestamp, types
     except ImportError as error:
         raise Unreadable("Parquet needs the extra `parquet`: pip install 'gpuguard[parquet]'") from error
     try:
         file = parquet.ParquetFile(BufferReader(raw))
         names = file.schema_arrow.names
-        wanted = _wanted([name.strip().lower() for name in names])
+        wanted = _wanted([_plain(name) for name in names])
         rows = _Rows(wanted._replace(at={at: i for i, at in enumerate(sorted(wanted.at))}))
         some = [names[at] for at in sorted(wanted.at)]
+        if twice := [name for name in some if names.count(name) > 1]:
+            raise Unreadable(f"two columns are named {twice[0]}")
         for batch in file.iter_batches(batch_size=8192, columns=some):
-            columns = [batch.column(i).to_pylist() for i in range(len(some))]
+            # Nanoseconds are more than a datetime holds.
+            columns = [(one.cast(timestamp("us", one.type.tz), safe=False) if types.is_timestamp(one.type) else one)
+                       .to_pylist() for one in batch.columns]
             for row in zip(*columns, strict=True):
                 if not rows.add(["" if one is None else one for one in row]):
                     return rows.telemetry()
-    except (ArrowException, OSError, ValueError) as error:
-        raise Unreadable(f"not a Parquet file that can be read: {error}") from error
+    except (ArrowException, OSError, ValueError, OverflowError) as error:
+        raise Unreadable(f"not a Parquet file that can be read: {str(error).strip()}") from error
     return rows.telemetry()
 
 
@@ -179,14 +210,14 @@ class _Rows:
         if time_ns is None:
             self._skipped += 1
             return True
-        name = str(row[self._device])[:TEXT_MAX] if self._device is not None else "0"
+        name = str(row[self._device])[:TEXT_MAX].strip() if self._device is not None else "0"
         index = self._names.get(name)
         if index is None:
             if len(self._names) >= DEVICES_MAX:
                 self._foreign += 1
                 return True
             index = self._names[name] = len(self._names)
-            self._models.append(str(row[self._model])[:TEXT_MAX] if self._model is not None else "")
+            self._models.append(str(row[self._model])[:TEXT_MAX].strip() if self._model is not None else "")
         self._times.append(time_ns)
         self._devices.append(index)
         for at, field, scale in self._fields:
@@ -202,15 +233,18 @@ class _Rows:
             (f"{self._skipped} rows without a usable time were left out", self._skipped),
             (f"{self._foreign} rows of devices beyond the first {DEVICES_MAX} were left out", self._foreign),
             (f"rows beyond the first {ROWS_MAX} were left out", self._cut)) if said]
-        missing = [words for field, words in (
-            ("sm_ratio", "SM activity"), ("integer_ratio", "the integer pipe"), ("fp32_ratio", "the FP32 pipe"),
-            ("tensor_imma_ratio", "which tensor instructions"), ("pcie_rx_bytes_per_s", "PCIe"), ("power_w", "power"),
-        ) if field not in self._columns]
-        if missing:
-            gaps.append(f"not told: {', '.join(missing)}; what that would have shown weighs nothing")
         times = np.frombuffer(self._times, np.int64)
         order = np.argsort(times, kind="stable")
         fields = {name: np.frombuffer(values, np.float64)[order] for name, values in self._columns.items()}
+        told = {name for name, values in fields.items() if _plausible(name, values).any()}
+        missing = [words for field, words in (
+            ("sm_ratio", "SM activity"), ("integer_ratio", "the integer pipe"), ("fp32_ratio", "the FP32 pipe"),
+            ("tensor_imma_ratio", "which tensor instructions"), ("pcie_rx_bytes_per_s", "PCIe"), ("power_w", "power"),
+        ) if field not in told]
+        if missing:
+            gaps.append(f"not told: {', '.join(missing)}; what that would have shown weighs nothing")
+        if not told & {"sm_ratio", "gpu_ratio"}:
+            gaps.append("not told: whether anything ran at all (SM activity or GPU utilisation); nothing is judged")
         return Telemetry(times[order], np.frombuffer(self._devices, np.uint16)[order], list(self._names), self._models,
                          fields, gaps)
 
@@ -235,10 +269,9 @@ def _time(value: Any) -> int | None:
             return _time(datetime.fromisoformat(str(value)[:TEXT_MAX].strip().replace("/", "-")))
         except (ValueError, OverflowError):
             return None
-    for scale, above in ((1.0, 1e17), (1e3, 1e14), (1e6, 1e11)):
-        if number > above:
-            return int(number * scale)
-    return int(number * 1e9) if number >= 0 else None
+    scale = next((scale for scale, above in ((1.0, 1e17), (1e3, 1e14), (1e6, 1e11)) if number > above), 1e9)
+    # Two hundred years from 1970 on: what is added to a time is still one of 64 bits.
+    return int(number * scale) if 0 <= number * scale < TIME_NS_MAX else None
 
 
 def blocks_of(telemetry: Telemetry) -> Iterator[Device | DeviceSample]:
@@ -250,18 +283,25 @@ def blocks_of(telemetry: Telemetry) -> Iterator[Device | DeviceSample]:
     rows = zip(telemetry.time_ns.tolist(), telemetry.device.tolist(), columns, strict=True)
     own = [(name, i) for name, i in inside.items() if name not in GPM and name not in LIMITS]
     gpm = [(name, i) for name, i in inside.items() if name in GPM]
+    most = {name: _most(name) for name in names}
     for time_ns, device, row in rows:
         uuid = telemetry.names[device]
         if device not in known:
             known.add(device)
             yield _device(telemetry, device, uuid, time_ns)
-        values = {name: int(row[i]) if name in WHOLE else row[i] for name, i in own if _plausible(name, row[i])}
-        pipes = {name: row[i] for name, i in gpm if 0 <= row[i] <= 1.05}
+        values = {name: int(row[i]) if name in WHOLE else row[i] for name, i in own if 0 <= row[i] <= most[name]}
+        pipes = {name: row[i] for name, i in gpm if 0 <= row[i] <= RATIO_MAX}
         yield DeviceSample(time_ns, uuid, gpm=Gpm(period_ns=0, **pipes) if pipes else None, **values)
 
 
-def _plausible(name: str, value: float) -> bool:
-    return 0 <= value <= 1.05 if name.endswith("_ratio") else 0 <= value < 2**62
+def _most(name: str) -> float:
+    return RATIO_MAX if name.endswith("_ratio") else 2.0**62
+
+
+def _plausible(name: str, values: np.ndarray) -> np.ndarray:
+    """Return which values can be one of this field."""
+    good: np.ndarray = (values >= 0) & (values <= _most(name))
+    return good
 
 
 def _device(telemetry: Telemetry, device: int, uuid: str, time_ns: int) -> Device:

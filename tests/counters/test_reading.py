@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard.cli.commands import classify
+from gpuguard.core.records import DeviceSample
 from gpuguard.counters import reading
 from gpuguard.counters.reading import Unreadable, blocks_of, read_csv
 from gpuguard.lab import telemetry
@@ -102,6 +103,8 @@ def test_too_little_for_one_look_is_unknown_and_said(tmp_path):
     ("timestamp,power_w,sm_active\nx,1,2\n", "no row with a time"),
     ("timestamp,power_w,sm_active\n" + '"' + "x" * 200_000, "field larger"),
     ("", "neither launches nor counters"),
+    ("timestamp,power_w,sm_active\n6.4e18,1,2\n1e19,1,2\n1e300,1,2\n", "no row with a time"),
+    ("timestamp,power_w,sm_active" + ",x" * 5_000 + "\n1,2,3\n", "columns"),
 ])
 def test_what_cannot_be_read_is_said(tmp_path, text, said):
     (tmp_path / "t.csv").write_text(text)
@@ -179,3 +182,65 @@ def test_real_h100_work_is_not_suspect(name, kinds):
     assert {line["device"] for line in lines} == {str(i) for i in range(8)}
     assert all(line["verdict"] in ("clear", "unknown") for line in lines)
     assert {line["kind"] for line in lines} <= kinds
+
+
+@pytest.mark.parametrize("values", ["nan,nan", "-300,-0.5", ",", "1e300,1e300", "N/A,[N/A]"])
+def test_a_device_of_which_nothing_is_told_is_unknown_and_not_idle(tmp_path, values):
+    rows = "".join(f"{1_700_000_000 + second},0,{values}\n" for second in range(120))
+    (tmp_path / "t.csv").write_text("timestamp,gpu,power_w,sm_active\n" + rows)
+    status, lines, summary = run(tmp_path / "t.csv")
+    assert (status, summary["verdict"], summary["probability"]) == (0, "unknown", 0.0)
+    assert {line["kind"] for line in lines} == {"unknown"}
+    assert any("whether anything ran" in gap for gap in summary["gaps"])
+
+
+def test_power_alone_does_not_clear_a_device(tmp_path):
+    rows = "".join(f"{1_700_000_000 + second},0,650\n" for second in range(1200))
+    (tmp_path / "t.csv").write_text("timestamp,gpu,power_w\n" + rows)
+    result = CliRunner().invoke(classify.command, [str(tmp_path / "t.csv"), "-o", "json"])
+    assert json.loads(result.stdout.splitlines()[-1])["summary"]["counts"] == {"unknown": 1}
+    assert "clear" not in result.stdout
+
+
+@pytest.mark.parametrize("header", [
+    "timestamp, index, name, utilization.gpu [%], power.draw [W], memory.used [MiB], memory.total [MiB]",
+    "\ufefftimestamp,gpu,modelName,DCGM_FI_DEV_GPU_UTIL,DCGM_FI_DEV_POWER_USAGE,DCGM_FI_DEV_FB_USED,mem_total_mib",
+])
+def test_what_the_vendors_tools_write_is_read_as_it_is(tmp_path, header):
+    rows = "".join(f"2026/01/01 00:{second // 60:02d}:{second % 60:02d}.250, 3, NVIDIA H100, 99 %, 300.5 W, 1024 MiB, "
+                   "81559 MiB\n" for second in range(120))
+    samples = [one for one in blocks_of(read_csv(io.StringIO(f"{header.lstrip(chr(0xfeff))}\n{rows}")))
+               if isinstance(one, DeviceSample)]
+    assert (samples[0].uuid, samples[0].gpu_ratio, samples[0].power_w, samples[0].memory_used_bytes) == (
+        "3", pytest.approx(0.99), 300.5, 2**30)
+    (tmp_path / "t.csv").write_text(f"{header}\n{rows}")
+    _, lines, _ = run(tmp_path / "t.csv")
+    assert [line["looks"] for line in lines] == [5]
+
+
+def test_a_name_in_a_file_cannot_write_to_the_terminal(tmp_path):
+    rows = "".join(f"{1_700_000_000 + second},\x1b[2J\u202e,300,0.5\n" for second in range(120))
+    (tmp_path / "t.csv").write_text("timestamp,gpu,power_w,sm_active\n" + rows)
+    result = CliRunner().invoke(classify.command, [str(tmp_path / "t.csv")], color=True)
+    assert "\x1b" not in result.stdout
+    assert "\u202e" not in result.stdout
+
+
+def test_odd_parquet_is_read_or_refused_in_words(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def said(times, names=("timestamp", "power_w", "sm_active")):
+        columns = [times, pa.array([300.0] * len(times)), pa.array([0.5] * len(times))]
+        parquet.write_table(pa.Table.from_arrays(columns, names=list(names)), tmp_path / "t.parquet")
+        return reading.read_parquet((tmp_path / "t.parquet").read_bytes())
+
+    exact = [1_700_000_000_000_000_001 + second * 10**9 for second in range(60)]
+    assert len(said(pa.array(exact, pa.timestamp("ns"))).time_ns) == 60
+    assert len(said(pa.array(exact, pa.timestamp("ns", "Asia/Tokyo"))).time_ns) == 60
+    with pytest.raises(Unreadable, match="out of range"):
+        said(pa.array([2**52] * 60, pa.timestamp("ms")))
+    with pytest.raises(Unreadable, match="two columns"):
+        said(pa.array(exact), ("timestamp", "power_w", "power_w"))
+    with pytest.raises(Unreadable, match="no row"):
+        said(pa.array([], pa.int64()))

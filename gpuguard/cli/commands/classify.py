@@ -29,6 +29,7 @@ from gpuguard.counters.reading import Unreadable
 from gpuguard.counters.shipped import shipped_model
 from gpuguard.kernels.launches import features
 from gpuguard.signature_files import shipped
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -274,7 +275,7 @@ def judge_counters(raw: bytes, alarms_per_gpu_year: float) -> tuple[list[Episode
     if raw[:4] == PARQUET:
         telemetry = reading.read_parquet(raw)
     else:
-        text = io.TextIOWrapper(io.BytesIO(raw), "utf-8", "replace", newline="")
+        text = io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", "replace", newline="")
         if not reading.is_telemetry(next(csv.reader(text), [])):
             return None
         text.seek(0)
@@ -319,9 +320,9 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
     try:
         raw = _open(file)
         counters = judge_counters(raw, alarms_per_gpu_year)
-        recorded = None if counters else read_launches(iter(raw.decode("utf-8", "replace").splitlines()))
+        recorded = None if counters else read_launches(iter(raw.decode("utf-8-sig", "replace").splitlines()))
     except (Unreadable, csv.Error) as error:
-        click.echo(f"{file}: {error}", err=True)
+        click.echo(visible(f"{file}: {error}"), err=True)
         if output == "json":
             write_summary(Summary("unknown", "", 0.0, [], {}, [str(error)]))
         raise SystemExit(EXIT_UNREADABLE) from error
@@ -349,10 +350,10 @@ def _print_table(lines: Sequence[Line | Episode], summary: Summary) -> None:
                    f"{line.cadence_ratio:6.1%}  {line.verdict} {line.label}")
     for one in lines:
         if isinstance(one, Episode):
-            click.echo(f"{one.device:>8} {one.start_s:8.0f} s to {one.end_s:8.0f} s  {one.kind} {one.family} "
+            click.echo(f"{visible(one.device):>8} {one.start_s:8.0f} s to {one.end_s:8.0f} s  {one.kind} {one.family} "
                        f"({one.share:.0%} of {one.looks} looks): {one.verdict} {one.label}")
     click.echo(f"\n{summary.verdict} {summary.label} (probability {summary.probability:.3f})")
     for shown in summary.evidence:
-        click.echo(f"  {shown['nats']:+} nats, {shown['class']}: {shown['text']}")
+        click.echo(visible(f"  {shown['nats']:+} nats, {shown['class']}: {shown['text']}"))
     for gap in summary.gaps:
-        click.echo(f"  not seen: {gap}")
+        click.echo(visible(f"  not seen: {gap}"))

@@ -128,9 +128,10 @@ class Held(Struct):
 
     def tenant(self, launched: int | None) -> Tenant:
         """Return what is known of it for the whole look, given its launches so far."""
-        known = launched is not None and self.launched_before is not None
-        return Tenant(self.sm / self.told if self.told and self.told >= TOLD_RATIO * self.samples else None,
-                      launched - self.launched_before if known else None)  # type: ignore[operator]
+        sm_ratio = self.sm / self.told if self.told and self.told >= TOLD_RATIO * self.samples else None
+        if launched is None or self.launched_before is None or launched < self.launched_before:
+            return Tenant(sm_ratio)  # not seen to launch before the look, or forgotten since
+        return Tenant(sm_ratio, launched - self.launched_before)
 
 
 class Watch:
