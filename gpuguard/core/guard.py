@@ -115,6 +115,7 @@ class Guard:
         self._flows = FlowTable(quiet=quiet and not policy.egress, exchanges=2, names=bool(policy.egress))
         self._listed = False
         self._detectors = new_detectors(signatures, counter_model, alarms_per_gpu_year, policy.egress)
+        self._ruled = [one for one in self._detectors if isinstance(one, Ruled)]
         self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)
         self._correlation = Correlation()
@@ -415,9 +416,8 @@ class Guard:
     def _tell_evicted(self, time_ns: int) -> list[Event]:
         """Return what full tables lost since this was told last, once a minute at most."""
         evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted, **self.host.evicted()}
-        for detector in self._detectors:
-            if isinstance(detector, Ruled):
-                evicted |= detector.evicted()
+        for detector in self._ruled:
+            evicted |= detector.evicted()
         lost = {name: count - self._evicted.get(name, 0) for name, count in evicted.items()}
         if time_ns < self._evicted_told_ns + EVICTED_TOLD_NS or not any(lost.values()):
             return []
