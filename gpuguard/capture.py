@@ -30,6 +30,10 @@ MAGIC, SLOTS, HEADER_BYTES = 0x3145525554504143, 16_384, 4_096
 HEAD_AT, TAIL_AT = 64, 128
 KIND_LAUNCH, KIND_NAME, KIND_ALIAS = range(3)
 RINGS_MAX = 256
+#: So many files that are no rings of ours yet are looked at in one read: a folder may be full of anything.
+FILES_PER_LOOK, REFUSED_MAX = 32, 4_096
+#: What a ring says of itself is repeated this often at most, with all that came together meanwhile.
+TELL_PERIOD_NS = 60 * 1_000_000_000
 #: As often it is said again that others are not seen.
 BLIND_PERIOD_NS = 300 * 1_000_000_000
 ALIVE_PERIOD_NS = 10 * 1_000_000_000
@@ -70,7 +74,8 @@ class Ring(Struct):
     lost: int = 0
     unwrapped: int = 0
     last_ns: int = 0
-    told_malformed: bool = False
+    malformed: int = 0
+    told_ns: dict[str, int] = field(default_factory=dict)
     last_of_key: BoundedTable[bytes, int] = field(default_factory=lambda: BoundedTable(KEYS_MAX))
 
 
@@ -87,7 +92,9 @@ class CooperativeSensor:
         self._boot_id = boot_id()
         self._offset_ns = clock_offset_ns(0)
         self._rings: dict[str, Ring] = {}
-        self._refused: BoundedTable[str, tuple[str, int]] = BoundedTable(RINGS_MAX)
+        self._refused: BoundedTable[str, tuple[str, int]] = BoundedTable(REFUSED_MAX)
+        self._turn = 0
+        self._told_full_ns = 0
         self._names: BoundedTable[tuple[ProcessId, int], str] = BoundedTable(HANDLES_MAX)
         self._blind = f"only launches of processes that were given {LIBRARY.name} are seen: {reason}"
         self._told_blind_ns = self._told_alive_ns = 0
@@ -127,42 +134,60 @@ class CooperativeSensor:
 
     def _find(self, now_ns: int) -> None:
         try:
-            files = os.listdir(self._where)
+            files = [one for one in os.listdir(self._where) if one.endswith(".ring") and one not in self._rings]
         except OSError as error:
             self._gap(now_ns, f"{self._where}: {error.strerror}", None)
             return
-        for file in files:
-            if not file.endswith(".ring") or file in self._rings or len(self._rings) >= RINGS_MAX:
-                continue
-            refused, again_ns = self._refused.get(file) or ("", 0)
-            if now_ns < again_ns:
-                continue
-            try:
-                self._rings[file] = _open_ring(self._where / file, self._boot_id)
-            except (OSError, ValueError) as error:
-                if not _candidates(_pid_of(file)):
-                    # It ended before anybody looked: whose it was cannot be told any more.
-                    (self._where / file).unlink(missing_ok=True)
-                # One just begun is complete in a moment; whatever is none for longer is looked at again now and then.
-                self._refused[file] = (str(error), now_ns + (REFUSED_NS if refused == str(error) else 0))
-                if refused != str(error):
-                    self._gap(now_ns, f"{file} is not read: {error}", None)
+        due = [one for one in files if now_ns >= (self._refused.get(one) or ("", 0))[1]]
+        # Begun where the last look ended.
+        self._turn = self._turn % len(due) if due else 0
+        due = (due[self._turn:] + due[:self._turn])[:FILES_PER_LOOK]
+        self._turn += FILES_PER_LOOK
+        shown = _shown_pids() if due else {}
+        for file in due:
+            if len(self._rings) >= RINGS_MAX:
+                self._tell_full(now_ns)
+                return
+            self._try(file, shown.get(_pid_of(file), []), now_ns)
+
+    def _tell_full(self, now_ns: int) -> None:
+        if now_ns - self._told_full_ns >= TELL_PERIOD_NS:
+            self._told_full_ns = now_ns
+            self._gap(now_ns, f"{RINGS_MAX} rings are read already: what other processes launch is not seen", None)
+
+    def _try(self, file: str, pids: list[int], now_ns: int) -> None:
+        """Open one file as the ring of one of these processes, or keep why it is none."""
+        refused, _ = self._refused.get(file) or ("", 0)
+        try:
+            ring = _open_ring(self._where / file, self._boot_id, pids)
+            if any(one.process == ring.process for one in self._rings.values()):
+                os.close(ring.descriptor)
+                raise ValueError("its process has a ring already")
+            self._rings[file] = ring
+        except (OSError, ValueError) as error:
+            if not pids:
+                # It ended before anybody looked: whose it was cannot be told any more.
+                (self._where / file).unlink(missing_ok=True)
+            # One just begun is complete in a moment; whatever is none for longer is looked at again now and then.
+            self._refused[file] = (str(error), now_ns + (REFUSED_NS if refused == str(error) else 0))
+            if refused != str(error):
+                self._gap(now_ns, f"{file} is not read: {error}", None)
 
     def _drain(self, ring: Ring, now_ns: int) -> list[Block]:
         boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         try:
             records = _records(ring)
         except (OSError, ValueError) as error:
-            self._gap(now_ns, f"a ring cannot be read: {error}", ring.process)
+            self._tell(ring, now_ns, f"its ring cannot be read: {error}")
             return []
         self._tell_counts(ring, now_ns)
         times = np.minimum(records["time_ns"], np.uint64(boot_ns)).astype(np.int64)
         records["time_ns"] = np.maximum.accumulate(np.maximum(times, ring.last_ns)) if len(times) else times
         ring.last_ns = int(records["time_ns"][-1]) if len(records) else ring.last_ns
         sane = (records["kind"] <= KIND_ALIAS) & (records["api"] < len(LAUNCH_APIS)) & (records["zero"] == 0)
-        if not sane.all() and not ring.told_malformed:
-            ring.told_malformed = True
-            self._gap(now_ns, "malformed records", ring.process, int((~sane).sum()))
+        ring.malformed += int((~sane).sum())
+        if ring.malformed and self._tell(ring, now_ns, "malformed records", ring.malformed):
+            ring.malformed = 0
         records = records[sane]
         blocks: list[Block] = list(self._name(ring.process, records[records["kind"] != KIND_LAUNCH]))
         launched = records[records["kind"] == KIND_LAUNCH]
@@ -171,11 +196,20 @@ class CooperativeSensor:
     def _tell_counts(self, ring: Ring, now_ns: int) -> None:
         header = os.pread(ring.descriptor, 32, 0).ljust(32, b"\0")
         lost, unwrapped = (min(int(value), 2**53) for value in np.frombuffer(header, "<u8")[2:])
-        if lost > ring.lost:
-            self._gap(now_ns, "launches lost: the process's ring was full", ring.process, lost - ring.lost)
-        if unwrapped > ring.unwrapped:
-            self._gap(now_ns, f"{unwrapped} calls of its driver have an unknown shape and are not seen", ring.process)
-        ring.lost, ring.unwrapped = lost, unwrapped
+        if lost > ring.lost and self._tell(ring, now_ns, "launches lost: its ring was full", lost - ring.lost):
+            ring.lost = lost
+        if unwrapped > ring.unwrapped and self._tell(
+                ring, now_ns, "calls of its driver have an unknown shape and are not seen", unwrapped - ring.unwrapped):
+            ring.unwrapped = unwrapped
+
+    def _tell(self, ring: Ring, now_ns: int, reason: str, lost: int | None = None) -> bool:
+        """Tell what a ring says of itself, unless that was told just now: whoever writes it could say it all day."""
+        kind = reason[:16]
+        if now_ns - ring.told_ns.get(kind, -TELL_PERIOD_NS) < TELL_PERIOD_NS:
+            return False
+        ring.told_ns[kind] = now_ns
+        self._gap(now_ns, reason, ring.process, lost)
+        return True
 
     def _name(self, process: ProcessId, records: np.ndarray) -> list[KernelName]:
         found = []
@@ -220,9 +254,11 @@ def _ended(process: ProcessId) -> bool:
     return now is None or now.is_gone or now.start_ticks != process.start_ticks
 
 
-def _open_ring(path: Path, boot: str) -> Ring:
-    """Open the ring of a process that maps it; raises `OSError`, and `ValueError` where it is none or nobody's."""
-    pids = _candidates(_pid_of(path.name))
+def _open_ring(path: Path, boot: str, pids: list[int]) -> Ring:
+    """Open the ring of that one of these processes which maps it.
+
+    Raises `OSError`, and `ValueError` where it is none or nobody's.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = os.fstat(fd)
@@ -240,9 +276,9 @@ def _open_ring(path: Path, boot: str) -> Ring:
     return Ring(ProcessId(boot, pid, owner.start_ticks), fd)
 
 
-def _candidates(pid: int) -> list[int]:
+def _shown_pids() -> dict[int, list[int]]:
     """Return who may be meant by a pid: the process that has it here, and any that has it in a namespace below."""
-    found = [pid] if member(pid) else []
+    found: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -251,8 +287,9 @@ def _candidates(pid: int) -> list[int]:
         except OSError:
             continue
         own = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
-        if len(own) > 1 and own[-1] == str(pid):
-            found.append(int(name))
+        for pid in {int(name), *map(int, own[-1:])}:
+            # Whoever has it here comes first.
+            found.setdefault(pid, []).insert(0 if pid == int(name) else len(found[pid]), int(name))
     return found
 
 

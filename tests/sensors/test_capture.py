@@ -273,6 +273,53 @@ def test_a_claim_of_more_than_fits_is_refused(sensor, mapped):
     assert "claims 16385 records" in reasons(sensor.read(time.time_ns()))[0]
 
 
+def test_what_a_ring_says_of_itself_is_repeated_once_a_minute(sensor, mapped):
+    said = []
+    begun_ns = time.time_ns()
+    for step in range(1, 100):
+        with mapped.open("r+b") as file:
+            file.seek(16)
+            file.write(struct.pack("<QQ", 10 * step, step))
+        said += [one for one in sensor.read(begun_ns + step * 10**9) if isinstance(one, Gap)]
+    assert [(one.reason, one.lost) for one in said] == [
+        ("launches lost: its ring was full", 10),
+        ("calls of its driver have an unknown shape and are not seen", 1),
+        ("launches lost: its ring was full", 600),
+        ("calls of its driver have an unknown shape and are not seen", 60),
+    ]
+
+
+def test_a_second_ring_of_one_process_is_refused(sensor, mapped):
+    import mmap
+
+    second = mapped.with_name(f"{os.getpid()}-5.ring")
+    write_ring(second)
+    with second.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        assert reasons(sensor.read(time.time_ns())) == [f"{second.name} is not read: its process has a ring already"]
+
+
+def test_a_folder_full_of_anything_keeps_nobody_waiting(sensor, rings):
+    import mmap
+
+    for number in range(5_000):
+        (rings / f"{os.getpid()}-{number}.ring").write_bytes(b"")
+    path = rings / f"{os.getpid()}-a.ring"
+    write_ring(path)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        now_ns = time.time_ns()
+        told = [len(reasons(sensor.read(now_ns + i * 10**8))) for i in range(170)]
+        assert max(told[1:]) <= capture.FILES_PER_LOOK
+        assert path.name in sensor._rings
+
+
+def test_more_rings_than_are_read_are_a_gap(sensor, mapped, rings, monkeypatch):
+    monkeypatch.setattr(capture, "RINGS_MAX", 1)
+    write_ring(rings / "1.ring")
+    now_ns = time.time_ns()
+    told = [one for i in range(9) for one in reasons(sensor.read(now_ns + i * 10**9))]
+    assert told == ["1 rings are read already: what other processes launch is not seen"]
+
+
 class Closed:
     def ask(self, request):
         del request
