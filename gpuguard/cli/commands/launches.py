@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from gpuguard.cli.output import EXIT_UNREADABLE, write_line
 from gpuguard.core.records import LAUNCH_APIS, Gap, KernelName, Launches
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,7 +202,7 @@ def _show(lines: list[Line], output: str, totals: Totals) -> None:
     console = Console()
     console.print(_table(lines) if lines else "no launches")
     while totals.gaps:
-        click.echo(f"gap: {totals.gaps.pop(0)}", err=True)
+        click.echo(f"gap: {visible(totals.gaps.pop(0))}", err=True)
 
 
 def _table(lines: list[Line]) -> Table:
@@ -212,8 +213,8 @@ def _table(lines: list[Line]) -> Table:
     for name in ("pid", "process", "launches/s", "kernel", "grid", "block", "shared"):
         table.add_column(name, justify="right" if name in ("pid", "launches/s", "shared") else "left", overflow="fold")
     for line in lines[:_ROWS_SHOWN]:
-        name = escape(line.name) if line.name else f"[dim]{line.kernel:#x}[/]"
-        table.add_row(str(line.pid), escape(line.process), f"{line.launches_per_s:,.0f}", name,
+        name = escape(visible(line.name)) if line.name else f"[dim]{line.kernel:#x}[/]"
+        table.add_row(str(line.pid), escape(visible(line.process)), f"{line.launches_per_s:,.0f}", name,
                       "x".join(map(str, line.grid)), "x".join(map(str, line.block)),
                       str(line.shared_bytes))
     if len(lines) > _ROWS_SHOWN:

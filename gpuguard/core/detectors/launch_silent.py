@@ -8,6 +8,7 @@ do honest programs, and each innocent explanation is excluded or said:
   start and never launched; where it did launch, or began before the eye, this is likely, and the rest next to nothing;
 - OpenCL and Vulkan: excluded where the work goes through their loaders, which the eye sees; past them, and by OptiX,
   cannot be excluded, and is said;
+- video decoding, fills and copies of memory, which the driver does by kernels of its own: not excluded, and said;
 - work of others done in its name (an MPS server): such a server launches nothing of its own, and is said;
 - an eye that was blind: any gap of the whole eye stops the clock for `BLIND_NS`.
 
@@ -59,6 +60,7 @@ BLIND_SPOTS = (
     "OptiX, and OpenCL or Vulkan past their loaders, are not seen to launch",
     "a persistent kernel is launched once and runs on",
     "an MPS server computes for its clients",
+    "video is decoded, and memory filled and copied, by kernels of the driver's own",
 )
 
 

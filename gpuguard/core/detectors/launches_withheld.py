@@ -6,7 +6,8 @@ no word on what it computes, hence a label of its own, and never more than suspe
 
 Innocent explanations first: the container lacks the library's file, OpenCL, Vulkan or OptiX, a driver whose calls have
 an unknown shape (the library says so: a gap of that process, and nothing is held against it), a ring that was refused
-(likewise), a persistent kernel of before the eye was opened. A process is only judged where the eye was open all the
+(likewise), a persistent kernel of before the eye was opened, video decoding and long fills or copies of memory, which
+the driver does by kernels of its own. A process is only judged where the eye was open all the
 while, which it says by a block at least every `ALIVE_NS`.
 """
 
@@ -41,6 +42,7 @@ BLIND_SPOTS = (
     "the library's file may be missing in its container",
     "OptiX, and OpenCL or Vulkan, do not launch through libcuda",
     "a variable that the process set itself looks the same",
+    "video is decoded, and memory filled and copied, by kernels of the driver's own",
 )
 
 
