@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuguard import capture
 from gpuguard.config import Config
 from gpuguard.core.events import Finding
 from gpuguard.core.guard import Guard
@@ -419,6 +420,53 @@ def test_one_process_takes_no_room_for_libraries_from_others(standins, tmp_path,
             str(tmp_path / "harmless-2.so"): f"process {os.getpid()} has brought 2 libraries already"}
     finally:
         probe.close()
+
+
+def test_a_file_that_a_program_serves_is_not_opened_and_that_is_said(standins, monkeypatch):
+    try:
+        probe = launches.new_probe()
+    except (EyeClosed, OSError) as error:
+        pytest.skip(f"this host or build cannot probe: {error}")
+    process = run(standins["hasher"], "--seconds", "30")
+    maps = Path(f"/proc/{process.pid}/maps")
+    try:
+        while "libcuda" not in maps.read_text():
+            time.sleep(0.02)
+        devices = {mapped[0] for _, mapped in launches._executable_maps(process.pid)}
+        monkeypatch.setattr(launches, "_fuse_mounts", lambda _: dict.fromkeys(devices, "fuse.sshfs"))
+        monkeypatch.setattr(launches.os, "open", lambda *_: pytest.fail("opened"))
+        assert probe._look(process.pid, time.monotonic() + 5)
+    finally:
+        monkeypatch.undo()
+        process.kill()
+        process.communicate()
+        probe.close()
+    assert probe.refused == {
+        str(standins["libcuda"]): "it lies on fuse.sshfs, whose server could let us wait"}
+
+
+def test_file_systems_that_programs_serve_are_told_by_their_device(monkeypatch, tmp_path):
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n"
+        "40 22 0:300 / /home/a\\040b rw shared:1 master:2 - fuse.sshfs host:/ rw\n"
+        "41 22 0:44 / /mnt rw - fuseblk /dev/sdb1 rw\n")
+    monkeypatch.setattr(launches, "Path", lambda _: table)
+    assert launches._fuse_mounts(1) == {"00:12c": "fuse.sshfs", "00:2c": "fuseblk"}
+
+
+def test_a_clock_that_is_set_moves_the_times_of_launches_with_it(monkeypatch):
+    before = capture.clock_offset_ns(0)
+    assert capture.clock_offset_ns(before) == before
+    real = time.time_ns
+    monkeypatch.setattr(capture.time, "time_ns", lambda: real() + 3600 * SECOND)
+    after = capture.clock_offset_ns(before)
+    assert abs(after - before - 3600 * SECOND) < SECOND
+    deltas = LaunchDeltas(100, before)
+    first = deltas.take(*row(1, 5, 100, 900), SECOND)
+    deltas.clock_offset_ns = after
+    second = deltas.take(*row(1, 9, 100, 1700), SECOND + 2)
+    assert second["last_ns"][0] - first["last_ns"][0] == after - before + 800
 
 
 def test_a_library_that_takes_the_place_of_another_mapping_is_found(standins):

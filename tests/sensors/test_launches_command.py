@@ -62,7 +62,7 @@ def test_wrong_usage(wrong):
 
 
 def test_a_kernels_name_writes_nothing_to_the_terminal(capsys):
-    line = shown.Line(0, 1, 2, "\x1b]0;x\x07", 3, "\x1b[2J[red]search", "cuLaunchKernel", [1, 1, 1], [1, 1, 1], 0, 5, 5.0)
+    line = shown.Line(0, 1, 2, "\x1b]0;x\x07", 3, "\x1b[2J[red]search", "cuLaunchKernel", [1], [1], 0, 5, 5.0)
     shown._show([line], "table", shown.Totals(gaps=["\x1b[31mall is well"]))
     text = "".join(capsys.readouterr())
     assert "\x1b" not in text
