@@ -17,6 +17,8 @@ from gpuguard.core.detectors.counters import (
     NEAR_NATS,
     OWN_RATIO,
     Detector,
+    Level,
+    Look,
     Watch,
     shared_out,
     threshold_nats,
@@ -27,7 +29,7 @@ from gpuguard.core.host import Host
 from gpuguard.core.records import LAUNCH, Device, DeviceSample, Gpm, Launches, ProcessExited, ProcessSample
 from gpuguard.core.subjects import DeviceId, ProcessId
 from gpuguard.counters.shipped import shipped_model
-from gpuguard.kernels import windows
+from gpuguard.kernels import sequential, windows
 from gpuguard.lab import telemetry
 
 SECOND = 1_000_000_000
@@ -289,6 +291,19 @@ def test_jobs_in_step_are_looked_at_as_one_by_one():
         for i in range(5):
             row, _, alone[i] = cf.look(cf.summarised(readings[i:i + 1, k]), limit[:1], alone[i])
             np.testing.assert_allclose(row[0], rows[i], rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.floats(-4, 5.8), min_size=1, max_size=80), st.floats(0, 4))
+def test_the_sum_is_pages_cusum_as_the_kernels_have_it(weights, allowance):
+    threshold = 1e6  # so high that the detector's ceiling is out of reach
+    level = Level(start_ns=0)
+    # With a shift of 1 a step is the sample, less the mean, less a half; the kernel's first sample has no predecessor.
+    test = sequential.Cusum(np.array([allowance - 0.5]), np.ones(1), np.zeros(1), 1.0, threshold)
+    state = sequential.start(test)
+    sequential.run(np.array([[0.0], *([one] for one in weights)]), test, state, "reference")
+    for weight in weights:
+        level.take(Look(0, 1, True, weight, (), (), (), 0.0), allowance, threshold)
+    assert level.nats == pytest.approx(sequential.evidence_nats(test, state)[0], abs=1e-9)
 
 
 @settings(max_examples=20, deadline=None)

@@ -5,6 +5,7 @@ What differs by board is in test_nvml_devices.py.
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import os
 
@@ -143,6 +144,18 @@ def test_a_lost_gpu_leaves_the_others_alone_and_is_taken_back(play):
     assert len(reasons) == 3
     later = play(two, SWEEPS.format(seconds=(1, 2, 3, 5, 9)))
     assert [s["time_ns"] // 10**9 - 1760000000 for s in of(later, "device_sample") if s["uuid"] == "GPU-b"] == [1, 9]
+
+
+def test_eight_lost_gpus_are_each_told_and_all_taken_back(play):
+    eight = ONE_GPU + "".join(OTHER.replace("device 1", f"device {i}").replace("GPU-b", f"GPU-{i}") + f" gpu {i}\n"
+                              for i in range(1, 8))
+    lost = "".join(f"fail 2 gpu_lost device {i} until 4\n" for i in range(8))
+    records = play(eight + lost, SWEEPS.format(seconds=(1, 2, 3, 5, 6)))
+    by_second = collections.Counter(s["time_ns"] // 10**9 - 1760000000 for s in of(records, "device_sample"))
+    assert by_second == {1: 8, 5: 8, 6: 8}
+    reasons = [gap["reason"] for gap in of(records, "gap")]
+    assert sum("does not answer any more" in reason for reason in reasons) == 8
+    assert sum("answers again" in reason for reason in reasons) == 8
 
 
 def test_a_gpu_that_was_dead_at_the_start_is_taken_in_when_it_answers(play):

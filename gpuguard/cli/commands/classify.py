@@ -270,12 +270,16 @@ def _open(path: str) -> bytes:
     return raw
 
 
+def _text(raw: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", "replace", newline="")
+
+
 def judge_counters(raw: bytes, alarms_per_gpu_year: float) -> tuple[list[Episode], Summary] | None:
     """Return what became of counters, None where these are not counters. Raises Unreadable."""
     if raw[:4] == PARQUET:
         telemetry = reading.read_parquet(raw)
     else:
-        text = io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", "replace", newline="")
+        text = _text(raw)
         if not reading.is_telemetry(next(csv.reader(text), [])):
             return None
         text.seek(0)
@@ -320,7 +324,7 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
     try:
         raw = _open(file)
         counters = judge_counters(raw, alarms_per_gpu_year)
-        recorded = None if counters else read_launches(iter(raw.decode("utf-8-sig", "replace").splitlines()))
+        recorded = None if counters else read_launches(_text(raw))
     except (Unreadable, csv.Error) as error:
         click.echo(visible(f"{file}: {error}"), err=True)
         if output == "json":
