@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gpuguard.code import verdicts
+from gpuguard.code.allow import default_path
 from gpuguard.code.containers.finding import holds_nothing
+from gpuguard.code.containers.images import shown_path
 from gpuguard.code.reader import worker_command
 from gpuguard.code.verdicts import FileVerdict, KernelVerdict
 from gpuguard.code.worker import MESSAGE_BYTES_MAX, REGIONS_MAX, REQUEST_BYTES_MAX, Ended, Job, Part
@@ -68,12 +70,16 @@ Event = KernelVerdict | FileVerdict | Progress
 
 
 def files_below(path: Path) -> Iterator[Target]:
-    """Yield the regular files at or below a path, in order; links are followed only where they are named."""
+    """Yield the regular files at or below a path, in order; links are followed only where they are named.
+
+    A folder that cannot be listed is yielded itself: opening it will say why.
+    """
     if not path.is_dir():
         yield Target(str(path))
         return
     count = 0
-    for folder, folders, names in os.walk(path):
+    refused: list[OSError] = []
+    for folder, folders, names in os.walk(path, onerror=refused.append):
         folders.sort()
         for name in sorted(names):
             one = Path(folder, name)
@@ -86,6 +92,7 @@ def files_below(path: Path) -> Iterator[Target]:
                 if count > FILES_MAX:
                     raise ValueError(f"more than {FILES_MAX} files below {path}")
                 yield Target(str(one))
+    yield from (Target(os.fsdecode(error.filename)) for error in refused)
 
 
 def scan_targets(targets: Iterable[Target], *, workers: int | None = None, allow: Path | None = None,
@@ -182,7 +189,7 @@ class _File:
     """One target: its jobs, and what was gathered of it."""
 
     def __init__(self, target: Target, size_bytes: int, shares: int, error: str = "") -> None:
-        self.target = target
+        self.path = shown_path(target.path)
         self.size_bytes = size_bytes
         self.shares = shares
         self.readings: list[_Reading] = []
@@ -209,7 +216,7 @@ class _File:
         self.unopened += part.unopened
         self.code_bytes += part.code_bytes
         for flaw in part.flaws:
-            where = f"{flaw.path.removeprefix(self.target.path)} at {flaw.offset}: {flaw.reason}".lstrip()
+            where = f"{flaw.path.removeprefix(self.path)} at {flaw.offset}: {flaw.reason}".lstrip()
             kept = self.malformed if flaw.kind == "malformed" else self.gaps
             where = where if len(kept) < FLAWS_SHOWN_MAX else "and more of the kind"
             kept[where] = kept.get(where, 0) + 1
@@ -219,7 +226,7 @@ class _File:
             self.gaps[failure] = 1
         notes = (f"{self.unopened} pieces of encrypted intermediate code (LTO)",) if self.unopened else ()
         return verdicts.of_file(
-            self.target.path, self.tally, images=self.images, malformed=_texts(self.malformed), gaps=_texts(self.gaps),
+            self.path, self.tally, images=self.images, malformed=_texts(self.malformed), gaps=_texts(self.gaps),
             notes=notes, size_bytes=self.size_bytes, code_bytes=self.code_bytes)
 
 
@@ -301,7 +308,7 @@ class _Pool:
             yield from part.kernels
             read_bytes = max(read_bytes, part.read_bytes)
         if read_bytes:
-            yield Progress(file.target.path, min(read_bytes, file.size_bytes), file.size_bytes)
+            yield Progress(file.path, min(read_bytes, file.size_bytes), file.size_bytes)
 
     def _open(self, target: Target) -> _File:
         """Open a target and hand it to as many workers as it is worth."""
@@ -335,8 +342,7 @@ class _Pool:
     def _start(self, target: Target, source: int, size: int, share: int, shares: int) -> _Reading:
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         self._numbers += 1
-        name = target.path.encode("utf-8", "backslashreplace").decode()
-        job = Job(self._numbers, name, size, share, shares, self._sm, target.regions[:REGIONS_MAX])
+        job = Job(self._numbers, shown_path(target.path), size, share, shares, self._sm, target.regions[:REGIONS_MAX])
         try:
             request = msgspec.msgpack.encode(job)
             if len(request) > REQUEST_BYTES_MAX:
@@ -402,15 +408,15 @@ def scan(path: str | Path, *, every_kernel: bool = True, allow: Path | None = No
          workers: int | None = None) -> Scan:
     """Judge the GPU code in a file or folder: libraries, wheels, archives, images of containers, caches.
 
-    Returns all kernels, or with ``every_kernel`` False only those that are suspect. Raises `NoWorker`; a file that
-    cannot be read is no error but has gaps.
+    Returns all kernels, or with ``every_kernel`` False only those that are suspect or confirmed. ``allow``: an allow
+    list, if not the one of this host. Raises `NoWorker`; a file that cannot be read is no error but has gaps.
     """
     kernels: list[KernelVerdict] = []
     files: list[FileVerdict] = []
-    for event in scan_targets(files_below(Path(path)), workers=workers, allow=allow, sm=sm):
+    for event in scan_targets(files_below(Path(path)), workers=workers, allow=allow or default_path(), sm=sm):
         if isinstance(event, FileVerdict):
             files.append(event)
-        elif isinstance(event, KernelVerdict) and (every_kernel or event.verdict == "suspect"):
+        elif isinstance(event, KernelVerdict) and (every_kernel or event.verdict in ("suspect", "confirmed")):
             kernels.append(event)
     rank: Callable[[FileVerdict], tuple[int, float]] = verdicts.rank
     worst = max(files, key=rank, default=None)

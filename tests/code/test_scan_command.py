@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import gpuguard
 from gpuguard.cli import main
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -143,3 +145,35 @@ def test_only_code_for_one_gpu():
     files = [path for path in made.CUBINS if path.name.startswith("gemm")]
     told = lines(run("scan", "--sm", "90", *files, "-o", "json"))
     assert {one["arch"] for one in told if "kernel" in one} == {"sm_90"}
+
+
+def test_a_name_of_a_file_reaches_no_terminal_as_it_is(tmp_path):
+    for name in (b"not\xffutf-8.cubin", b"two\nlines \x1b[31mred.cubin"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(HASHING.read_bytes())
+    told = lines(run("scan", tmp_path, "-o", "json"))
+    assert {Path(one["file"]).name for one in told if "file" in one} == {
+        r"not\udcffutf-8.cubin", r"two\nlines \x1b[31mred.cubin"}
+    assert {one["path"] for one in told if "kernel" in one} == {one["file"] for one in told if "file" in one}
+    assert "\x1b" not in run("scan", tmp_path).stdout
+
+
+def test_a_folder_that_cannot_be_listed_is_a_gap(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.cubin").write_bytes(BENIGN.read_bytes())
+    listed = os.scandir
+
+    def scandir(folder):
+        if os.fspath(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+    monkeypatch.setattr(os, "scandir", scandir)
+    result = run("scan", tmp_path, "-o", "json")
+    files = {Path(one["file"]).name: one["verdict"] for one in lines(result) if "file" in one}
+    assert files == {"a.cubin": "clear", "closed": "unknown"}
+    assert result.exit_code == 3
+
+
+def test_the_accused_alone_are_those_that_are_confirmed_too():
+    found = gpuguard.scan(HASHING, every_kernel=False)
+    assert [(one.label, one.verdict) for one in found.kernels] == [("mining", "confirmed")]
+    assert gpuguard.scan(BENIGN, every_kernel=False).kernels == ()

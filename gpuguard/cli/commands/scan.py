@@ -63,6 +63,8 @@ def command(paths: tuple[Path, ...], pids: tuple[int, ...], images: tuple[Path, 
         for event in _shown(events, sys.stderr.isatty() and output != "json"):
             gathered.add(event)
             write(_line(event))
+    except BrokenPipeError:
+        raise  # nobody reads on; click ends quietly
     except (NoWorker, lists.BadAllowList, OSError) as error:
         click.echo(f"gpuguard: {error}", err=True)
         gathered.unreadable.append(str(error))

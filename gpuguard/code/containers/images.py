@@ -102,6 +102,11 @@ def printable(name: bytes | str) -> str:
     return shown if len(text) <= NAME_CHARACTERS_MAX else f"{shown}..."
 
 
+def shown_path(path: str) -> str:
+    """Return the path of a file on this host as it can be shown: whole, what no terminal should get escaped."""
+    return path if path.isprintable() else _escaped(path)
+
+
 def _escaped(text: str) -> str:
     whole = text.encode("utf-8", "backslashreplace").decode()
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in whole)
