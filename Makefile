@@ -60,12 +60,12 @@ asan: $(READY)  ## tests of the packet parser and the machine-code decoder, buil
 	@PYTHON=$(abspath $(PYTHON)) sh tests/asan_packets.sh -q
 	@PYTHON=$(abspath $(PYTHON)) sh tests/asan_sass.sh -q
 
-lab-captures: $(READY)  ## labelled captures of SSH by real programs, in build/lab-captures (as root, ten minutes)
+lab-captures: $(READY)  ## labelled captures of SSH, tunnels and other talk by real programs, in build/lab-captures (as root, ten minutes)
 	@sh scripts/lab_peers.sh $(VENV)
 	$(PYTHON) -m gpuguard.lab.captures build/lab-captures
 
 lab-sample: $(READY)  ## the part of build/lab-captures that is committed and drives tests
-	$(PYTHON) -m gpuguard.lab.sample build/lab-captures tests/fixtures/captures 1700000
+	$(PYTHON) -m gpuguard.lab.sample build/lab-captures tests/fixtures/captures 2600000
 
 fixtures:  ## compile tests/fixtures/cuda to cubins (nvcc from PATH, or its wheels in build/nvcc)
 	@sh scripts/fixtures.sh

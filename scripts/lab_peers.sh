@@ -67,13 +67,15 @@ for release in $releases; do
         say "$release cannot be had"; rm -rf "$target.new"
     fi
 done
-"$venv/bin/python" -m pip install --quiet asyncssh paramiko ssh-python websockify ||
+"$venv/bin/python" -m pip install --quiet asyncssh paramiko ssh-python websockify \
+    nats-py paho-mqtt pika redis websockets ||
     say "the Python peers cannot be had"
 if command -v go >/dev/null && [ ! -x "$venv/lab-peers/go-client" ]; then
     # Debian's golang-golang-x-crypto-dev is a source tree, not a module.
     GO111MODULE=off GOPATH=/usr/share/gocode go build -o "$venv/lab-peers/go-client" gpuguard/lab/clients/client.go ||
         say "Go's client cannot be had (apt-get install golang-golang-x-crypto-dev)"
 fi
-for tool in tcpdump socat curl rsync git autossh; do
+for tool in tcpdump ping socat curl rsync git autossh redis-server nats-server mosquitto stunnel iodine iodined dns2tcpc \
+    dns2tcpd ptunnel-ng ifconfig; do
     command -v "$tool" >/dev/null || say "$tool is missing: scenarios that need it will fail"
 done

@@ -34,7 +34,6 @@ SHELLS = ("inner", "chaff", "pty", "line")
 SHELL_EXCHANGES_MAX = 10
 
 _TCP = 6
-_RTT_US = 2 * link.DELAY_NS // 1_000
 #: What listens on the node besides SSH: a shell on a terminal, one on a socket, files.
 _TARGET_PORTS = (7001, 7002, 7003)
 
@@ -90,7 +89,9 @@ def judge_corpus(folder: Path, only: str = "", *, listed: bool = False) -> Itera
         if only in row["family"]:
             by_file.setdefault(row["file"], []).append(row)
     for name, rows in by_file.items():
-        findings, reports, seen = _watch(folder / name, listed=listed)
+        rtt_ms = float(rows[0].get("rtt_ms_median") or 2 * link.DELAY_NS / 1e6)
+        sockets = _sockets(folder / name, round(1_000 * rtt_ms)) if listed else None
+        findings, reports, seen = _watch(folder / name, sockets)
         for row in rows:
             address = row["address"]
             yield _judged(row, [one for one in findings if _of(one, address)],
@@ -103,7 +104,7 @@ def _of(finding: Finding, address: str) -> bool:
     return isinstance(flow, FlowId) and address in (flow.initiator, flow.responder)
 
 
-def _sockets(path: Path) -> Sockets:
+def _sockets(path: Path, rtt_us: int) -> Sockets:
     """Return what INET_DIAG would have listed on the node: its end of every TCP connection, and what listens there."""
     ends: dict[tuple[int, str, int], None] = {}
     for block in read_capture(path):
@@ -113,20 +114,20 @@ def _sockets(path: Path) -> Sockets:
                 source, destination = address_text(bytes(row[0])), address_text(bytes(row[2]))
                 if link.NODE in (source, destination):
                     ends[(row[1], destination, row[3]) if source == link.NODE else (row[3], source, row[1])] = None
-    open_here = [Socket(_TCP, link.NODE, port, far, far_port, 1, number + 1, 0, min_rtt_us=_RTT_US)
+    open_here = [Socket(_TCP, link.NODE, port, far, far_port, 1, number + 1, 0, min_rtt_us=rtt_us)
                  for number, (port, far, far_port) in enumerate(ends)]
     listen = [Socket(_TCP, "0.0.0.0", port, "0.0.0.0", 0, LISTEN_STATE, 0, 0)  # noqa: S104
               for port in (*peers.SERVER_PORTS.values(), *_TARGET_PORTS)]
     return Sockets(time_ns=0, netns=0, sockets=(*listen, *open_here))
 
 
-def _watch(path: Path, *, listed: bool = False) -> tuple[list[Finding], list[FlowReport], list[Exchange | FlowUse]]:
+def _watch(path: Path, sockets: Sockets | None = None,
+           ) -> tuple[list[Finding], list[FlowReport], list[Exchange | FlowUse]]:
     """Drive one guard over one file, and a flow table beside it, whose exchanges and uses are kept."""
     guard, table = Guard(), FlowTable()
     events = guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="",
                                     clock_ticks_per_s=100, addresses=(link.NODE,)))
     seen: list[Exchange | FlowUse] = []
-    sockets = _sockets(path) if listed else None
     now_ns = 0
     for block in read_capture(path):
         if isinstance(block, Gap):
