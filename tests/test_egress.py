@@ -512,6 +512,21 @@ def test_what_is_only_observed_is_told_and_never_acted_on(tmp_path):
                                                        and one.verdict == "suspect"))] == ["notify"]
 
 
+@pytest.mark.parametrize(("namespaces", "owner"), [((9,), AGENT), ((9, 10), None), ((), None)])
+def test_a_container_is_named_where_its_bridge_is_watched(tmp_path, namespaces, owner):
+    (block,) = blocks_of(Wire().connect("203.0.113.66", answered=False, client="172.17.0.2"), tmp_path)
+    guard = Guard(Policy(egress=(EgressPolicy("all", rules=(EgressRule(deny="203.0.113.66"),)),)), quiet=True)
+    events = guard.receive(HostInfo(0, 1, "boot", "h", 100, addresses=(HERE,)))
+    guard.receive(Sockets(block.time_ns - 1, 0, ()))
+    events += guard.receive(block)
+    socket = Socket(6, "172.17.0.2", 40_001, "203.0.113.66", 443, 2, 9, 0, owners=(AGENT,))
+    for netns in namespaces:
+        events += guard.receive(Sockets(block.time_ns + S, netns, (socket,)))
+    events += guard.receive(Tick(block.time_ns + 4 * S))
+    events += guard.receive(Tick(block.time_ns + 13 * S))
+    assert findings(events) == [("unknown", owner)]
+
+
 # -- OpenSandbox ------------------------------------------------------------------------------------------------------
 
 

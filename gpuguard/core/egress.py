@@ -147,9 +147,14 @@ def _network(text: str) -> Network | None:
 
 
 @lru_cache(maxsize=16_384)
+def parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return an address to be asked what it is: to parse one costs more than to judge it."""
+    return ipaddress.ip_address(address)
+
+
 def is_near(address: str) -> bool:
     """Return whether an address is of this machine or this link alone."""
-    one = ipaddress.ip_address(address)
+    one = parsed(address)
     return one.is_loopback or one.is_link_local or one.is_unspecified
 
 
@@ -212,7 +217,7 @@ class Rules:
                 rest = rest.partition(".")[2]
                 yield from self._names.get(f"*.{rest}", ())
         if address and self._networks:
-            one = ipaddress.ip_address(address)
+            one = parsed(address)
             bits, value = one.max_prefixlen, int(one)
             for (version, length), held in self._networks.items():
                 if version == one.version:

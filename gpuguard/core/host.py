@@ -229,11 +229,23 @@ class Host:
         known = self._flow_owner.get(flow)
         if known:
             return known
-        socket = self.socket(flow, initiator=True) or self.socket(flow, initiator=False)
+        socket = self.socket(flow, initiator=True) or self.socket(flow, initiator=False) or self._carried(flow)
         owner = self._head(socket.owners) if socket else None
         if owner:
             self._flow_owner[flow] = owner
         return owner
+
+    def _carried(self, flow: FlowId) -> Socket | None:
+        """Return the initiator's socket of a flow that its namespace only carries: one other namespace alone has it.
+
+        So a container's connections are named where its bridge is watched, before their addresses are translated.
+        """
+        if self.is_local(flow.netns, flow.initiator) or self.is_local(flow.netns, flow.responder):
+            return None
+        ends = _key(flow, initiator=True)[1:]
+        seen = [self._sockets.get((netns, *ends)) for netns in self._owned if netns != flow.netns]
+        found = [one[1] for one in seen if one and one[0] >= flow.start_ns]
+        return found[0] if len(found) == 1 else None
 
     def sockets_of(self, process: ProcessId) -> list[tuple[int, Socket]]:
         """Return (netns, socket) of every socket that the process owned when its namespace was last looked at."""

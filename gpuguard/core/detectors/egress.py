@@ -20,9 +20,7 @@ Benign look-alikes, and what keeps them out:
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
-from functools import lru_cache
 from math import log2
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +35,7 @@ from gpuguard.core.egress import (
     forbidden_question,
     is_name,
     judge,
+    parsed,
 )
 from gpuguard.core.evidence import Evidence, Paced
 from gpuguard.core.flows import address_text
@@ -114,7 +113,7 @@ class _Tally:
     """The attempts of one unit at what one rule forbids."""
 
     def __init__(self, start_ns: int) -> None:
-        self.start_ns = start_ns
+        self.start_ns = self.last_ns = start_ns
         self.count = 0
         self.told = 0
         self.targets: BoundedTable[str, int] = BoundedTable(TARGETS_MAX)
@@ -127,7 +126,7 @@ class _Tally:
         self.targets[target] = time_ns
         if last_ns is not None and abs(time_ns - last_ns) <= SAME_ATTEMPT_NS:
             return False
-        self.start_ns = min(self.start_ns, time_ns)
+        self.start_ns, self.last_ns = min(self.start_ns, time_ns), max(self.last_ns, time_ns)
         self.recent[key] = time_ns
         self.recent.move_to_end(key)
         if len(self.recent) > TARGETS_MAX:
@@ -278,8 +277,11 @@ class Detector:
     def _may_be_owned(self, flow: FlowId, now_ns: int, host: Host) -> bool:
         """Return whether a list of sockets had its chance to name the owner of a flow, or there are none."""
         listed_ns = self._listed.get(flow.netns)
-        return (listed_ns is None or listed_ns >= flow.start_ns or now_ns - flow.start_ns >= LISTED_WITHIN_NS
-                or not host.is_local(flow.netns, flow.initiator))
+        if listed_ns is None or now_ns - flow.start_ns >= LISTED_WITHIN_NS:
+            return True
+        if host.is_local(flow.netns, flow.initiator):
+            return listed_ns >= flow.start_ns
+        return len(self._listed) == 1 or host.owner(flow) is not None
 
     # -- what ---------------------------------------------------------------------------------------------------------
 
@@ -370,7 +372,7 @@ def _text(unit: _Unit, flow: FlowId, section: _Section, ruling: Ruling, tally: _
     what = f"{who} tried {target}"
     if ruling.what == "unproven":
         what = f"{who} named {target} to {flow.responder}, which DNS did not answer it for that name"
-    within_s = max(0, max(tally.recent.values()) - tally.start_ns) / 1e9
+    within_s = (tally.last_ns - tally.start_ns) / 1e9
     times = f"attempt {tally.count}" if tally.count == 1 else f"{tally.count} attempts within {within_s:.0f} s"
     more = " or more" if tally.targets.evicted else ""
     many = f" on {len(tally.targets)}{more} targets" if len(tally.targets) > 1 else ""
@@ -401,12 +403,13 @@ def _is_ours(flow: FlowId, host: Host) -> bool:
     if host.is_local(flow.netns, flow.initiator):
         return True
     known = host.info is not None and bool(host.info.addresses)
-    return not (host.is_local(flow.netns, flow.responder) or (known and _is_public(flow.initiator)))
+    return not (host.is_local(flow.netns, flow.responder) or (known and parsed(flow.initiator).is_global))
 
 
 def _leaves(flow: FlowId, host: Host) -> bool:
     """Return whether a flow of ours goes to another host. Who sent UDP first need not have begun it."""
-    if flow.protocol not in _PROTOCOLS or _is_group(flow.responder) or _is_own(flow.responder):
+    far = parsed(flow.responder)
+    if flow.protocol not in _PROTOCOLS or _is_group(flow.responder) or far.is_loopback or far.is_unspecified:
         return False
     if host.is_local(flow.netns, flow.responder) or not _is_ours(flow, host):
         return False
@@ -415,17 +418,5 @@ def _leaves(flow: FlowId, host: Host) -> bool:
     return flow.initiator_known
 
 
-@lru_cache(maxsize=4096)
-def _is_public(address: str) -> bool:
-    return ipaddress.ip_address(address).is_global
-
-
-@lru_cache(maxsize=4096)
 def _is_group(address: str) -> bool:
-    return ipaddress.ip_address(address).is_multicast or address == "255.255.255.255"
-
-
-@lru_cache(maxsize=4096)
-def _is_own(address: str) -> bool:
-    one = ipaddress.ip_address(address)
-    return one.is_loopback or one.is_unspecified
+    return parsed(address).is_multicast or address == "255.255.255.255"
