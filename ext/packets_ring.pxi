@@ -41,8 +41,8 @@ cdef enum:
     LINK_HEADER = 48            # TPACKET_ALIGN(sizeof(struct tpacket3_hdr)): where struct sockaddr_ll begins
 
 
-# A packet that crosses several interfaces of a namespace (a container's veth, the bridge, the card) is met on each, some
-# microseconds apart, the same but for its time to live. It counts where it was met first.
+# A packet that crosses several interfaces of a namespace (a container's veth, the bridge, the card) is met on each,
+# some microseconds apart, the same but for its time to live. It counts where it was met first.
 cdef enum:
     MET_MAX = 4096              # slots, each for the last packet of its hash
 

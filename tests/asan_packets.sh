@@ -18,7 +18,8 @@ mkdir -p "$work/gpuguard" "$work/tests"
 for path in "$root"/gpuguard/*; do
   case $path in */_packets.*.so | */_flows.*.so | */_attempts.*.so) ;; *) ln -s "$path" "$work/gpuguard/" ;; esac
 done
-cp "$root"/tests/*packets*.py "$root"/tests/*flows*.py "$root"/tests/*attempts.py "$root"/tests/conversation.py "$work/tests/"
+cp "$root"/tests/*packets*.py "$root"/tests/*flows*.py "$root"/tests/*attempts.py "$root"/tests/conversation.py \
+  "$work/tests/"
 
 cd "$root"
 "$python" - "$work" <<'PY'

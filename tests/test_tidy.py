@@ -19,7 +19,7 @@ FUNCTION_LINES_P90 = 30
 GENERATED = ("gpuguard/api/v1/",)
 BANNED_MODULE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 # What a class of ours may stand on: data, enums, errors, protocols, and the frameworks' own hooks.
-BASES_ALLOWED = {
+BASES_ALLOWED = {"Tried", 
     "ABC", "Enum", "IntEnum", "StrEnum", "Exception", "Generic", "NamedTuple", "OSError", "Protocol", "RuntimeError",
     "Struct", "TypedDict", "ValueError", "str", "msgspec.Struct", "NodeVisitor", "ast.NodeVisitor",
 }
