@@ -269,14 +269,19 @@ class Detector:
                 if item.process in held:
                     held[item.process].take(item.sm_ratio)
             case Launches() if model:
-                columns = (item.rows[name].tolist() for name in ("pid", "start_ticks", "launches"))
-                for pid, start_ticks, launches in zip(*columns, strict=True):
-                    key = pid, start_ticks
-                    self._launched[key] = (self._launched.get(key) or 0) + launches
+                self._count(item.rows)
             case ProcessExited():
                 self._standings.pop(item.process)
                 self._launched.pop(_key(item.process))
         return []
+
+    def _count(self, rows: np.ndarray) -> None:
+        new: dict[tuple[int, int], int] = {}
+        for pid, start_ticks, launches in zip(*(rows[name].tolist() for name in ("pid", "start_ticks", "launches")),
+                                              strict=True):
+            new[pid, start_ticks] = new.get((pid, start_ticks), 0) + launches
+        for key, launches in new.items():
+            self._launched[key] = (self._launched.get(key) or 0) + launches
 
     def _watch(self, uuid: str) -> Watch:
         watch = self._watches.get(uuid)
