@@ -174,7 +174,7 @@ cdef extern from *:
 cdef enum:
     UPROBE_MULTI = 48
     RECORD_HEADER_BYTES = 8
-    SITES_MAX = 64
+    SITES_MAX = 128
     BATCH_ROWS = 1024
 
 cdef uint32_t BUSY = 1u << 31

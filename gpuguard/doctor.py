@@ -167,7 +167,7 @@ def launches(config: Config) -> Result:
         with tempfile.NamedTemporaryFile(prefix="gpuguard-doctor-") as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
-            for link in programs.attach("on_call", os.fsencode(file.name), [64], [0]):
+            for link in programs.attach("on_entry", os.fsencode(file.name), [64], [0]):
                 os.close(link)
     except OSError as error:
         return Result("closed", f"no probe can be placed: {error}", "CAP_PERFMON, or root")

@@ -51,6 +51,7 @@ CALL_LOOKUP, CALL_ALIAS, CALL_IMAGE, CALL_FILE, CALL_LINK = range(5)
 CALL_BEGIN, CALL_END, CALL_NODE, CALL_ANY_NODE, CALL_ANY_NODE_V2, CALL_CHILD, CALL_CLONE, CALL_GRAPH = range(5, 13)
 CALL_CREATE, CALL_POINTER, CALL_UNLOAD, CALL_NAMED, CALL_EMPTY, CALL_BEGIN_INTO = range(13, 19)
 
+COOKIE_CALL = 0x10000
 LAUNCH_FORMS = {
     "cuLaunchKernel": FORM_REGISTERS,
     "cuLaunchKernelEx": FORM_CONFIG,
@@ -221,7 +222,7 @@ def _wanted() -> dict[str, tuple[bool, int]]:
     for twin, name in TWINS.items():
         found[twin] = found[name]
     for name, form in CALL_FORMS.items():
-        found[name] = (False, form << 8)
+        found[name] = (False, COOKIE_CALL | form << 8)
     return found
 
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-2-Clause OR GPL-2.0-only
 /* Kernel launches, counted where they are made.
  *
- * on_launch sits on every launch export of every libcuda (and of the loaders of OpenCL and Vulkan), on_call and
- * on_return on the calls that give out handles for names and for code.
+ * on_entry sits on every launch export of every libcuda (and of the loaders of OpenCL and Vulkan), and with on_return on
+ * the calls that give out handles for names and for code.
  * It runs for each launch of each GPU process, so it adds to one row and leaves; only names and images travel through
  * the ring, and there only the first bytes of an image.
  *
@@ -389,12 +389,10 @@ static __always_inline void count_new(struct launch_key *key, __u64 launches, __
 		count(COUNT_ROWS_FULL);
 }
 
-SEC("uprobe")
-int on_launch(struct pt_regs *ctx)
+static __always_inline int on_launch(struct pt_regs *ctx, __u64 cookie)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
-	__u64 cookie = bpf_get_attach_cookie(ctx);
 	struct launch_key key = {};
 	struct launch_value *row;
 	__u64 launches, now_ns;
@@ -419,14 +417,22 @@ int on_launch(struct pt_regs *ctx)
 	return 0;
 }
 
-SEC("uprobe")
-int on_call(struct pt_regs *ctx)
+static __always_inline int on_call(struct pt_regs *ctx)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct call call = {PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), ctx->r8, ctx->r9};
 
 	bpf_map_update_elem(&calls, &thread, &call, BPF_ANY);
 	return 0;
+}
+
+/* One program for both: each link of a library costs a wait of its own when it goes. */
+SEC("uprobe")
+int on_entry(struct pt_regs *ctx)
+{
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+
+	return cookie & COOKIE_CALL ? on_call(ctx) : on_launch(ctx, cookie);
 }
 
 static __always_inline void read_image(struct launch_event *event)
@@ -602,7 +608,7 @@ int on_return(struct pt_regs *ctx)
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct call *call = bpf_map_lookup_elem(&calls, &thread);
 	struct launch_event *event;
-	__u32 pid = pid_here(leader), form = bpf_get_attach_cookie(ctx) >> 8;
+	__u32 pid = pid_here(leader), form = (bpf_get_attach_cookie(ctx) & ~COOKIE_CALL) >> 8;
 
 	if (!call) {
 		count(COUNT_CALLS_FULL);

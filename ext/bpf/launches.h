@@ -24,6 +24,7 @@
 #define HEADER_BYTES 64
 
 /* A cookie is what | form << 8: which call it is, and where its arguments lie. */
+#define COOKIE_CALL 0x10000ull /* it gives something out, and launches nothing */
 enum launch_form {
 	FORM_REGISTERS = 0,    /* handle, grid x3, block x2 in registers; block z, shared on the stack */
 	FORM_CONFIG = 1,       /* CUlaunchConfig *, handle */

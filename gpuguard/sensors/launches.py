@@ -337,9 +337,8 @@ class LaunchProbe:
         path = f"/proc/self/fd/{fd}".encode()
         links: list[int] = []
         plan: list[tuple[str, tuple[Site, ...], bool]] = [
-            ("on_call", library.calls, False),
+            ("on_entry", (*library.calls, *library.launches), False),
             ("on_return", library.calls, True),
-            ("on_launch", library.launches, False),
         ]
         try:
             for program, sites, returning in plan:

@@ -491,13 +491,13 @@ def test_a_library_that_takes_the_place_of_another_mapping_is_found(standins):
         process.stdout.readline()
         probe.scan(())
         probe.scan(())
-        assert probe.watched == []
+        assert str(standins["libcuda"]) not in [one.path for one in probe.watched]
         process.stdin.write("\n")
         process.stdin.flush()
         process.stdout.readline()
         for _ in range(len(os.listdir("/proc")) // launches.MAPS_IN_TURN + 2):
             probe.scan(())
-        assert [one.path for one in probe.watched] == [str(standins["libcuda"])]
+        assert str(standins["libcuda"]) in [one.path for one in probe.watched]
     finally:
         process.communicate()
         probe.close()
