@@ -197,6 +197,7 @@ cdef enum:
 
 # Of what a DNS answer says.
 cdef enum:
+    ANSWERS_MAX = 64
     ADDRESSES_MAX = 16
     ALIASES_MAX = 4
 
@@ -1103,6 +1104,7 @@ cdef void dns_addresses(Parse* s, FactNote* fact, const uint8_t* p, uint32_t n, 
     cdef uint8_t head[5 + 16 * ADDRESSES_MAX]
     cdef uint8_t owner[256]
     cdef uint32_t known = 1, found = 0, i, size, kind, ttl, data, least_ttl = 0xFFFFFFFF
+    count = least(count, ANSWERS_MAX)
     sizes[0] = dns_name(p, n, 12, names[0])
     while count and sizes[0]:
         count -= 1

@@ -540,7 +540,7 @@ def addresses(data: bytes, at: int, answers: int) -> tuple[tuple[bytes, ...], tu
     """Return the addresses and aliases of the question in an answer, and their least TTL."""
     question = whole_name(data, 12)
     names, found, ttls = [question], [], []
-    for _ in range(answers if question is not None else 0):
+    for _ in range(min(answers, 64) if question is not None else 0):
         owner = whole_name(data, at)
         while at < len(data) and 0 < data[at] < 64:
             at += 1 + data[at]

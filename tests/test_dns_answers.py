@@ -82,6 +82,8 @@ def test_aliases_lead_to_addresses_and_strangers_do_not():
 def test_an_answer_is_read_no_further_than_it_is_bounded():
     many = read(answer("repo.example", *(a(f"192.0.2.{last}") for last in range(40))))
     assert len(many.addresses) == 16
+    strangers = [a("192.0.2.1", name("bank.example"))] * 64
+    assert read(answer("repo.example", *strangers, a("192.0.2.9"))).addresses == ()
     chain = [record(name(f"n{i}.example"), 5, name(f"n{i + 1}.example")) for i in range(9)]
     deep = read(answer("n0.example", *chain, a("192.0.2.9", name("n9.example"))))
     assert (len(deep.aliases), deep.addresses) == (4, ())

@@ -125,6 +125,15 @@ def test_a_wrong_section_is_refused_with_the_place(written, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(("policy", "status"), [("deny: '*.test'", 0), ("deny: '*'}, {deny: 'a*'", 2)])
+def test_config_validate_checks_a_policy_file(tmp_path, policy, status):
+    file = tmp_path / "site.yaml"
+    file.write_text(f"egress: [{{name: a, rules: [{{{policy}}}]}}]")
+    result = CliRunner().invoke(config.command, ["validate", str(file)])
+    assert result.exit_code == status
+    assert ("good" in result.output) is (status == 0)
+
+
 # -- one connection ---------------------------------------------------------------------------------------------------
 
 DENY = EgressPolicy("box", default="deny", rules=(

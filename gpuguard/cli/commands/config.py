@@ -51,7 +51,11 @@ def show(*, origin: bool, output: str) -> None:
 @command.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 def validate(file: Path | None) -> None:
-    """Check FILE, or all files and policies of this host. Exit status 0: good, 2: not."""
+    """Check FILE (settings in TOML, or a policy in YAML), or all of this host. Exit status 0: good, 2: not."""
+    if file and file.suffix in (".yaml", ".yml"):
+        _validate_policies([file])
+        click.echo("good: a policy")
+        return
     loaded = _or_exit([file] if file else None)
     if file is None:
         _validate_policies()
@@ -93,11 +97,11 @@ def _or_exit(files: list[Path] | None) -> config_sources.Loaded:
         raise SystemExit(EXIT_USAGE) from error
 
 
-def _validate_policies() -> None:
+def _validate_policies(files: list[Path] | None = None) -> None:
     from gpuguard import policies
 
     try:
-        policies.load_policy()
+        policies.load_policy(files)
     except policies.PolicyError as error:
         click.echo(f"gpuguard: {error}", err=True)
         raise SystemExit(EXIT_USAGE) from error
