@@ -86,8 +86,9 @@ def left_of(pid: int) -> str:
 
 def kept_environ() -> dict[str, str]:
     """Return what the guard needs of our environment: who starts a daemon by hand may have secrets in his."""
-    return {name: value for name, value in os.environ.items()
+    kept = {name: value for name, value in os.environ.items()
             if name in _ENVIRON_KEPT or name.startswith(_ENVIRON_KEPT_PREFIXES)}
+    return {**kept, "OPENBLAS_NUM_THREADS": "1"}  # as in the command line: no product of matrices here
 
 
 def spawn(command: Sequence[str], peer: socket.socket, handover: bytes,

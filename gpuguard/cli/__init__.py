@@ -57,3 +57,5 @@ def _discard_output() -> None:
 @click.version_option(package_name="gpuguard")
 def main() -> None:
     """Tell, with evidence, what mines on a GPU and what tunnels out of this host; act on it by policy."""
+    # NumPy's BLAS starts a thread for each core, which take memory and caches; nothing here multiplies matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
