@@ -23,8 +23,11 @@ _running: list[subprocess.Popen[bytes]] = []
 
 def grant(identity: tuple[int, int] | None) -> tuple[Opened | Refused, tuple[int, ...]]:
     """Start one reader with this uid and gid; return the guard's end of its socket. One at a time."""
-    if any(one.poll() is None for one in _running):
-        return Refused("a reader of images runs already"), ()
+    for one in _running:
+        try:
+            one.wait(STOP_S)  # the guard has closed its end and may ask for the next before the last is gone
+        except subprocess.TimeoutExpired:
+            return Refused("a reader of images runs already"), ()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [*worker_command(theirs.fileno()), "--allow", str(default_path()), "--confined"]
     if identity is not None:

@@ -37,9 +37,10 @@ def code_eye():
     one = CodeEye()
     yield one
     one.close()
-    if one._thread:
-        one._thread.join(20)
-        assert not one._thread.is_alive()
+    thread = one._thread
+    if thread:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_hashing_is_accused_a_matrix_product_is_not_and_noise_is_no_verdict(code_eye):
@@ -57,7 +58,7 @@ def test_hashing_is_accused_a_matrix_product_is_not_and_noise_is_no_verdict(code
 
 
 def test_what_does_not_fit_is_said_to_be_unjudged(code_eye, monkeypatch):
-    monkeypatch.setattr(code_eye, "_work", lambda: None)
+    monkeypatch.setattr(code_eye, "_work", lambda _: None)
     for number in range(eye.WAITING_MAX + 5):
         give(code_eye, f"image-{number}", b"x")
     said = code_eye.take()
@@ -75,3 +76,37 @@ def test_without_a_worker_the_eye_is_closed_and_says_so_of_every_image(code_eye,
     said += wait_for(code_eye, 1)
     assert len(said) == 3
     assert all("code eye is closed" in one.reason for one in said)
+
+
+def test_a_worker_that_ended_is_started_again_with_the_next_image(code_eye, monkeypatch):
+    cubin = next(CUBINS.glob("gemm*sm_90*")).read_bytes()
+    monkeypatch.setattr("gpuguard.code.scanning.worker_command", lambda _: ["/bin/false"])
+    give(code_eye, "first", cubin)
+    (said,) = wait_for(code_eye, 1)
+    assert (said.judged, "code eye is closed" in said.reason) == (0, True)
+    assert code_eye._again_s == 2 * eye.AGAIN_FIRST_S
+    monkeypatch.undo()
+    give(code_eye, "second", cubin)
+    (said,) = wait_for(code_eye, 1)
+    assert said.judged == 0, "not at once again"
+    code_eye._closed_until_s = 0.0
+    for name in ("first", "second"):  # neither was judged
+        give(code_eye, name, cubin)
+    assert {one.sha256 for one in wait_for(code_eye, 2) if one.judged} == {"first", "second"}
+    assert code_eye._again_s == eye.AGAIN_FIRST_S
+
+
+def test_a_worker_that_nobody_needs_ends_and_comes_again(monkeypatch):
+    monkeypatch.setattr(eye, "IDLE_S", 0.2)
+    cubin = next(CUBINS.glob("gemm*sm_90*")).read_bytes()
+    started = []
+    one = CodeEye(lambda: started.append(1))
+    for count in (1, 2):
+        give(one, f"image-{count}", cubin)
+        assert [said.judged > 0 for said in wait_for(one, 1)] == [True]
+        deadline = time.monotonic() + 30
+        while one._thread is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert one._thread is None
+        assert len(started) == count
+    one.close()
