@@ -158,8 +158,8 @@ def test_a_port_that_somebody_holds():
 
 
 def test_an_old_kernel(monkeypatch):
-    monkeypatch.setattr(doctor, "kernel", lambda: (5, 15))
-    assert doctor.launches(Config()).remedy == "Linux 6.6 or later"
+    monkeypatch.setattr(doctor, "kernel", lambda: (5, 14))
+    assert doctor.launches(Config()).remedy == "Linux 5.15, better 6.6"
 
 
 def test_polling_by_choice_is_no_fault():
