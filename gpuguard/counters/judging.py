@@ -135,6 +135,7 @@ def _episode(
     evidence: Sequence[Evidence],
 ) -> Episode:
     kind, count = Counter(one.kind for one in steps).most_common(1)[0]
+    kind = kind if count > CERTAIN * len(steps) else "unknown"
     families: Counter[str] = Counter()
     for step in steps:
         for name, share in zip(model.classes, step.look.probabilities, strict=True):
