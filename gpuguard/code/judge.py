@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gpuguard.core.labels import Verdict
 
 #: Windows and loops that are held at once: a part costs a kilobyte, and a library's image has 100,000.
-_PARTS_HELD_MAX = 16_384
+_PARTS_HELD_MAX = 4_096
 #: Known constants alone do not reach it, nor does the mix alone count for it.
 CONFIRMED_PROBABILITY = 0.999
 
