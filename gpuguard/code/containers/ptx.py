@@ -116,7 +116,8 @@ def _module(data: bytes) -> tuple[int, str]:
     found = _HEAD.match(data, head) if head >= 0 else None
     if not found:
         raise Malformed("PTX without .version and .target")
-    return int(found[1]), _COMMENT.sub(" ", data[head:text_extent(data)].decode("utf-8", "replace"))
+    # A view: each copy of the largest module is tens of megabytes.
+    return int(found[1]), _COMMENT.sub(" ", str(memoryview(data)[head:text_extent(data)], "utf-8", "replace"))
 
 
 def _bodies(text: str) -> Iterator[tuple[str, str]]:
