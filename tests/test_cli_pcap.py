@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gzip
+import io
 import json
+import os
 import struct
 
 import pytest
 from click.testing import CliRunner
 
-from gpuguard.cli.commands.pcap import command
+from gpuguard.cli.commands import pcap as pcap_command
+from gpuguard.cli.commands.pcap import _add_gap, _print, _Tally, command
+from gpuguard.core.flows import FlowTable
+from gpuguard.core.records import Gap
 
 FIELDS = {
     "file", "proto", "initiator", "responder", "packets", "bytes", "start_ns", "duration_s", "label", "carrier",
@@ -98,6 +105,80 @@ def test_a_broken_file_is_told_and_the_rest_is_read(tmp_path):
     assert lines[-1]["summary"]["gaps"]
     for name in ("cut.pcap", "missing.pcap"):
         assert name in result.stderr
+
+
+def test_what_a_damaged_archive_still_holds_is_judged(tmp_path):
+    """The packets before the break are read however little there is of them; the reason is said once."""
+    packed = gzip.compress(pcap(shell()))
+    for name, data in {"cut.gz": packed[:-9], "sum.gz": packed[:-8] + bytes(8), "tail.gz": packed + b"more"}.items():
+        file = tmp_path / name
+        file.write_bytes(data)
+        result, lines = run(file, "-o", "json")
+        assert result.exit_code == 1, name
+        assert lines[0]["verdict"] == "confirmed", name
+        assert len(lines[0]["gaps"]) == 1, name
+        assert result.stderr.count(name) == 1, name
+
+
+def test_names_are_shown_and_are_neither_escapes_nor_markup(tmp_path):
+    """File names are bytes that somebody chose; an IPv6 address within brackets looks like Rich's markup."""
+    file = tmp_path / os.fsdecode(b"a\xff\x1b[31m[red]b.pcap")
+    file.write_bytes(pcap(shell()))
+    result, lines = run(file, "-o", "json")
+    assert result.exit_code == 1
+    assert lines[0]["file"].endswith("a\\udcff\\x1b[31m[red]b.pcap")
+    result, _ = run(file)
+    assert "[red]" in result.output.replace("\n", "")
+    file.write_bytes(b"")
+    result, _ = run(file)
+    assert result.exit_code == 3
+    assert "\x1b" not in result.output + result.stderr
+
+
+def test_the_ends_of_a_connection_are_shown_whole(tmp_path):
+    """The table is for people, who need the address, of IPv6 too."""
+    tally = _Tally()
+    tally.add({"file": "a[/b].pcap", "initiator": "[fe80::1]:22", "responder": "[fe80::2]:443", "carrier": "tcp",
+               "label": "reverse-shell", "verdict": "suspect", "probability": 0.9, "decided_after_s": 1.0,
+               "evidence": [{"class": "network", "text": "its name is [/x] \x1b]0;y", "nats": 1.0}]}, "suspect")
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        _print(tally)
+    text = shown.getvalue()
+    assert "[fe80::1]:22" in text
+    assert "[fe80::2]:443" in text
+    assert "[/x]" in text
+    assert "\x1b]0" not in text
+
+
+def test_many_flows_are_told_in_bounded_pieces_and_what_was_forgotten_is_counted(tmp_path, monkeypatch):
+    """A flood of connections that end at once: their rows are not held until the end of the file."""
+    monkeypatch.setattr("gpuguard.core.guard.FlowTable", functools.partial(FlowTable, 64))
+    monkeypatch.setattr(pcap_command, "_HELD_ROWS", 100)
+    pieces = []
+
+    def dull(name, held, *rest, **options):
+        pieces.append(sum(len(one.closed.rows) for one in held))
+        return told(name, held, *rest, **options)
+
+    told = pcap_command._dull
+    monkeypatch.setattr(pcap_command, "_dull", dull)
+    file = tmp_path / "flood.pcap"
+    file.write_bytes(pcap([(number * 500, frame(1, 2, port=1024 + number)) for number in range(20_000)]))
+    result, lines = run(file, "-o", "json")
+    assert result.exit_code == 1, "all ports of one address: a scan"
+    assert len(lines) == 20_001
+    assert len(pieces) > 2
+    assert sum(lines[-1]["summary"]["counts"].values()) == 20_000
+    counted = [int(one.split()[-2]) for one in lines[-1]["summary"]["gaps"]]
+    assert sum(counted) == 20_000 - 64
+
+
+def test_what_is_said_of_gaps_is_bounded():
+    gaps = []
+    for number in range(100):
+        _add_gap(gaps, Gap(0, "core", f"lost {number}"))
+    assert len(gaps) == pcap_command._GAPS_MAX + 1
+    assert gaps[-1] == pcap_command._MORE_GAPS
 
 
 def test_tables_are_for_people(tmp_path):

@@ -143,8 +143,9 @@ class Guard:
         return [event for item in items for event in self._take(item)]
 
     def close(self, time_ns: int) -> list[Event]:
-        """Return what follows from the end of the input: a report for every flow still open."""
-        return [event for item in self._flows.close(time_ns) for event in self._take(item)]
+        """Return what follows from the end of the input: what was lost, and a report for every flow still open."""
+        lost = self._tell_evicted(time_ns, every_ns=0)
+        return lost + [event for item in self._flows.close(time_ns) for event in self._take(item)]
 
     def processes(self) -> list[ProcessVerdict]:
         """Return how every process stands that evidence was given about, or that uses a GPU."""
@@ -413,13 +414,13 @@ class Guard:
             self._fusion.forget(gone.process)
             self.host.forget(gone.process)
 
-    def _tell_evicted(self, time_ns: int) -> list[Event]:
+    def _tell_evicted(self, time_ns: int, every_ns: int = EVICTED_TOLD_NS) -> list[Event]:
         """Return what full tables lost since this was told last, once a minute at most."""
         evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted, **self.host.evicted()}
         for detector in self._ruled:
             evicted |= detector.evicted()
         lost = {name: count - self._evicted.get(name, 0) for name, count in evicted.items()}
-        if time_ns < self._evicted_told_ns + EVICTED_TOLD_NS or not any(lost.values()):
+        if time_ns < self._evicted_told_ns + every_ns or not any(lost.values()):
             return []
         since_ns, self._evicted_told_ns, self._evicted = self._evicted_told_ns or None, time_ns, evicted
         names = ", ".join(f"{count} {name}" for name, count in lost.items() if count)

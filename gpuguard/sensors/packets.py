@@ -61,7 +61,7 @@ class CaptureError(Exception):
     """A capture file could not be read on. ``offset`` counts bytes from its start, unpacked if it is compressed."""
 
     def __init__(self, name: str, offset: int, reason: str) -> None:
-        super().__init__(f"{name}: {reason} at byte {offset}")
+        super().__init__(f"{name}: {reason} at byte {offset}" if offset else f"{name}: {reason}")
         self.name = name
         self.offset = offset
         self.reason = reason
@@ -105,7 +105,7 @@ def _blocks(name: str, source: str | os.PathLike[str] | BinaryIO, parser: Parser
     window = bytearray(_READ_BYTES)
     have = 0
     with _opened(name, source, capture) as file:
-        while got := file.readinto(memoryview(window)[have:]):
+        while got := file.readinto1(memoryview(window)[have:]):  # what comes before a break is not lost
             have += got
             at = 0
             while True:
@@ -113,8 +113,9 @@ def _blocks(name: str, source: str | os.PathLike[str] | BinaryIO, parser: Parser
                 if not parser.full:
                     break
                 yield _taken(parser, 0)
-            window[:have - at] = window[at:have]
-            have -= at
+            if at:
+                window[:have - at] = window[at:have]
+                have -= at
             if have == len(window):
                 window.extend(bytes(len(window)))
     if have or not capture.offset:

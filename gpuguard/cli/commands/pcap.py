@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuguard.cli.output import Summary, exit_status, worst, write_line, write_summary
+from gpuguard.code.containers.images import shown_path
 from gpuguard.core.events import FlowReport, FlowReports
 from gpuguard.core.labels import VERDICTS, Verdict
 from gpuguard.core.policy import DEFAULT_POLICY
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
 Line = dict[str, object]
 
-_HELD_MAX = 256
+#: Dull flows are told by the array. Ones that ended at once come in arrays of thousands, others one by one.
+_HELD_ROWS = 16_384
+_HELD_ARRAYS = 256
+#: What a file may say of what was not seen in it: a hostile one must not make each of its lines grow.
+_GAPS_MAX = 32
+_MORE_GAPS = "and more that was not seen"
 _UNOPENED = "the opening of the flow was not captured"
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
@@ -110,26 +116,37 @@ def judge(file: Path, addresses: tuple[str, ...], tally: _Tally, *, dull: bool =
 
     Where the ``dull`` ones are not asked for, they are counted only.
     """
+    name = shown_path(str(file))
     gaps: list[str] = []
     held: list[FlowReports] = []
+    rows = 0
     for event in _events(file, addresses, tally, gaps, policy):
         if isinstance(event, Gap):
-            gaps.append(f"{event.sensor}: {event.reason}")
-            tally.gaps.add(gaps[-1])
+            _add_gap(gaps, event)
         if isinstance(event, FlowReports):
             held.append(event)
-        if held and (len(held) >= _HELD_MAX or (dull and isinstance(event, FlowReport))):
-            yield from _dull(file, held, tally, gaps, told=dull)
-            held = []
+            rows += len(event.closed.rows)
+        full = rows >= _HELD_ROWS or len(held) >= _HELD_ARRAYS
+        if held and (full or (dull and isinstance(event, FlowReport))):
+            yield from _dull(name, held, tally, gaps, told=dull)
+            held, rows = [], 0
         if isinstance(event, FlowReport):
-            line = _line(file, event, gaps)
+            line = _line(name, event, gaps)
             tally.add(line, event.finding.verdict)
             yield line
     if held:
-        yield from _dull(file, held, tally, gaps, told=dull)
+        yield from _dull(name, held, tally, gaps, told=dull)
+    tally.gaps.update(gaps)
 
 
-def _dull(file: Path, held: list[FlowReports], tally: _Tally, gaps: list[str], *, told: bool) -> Iterator[Line]:
+def _add_gap(gaps: list[str], gap: Gap) -> None:
+    """Keep what a gap says, once, and not without end."""
+    text = shown_path(f"{gap.sensor}: {gap.reason}") if len(gaps) < _GAPS_MAX else _MORE_GAPS
+    if text not in gaps:
+        gaps.append(text)
+
+
+def _dull(name: str, held: list[FlowReports], tally: _Tally, gaps: list[str], *, told: bool) -> Iterator[Line]:
     """Count flows in which nothing was seen, and yield their lines if they are to be told."""
     import numpy as np
 
@@ -141,7 +158,7 @@ def _dull(file: Path, held: list[FlowReports], tally: _Tally, gaps: list[str], *
     for verdict in dict.fromkeys(verdicts):
         tally.add_dull(verdict, verdicts.count(verdict))
     if told:
-        yield from _dull_lines(file, rows, verdicts, gaps)
+        yield from _dull_lines(name, rows, verdicts, gaps)
 
 
 def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[str], policy: Policy) -> Iterator[Event]:
@@ -157,16 +174,14 @@ def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[st
     try:
         for block in read_capture(file, brief=not policy.egress):
             if isinstance(block, Gap):
-                gaps.append(f"{block.sensor}: {block.reason}")
+                _add_gap(gaps, block)
                 continue
             now_ns = max(now_ns, _last_ns(block))
             yield from guard.receive(block)
             yield from guard.receive(Tick(time_ns=now_ns))
-    except (CaptureError, OSError) as error:
-        click.echo(f"gpuguard: {file}: {error}", err=True)
+    except CaptureError as error:  # its text has already come as a gap
+        click.echo(f"gpuguard: {shown_path(str(error))}", err=True)
         tally.unreadable.append(str(file))
-        gaps.append(f"packets: {error}")
-    tally.gaps.update(gaps)
     yield from guard.close(now_ns)
 
 
@@ -174,12 +189,12 @@ def _last_ns(block: Packets) -> int:
     return int(block.rows["time_ns"].max()) if len(block.rows) else block.time_ns
 
 
-def _line(file: Path, report: FlowReport, gaps: list[str]) -> Line:
+def _line(name: str, report: FlowReport, gaps: list[str]) -> Line:
     closed, finding = report.closed, report.finding
     flow = closed.flow
     decided = finding.decided_after_s if finding.verdict != "unknown" and finding.evidence else None
     return {
-        "file": str(file),
+        "file": name,
         "proto": _PROTOCOLS.get(flow.protocol, str(flow.protocol)),
         "initiator": _end(flow.initiator, flow.initiator_port),
         "responder": _end(flow.responder, flow.responder_port),
@@ -201,7 +216,7 @@ def _line(file: Path, report: FlowReport, gaps: list[str]) -> Line:
     }
 
 
-def _dull_lines(file: Path, rows: np.ndarray, verdicts: list[Verdict], gaps: list[str]) -> Iterator[Line]:
+def _dull_lines(name: str, rows: np.ndarray, verdicts: list[Verdict], gaps: list[str]) -> Iterator[Line]:
     """Yield what `_line` makes of the reports of these flows, without making the reports: there may be millions."""
     from gpuguard.core.flows import address_text, carrier_of
     from gpuguard.core.fusion import probability
@@ -212,7 +227,7 @@ def _dull_lines(file: Path, rows: np.ndarray, verdicts: list[Verdict], gaps: lis
         (time_ns, start_ns, _, near, near_port, far, far_port, protocol, known, _, carrier, _, packets, near_bytes,
          far_bytes, *_) = row
         yield {
-            "file": str(file),
+            "file": name,
             "proto": _PROTOCOLS.get(protocol) or str(protocol),
             "initiator": _end(address_text(near), near_port),
             "responder": _end(address_text(far), far_port),
@@ -256,17 +271,21 @@ def _policy(files: tuple[Path, ...]) -> Policy:
 
 def _print(tally: _Tally) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     if tally.found:
-        table = Table("verdict", "label", "carrier", "flow", "after", "why", title="What an operator should see")
+        table = Table("verdict", "label", "carrier", title="What an operator should see")
+        table.add_column("flow", overflow="fold")
+        table.add_column("after")
+        table.add_column("why", overflow="fold")
         for line in tally.found:
-            reasons = "\n".join(str(one["text"]) for one in line["evidence"])  # type: ignore[attr-defined]
+            reasons = "\n".join(shown_path(str(one["text"])) for one in line["evidence"])  # type: ignore[attr-defined]
             after = line["decided_after_s"]
-            table.add_row(str(line["verdict"]), str(line["label"]), str(line["carrier"]),
-                          f"{line['initiator']} ->\n{line['responder']}\n{Path(str(line['file'])).name}",
-                          f"{after:.1f} s" if isinstance(after, float) else "", reasons)
+            flow = f"{line['initiator']} ->\n{line['responder']}\n{Path(str(line['file'])).name}"
+            table.add_row(str(line["verdict"]), str(line["label"]), str(line["carrier"]), escape(flow),
+                          f"{after:.1f} s" if isinstance(after, float) else "", escape(reasons))
         console.print(table)
     counted = Table("label", "verdict", "flows", title="All flows")
     for (label, verdict), count in sorted(tally.labels.items()):
