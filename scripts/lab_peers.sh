@@ -75,7 +75,7 @@ if command -v go >/dev/null && [ ! -x "$venv/lab-peers/go-client" ]; then
     GO111MODULE=off GOPATH=/usr/share/gocode go build -o "$venv/lab-peers/go-client" gpuguard/lab/clients/client.go ||
         say "Go's client cannot be had (apt-get install golang-golang-x-crypto-dev)"
 fi
-for tool in tcpdump ping socat curl rsync git autossh redis-server nats-server mosquitto stunnel iodine iodined dns2tcpc \
-    dns2tcpd ptunnel-ng ifconfig; do
+for tool in tcpdump ping socat curl rsync git autossh redis-server nats-server mosquitto stunnel iodine iodined \
+    dns2tcpc dns2tcpd ptunnel-ng ifconfig; do
     command -v "$tool" >/dev/null || say "$tool is missing: scenarios that need it will fail"
 done

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-2-Clause OR GPL-2.0-only
 /* Kernel launches, counted where they are made.
  *
- * on_entry sits on every launch export of every libcuda (and of the loaders of OpenCL and Vulkan), and with on_return on
- * the calls that give out handles for names and for code.
+ * on_entry sits on every launch export of every libcuda (and of the loaders of OpenCL and Vulkan), and with on_return
+ * on the calls that give out handles for names and for code.
  * It runs for each launch of each GPU process, so it adds to one row and leaves; only names and images travel through
  * the ring, and there only the first bytes of an image.
  *

@@ -11,6 +11,8 @@ import click
 
 from gpuguard.cli import commands
 
+EXIT_INTERRUPTED = 130
+
 
 class _Commands(click.Group):
     """The folder listing is the list of commands; only the one that runs is imported."""
@@ -36,6 +38,9 @@ class _Commands(click.Group):
                 sys.stdout.flush()
         except BrokenPipeError:
             _discard_output()
+        except KeyboardInterrupt:
+            # As a shell counts it: 1 would say that something was found.
+            raise SystemExit(EXIT_INTERRUPTED) from None
         except SystemExit as end:
             # Rich ends the program itself where nobody reads, with 1.
             if not isinstance(end.__context__, BrokenPipeError):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 SHARED_FROM_BYTES = 32 << 20
+#: A worker holds some 95 MB of its own in a file of gigabytes: shared out, one would take more memory than is promised.
+SHARED_TO_BYTES = 1 << 30
 #: Up to this size a file is searched for the marks of code here: a child for each of ten thousand source files would
 #: take minutes. Nothing is parsed.
 LOOKED_AT_BYTES_MAX = 1 << 20
@@ -324,7 +326,7 @@ class _Pool:
                 return _File(target, 0, 0, "no regular file")
             if size <= LOOKED_AT_BYTES_MAX and not target.regions and _is_plain(source, size):
                 return _File(target, size, 0)
-            shared = size >= SHARED_FROM_BYTES and not target.regions and target.descriptor < 0
+            shared = SHARED_FROM_BYTES <= size <= SHARED_TO_BYTES and not target.regions and target.descriptor < 0
             shares = self._workers if shared else 1
             file = _File(target, size, shares)
             for share in range(shares):

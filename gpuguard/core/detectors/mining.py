@@ -12,7 +12,8 @@ its bound; the bound is wider where the kernel that makes most of the launches b
 test program has the name but not the beat. Windows of another kind take it back, and training-like ones (many kernels,
 or collectives) take more, within `COUNTER_NATS`: a process that trains and mines is not cleared by its training.
 Evidence of class code: a launched kernel's name, and the digest of loaded code. All of it once each. Names and digests
-of programs that search passwords or keys are told under a label of their own: they hash as miners do, and may be lawful.
+of programs that search passwords or keys are told under a label of their own: they hash as miners do, and may be
+lawful.
 
 Windows are closed by the time of blocks, so a recording cut elsewhere is judged alike.
 """
