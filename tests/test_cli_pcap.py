@@ -83,7 +83,7 @@ def test_one_line_a_flow_and_a_summary(tmp_path):
     assert summary["summary"]["counts"] == {"unknown": 0, "clear": 0, "suspect": 0, "confirmed": 1}
 
 
-@pytest.mark.parametrize(("host", "status"), [("10.0.0.2", 1), ("203.0.113.9", 0)])
+@pytest.mark.parametrize(("host", "status"), [("10.0.0.2", 1), ("203.0.113.9", 0), ("::ffff:203.0.113.9", 0)])
 def test_the_judged_host_decides_whose_doing_it_is(tmp_path, host, status):
     file = tmp_path / "a.pcap.gz"
     file.write_bytes(gzip.compress(pcap(shell())))

@@ -253,9 +253,10 @@ def _end(address: str, port: int) -> str:
 def _address(text: str) -> str:
     """Return an address in the form that flows use, RFC 5952."""
     try:
-        return str(ipaddress.ip_address(text))
+        address = ipaddress.ip_address(text.partition("%")[0])  # no packet bears the scope of an address
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not an IPv4 or IPv6 address", param_hint="--host") from error
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _policy(files: tuple[Path, ...]) -> Policy:
