@@ -277,16 +277,17 @@ def _print(tally: _Tally) -> None:
 
     console = Console()
     if tally.found:
-        table = Table("verdict", "label", "carrier", title="What an operator should see")
+        table = Table(title="What an operator should see")
+        table.add_column("what", no_wrap=True)
         table.add_column("flow", overflow="fold")
-        table.add_column("after")
-        table.add_column("why", overflow="fold")
+        table.add_column("why", overflow="fold", ratio=1)
         for line in tally.found:
             reasons = "\n".join(shown_path(str(one["text"])) for one in line["evidence"])  # type: ignore[attr-defined]
             after = line["decided_after_s"]
+            delay = f"\nafter {after:.1f} s" if isinstance(after, float) else ""
+            what = f"{line['verdict']}\n{line['label']}\nover {line['carrier']}{delay}"
             flow = f"{line['initiator']} ->\n{line['responder']}\n{Path(str(line['file'])).name}"
-            table.add_row(str(line["verdict"]), str(line["label"]), str(line["carrier"]), escape(flow),
-                          f"{after:.1f} s" if isinstance(after, float) else "", escape(reasons))
+            table.add_row(what, escape(flow), escape(reasons))
         console.print(table)
     counted = Table("label", "verdict", "flows", title="All flows")
     for (label, verdict), count in sorted(tally.labels.items()):

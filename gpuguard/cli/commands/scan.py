@@ -224,7 +224,8 @@ def _place(one: KernelVerdict) -> str:
 
 def _total(gathered: Gathered) -> str:
     files = "1 file" if gathered.read == 1 else f"{gathered.read} files"
-    return f"{files}, {gathered.kernels} kernels, {gathered.code_bytes / 1e6:.1f} MB of code"
+    kernels = "1 kernel" if gathered.kernels == 1 else f"{gathered.kernels} kernels"
+    return f"{files}, {kernels}, {gathered.code_bytes / 1e6:.1f} MB of code"
 
 
 def _page(gathered: Gathered, summary: Summary) -> str:
