@@ -292,14 +292,15 @@ def test_what_is_said_twice_is_weighed_but_names_once():
 # -- workers, who answer at once on connections that they opened ------------------------------------------------------
 
 
-def tasks(first, *, confirmed, seed=1):
+def tasks(first, *, confirmed, seed=1, work_s=(0.0004, 0.0004)):
     """A worker's connection: it greets, waits, is given something, answers at once, and is told so or not."""
     dice, now, said = random.Random(seed), 1.0, []
     for _ in range(40):
         now += dice.lognormvariate(0, 0.8) + 0.2
-        said += [(now, 1, b"$" * dice.randint(20, 30)), (now + 0.0004, 0, b"=" * dice.randint(20, 90))]
+        asked, now = now, now + dice.uniform(*work_s)
+        said += [(asked, 1, b"$" * dice.randint(20, 30)), (now, 0, b"=" * dice.randint(20, 90))]
         if confirmed:
-            said += [(now + 0.0009, 1, b":%d" % dice.randint(1, 999)), (now + 0.0012, 0, b"B" * 14)]
+            said += [(now + 0.0005, 1, b":%d" % dice.randint(1, 999)), (now + 0.0008, 0, b"B" * 14)]
     return conversation(said, opening=first)
 
 
@@ -319,6 +320,8 @@ def test_workers_are_no_shells(seed):
         assert shells(tasks(opening, confirmed=False, seed=seed)) == {}
 
 
-def test_a_worker_of_an_unknown_protocol_that_is_never_confirmed_is_suspect():
-    """By its turns it is a shell, and there is nothing else to tell it from one: said here, so that it is known."""
-    assert shells(tasks(WORKER, confirmed=False)) == {"reverse-shell": "suspect"}
+@pytest.mark.parametrize("seed", range(5))
+def test_a_worker_of_an_unknown_protocol_is_suspect_where_its_work_differs(seed):
+    """By its turns it is a shell, and its times are those of several programs: said here, so that it is known."""
+    assert shells(tasks(WORKER, confirmed=False, seed=seed)) == {}
+    assert shells(tasks(WORKER, confirmed=False, seed=seed, work_s=(0.001, 0.03))) == {"reverse-shell": "suspect"}
