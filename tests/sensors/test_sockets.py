@@ -168,7 +168,6 @@ sys.stdin.read()
 """
 
 
-@needs_root
 def threads_elsewhere():
     spaces = set()
     for task in os.listdir("/proc/self/task"):
@@ -177,6 +176,7 @@ def threads_elsewhere():
     return spaces - {OWN}
 
 
+@needs_root
 def test_the_namespace_of_another_process():
     child = subprocess.Popen(["unshare", "--net", sys.executable, "-c", NEIGHBOUR], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE)
