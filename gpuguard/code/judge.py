@@ -42,54 +42,14 @@ class Decoded(NamedTuple):
 
 
 Chunk: TypeAlias = tuple[list[Decoded], dict[str, int], list[Flaw]]
-Batch = tuple[list[KernelRow], list[Flaw]]
 Allowed: TypeAlias = "AllowList | frozenset[str]"
-
-
-def rows_of(image: Image, allowed: Allowed = frozenset()) -> Iterator[Batch]:
-    """Decode the kernels of one image to rows, so many at a time; what cannot be decoded is a flaw.
-
-    The plain way, for who wants to look at rows; `judge_image` judges without them.
-
-    Kernels that are allowed come without their parts.
-    """
-    try:
-        if image.kind == "ptx":
-            yield _ptx_rows(ptx.read_ptx(image.data)), []
-        elif image.kind == "cubin":
-            yield from _cubin_rows(image, elf.read_cubin(image.data), allowed)
-    except Malformed as error:
-        yield [], [_flaw(image, str(error))]
 
 
 def _flaw(image: Image, reason: str, *, unread: bool = False) -> Flaw:
     return Flaw(image.path, image.container, image.offset, "unread" if unread else "malformed", reason)
 
 
-def _cubin_rows(image: Image, cubin: elf.Cubin, allowed: Allowed) -> Iterator[Batch]:
-    if not decode.SM_MIN <= cubin.sm <= decode.SM_MAX:
-        yield [], [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
-        return
-    found = _in_constants(cubin)
-    rows: list[KernelRow] = []
-    flaws: list[Flaw] = []
-    parts = 0
-    for kernel in cubin.kernels:
-        judged = not allowed or hashlib.sha256(kernel.text).hexdigest() not in allowed
-        try:
-            rows.append(decode.decode_kernel(cubin.sm, kernel.text, kernel=kernel.name, windows=judged,
-                                             module=lambda _: found))
-        except ValueError as error:
-            flaws.append(_flaw(image, f"{kernel.name}: {error}"))
-            continue
-        parts += 1 + len(rows[-1].windows)
-        if parts > _PARTS_HELD_MAX:
-            yield rows, flaws
-            rows, flaws, parts = [], [], 0
-    yield rows, flaws
-
-
-def _in_constants(cubin: elf.Cubin) -> dict[str, int]:
+def in_constants(cubin: elf.Cubin) -> dict[str, int]:
     """Return the words found in a module's data. Sections are padded so that no word straddles two of them."""
     return known.in_data(_joined(cubin.constants))
 
@@ -142,7 +102,7 @@ def _chunks(image: Image, cubin: elf.Cubin, allowed: Allowed) -> Iterator[Chunk]
     if not decode.SM_MIN <= cubin.sm <= decode.SM_MAX:
         yield [], {}, [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
         return
-    tables = _in_constants(cubin)
+    tables = in_constants(cubin)
     kernels: list[Decoded] = []
     flaws: list[Flaw] = []
     parts = 0

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuguard.code import constants as known
 from gpuguard.code import decode
 from gpuguard.code.classify import read
 from gpuguard.code.containers import elf
+from gpuguard.code.judge import in_constants
 from gpuguard.code.train import HASHING, OWN, Kernels
 from gpuguard.kernels import opcodes
 
@@ -33,10 +33,10 @@ def families(path: Path) -> dict[str, dict[str, str]]:
         return {line["source"]: line for line in csv.DictReader(file)}
 
 
-def rows(cubin: Path) -> list[KernelRow]:
-    """Return the kernels of a cubin, with their parts."""
-    image = elf.read_cubin(cubin.read_bytes())
-    found = known.in_data(b"".join(bytes(part) + bytes(-len(part) % 4) for part in image.constants))
+def rows(content: bytes) -> list[KernelRow]:
+    """Return the kernels of a cubin, with their parts: the plain way, where `judge_image` judges without rows."""
+    image = elf.read_cubin(content)
+    found = in_constants(image)
     return [decode.decode_kernel(image.sm, kernel.text, kernel=kernel.name, module=lambda _: found)
             for kernel in image.kernels]
 
@@ -50,7 +50,7 @@ def load(folder: Path, told: Path) -> Kernels:
     columns: dict[str, list[Any]] = {name: [] for name in ("facts", "group", "project", "module", "sm", "label")}
     for cubin in sorted(folder.glob("*.cubin")):
         family = known_families[cubin.name.split(".")[0]]
-        for row in rows(cubin):
+        for row in rows(cubin.read_bytes()):
             facts = read(row)
             if isinstance(facts, str):
                 continue

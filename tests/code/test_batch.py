@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard.code import batch, constants, decode, judge
+from gpuguard.code import batch, constants, decode, judge, modules
 from gpuguard.code.classify import classify
 from gpuguard.code.containers import elf
 from gpuguard.code.containers.finding import find_images
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import code_samples as made
 
 IMAGES = [image for path in made.CUBINS for image in find_images(path.read_bytes(), path.name)]
-ROWS = [row for image in IMAGES[::5] for rows, _ in judge.rows_of(image) for row in rows]
+ROWS = [row for image in IMAGES[::5] for row in modules.rows(image.data)]
 CODE = [(cubin.sm, bytes(kernel.text)) for cubin in (elf.read_cubin(image.data) for image in IMAGES)
         for kernel in cubin.kernels]
 
@@ -65,7 +65,7 @@ def changed(text, dice):
 @pytest.mark.parametrize("image", IMAGES[::17], ids=lambda image: image.path)
 def test_an_image_is_judged_as_its_rows_are(image):
     said = [one for some, _ in judge.judge_image(image, compiled=True) for one in some]
-    rows = [row for some, _ in judge.rows_of(image) for row in some]
+    rows = modules.rows(image.data)
     assert [one.kernel for one in said] == [row.kernel for row in rows]
     for one, row in zip(said, rows, strict=True):
         alike(one, classify([row], backend="reference")[0])

@@ -27,7 +27,7 @@ def borne(source: str) -> dict[str, list[tuple[str, ...]]]:
     """Return kernel -> what it bears on each architecture."""
     out: dict[str, list[tuple[str, ...]]] = {}
     for path in sorted((FIXTURES / "cubins").glob(f"{source}.*.cubin")):
-        for row in modules.rows(path):
+        for row in modules.rows(path.read_bytes()):
             counts = opcodes.counts([(row.opcodes, row.derived)])
             out.setdefault(row.kernel, []).append(tuple(one.name for one in structures.found(counts)[0]))
     return out
@@ -63,7 +63,8 @@ def test_a_matrix_product_that_sums_its_parts_by_atomics_is_no_join():
 
 
 def test_a_structure_is_named_in_the_verdict():
-    row = next(row for row in modules.rows(FIXTURES / "cubins" / "cryptonight.sm_90.cubin") if row.kernel == "walk")
+    cubin = (FIXTURES / "cubins" / "cryptonight.sm_90.cubin").read_bytes()
+    row = next(row for row in modules.rows(cubin) if row.kernel == "walk")
     (one,) = classify([row.as_columns()])
     assert one.label == "mining"
     assert one.nats >= STRUCTURE_NATS
@@ -79,7 +80,7 @@ def test_every_source_has_a_family():
 @pytest.mark.parametrize("share", [0.5, 2.0])
 def test_dead_float_code_hides_none(share):
     for source in ("beamhash", "cryptonight", "dagwalk", "siptrim"):
-        for row in modules.rows(FIXTURES / "cubins" / f"{source}.sm_90.cubin"):
+        for row in modules.rows((FIXTURES / "cubins" / f"{source}.sm_90.cubin").read_bytes()):
             plain = opcodes.counts([(row.opcodes, row.derived)])
             mixed = opcodes.counts([({**row.opcodes, "FFMA": int(share * row.n_instr)}, row.derived)])
             assert structures.found(mixed) == structures.found(plain)
