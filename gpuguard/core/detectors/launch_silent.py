@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
+from gpuguard.core.launching import ALIVE_NS, Stretch, launchers
 from gpuguard.core.records import (
     Gap,
     KernelName,
@@ -45,10 +46,6 @@ if TYPE_CHECKING:
 SECOND_NS = 1_000_000_000
 BUSY_RATIO = 0.3
 SILENT_NS = 60 * SECOND_NS
-#: Samples further apart than this do not tell what was between them.
-APART_NS = 10 * SECOND_NS
-#: The launch eye says at least this often that it is open, by a block without rows if need be.
-ALIVE_NS = 30 * SECOND_NS
 BLIND_NS = 600 * SECOND_NS
 #: Miners that a probe of libcuda cannot see (OpenCL, Vulkan, evasion) against such work that does not mine: few have
 #: measured it. ln(4.5), and next to nothing where a persistent kernel would explain it.
@@ -69,8 +66,7 @@ class Standing(Struct):
 
     process: ProcessId | None = None
     started_ns: int = 0
-    busy_since_ns: int = 0
-    sampled_ns: int = 0
+    stretch: Stretch = field(default_factory=Stretch)
     launched_ns: int = 0
     nats: float = 0.0
     said_ns: int = 0
@@ -118,9 +114,9 @@ class Detector:
 
     def _launched(self, rows: np.ndarray, time_ns: int) -> list[Evidence]:
         evidence = []
-        for key in dict.fromkeys(zip(rows["pid"].tolist(), rows["start_ticks"].tolist(), strict=True)):
+        for key in launchers(rows):
             standing = self._standing(key)
-            standing.launched_ns, standing.busy_since_ns = time_ns, 0
+            standing.launched_ns, standing.stretch.busy_since_ns = time_ns, 0
             if standing.nats and standing.process:
                 text = "it launches after all"
                 evidence.append(_evidence(time_ns, standing.process, -standing.nats, standing.said_ns, text))
@@ -130,15 +126,10 @@ class Detector:
     def _sampled(self, item: ProcessSample, sm_ratio: float, host: Host) -> list[Evidence]:
         standing = self._standing(_key(item.process))
         standing.process = item.process
-        apart = item.time_ns - standing.sampled_ns > APART_NS
-        standing.sampled_ns = item.time_ns
-        if sm_ratio < BUSY_RATIO:
-            standing.busy_since_ns = 0
+        if not standing.stretch.take(item.time_ns, sm_ratio, BUSY_RATIO):
             return []
-        if not standing.busy_since_ns or apart:
-            standing.busy_since_ns = item.time_ns
         awake = 0 <= item.time_ns - self._alive_ns <= ALIVE_NS and self._opened_ns
-        since_ns = max(standing.busy_since_ns, self._blind_until_ns, self._opened_ns)
+        since_ns = max(standing.stretch.busy_since_ns, self._blind_until_ns, self._opened_ns)
         if standing.nats or not awake or item.time_ns - since_ns < SILENT_NS:
             return []
         if host.brief(item.process).name.startswith(SERVERS):

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
+from gpuguard.core.launching import ALIVE_NS, Stretch, launchers
 from gpuguard.core.records import Gap, Launches, ProcessExited, ProcessSample, ProcessStarted
 from gpuguard.core.subjects import ProcessId
 
@@ -31,9 +32,6 @@ SECOND_NS = 1_000_000_000
 VARIABLE, LIBRARY = "CUDA_INJECTION64_PATH", "libgpuguard_capture.so"
 #: Starting a framework and filling memory launches kernels within seconds; a minute of computing without is no start.
 BUSY_RATIO, SILENT_NS = 0.1, 60 * SECOND_NS
-#: Samples further apart than this do not tell what was between them.
-APART_NS = 10 * SECOND_NS
-ALIVE_NS = 30 * SECOND_NS
 #: Suspect, and far from confirmed: the fact is certain, the intent is not.
 WITHHELD_NATS = 7.0
 PROCESSES_MAX = 8_192
@@ -50,8 +48,7 @@ class Standing(Struct):
     """One process that was given the library: since when it computes unseen, when it was sampled, what was said."""
 
     process: ProcessId
-    busy_since_ns: int = 0
-    sampled_ns: int = 0
+    stretch: Stretch = field(default_factory=Stretch)
     said_ns: int = 0
 
 
@@ -88,8 +85,7 @@ class Detector:
     def _shown(self, block: Launches) -> list[Evidence]:
         """Forget who shows launches, and take back what was said of it."""
         evidence = []
-        rows = block.rows
-        for key in dict.fromkeys(zip(rows["pid"].tolist(), rows["start_ticks"].tolist(), strict=True)):
+        for key in launchers(block.rows):
             standing = self._standings.pop(key)
             if standing and standing.said_ns:
                 evidence.append(_evidence(block.time_ns, standing, -WITHHELD_NATS, "it shows launches after all"))
@@ -99,16 +95,11 @@ class Detector:
         standing = self._standings.get((sample.process.pid, sample.process.start_ticks))
         if standing is None or standing.said_ns:
             return []
-        apart = sample.time_ns - standing.sampled_ns > APART_NS
-        standing.sampled_ns = sample.time_ns
-        if sm_ratio < BUSY_RATIO:
-            standing.busy_since_ns = 0
+        if not standing.stretch.take(sample.time_ns, sm_ratio, BUSY_RATIO):
             return []
-        if apart or standing.busy_since_ns == 0:
-            standing.busy_since_ns = sample.time_ns
         if self._opened_ns is None or sample.time_ns - self._alive_ns > ALIVE_NS:
             return []
-        since_ns = max(standing.busy_since_ns, self._opened_ns)
+        since_ns = max(standing.stretch.busy_since_ns, self._opened_ns)
         if sample.time_ns - since_ns < SILENT_NS:
             return []
         standing.said_ns = since_ns

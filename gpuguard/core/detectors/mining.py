@@ -27,6 +27,7 @@ from msgspec import Struct, field
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
+from gpuguard.core.launching import launchers
 from gpuguard.core.records import LAUNCH_APIS, KernelName, Launches, ModuleImage, ProcessExited, Tick
 from gpuguard.core.signatures import MATURITY_NATS, Signature, Window
 from gpuguard.core.subjects import ProcessId
@@ -140,7 +141,7 @@ class Detector:
     def _take(self, block: Launches, host: Host) -> list[Evidence]:
         # A renderer submits frames through one queue at one beat: that is no kernel, and says nothing.
         rows = block.rows[block.rows["api"] != SUBMISSION]
-        for pid, start_ticks in dict.fromkeys(zip(rows["pid"].tolist(), rows["start_ticks"].tolist(), strict=True)):
+        for pid, start_ticks in launchers(rows):
             own = rows[(rows["pid"] == pid) & (rows["start_ticks"] == start_ticks)]
             standing = self._standing(pid, start_ticks, host)
             first_ns = int(own["first_ns"].min())
