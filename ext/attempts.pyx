@@ -17,38 +17,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
-    /* Both halves of a 128-bit product, folded: the mixing step of wyhash. */
-    static inline uint64_t gpuguard_fold(uint64_t a, uint64_t b) {
-        unsigned __int128 product = (unsigned __int128)a * b;
-        return (uint64_t)product ^ (uint64_t)(product >> 64);
-    }
-    static inline void gpuguard_ask(const void *p) { __builtin_prefetch(p, 1); }
-    """
-    uint64_t fold "gpuguard_fold"(uint64_t a, uint64_t b) noexcept nogil
-    void ask "gpuguard_ask"(const void *p) noexcept nogil
-
-# observations.CLOSED_FLOW
-cdef packed struct Closed:
-    int64_t time_ns
-    int64_t start_ns
-    int64_t netns
-    uint8_t initiator[16]
-    uint16_t initiator_port
-    uint8_t responder[16]
-    uint16_t responder_port
-    uint8_t protocol
-    uint8_t initiator_known
-    uint8_t reason
-    uint8_t carrier
-    uint8_t missed
-    uint64_t packets
-    uint64_t payload_bytes[2]
-    uint32_t first[2]
-    uint32_t answered
+include "rows.pxi"
 
 # What was tried (responder, port, protocol) and by whom (namespace, address), as they lie in a row.
 cdef enum:

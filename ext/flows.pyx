@@ -55,7 +55,6 @@ cdef extern from *:
         uint32_t question_bytes;
     } gpuguard_hot;
     _Static_assert(sizeof(gpuguard_hot) == 128, "two cache lines, the ends within the first");
-    static inline void gpuguard_ask(const void *p) { __builtin_prefetch(p, 1); }
     static inline uint64_t gpuguard_be64(const uint8_t *p) {
         uint64_t v;
         memcpy(&v, p, 8);
@@ -63,11 +62,6 @@ cdef extern from *:
         v = __builtin_bswap64(v);
     #endif
         return v;
-    }
-    /* Both halves of a 128-bit product, folded: the mixing step of wyhash. */
-    static inline uint64_t gpuguard_fold(uint64_t a, uint64_t b) {
-        unsigned __int128 product = (unsigned __int128)a * b;
-        return (uint64_t)product ^ (uint64_t)(product >> 64);
     }
     static inline int gpuguard_same(const uint8_t *a, const uint8_t *b) {
         uint64_t a0, a1, b0, b1;
@@ -108,11 +102,11 @@ cdef extern from *:
         uint8_t waiting         # a question is open
         uint8_t asker
         uint32_t question_bytes
-    void ask "gpuguard_ask"(const void *p) noexcept nogil
     uint64_t be64 "gpuguard_be64"(const uint8_t *p) noexcept nogil
-    uint64_t fold "gpuguard_fold"(uint64_t a, uint64_t b) noexcept nogil
     bint same "gpuguard_same"(const uint8_t *a, const uint8_t *b) noexcept nogil
     void *lines "gpuguard_lines"(size_t bytes) noexcept nogil
+
+include "rows.pxi"
 
 # An attempt to open a connection, to be looked at again.
 cdef struct Tried:
@@ -179,25 +173,6 @@ cdef struct Look:
     uint16_t low_port
     uint16_t high_port
     bint from_high
-
-# observations.CLOSED_FLOW
-cdef packed struct Closed:
-    int64_t time_ns
-    int64_t start_ns
-    int64_t netns
-    uint8_t initiator[16]
-    uint16_t initiator_port
-    uint8_t responder[16]
-    uint16_t responder_port
-    uint8_t protocol
-    uint8_t initiator_known
-    uint8_t reason
-    uint8_t carrier
-    uint8_t missed
-    uint64_t packets
-    uint64_t payload_bytes[2]
-    uint32_t first[2]
-    uint32_t answered
 
 cdef enum:
     FIN = 1
