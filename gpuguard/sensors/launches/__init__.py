@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 NAME = "launches"
 SECOND_NS = 1_000_000_000
-OBJECT = Path(__file__).parent.parent / "bpf" / "launches.bpf.o"
+OBJECT = Path(__file__).parents[2] / "bpf" / "launches.bpf.o"
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
 
 SCAN_PERIOD_NS = 700_000_000
