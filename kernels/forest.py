@@ -10,7 +10,7 @@ A row goes left where its feature is <= the threshold, so right where it is NaN.
 to go left at some nodes gives the feature twice, once with -inf for what is missing.
 
 The CPU form has no walk at all: for 256 rows at a time each node, children before parents, selects of its children's
-leaves by comparing one column, 32 rows an instruction. Of a lone row all trees step down together, 8 an instruction.
+leaves by comparing one column, 32 rows an instruction. Of a lone row all trees step down together, level by level.
 The CUDA form walks, a thread a row, through nodes in shared memory. On one core that is the fastest that is known of
 a scalar language; a byte-permuting form in C is at 0.5 us a row where this one needs about one.
 
@@ -20,6 +20,7 @@ sum of the leaves' sizes.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ import numpy as np
 from gpuguard.kernels import chosen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuguard.kernels.opcodes import Forest
 
 TOLERANCE = 1e-5
@@ -136,10 +139,16 @@ def scores(matrix: np.ndarray, packed: Packed, backend: str = "auto",
         return forest_cuda.scores(matrix, packed, device), backend
     matrix = np.ascontiguousarray(matrix, np.float32)
     if backend == "cpu":
-        from gpuguard.kernels import forest_cpu
-
-        return forest_cpu.scores(matrix, packed), backend
+        return _compiled()(matrix, packed), backend
     return {"numpy": vectorised, "reference": walked}[backend](matrix, packed), backend
+
+
+@functools.cache
+def _compiled() -> Callable[[np.ndarray, Packed], np.ndarray]:
+    """Return the Numba form. Once: an import statement costs a twentieth of a row, however often it was run before."""
+    from gpuguard.kernels import forest_cpu
+
+    return forest_cpu.scores
 
 
 def reference(matrix: np.ndarray, forest: Forest, class_of: np.ndarray | None = None) -> np.ndarray:

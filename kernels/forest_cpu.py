@@ -29,33 +29,38 @@ def scores(matrix: np.ndarray, packed: Packed) -> np.ndarray:
     out = np.empty((len(matrix), packed.classes))
     form: Any = _one_by_one if len(matrix) < BLOCK_MIN else _by_blocks
     form(matrix, packed.source, packed.edges, packed.nodes, packed.first, packed.leaves, packed.first_leaf,
-         packed.class_of, packed.base, out)
+         packed.class_of, packed.base, out, packed.depth)
     return out
 
 
 @_loop
 def _one_by_one(matrix: Any, source: Any, edges: Any, nodes: Any, first: Any, leaves: Any, first_leaf: Any,
-                class_of: Any, base: Any, out: Any) -> None:
-    """Walk each row down one tree after the other; the walks depend on nothing of each other, so they overlap."""
-    bins = np.empty(len(source), np.uint8)
+                class_of: Any, base: Any, out: Any, depth: Any) -> None:
+    """Step all trees down together, level by level: a step waits for the one above it and for no other."""
+    bins, at = np.empty(len(source), np.uint8), np.empty(len(class_of), np.uint8)
     out[:] = base
     for i in range(len(matrix)):
         for column in range(len(source)):
             bins[column] = _bin(matrix[i, source[column]], edges, column)
         for tree in range(len(class_of)):
-            begin = np.uint64(first[tree])
-            node = np.uint64(0 if first[tree + 1] > first[tree] else LEAF)
-            while node < np.uint64(LEAF):
-                word = np.uint64(nodes[begin + node])
+            at[tree] = 0 if first[tree + 1] > first[tree] else LEAF
+        for _ in range(depth):
+            for tree in range(len(class_of)):
+                node = np.uint64(at[tree])
+                ended = node >= np.uint64(LEAF)
+                word = np.uint64(nodes[np.uint64(0) if ended else np.uint64(first[tree]) + node])
                 over = np.uint64(bins[word & _BYTE]) > (word >> _NUMBER & _BYTE)
                 # Not a choice, or it becomes a branch that is guessed wrong every other time.
-                node = word >> (_LEFT + np.uint64(8) * np.uint64(over)) & _BYTE
-            out[i, class_of[tree]] += leaves[np.uint64(first_leaf[tree]) + node - np.uint64(LEAF)]
+                child = word >> (_LEFT + np.uint64(8) * np.uint64(over)) & _BYTE
+                at[tree] = node if ended else child
+        for tree in range(len(class_of)):
+            leaf = np.uint64(first_leaf[tree]) + np.uint64(at[tree]) - np.uint64(LEAF)
+            out[i, class_of[tree]] += leaves[leaf]
 
 
 @_loop
 def _by_blocks(matrix: Any, source: Any, edges: Any, nodes: Any, first: Any, leaves: Any, first_leaf: Any,
-               class_of: Any, base: Any, out: Any) -> None:
+               class_of: Any, base: Any, out: Any, _: Any) -> None:
     """Take many rows through one node, its children first: each node's row of bytes are the leaves that it leads to."""
     bins = np.empty((COLUMNS_MAX, ROWS), np.uint8)
     reached = np.empty((LEAF, ROWS), np.uint8)
