@@ -25,6 +25,7 @@ from typing import Any
 
 from gpuguard.config import Config
 from gpuguard.core.records import Launches
+from gpuguard.messages import ScanLaunches
 from gpuguard.sensors import EyeClosed, launches
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -88,7 +89,7 @@ def one_round(eye: Any, standins: dict[str, Path], folder: Path) -> int:
                                 "60"], stdout=subprocess.DEVNULL)
     eye.read(time.time_ns())
     time.sleep(0.03)
-    launches.grant(launches.ScanLaunches((program.pid,)))
+    launches.grant(ScanLaunches((program.pid,)))
     program.wait()
     shutil.rmtree(own)
     time.sleep(0.02)

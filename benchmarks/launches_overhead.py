@@ -51,7 +51,7 @@ def probed(library: Path, change: Callable[[Library], Library]) -> tuple[launche
     probe = launches.new_probe()
     with mock.patch.object(launches, "read_library", lambda data: change(read_library(data))):
         begun = time.perf_counter()
-        probe.add(str(library))
+        probe.libraries.add(str(library))
         return probe, (time.perf_counter() - begun) * 1e3
 
 
@@ -73,7 +73,7 @@ def measure(paths: dict[str, Path]) -> dict[str, float]:
         bare = min(bare, ns_per_launch(hasher, LAUNCHES))
         probe, took_ms = probed(library, lambda found: found)
         attach_ms = min(attach_ms, took_ms)
-        sites = sum(len(one.library.launches) + len(one.library.calls) for one in probe.watched)
+        sites = sum(len(one.library.launches) + len(one.library.calls) for one in probe.libraries.watched)
         chosen = min(chosen, ns_per_launch(hasher, LAUNCHES))
         begun = time.perf_counter()
         probe.close()

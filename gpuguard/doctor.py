@@ -148,7 +148,7 @@ def launches(config: Config) -> Result:
     if kernel() < PERF_COOKIE_SINCE:
         return Result("closed", f"Linux {os.uname().release} cannot tell probes apart", "Linux 5.15, better 6.6")
     from gpuguard.sensors import EyeClosed
-    from gpuguard.sensors.launches import OBJECT
+    from gpuguard.sensors.launches.probe import OBJECT
 
     try:
         if not OBJECT.is_file():

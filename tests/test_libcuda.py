@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gpuguard.core.records import LAUNCH_APIS
 from gpuguard.libcuda import NotProbeable, choose_site
 from gpuguard.libcuda import read_library as read_library_by
-from gpuguard.sensors.launches import _cached_libraries
+from gpuguard.sensors.launches.maps import cached_libraries
 from tests.standins.build import build
 
 # cuLaunchKernel of driver 535.261.03.
@@ -134,7 +134,7 @@ def test_a_file_of_any_size_costs_a_few_bounded_reads(library):
 def installed():
     """Return a real driver library: what GPUGUARD_LIBCUDA names, else what the linker finds."""
     named = os.environ.get("GPUGUARD_LIBCUDA", "")
-    return Path(named) if named else next(map(Path, _cached_libraries()), None)
+    return Path(named) if named else next(map(Path, cached_libraries()), None)
 
 
 @pytest.mark.skipif(installed() is None, reason="no NVIDIA driver library here (GPUGUARD_LIBCUDA may name one)")

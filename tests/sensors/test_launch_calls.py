@@ -15,7 +15,7 @@ from gpuguard.core.records import LAUNCH_APIS, Gap, KernelName, ModuleImage
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, ReadImage, Refused
 from gpuguard.sensors import launches
-from gpuguard.sensors.launches import start_ticks_of
+from gpuguard.sensors.launches.maps import start_ticks_of
 from tests.sensors.test_launches import (  # noqa: F401  fixtures are used by name
     Direct,
     cubin_header,

@@ -25,6 +25,7 @@ from gpuguard.config import Config
 from gpuguard.core.events import Finding
 from gpuguard.core.guard import Guard
 from gpuguard.core.records import (
+    LAUNCH,
     LAUNCH_APIS,
     Gap,
     HostInfo,
@@ -37,7 +38,11 @@ from gpuguard.core.records import (
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, OpenLaunches, ReadImage, Refused, ScanLaunches
 from gpuguard.sensors import EyeClosed, launches
-from gpuguard.sensors.launches import KEY, VALUE, KernelNames, LaunchDeltas, image_extent, start_ticks_of
+from gpuguard.sensors.launches.images import image_extent
+from gpuguard.sensors.launches.maps import executable_maps, fuse_mounts, start_ticks_of
+from gpuguard.sensors.launches.names import KernelNames
+from gpuguard.sensors.launches.rows import KEY, VALUE, LaunchDeltas, bytes_of
+from gpuguard.sensors.launches.sensor import EVENT
 from gpuguard.signature_files import shipped
 from tests.standins.build import build
 
@@ -178,7 +183,7 @@ def test_a_handle_that_is_given_out_again_has_not_the_name_of_what_was_unloaded(
 
 
 def test_a_build_without_clang_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(launches, "OBJECT", tmp_path / "launches.bpf.o")
+    monkeypatch.setattr(launches.probe, "OBJECT", tmp_path / "launches.bpf.o")
     with pytest.raises(EyeClosed, match="without clang"):
         launches.open_sensor(Direct(), settings())
 
@@ -273,14 +278,14 @@ def read_all(sensor, processes):
         said[process.pid] = json.loads(process.communicate()[0])
     sensor._rows_read_ns = 0
     blocks += sensor.read(time.time_ns())
-    while sensor._images:
+    while sensor._modules:
         blocks += sensor.read(time.time_ns())
     return blocks, said
 
 
 def rows_of(blocks, *processes):
     """Return the rows of these processes: the eye sees the whole host, and others may launch meanwhile."""
-    rows = np.concatenate([np.zeros(0, launches.LAUNCH), *(b.rows for b in blocks if isinstance(b, Launches))])
+    rows = np.concatenate([np.zeros(0, LAUNCH), *(b.rows for b in blocks if isinstance(b, Launches))])
     return rows[np.isin(rows["pid"], [process.pid for process in processes])]
 
 
@@ -292,7 +297,7 @@ def records_of(kind, blocks, *processes):
 def test_layouts_are_those_of_the_programs(standins):
     from gpuguard import _launches
 
-    assert (KEY.itemsize, VALUE.itemsize, launches.EVENT.itemsize) == (
+    assert (KEY.itemsize, VALUE.itemsize, EVENT.itemsize) == (
         _launches.KEY_BYTES, _launches.VALUE_BYTES, _launches.EVENT_BYTES)
     assert standins["libcuda"].exists()
 
@@ -360,14 +365,14 @@ def test_an_image_of_a_process_that_is_gone_is_a_gap(eye, standins):
 
 def test_libraries_that_nobody_maps_any_more_make_room_for_new_ones(standins, tmp_path, monkeypatch):
     """Containers come and go, each with a copy of the driver of its own."""
-    monkeypatch.setattr(launches, "LIBRARIES_MAX", 3)
-    monkeypatch.setattr(launches, "DROP_PERIOD_S", 0.0)
-    monkeypatch.setattr(launches, "SEEN_S", 0.0)
+    monkeypatch.setattr(launches.libraries, "LIBRARIES_MAX", 3)
+    monkeypatch.setattr(launches.libraries, "DROP_PERIOD_S", 0.0)
+    monkeypatch.setattr(launches.probe, "SEEN_S", 0.0)
     try:
         probe = launches.new_probe()
     except (EyeClosed, OSError) as error:
         pytest.skip(f"this host or build cannot probe: {error}")
-    probe.add(str(standins["libcuda"]), kept=True)
+    probe.libraries.add(str(standins["libcuda"]), kept=True)
 
     def container(number):
         folder = tmp_path / str(number)
@@ -383,18 +388,18 @@ def test_libraries_that_nobody_maps_any_more_make_room_for_new_ones(standins, tm
 
     try:
         running = [container(0), container(1)]
-        assert len(probe.watched) == 3
+        assert len(probe.libraries.watched) == 3
         running.append(container(2))
-        assert len(probe.watched) == 3
-        assert any("3 libraries are probed already" in reason for reason in probe.refused.values())
+        assert len(probe.libraries.watched) == 3
+        assert any("3 libraries are probed already" in reason for reason in probe.libraries.refused.values())
         before = len(os.listdir("/proc/self/fd"))
         for process in running[:2]:
             process.kill()
             process.communicate()
         probe.scan([running[2].pid])  # asked for again once there is room
-        assert [one.path for one in probe.watched] == [
+        assert [one.path for one in probe.libraries.watched] == [
             str(standins["libcuda"]), str(tmp_path / "2" / "libcuda.so.1")]
-        assert probe.refused == {}
+        assert probe.libraries.refused == {}
         assert len(os.listdir("/proc/self/fd")) < before
     finally:
         for process in running:
@@ -405,7 +410,7 @@ def test_libraries_that_nobody_maps_any_more_make_room_for_new_ones(standins, tm
 
 
 def test_one_process_takes_no_room_for_libraries_from_others(standins, tmp_path, monkeypatch):
-    monkeypatch.setattr(launches, "LIBRARIES_EACH_MAX", 2)
+    monkeypatch.setattr(launches.libraries, "LIBRARIES_EACH_MAX", 2)
     try:
         probe = launches.new_probe()
     except (EyeClosed, OSError) as error:
@@ -414,9 +419,10 @@ def test_one_process_takes_no_room_for_libraries_from_others(standins, tmp_path,
         for number in range(4):
             copied = tmp_path / f"harmless-{number}.so"
             shutil.copy(standins["libcuda"], copied)
-            probe.add(str(copied), pid=os.getpid() if number < 3 else 1)
-        assert [Path(one.path).name for one in probe.watched] == ["harmless-0.so", "harmless-1.so", "harmless-3.so"]
-        assert probe.refused == {
+            probe.libraries.add(str(copied), pid=os.getpid() if number < 3 else 1)
+        watched = [Path(one.path).name for one in probe.libraries.watched]
+        assert watched == ["harmless-0.so", "harmless-1.so", "harmless-3.so"]
+        assert probe.libraries.refused == {
             str(tmp_path / "harmless-2.so"): f"process {os.getpid()} has brought 2 libraries already"}
     finally:
         probe.close()
@@ -432,16 +438,16 @@ def test_a_file_that_a_program_serves_is_not_opened_and_that_is_said(standins, m
     try:
         while "libcuda" not in maps.read_text():
             time.sleep(0.02)
-        devices = {mapped[0] for _, mapped in launches._executable_maps(process.pid)}
-        monkeypatch.setattr(launches, "_fuse_mounts", lambda _: dict.fromkeys(devices, "fuse.sshfs"))
-        monkeypatch.setattr(launches.os, "open", lambda *_: pytest.fail("opened"))
+        devices = {mapped[0] for _, mapped in executable_maps(process.pid)}
+        monkeypatch.setattr(launches.probe, "fuse_mounts", lambda _: dict.fromkeys(devices, "fuse.sshfs"))
+        monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
         assert probe._look(process.pid, time.monotonic() + 5)
     finally:
         monkeypatch.undo()
         process.kill()
         process.communicate()
         probe.close()
-    assert probe.refused == {
+    assert probe.libraries.refused == {
         str(standins["libcuda"]): "it lies on fuse.sshfs, whose server could let us wait"}
 
 
@@ -451,8 +457,8 @@ def test_file_systems_that_programs_serve_are_told_by_their_device(monkeypatch, 
         "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n"
         "40 22 0:300 / /home/a\\040b rw shared:1 master:2 - fuse.sshfs host:/ rw\n"
         "41 22 0:44 / /mnt rw - fuseblk /dev/sdb1 rw\n")
-    monkeypatch.setattr(launches, "Path", lambda _: table)
-    assert launches._fuse_mounts(1) == {"00:12c": "fuse.sshfs", "00:2c": "fuseblk"}
+    monkeypatch.setattr(launches.maps, "Path", lambda _: table)
+    assert fuse_mounts(1) == {"00:12c": "fuse.sshfs", "00:2c": "fuseblk"}
 
 
 def test_a_clock_that_is_set_moves_the_times_of_launches_with_it(monkeypatch):
@@ -491,13 +497,13 @@ def test_a_library_that_takes_the_place_of_another_mapping_is_found(standins):
         process.stdout.readline()
         probe.scan(())
         probe.scan(())
-        assert str(standins["libcuda"]) not in [one.path for one in probe.watched]
+        assert str(standins["libcuda"]) not in [one.path for one in probe.libraries.watched]
         process.stdin.write("\n")
         process.stdin.flush()
         process.stdout.readline()
-        for _ in range(len(os.listdir("/proc")) // launches.MAPS_IN_TURN + 2):
+        for _ in range(len(os.listdir("/proc")) // launches.maps.MAPS_IN_TURN + 2):
             probe.scan(())
-        assert str(standins["libcuda"]) in [one.path for one in probe.watched]
+        assert str(standins["libcuda"]) in [one.path for one in probe.libraries.watched]
     finally:
         process.communicate()
         probe.close()
@@ -524,8 +530,8 @@ def test_who_has_too_many_geometries_is_counted_without_them_and_takes_no_room_f
 def test_rows_that_are_idle_are_swept_and_no_launch_with_them(eye, standins, monkeypatch):
     from gpuguard import _launches
 
-    monkeypatch.setattr(launches, "SWEEP_PERIOD_S", 0.0)
-    monkeypatch.setattr(launches, "IDLE_S", 0.4)
+    monkeypatch.setattr(launches.rows, "SWEEP_PERIOD_S", 0.0)
+    monkeypatch.setattr(launches.rows, "IDLE_S", 0.4)
     # Each launch comes after its row of before was swept.
     process = run(standins["hasher"], "--launches", 4, "--interval-us", 700_000, "--jitter-us", 0)
     blocks = []
@@ -538,7 +544,7 @@ def test_rows_that_are_idle_are_swept_and_no_launch_with_them(eye, standins, mon
     assert rows_of([*blocks, *more], process)["launches"].tolist() == [1] * 4
     time.sleep(0.45)
     launches.grant(ScanLaunches((os.getpid(),)))
-    count = _launches.read_rows(eye.rows_fd, launches._bytes_of(eye._keys), launches._bytes_of(eye._values))
+    count = _launches.read_rows(eye.rows_fd, bytes_of(eye._keys), bytes_of(eye._values))
     assert process.pid not in eye._keys["pid"][:count].tolist()
 
 
@@ -579,7 +585,7 @@ def test_a_library_nobody_named_is_found_by_its_mapping(standins, tmp_path):
         sensor.notice(ProcessStarted(time.time_ns(), ProcessId("b", process.pid, 1), None, "hasher", ()))
         blocks, _ = read_all(sensor, [process])
         assert rows_of(blocks, process)["launches"].sum() == 40
-        assert str(copied / "libcuda.so.1") in [one.path for one in launches._Held.probe.watched]
+        assert str(copied / "libcuda.so.1") in [one.path for one in launches._Held.probe.libraries.watched]
     finally:
         launches.release()
         sensor.close()
@@ -644,7 +650,7 @@ def test_a_miner_is_confirmed_while_training_and_a_simulation_are_left_alone(eye
 
 
 def test_a_kernel_without_uprobe_multi_is_probed_site_by_site(standins, monkeypatch):
-    monkeypatch.setattr(launches, "_has_multi", lambda _: False)
+    monkeypatch.setattr(launches.probe, "_has_multi", lambda _: False)
     try:
         sensor = launches.open_sensor(Direct(), settings(standins["libcuda"]))
     except EyeClosed as error:

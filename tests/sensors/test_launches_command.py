@@ -48,7 +48,7 @@ def test_the_table_is_for_people(standins):  # noqa: F811
 def test_where_the_eye_is_closed_it_says_why(monkeypatch, tmp_path):
     from click.testing import CliRunner
 
-    monkeypatch.setattr(launches, "OBJECT", tmp_path / "none.o")
+    monkeypatch.setattr(launches.probe, "OBJECT", tmp_path / "none.o")
     for name in ("XDG_RUNTIME_DIR", capture.FOLDER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     result = CliRunner().invoke(shown.command, ["--seconds", "1"])
