@@ -79,7 +79,6 @@ class ReadImage(Struct, frozen=True, tag="read_image"):
 
     process: ProcessId
     address: int
-    size_bytes: int
     path: str = ""
 
 

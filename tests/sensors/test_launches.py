@@ -207,14 +207,14 @@ def own(start_ticks=None):
 
 def test_memory_that_is_no_gpu_code_is_not_handed_out():
     secret = np.frombuffer(b"a private key, for instance".ljust(4096), np.uint8).copy()
-    answer, descriptors = launches.grant(ReadImage(own(), secret.ctypes.data, 4096))
+    answer, descriptors = launches.grant(ReadImage(own(), secret.ctypes.data))
     assert isinstance(answer, Refused)
     assert "no GPU code" in answer.reason
     assert descriptors == []
 
 
 def test_code_of_a_process_that_took_the_pid_over_is_not_handed_out():
-    answer, _ = launches.grant(ReadImage(own(start_ticks=1), 4096, 64))
+    answer, _ = launches.grant(ReadImage(own(start_ticks=1), 4096))
     assert isinstance(answer, Refused)
     assert "another process" in answer.reason
 
@@ -222,7 +222,7 @@ def test_code_of_a_process_that_took_the_pid_over_is_not_handed_out():
 def test_an_image_comes_sealed_whole_and_no_longer_than_it_says():
     content = cubin_header(sections_at=5000, section_count=3) + os.urandom(5000 + 192 - 64) + b"not of the image"
     held = np.frombuffer(content, np.uint8).copy()
-    answer, (fd,) = launches.grant(ReadImage(own(), held.ctypes.data, 10_000_000))
+    answer, (fd,) = launches.grant(ReadImage(own(), held.ctypes.data))
     try:
         assert isinstance(answer, Opened)
         assert os.pread(fd, 100_000, 0) == content[:5192]

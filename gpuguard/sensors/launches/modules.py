@@ -95,7 +95,7 @@ class Modules:
         return [block for image in now for block in self._read(image)]
 
     def _read(self, image: Image) -> list[Block]:
-        answer, descriptors = self._broker.ask(ReadImage(image.process, image.address, 0, image.path))
+        answer, descriptors = self._broker.ask(ReadImage(image.process, image.address, image.path))
         if not isinstance(answer, Opened):
             self._lost(image, answer.reason if isinstance(answer, Refused) else str(answer))
             return []
