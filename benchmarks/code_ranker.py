@@ -40,7 +40,7 @@ def main() -> None:
     figures["projects_missed"] = len(result["projects_missed"])
     figures["dilution_points"] = round(100 * max(
         figures["masked_module_recall"] - figures[f"masked_module_recall_float_{share}"]
-        for share in train.DEAD_FLOAT_SHARES), 2)
+        for share in evaluation.DEAD_FLOAT_SHARES), 2)
     missed = []
     for name, target in evaluation.TARGETS.items():
         good = figures[name] <= target if name in MOST else figures[name] >= target

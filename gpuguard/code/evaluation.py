@@ -20,7 +20,7 @@ import numpy as np
 from gpuguard.code import structures
 from gpuguard.code.classify import AES_WORDS_MIN, Model, best_parts, grey_class, judge_kernels, table_hits
 from gpuguard.code.classify import Kernels as Scored
-from gpuguard.code.train import ALLOW_LISTED, DEAD_FLOAT_SHARES, FPR_MAX, Kernels, folds
+from gpuguard.code.dataset import ALLOW_LISTED, Kernels, folds
 from gpuguard.kernels.opcodes import Forest
 
 if TYPE_CHECKING:
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
     from gpuguard.code.classify import Calibration
 
+FPR_MAX = 1e-3
+#: Dead float code that a hashing kernel is given, as shares of its length.
+DEAD_FLOAT_SHARES = (0.5, 2.0)
 DRAWS = 500
 TARGETS = {"auc": 0.985, "module_recall": 0.95, "masked_module_recall": 0.88, "projects_missed": 1,
            "dilution_points": 5.0}
-
-
 #: Prefix of a figure's name: with constants, with grey names, with crossed thresholds.
 _WAYS = (("", True, True, False), ("masked_", False, True, False), ("no_grey_masked_", False, False, False),
          ("crossed_", True, True, True), ("crossed_masked_", False, True, True))

@@ -1,4 +1,4 @@
-"""Modules of our own as training and evaluation take them: compiled sources, their families, and all their parts.
+"""Modules of our own as training and evaluation take them: compiled sources and their families.
 
 A table of kernels has no windows and no loops, so what these are worth is measured on code that we compile ourselves:
 `make fixtures-matrix` compiles each source of tests/fixtures/cuda for several architectures, unrolled or not, with
@@ -11,18 +11,15 @@ from __future__ import annotations
 import csv
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gpuguard.code import decode
 from gpuguard.code.classify import read
 from gpuguard.code.containers import elf
+from gpuguard.code.dataset import OWN, Kernels, Labelled, gathered
 from gpuguard.code.judge import in_constants
-from gpuguard.code.train import HASHING, OWN, Kernels
-from gpuguard.kernels import opcodes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-    from typing import Any
 
     from gpuguard.code.rows import KernelRow
 
@@ -46,28 +43,15 @@ def load(folder: Path, told: Path) -> Kernels:
 
     Kernels that `classify` would not judge are left out.
     """
-    known_families = families(told)
-    columns: dict[str, list[Any]] = {name: [] for name in ("facts", "group", "project", "module", "sm", "label")}
+    return gathered(_kernels(folder, families(told)))
+
+
+def _kernels(folder: Path, known_families: dict[str, dict[str, str]]) -> Iterator[Labelled]:
     for cubin in sorted(folder.glob("*.cubin")):
         family = known_families[cubin.name.split(".")[0]]
+        helpers = family["helpers"].split()
         for row in rows(cubin.read_bytes()):
             facts = read(row)
-            if isinstance(facts, str):
-                continue
-            columns["facts"].append(facts)
-            columns["group"].append(f"{OWN}-{family['family']}")
-            columns["project"].append(OWN)
-            columns["module"].append(cubin.stem)
-            columns["sm"].append(f"sm_{row.sm}")
-            columns["label"].append("benign" if row.kernel in family["helpers"].split() else family["label"])
-    some = columns.pop("facts")
-    table = opcodes.counts([(one.opcodes, one.derived) for one in some])
-    arrays = {name: np.array(values, str) for name, values in columns.items()}
-    return Kernels(table, some, np.isin(arrays["label"], HASHING), **arrays)
-
-
-def parts(kernels: Kernels) -> tuple[np.ndarray, np.ndarray]:
-    """Return (counts of all parts, which kernel each is of)."""
-    some = [(counts, derived) for facts in kernels.facts for _, _, counts, derived in facts.parts]
-    owner = np.repeat(np.arange(len(kernels.facts)), [len(facts.parts) for facts in kernels.facts])
-    return opcodes.counts(some), owner
+            if not isinstance(facts, str):
+                label = "benign" if row.kernel in helpers else family["label"]
+                yield Labelled(facts, f"{OWN}-{family['family']}", OWN, cubin.stem, f"sm_{row.sm}", label)

@@ -26,18 +26,17 @@ Choices, and why:
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import json
 import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuguard.code.classify import Calibration, Facts, read
+from gpuguard.code import dataset, evaluation, modules
+from gpuguard.code.classify import Calibration
 from gpuguard.code.rows import WINDOW_INSTRUCTIONS
 from gpuguard.kernels import opcodes
 from gpuguard.kernels.opcodes import COLUMN, FEATURE_NAMES, MNEMONICS, Forest
@@ -45,18 +44,10 @@ from gpuguard.kernels.opcodes import COLUMN, FEATURE_NAMES, MNEMONICS, Forest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-HASHING = ("mining", "cracking")
-#: The project of our own modules.
-OWN = "own"
+    from gpuguard.code.dataset import Kernels
 
-#: NVIDIA's own libraries, as the table names them.
-ALLOW_LISTED = ("lib_cublas", "lib_cublaslt", "lib_cudnn", "lib_cusolver", "lib_cusparse", "lib_dali", "lib_nccl",
-                "lib_nvcomp", "lib_nvjpeg")
-
-FPR_MAX = 1e-3
 SEEDS = (0, 1)
 THINNED_COPIES = 1
-DEAD_FLOAT_SHARES = (0.5, 2.0)
 #: How much a hashing kernel with dead float code counts in training, and between which shares the code lies.
 DILUTED_WEIGHT = 0.3
 DILUTED_SHARES = (0.25, 2.5)
@@ -71,65 +62,6 @@ _MORE_IS_HASHING = ("xor", "rotate", "mix", "choose", "logic", "lop3_op", "rot_"
                     "prmt_rot", "prmt_swap", "arithmetic", "shf_and")
 _MORE_IS_OTHER = ("float", "compare", "control", "tensor", "convert", "memory_ratio", "memory_against", "bra_", "isetp",
                   "ffma", "fadd", "fmul", "mufu", "n_ctrl", "sync", "warp_", "global_load", "global_store")
-
-
-class Kernels(NamedTuple):
-    """The table, judgeable kernels only: counts, what `classify` read of each, and what it must not read."""
-
-    table: np.ndarray
-    facts: list[Facts]
-    hashing: np.ndarray
-    group: np.ndarray
-    project: np.ndarray
-    module: np.ndarray
-    sm: np.ndarray
-    label: np.ndarray
-
-    def listed(self) -> np.ndarray:
-        """Return which kernels are of allow-listed libraries."""
-        return np.isin(self.project, ALLOW_LISTED)
-
-    def own(self) -> np.ndarray:
-        """Return which kernels are of our own modules."""
-        out: np.ndarray = self.project == OWN
-        return out
-
-    def joined(self, other: Kernels) -> Kernels:
-        """Return both."""
-        return Kernels(np.concatenate([self.table, other.table]), self.facts + other.facts,
-                       *(np.concatenate(pair) for pair in zip(self[2:], other[2:], strict=True)))
-
-
-def load(path: Path) -> Kernels:
-    """Read a table of kernels; rows that `classify` would not judge are left out."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("facts", "group", "project", "module", "sm", "label")}
-    with gzip.open(path, "rt", newline="") as file:
-        for row in csv.DictReader(file):
-            facts = read(row)
-            if isinstance(facts, str):
-                continue
-            columns["facts"].append(facts)
-            columns["module"].append(f"{row['project']}/{row['source_unit']}")
-            for name in ("group", "project", "sm", "label"):
-                columns[name].append(row[name])
-    some = columns.pop("facts")
-    table = opcodes.counts([(one.opcodes, one.derived) for one in some])
-    arrays = {name: np.array(values) for name, values in columns.items()}
-    return Kernels(table, some, np.isin(arrays["label"], HASHING), **arrays)
-
-
-def folds(kernels: Kernels) -> np.ndarray:
-    """Return the fold of each kernel: one hashing group in each, benign groups dealt by size, then families of ours."""
-    out = np.zeros(len(kernels.group), int)
-    own, hashing = kernels.own(), kernels.hashing
-    count = len(set(kernels.group[hashing & ~own])) or len(set(kernels.group[hashing]))
-    for side in (hashing & ~own, ~hashing & ~own, own):
-        names = sorted(set(kernels.group[side]), key=lambda name: (-int((kernels.group == name).sum()), name))
-        if side[hashing].any():
-            names.sort()
-        for i, name in enumerate(names):
-            out[kernels.group == name] = i % count
-    return out
 
 
 def constraints(names: Sequence[str]) -> list[int]:
@@ -231,13 +163,13 @@ def out_of_fold(kernels: Kernels, parts: tuple[np.ndarray, np.ndarray] | None = 
     ``parts``: counts of windows and loops and the kernel of each; scored as "parts", and as "parts_float_0.5" with
     float code interleaved.
     """
-    fold, listed = folds(kernels), kernels.listed()
+    fold, listed = dataset.folds(kernels), kernels.listed()
     forms = {"whole": kernels.table, "thinned": thinned(kernels.table, THINNED_COPIES),
-             **{f"float_{share}": with_dead_float(kernels.table, share) for share in DEAD_FLOAT_SHARES}}
+             **{f"float_{share}": with_dead_float(kernels.table, share) for share in evaluation.DEAD_FLOAT_SHARES}}
     of_form = dict.fromkeys(forms, fold)
     if parts is not None:
         forms |= {"parts": parts[0], **{f"parts_float_{share}": with_dead_float(parts[0], share)
-                                        for share in DEAD_FLOAT_SHARES}}
+                                        for share in evaluation.DEAD_FLOAT_SHARES}}
         of_form |= {name: fold[parts[1]] for name in forms if name.startswith("parts")}
     out = {name: np.zeros(len(table)) for name, table in forms.items()}
     for k in range(fold.max() + 1):
@@ -277,10 +209,8 @@ def write_model(path: Path, forest: Forest, curves: dict[str, Calibration]) -> N
 def measured(data: Path, own: Path, told: Path,
              progress: Callable[[str], object] = print) -> tuple[Kernels, dict[str, Calibration], dict[str, Any]]:
     """Return all kernels, the two calibrations, and the figures: everything but the model itself."""
-    from gpuguard.code import evaluation, modules
-
-    kernels = load(data).joined(modules.load(own, told))
-    parts = modules.parts(kernels)
+    kernels = dataset.load(data).joined(modules.load(own, told))
+    parts = kernels.parts()
     scores = out_of_fold(kernels, parts, progress=progress)
     curves = {name: calibrate(kernels, scores[form], evaluation.pooled_threshold(kernels, scores[form]))
               for name, form in (("whole", "whole"), ("part", "thinned"))}

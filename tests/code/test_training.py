@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuguard.code import evaluation, modules, train
+from gpuguard.code import dataset, evaluation, modules, train
 from gpuguard.code.classify import Calibration
 from gpuguard.kernels import opcodes
 from gpuguard.kernels.opcodes import COLUMN
@@ -17,7 +17,7 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> train.Kernels:
+def own(tmp_path_factory: pytest.TempPathFactory) -> dataset.Kernels:
     folder = tmp_path_factory.mktemp("cubins")
     for name in ("sha256d", "cryptonight", "siptrim", "gemm", "database", "rng"):
         (folder / f"{name}.sm_90.cubin").symlink_to(FIXTURES / "cubins" / f"{name}.sm_90.cubin")
@@ -29,7 +29,7 @@ def test_modules_have_their_family_and_their_parts(own):
     assert own.own().all()
     assert not own.listed().any()
     assert set(own.label[own.group == "own-sha2"]) == {"mining"}
-    counts, owners = modules.parts(own)
+    counts, owners = own.parts()
     assert len(counts) == len(owners) == sum(len(facts.parts) for facts in own.facts)
     assert (counts[:, 0] >= 48).all()
     assert (np.diff(owners) >= 0).all()
@@ -38,7 +38,7 @@ def test_modules_have_their_family_and_their_parts(own):
 def test_a_group_is_in_one_fold(own):
     table = own._replace(project=np.array(["p"] * len(own.facts)), group=own.module)
     both = table.joined(own)
-    fold = train.folds(both)
+    fold = dataset.folds(both)
     for name in set(both.group):
         assert len(set(fold[both.group == name])) == 1
     assert set(fold) == set(range(len(set(table.group[table.hashing]))))
@@ -59,7 +59,7 @@ def test_dead_float_code_changes_nothing_else(own):
     assert (train.thinned(own.table, 0)[:, 0] <= own.table[:, 0]).all()
 
 
-def table_of(own: train.Kernels) -> train.Kernels:
+def table_of(own: dataset.Kernels) -> dataset.Kernels:
     return own._replace(project=np.array([f"p{i % 3}" for i in range(len(own.facts))]), group=own.module)
 
 
@@ -82,10 +82,10 @@ def test_structures_are_told_with_their_ratio(own):
 
 
 def test_own_modules_are_judged_as_a_scan_would(own):
-    counts, owners = modules.parts(own)
+    counts, owners = own.parts()
     scores = {"whole": np.full(len(own.facts), -5.0), "parts": np.full(len(owners), -5.0)}
     scores |= {f"{form}float_{share}": scores["whole" if not form else "parts"]
-               for form in ("", "parts_") for share in train.DEAD_FLOAT_SHARES}
+               for form in ("", "parts_") for share in evaluation.DEAD_FLOAT_SHARES}
     line = Calibration(1.0, 0.0, 0.5)
     found = evaluation.own_modules(own, scores, owners, {"whole": line, "part": line})
     families = {one["family"]: one for one in found["families"]}
