@@ -108,7 +108,7 @@ def entropy_bits(counts: Iterable[int]) -> float:
     """Return the Shannon entropy of a distribution given by counts; 0 for none."""
     counts = [count for count in counts if count]
     total = sum(counts)
-    return -sum(count / total * math.log2(count / total) for count in counts)
+    return sum(count / total * math.log2(total / count) for count in counts)
 
 
 def vectorised(rows: np.ndarray) -> np.ndarray:

@@ -53,6 +53,25 @@ def test_a_renamed_search_is_not_confirmed_by_its_beat(tmp_path):
     assert summary["verdict"] == "unknown"
 
 
+def test_kernels_launched_once_each_are_of_no_known_kind(tmp_path):
+    rows = [f"{i * 1000},,,kernel {i},1,1,1,32,1,1,0,64,7,0,cudaLaunchKernel" for i in range(100)]
+    windows, summary = objects(run("\n".join([HEADER, *rows]), tmp_path, "-o", "json"))
+    assert windows[0]["kernels"] == 100
+    assert (summary["verdict"], summary["label"], summary["probability"]) == ("unknown", "", 0.0)
+
+
+def test_what_is_clear_is_likelier_than_not(tmp_path):
+    rows = [f"{i * 1000},,,kernel {i % 20},1,1,1,32,1,1,0,64,7,0,cudaLaunchKernel" for i in range(1000)]
+    _, summary = objects(run("\n".join([HEADER, *rows]), tmp_path, "-o", "json"))
+    assert (summary["verdict"], summary["label"]) == ("clear", "training")
+    assert summary["probability"] > 0.9
+
+
+def test_one_kernel_alone_has_no_entropy_and_no_sign(tmp_path):
+    done = run("\n".join([HEADER, *search("step")]), tmp_path, "-o", "json")
+    assert '"kernel_entropy_bits":0.0' in done.stdout
+
+
 def test_columns_may_be_missing(tmp_path):
     text = "t_dev_us,name\n" + "\n".join(f"{i * 20_000},ethash_search" for i in range(300))
     done = run(text, tmp_path, "-o", "json")

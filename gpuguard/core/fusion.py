@@ -29,7 +29,8 @@ SUSPECT_NATS = 6.0
 #: From here on a label that accuses nobody is taken as the name of what is seen.
 NAMED_NATS = 3.0
 
-#: One subject in a hundred of those that raise evidence at all is assumed guilty: ln(0.01 / 0.99).
+#: One subject in a hundred of those that raise evidence at all is assumed guilty: ln(0.01 / 0.99). A label that accuses
+#: nobody is no such rarity: as likely as not.
 PRIOR_NATS = -4.6
 
 STANDINGS_MAX = 65_536
@@ -74,6 +75,11 @@ class Standing(Struct):
     by_class: dict[EvidenceClass, float] = field(default_factory=dict)
     evidence: list[Evidence] = field(default_factory=list)
     counter_evidence: list[Evidence] = field(default_factory=list)
+
+    @property
+    def probability(self) -> float:
+        """The probability that the label is true."""
+        return probability(self.nats if LABELS[self.label].accuses else self.nats - PRIOR_NATS)
 
     def classes(self, nats_min: float) -> list[EvidenceClass]:
         """Return the classes that each carry at least this weight."""

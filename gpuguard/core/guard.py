@@ -20,7 +20,7 @@ from gpuguard.core.detectors import Detector, Ruled, new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, ProcessBrief
 from gpuguard.core.evidence import Paced
 from gpuguard.core.flows import FlowTable, closed_flows
-from gpuguard.core.fusion import Fusion, Standing, probability
+from gpuguard.core.fusion import Fusion, Standing
 from gpuguard.core.host import Host
 from gpuguard.core.incidents import Incidents, short_id
 from gpuguard.core.labels import LABELS, Verdict
@@ -230,7 +230,7 @@ class Guard:
             verdict=standing.verdict,
             label=standing.label,
             carrier=standing.carrier,
-            probability=probability(standing.nats),
+            probability=standing.probability,
             nats=standing.nats,
             start_ns=start_ns,
             decided_after_s=max(0, (standing.decided_ns or time_ns) - start_ns) / 1e9,
@@ -405,7 +405,7 @@ class Guard:
             process=self.host.brief(process),
             verdict=standing.verdict if standing else "unknown",
             label=standing.label if standing else "",
-            probability=probability(standing.nats) if standing else 0.0,
+            probability=standing.probability if standing else 0.0,
         )
 
     def _forget_exited(self, time_ns: int) -> None:
@@ -441,7 +441,7 @@ def reports(quiet: FlowReports) -> Iterator[FlowReport]:
             verdict=standing.verdict,
             label=standing.label,
             carrier=standing.carrier,
-            probability=probability(standing.nats),
+            probability=standing.probability,
             nats=standing.nats,
             start_ns=closed.flow.start_ns,
             decided_after_s=max(0, closed.time_ns - closed.flow.start_ns) / 1e9,

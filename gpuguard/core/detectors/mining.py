@@ -61,6 +61,8 @@ LABELS = ("mining", "cracking")
 #: Miners seen so far launch at most a handful of kernels; training has at least 13 in every window measured.
 TRAINING_KERNELS_MIN = 12
 TRAINING_LAUNCHES_MIN = 40
+#: A step is made again and again: of what is launched once each, nobody knows what it is.
+TRAINING_REPEATS_MIN = 2
 COUNTER_WINDOW_NATS = -1.5
 COUNTER_NATS = -6.0
 OTHER_WINDOW_NATS = -0.6
@@ -193,7 +195,8 @@ class Detector:
         if window.graph_ratio > 0.5:
             return []
         collectives = sum(name.startswith("nccl") for name in names.values())
-        is_training = window.launches >= TRAINING_LAUNCHES_MIN and window.kernels >= TRAINING_KERNELS_MIN
+        repeated = window.launches >= TRAINING_REPEATS_MIN * window.kernels
+        is_training = window.launches >= TRAINING_LAUNCHES_MIN and window.kernels >= TRAINING_KERNELS_MIN and repeated
         if is_training or collectives:
             return self._training(standing, window, collectives, start_ns, now_ns)
         matched = next((one for one in self._by_kind["launch-structure"] if one.matches_window(window)), None)
