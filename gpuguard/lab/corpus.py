@@ -1,4 +1,6 @@
-"""The scenarios of the lab's captures: who talks to whom, in which suite, what for, and what it is to be called.
+"""The scenarios of SSH in the lab's captures: who talks to whom, in which suite, what for, and what it is called.
+
+`programs` adds what is not SSH, or has it inside.
 
 A scenario's **family** is its client and its use; the corpus is split by family, before anything was developed on it:
 held out are whole clients (`HELD_CLIENTS`) and whole uses (`HELD_USES`), each with everything else they are combined
@@ -8,8 +10,6 @@ with. Figures of the held-out part say how the guard does on implementations and
 from __future__ import annotations
 
 from typing import NamedTuple
-
-from gpuguard.lab import programs
 
 HELD_CLIENTS = ("openssh:bullseye", "openssh:trixie", "dropbear:bullseye", "dropbear:trixie", "libssh", "go")
 HELD_USES = (
@@ -137,9 +137,9 @@ _BENIGN_SUITES = ("shell", "exec", "local", "jump", "download")
 
 
 def scenarios() -> list[Scenario]:
-    """Return the whole corpus, in order."""
+    """Return every scenario of SSH, in order."""
     found = [*_openssh_reverse(), *_openssh_benign(), *_dropbear(), *_libraries(), *_others(), *_evasions(),
-             *_hostkeys(), *_programs()]
+             *_hostkeys()]
     return list(dict.fromkeys(found))
 
 
@@ -268,9 +268,3 @@ def _hostkeys() -> list[Scenario]:
         arguments, body, late = REVERSE["reverse"]
         found.append(Scenario("reverse-hostkeys", client, client, "", arguments, body, late, "touch"))
     return found
-
-
-def _programs() -> list[Scenario]:
-    """What is not SSH, or has it inside; the argument tells the times that it is played apart."""
-    return [Scenario(use, "program", "program", arguments=(str(time),), expected=play.expected)
-            for use, play in programs.PLAYS.items() for time in range(2)]

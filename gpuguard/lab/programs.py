@@ -1,7 +1,7 @@
 """What GPU servers do besides SSH, and tunnels in DNS, ICMP and TLS: plays for the lab's captures, by real programs.
 
-Each is named in `PLAYS` with what it is to be called; `captures` plays it like any other scenario, between the node
-and a far address of its own. Programs that are not installed make a scenario fail, which its label then says.
+Each is named in `PLAYS` with what it is to be called; `captures` plays it like those of SSH, between the node and a far
+address of its own. Programs that are not installed make a scenario fail, which its label then says.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuguard.lab import link, namespaces, peers
+from gpuguard.lab.corpus import Scenario
 from gpuguard.lab.namespaces import in_network_of, tool_path
+from gpuguard.lab.player import Player, typing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuguard.lab.captures import Player
 
 PLAY_S = 24.0
 BROKER_PORTS = {"redis": 6390, "nats": 4222, "mqtt": 8883, "amqp": 5671}
@@ -35,6 +36,12 @@ class Play(NamedTuple):
 
     run: Callable[[Player], None]
     expected: str
+
+
+def scenarios() -> list[Scenario]:
+    """Return every scenario that is not SSH, or has it inside; the argument tells the times that it is played apart."""
+    return [Scenario(use, "program", "program", arguments=(str(time),), expected=play.expected)
+            for use, play in PLAYS.items() for time in range(2)]
 
 
 def start_services(far: int) -> None:
@@ -149,16 +156,12 @@ def _stunnel_reverse(player: Player) -> None:
 
 
 def _typed(player: Player, command: list[str]) -> None:
-    from gpuguard.lab.captures import typing
-
     player.asked_ns = time.time_ns()
     player.spawn(typing(player.number, command)).wait(30)
 
 
 def _type_back(player: Player) -> None:
     """Somebody far away types in a shell of the node, through its reverse tunnel."""
-    from gpuguard.lab.captures import typing
-
     player.wait_for_port(player.ports["f"])
     time.sleep(1)
     player.used_ns = time.time_ns()
