@@ -6,8 +6,7 @@ The broker's half is `Programs`: it goes through libbpf, except for what libbpf 
 here. All sites of a library are one link. On kernels before 6.6 each site is a perf uprobe with a link of its own
 (perf_event_open(2), BPF_PERF_EVENT of 5.15): as quick when hit, but 24 of them take seconds to detach.
 
-The guard's half, `Ring` and `read_rows`, works on passed descriptors: the ring as the kernel lays it out
-(kernel/bpf/ringbuf.c: a consumer page, a producer page, the data mapped twice), and BPF_MAP_LOOKUP_BATCH on a
+The guard's half works on passed descriptors: `Ring` (bpf.pxi), and `read_rows`, which is BPF_MAP_LOOKUP_BATCH on a
 descriptor that can only read.
 """
 
@@ -15,8 +14,8 @@ import os
 
 from libc.errno cimport ENOENT, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport _SC_PAGESIZE, sysconf
+
+include "bpf.pxi"
 
 cdef extern from "bpf/launches.h":
     cdef struct launch_key:
@@ -44,26 +43,9 @@ cdef extern from "bpf/launches.h":
     int PROCESSES_MAX
 
 cdef extern from "bpf/libbpf.h" nogil:
-    ctypedef void *libbpf_print_fn_t
-    cdef struct bpf_object:
-        pass
-    cdef struct bpf_program:
-        pass
-    cdef struct bpf_map:
-        pass
-    libbpf_print_fn_t libbpf_set_print(libbpf_print_fn_t)
-    long libbpf_get_error(const void *)
-    bpf_object *bpf_object__open(const char *)
-    int bpf_object__load(bpf_object *)
-    void bpf_object__close(bpf_object *)
-    bpf_program *bpf_object__next_program(const bpf_object *, bpf_program *)
     bpf_program *bpf_object__find_program_by_name(const bpf_object *, const char *)
     int bpf_program__set_expected_attach_type(bpf_program *, int)
     int bpf_program__fd(const bpf_program *)
-    bpf_map *bpf_object__find_map_by_name(const bpf_object *, const char *)
-    int bpf_map__set_initial_value(bpf_map *, const void *, size_t)
-    uint32_t bpf_map__max_entries(const bpf_map *)
-    int bpf_map__fd(const bpf_map *)
 
 cdef extern from "bpf/bpf.h" nogil:
     int bpf_map_lookup_elem(int fd, const void *key, void *value)
@@ -166,27 +148,15 @@ cdef extern from *:
     int narrowed(int map) nogil
     int wait_for_readers() nogil
     int open_below(int root, const char *path) nogil
-    unsigned long __atomic_load_n(const unsigned long *, int) nogil
-    void __atomic_store_n(unsigned long *, unsigned long, int) nogil
-    int ACQUIRE "__ATOMIC_ACQUIRE"
-    int RELEASE "__ATOMIC_RELEASE"
 
 cdef enum:
     UPROBE_MULTI = 48
-    RECORD_HEADER_BYTES = 8
     SITES_MAX = 128
     BATCH_ROWS = 1024
-
-cdef uint32_t BUSY = 1u << 31
-cdef uint32_t DISCARD = 1u << 30
 
 KEY_BYTES = sizeof(launch_key)
 VALUE_BYTES = sizeof(launch_value)
 EVENT_BYTES = sizeof(launch_event)
-
-
-cdef OSError _error(str what, long code):
-    return OSError(code, f"{what}: {os.strerror(code)}")
 
 
 cdef class Programs:
@@ -218,23 +188,16 @@ cdef class Programs:
         cdef libbpf_print_fn_t before = libbpf_set_print(NULL)
         self.single = single
         try:
-            self._open(path.encode(), pid_namespace)
+            self._open(path, pid_namespace)
         except OSError:
             self.close()
             raise
         finally:
             libbpf_set_print(before)
 
-    cdef _open(self, bytes path, uint32_t pid_namespace):
-        cdef bpf_map *constants
-        cdef bpf_program *program = NULL
-        self._object = bpf_object__open(path)
-        if self._object == NULL or libbpf_get_error(self._object):
-            self._object = NULL
-            raise _error(path.decode(), errno)
-        constants = bpf_object__find_map_by_name(self._object, b".rodata")
-        if constants == NULL or bpf_map__set_initial_value(constants, &pid_namespace, sizeof(pid_namespace)):
-            raise OSError(f"{path.decode()}: not the object that this module was built with")
+    cdef _open(self, str path, uint32_t pid_namespace):
+        cdef bpf_program *program
+        self._object = _opened(path, pid_namespace)
         program = NULL if self.single else bpf_object__next_program(self._object, NULL)
         while program != NULL:
             bpf_program__set_expected_attach_type(program, UPROBE_MULTI)
@@ -481,62 +444,3 @@ def say_held(int fd, uint64_t count):
     cdef uint32_t zero = 0
     if bpf_map_update_elem(fd, &zero, &count, 0):
         raise _error("saying how many rows there are", errno)
-
-
-cdef class Ring:
-    """A mapped BPF ring; the descriptor may be closed once this exists."""
-
-    cdef uint8_t *_consumer
-    cdef uint8_t *_producer
-    cdef size_t _page
-    cdef size_t _bytes
-
-    def __cinit__(self, int fd, size_t ring_bytes):
-        cdef void *mapped
-        self._page = <size_t>sysconf(_SC_PAGESIZE)
-        if ring_bytes < self._page or ring_bytes & (ring_bytes - 1):
-            raise ValueError(f"ring of {ring_bytes} bytes")
-        self._bytes = ring_bytes
-        mapped = mmap(NULL, self._page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-        if mapped == MAP_FAILED:
-            raise _error("mapping the ring", errno)
-        self._consumer = <uint8_t *>mapped
-        mapped = mmap(NULL, self._page + 2 * ring_bytes, PROT_READ, MAP_SHARED, fd, <long>self._page)
-        if mapped == MAP_FAILED:
-            raise _error("mapping the ring", errno)
-        self._producer = <uint8_t *>mapped
-
-    def read(self, int records_max):
-        """Return at most ``records_max`` records of EVENT_BYTES, one after another, as bytes."""
-        cdef unsigned long consumer, producer
-        cdef const uint8_t *record
-        cdef uint32_t header
-        cdef int left = records_max
-        if self._producer == NULL:
-            raise ValueError("closed")
-        taken = []
-        consumer = __atomic_load_n(<unsigned long *>self._consumer, ACQUIRE)
-        producer = __atomic_load_n(<unsigned long *>self._producer, ACQUIRE)
-        while consumer < producer and left > 0:
-            record = self._producer + self._page + (consumer & (self._bytes - 1))
-            header = <uint32_t>__atomic_load_n(<unsigned long *>record, ACQUIRE)
-            if header & BUSY:
-                break
-            if not header & DISCARD and (header & ~(BUSY | DISCARD)) == sizeof(launch_event):
-                taken.append((<const char *>record)[RECORD_HEADER_BYTES:RECORD_HEADER_BYTES + sizeof(launch_event)])
-                left -= 1
-            consumer += ((header & ~(BUSY | DISCARD)) + RECORD_HEADER_BYTES + 7) & ~7ul
-            __atomic_store_n(<unsigned long *>self._consumer, consumer, RELEASE)
-        return b"".join(taken)
-
-    def close(self):
-        """Unmap."""
-        if self._consumer != NULL:
-            munmap(self._consumer, self._page)
-        if self._producer != NULL:
-            munmap(self._producer, self._page + 2 * self._bytes)
-        self._consumer = NULL
-        self._producer = NULL
-
-    def __dealloc__(self):
-        self.close()

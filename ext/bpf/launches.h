@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the launch program (launches.bpf.c) and its reader (ext/launches.pyx, gpuguard/sensors/launches.py) agree on.
- * The NumPy forms of these structures are KEY, VALUE and EVENT in gpuguard/sensors/launches.py; a test compares sizes
- * and offsets. Times are CLOCK_BOOTTIME, so that they do not stand still while the host sleeps.
+/* What the launch program (launches.bpf.c) and its reader (ext/launches.pyx, gpuguard/sensors/launches) agree on. The
+ * NumPy forms of these structures are KEY and VALUE of rows.py there, and EVENT of sensor.py; a test compares sizes.
+ * Times are CLOCK_BOOTTIME, so that they do not stand still while the host sleeps.
  */
 #ifndef GPUGUARD_LAUNCHES_H
 #define GPUGUARD_LAUNCHES_H

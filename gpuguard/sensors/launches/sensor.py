@@ -135,13 +135,9 @@ class LaunchSensor:
             self._gaps.tell(now_ns, answer.mode)
 
     def _read_events(self) -> list[Block]:
-        raw = self._ring.read(EVENTS_PER_READ)
-        blocks: list[Block] = []
-        for event in np.frombuffer(raw, EVENT):
-            block = self._take_event(event)
-            if block:
-                blocks.append(block)
-        return blocks
+        records = [one for one in self._ring.read(EVENTS_PER_READ) if len(one) == EVENT.itemsize]
+        taken = [self._take_event(event) for event in np.frombuffer(b"".join(records), EVENT)]
+        return [block for block in taken if block]
 
     def _take_event(self, event: np.void) -> Block | None:
         process, time_ns = self._process(event), int(event["time_ns"]) + self._clock_offset_ns
