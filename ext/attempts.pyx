@@ -22,6 +22,8 @@ include "rows.pxi"
 # What was tried (responder, port, protocol) and by whom (namespace, address), as they lie in a row.
 cdef enum:
     TARGET_BYTES = 19
+    ADDRESS_BYTES = 16
+    PORT_BYTES = 2
     SOURCE_BYTES = 24
     PLACE_BYTES = 43
 
@@ -245,9 +247,11 @@ cdef class Rows:
 
 
 cdef inline bint in_vain(const Closed *row) noexcept:
-    """Whether nobody answered, or so late that it was counted; echoes are judged one by one."""
+    """Whether nobody answered, or so late that it was counted."""
+    if row.protocol == ICMP or row.protocol == ICMPV6:
+        return row.missed or row.payload_bytes[1] == 0
     if row.protocol != TCP:
-        return row.protocol == ICMP or row.protocol == ICMPV6
+        return False
     if row.missed:
         return True
     if row.payload_bytes[0] or row.payload_bytes[1]:
@@ -274,8 +278,7 @@ def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_
     for at in range(start, held.size):
         if in_vain(&row[at]):
             return at
-        # Of protocols other than TCP only UDP may have been answered, and says nothing.
-        if row[at].protocol != TCP or not any_source:
+        if not any_source or not (row[at].protocol == TCP or row[at].protocol == ICMP or row[at].protocol == ICMPV6):
             continue
         found = PyDict_GetItemWithError(sources, <bytes>(<const char *>&row[at].netns)[:SOURCE_BYTES])
         if found == NULL:
@@ -283,6 +286,8 @@ def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_
         if not isinstance(<object>found, Tried):
             return at
         memcpy(words, row[at].responder, TARGET_BYTES)
+        if row[at].protocol != TCP:  # an echo's identifier is the sender's own
+            memset(<char *>words + ADDRESS_BYTES, 0, PORT_BYTES)
         (<Tried>found).take(words, answered_nats, again_nats)
     return held.size
 

@@ -7,10 +7,11 @@ same table written for the eye; the two must agree on every input.
 
 Most flows are dull: nothing that anybody listens for was seen, be it that both sides spoke or that nobody answered. A
 `quiet` table makes no Python object for them, neither when they open nor when they close: their ends are rows of
-`observations.CLOSED_FLOW`. A flow is named, told of as opened, right before anything else is told of it, or at its end
-if it is of echoes that were answered.
+`observations.CLOSED_FLOW`. A flow is named, told of as opened, right before anything else is told of it.
 Exchanges that the initiator led are not told before the responder has led one, but for a flow's first where that is
 asked for: they only count.
+Echoes that bring back what was sent are dull as well. What must be known of them should they not stay so is kept, for
+ECHOES_MAX flows, and told when the flow is named; of more flows each exchange is told, as of any that is named.
 
 Hot and cold are apart. A packet within a conversation touches the two cache lines of `Hot` and one of `heads`, and no
 other. Floor, by the bytes: 64 of its row, 128 of the flow, 64 of the bucket's line. When the flows fit no cache, the
@@ -19,7 +20,7 @@ packets before they are needed, and what remains is the work on them.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset
 
 import numpy as np
@@ -123,6 +124,12 @@ cdef packed struct Opened:
     uint8_t responder[16]
     uint16_t responder_port
 
+cdef enum:
+    ECHOES_MAX = 2048
+    ECHO_SIZES_MAX = 16
+    ECHO_TIMES_MAX = 32
+    ECHO_EXCESS_BYTES = 256
+
 cdef packed struct Packet:
     int64_t time_ns
     uint8_t source[16]
@@ -160,6 +167,16 @@ cdef struct Cold:
     uint8_t watched[2]
     uint8_t large_side
     uint8_t carrier
+    int32_t echoes          # plus one
+
+# What was exchanged in echoes that are dull so far; a bit for each size from 1 to SMALL_BYTES.
+cdef struct Echoes:
+    uint64_t questions[8]
+    uint64_t answers[8]
+    int64_t times_ns[ECHO_TIMES_MAX]
+    uint32_t answered
+    uint32_t sizes          # of questions, how many
+    int32_t next            # of those that are free, plus one
 
 # The queues by which flows leave, in an array of their own: a neighbour is moved without touching its flow.
 cdef struct Link:
@@ -180,6 +197,7 @@ cdef enum:
     RST = 4
     ACK = 16
     TCP = 6
+    UDP = 17
 
 cdef enum:
     KNOWN = 1       # who opened it
@@ -205,6 +223,7 @@ cdef enum:
     CARRIES = 6
     UNANSWERED = 7
     BEGUN = 8
+    ECHOED = 9
 
 cdef enum:
     QUEUE_CLOSED = 0
@@ -220,6 +239,7 @@ cdef enum:
 
 cdef enum:
     BATCH = 64
+    AHEAD = 8
 
 # The constants are explained in gpuguard/core/flows.py, which states them for the reference too.
 cdef int64_t SILENCE_NS = 80_000_000
@@ -240,6 +260,33 @@ cdef int64_t[3] TIMEOUT_NS
 TIMEOUT_NS[0] = 10_000_000_000
 TIMEOUT_NS[1] = 180_000_000_000
 TIMEOUT_NS[2] = 86_400_000_000_000
+
+
+# A flow, to be put in order of opening.
+cdef struct Placed:
+    uint64_t serial
+    int32_t slot
+
+
+cdef int by_serial(const void *a, const void *b) noexcept nogil:
+    cdef uint64_t one = (<const Placed *>a).serial, other = (<const Placed *>b).serial
+    return (one > other) - (one < other)
+
+
+cdef void *grown(void *rows, size_t *room, size_t used, size_t row_bytes) except NULL:
+    """Return an array with room for one more row, moved if need be."""
+    cdef void *more
+    if rows != NULL and used < room[0]:
+        return rows
+    more = realloc(rows, (room[0] * 2 + 64) * row_bytes)
+    if more == NULL:
+        raise MemoryError
+    room[0] = room[0] * 2 + 64
+    return more
+
+
+cdef inline bint icmp(uint8_t protocol) noexcept nogil:
+    return protocol == 1 or protocol == 58
 
 
 cdef class Table:
@@ -266,6 +313,9 @@ cdef class Table:
     cdef Tried *tried           # a ring: attempts of the last UNANSWERED_NS, the oldest at tried_first
     cdef uint64_t tried_first
     cdef uint64_t tried_next
+    cdef Echoes *echoes
+    cdef int32_t echoes_used
+    cdef int32_t echoes_free
     cdef bint listened          # openings of TCP are told of by the row
     cdef Opened *begun
     cdef size_t begun_used
@@ -291,8 +341,9 @@ cdef class Table:
         self.links = <Link *>calloc(size_max, sizeof(Link))
         self.heads = <int32_t *>calloc(buckets, sizeof(int32_t))
         self.tried = <Tried *>calloc(size_max, sizeof(Tried))
+        self.echoes = <Echoes *>calloc(ECHOES_MAX, sizeof(Echoes))
         if (self.memory == NULL or self.colds == NULL or self.links == NULL or self.heads == NULL
-                or self.tried == NULL):
+                or self.tried == NULL or self.echoes == NULL):
             raise MemoryError
         # A slot number is stored plus one, so that fresh zeroed memory reads as "none" and is not touched before use.
         for i in range(3):
@@ -311,6 +362,7 @@ cdef class Table:
         free(self.links)
         free(self.heads)
         free(self.tried)
+        free(self.echoes)
         free(self.begun)
         free(self.dull)
 
@@ -377,14 +429,17 @@ cdef class Table:
 
     def listen(self):
         """From now on tell by the row when a TCP connection was opened; and now of those that are open."""
-        cdef int32_t slot
-        order = []
+        cdef Placed *order = self.in_order()
+        cdef int32_t i
+        cdef Hot *flow
         self.listened = True
-        for slot in range(self.peak):
-            if self.flows[slot].used and self.flows[slot].queue != QUEUE_CLOSED and self.flows[slot].protocol == TCP:
-                order.append((self.colds[slot].serial, slot))
-        for _, slot in sorted(order):
-            self.begin(slot)
+        try:
+            for i in range(self.size):
+                flow = &self.flows[order[i].slot]
+                if flow.queue != QUEUE_CLOSED and flow.protocol == TCP:
+                    self.begin(order[i].slot)
+        finally:
+            free(order)
         return self.tell()
 
     def watch(self, int32_t slot, int side, uint32_t from_sequence):
@@ -405,6 +460,8 @@ cdef class Table:
         for queue in range(3):
             while self.oldest[queue] >= 0:
                 slot = self.oldest[queue]
+                if self.links[slot].newer >= 0:
+                    self.ask_for(self.links[slot].newer)
                 if self.links[slot].queued_ns + TIMEOUT_NS[queue] > time_ns:
                     break
                 last_ns = self.flows[slot].last_ns
@@ -416,14 +473,40 @@ cdef class Table:
 
     def close(self, int64_t time_ns):
         """Close everything, in the order it was opened."""
-        cdef int32_t slot
-        order = []
+        cdef Placed *order = self.in_order()
+        cdef int32_t i, count = self.size
+        try:
+            for i in range(count):
+                if i + 2 * AHEAD < count:
+                    self.ask_for(order[i + 2 * AHEAD].slot)
+                if i + AHEAD < count:
+                    ask(&self.heads[self.place_of(order[i + AHEAD].slot)])
+                self.drop(order[i].slot, time_ns, REASON_END)
+        finally:
+            free(order)
+        return self.tell()
+
+    cdef Placed *in_order(self) except NULL:
+        """Return all flows in the order they were opened, to be freed by the caller."""
+        cdef Placed *order = <Placed *>malloc((<size_t>self.size + 1) * sizeof(Placed))
+        cdef int32_t slot, count = 0
+        if order == NULL:
+            raise MemoryError
         for slot in range(self.peak):
             if self.flows[slot].used:
-                order.append((self.colds[slot].serial, slot))
-        for _, slot in sorted(order):
-            self.drop(slot, time_ns, REASON_END)
-        return self.tell()
+                order[count].serial = self.colds[slot].serial
+                order[count].slot = slot
+                count += 1
+        qsort(order, count, sizeof(Placed), by_serial)
+        return order
+
+    cdef inline void ask_for(self, int32_t slot) noexcept:
+        """Fetch a flow that is soon to be dropped."""
+        ask(&self.flows[slot])
+        ask(&self.flows[slot].last_ns)
+        ask(&self.colds[slot])
+        ask(<char *>&self.colds[slot] + 64)
+        ask(&self.links[slot])
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
@@ -465,6 +548,11 @@ cdef class Table:
         return <uint32_t>(fold(value ^ <uint64_t>0x1d8e4e27c47d124f, rest ^ self.seed ^ <uint64_t>0xeb44accab455d165)
                           & self.mask)
 
+    cdef inline uint32_t place_of(self, int32_t slot) noexcept:
+        cdef Hot *flow = &self.flows[slot]
+        return self.bucket(flow.low, flow.high, <uint32_t>flow.low_port << 16 | flow.high_port, flow.protocol,
+                           flow.netns)
+
     cdef inline void look(self, const Packet *packet, uint32_t netns, Look *look) noexcept:
         cdef uint16_t near = packet.source_port
         cdef uint16_t far = packet.destination_port
@@ -473,8 +561,8 @@ cdef class Table:
         if a == b:
             a = be64(&packet.source[8])
             b = be64(&packet.destination[8])
-        if packet.protocol == 1 or packet.protocol == 58:
-            # ICMP: both directions of an echo carry the same identifier, RFC 792.
+        if icmp(packet.protocol):
+            # Both directions of an echo carry the same identifier, RFC 792.
             near = far
         look.from_high = a > b or (a == b and near > far)
         if look.from_high:
@@ -517,11 +605,11 @@ cdef class Table:
 
     cdef int32_t open(self, int32_t before, const Packet *packet, uint32_t netns, const Look *look) except -1:
         cdef int32_t slot
-        cdef bint icmp = packet.protocol == 1 or packet.protocol == 58
+        cdef bint echo = icmp(packet.protocol)
         cdef uint8_t icmp_type = packet.source_port >> 8
         cdef bint backwards = packet.protocol == TCP and packet.tcp_flags & (SYN | ACK) == (SYN | ACK)
         cdef bint known = packet.protocol == TCP and packet.tcp_flags & SYN != 0
-        if icmp:
+        if echo:
             backwards = icmp_type == 0 if packet.protocol == 1 else icmp_type == 129
             known = backwards or icmp_type == (8 if packet.protocol == 1 else 128)
         if before >= 0:
@@ -571,14 +659,8 @@ cdef class Table:
 
     cdef int begin(self, int32_t slot) except -1:
         cdef Hot *flow = &self.flows[slot]
-        cdef Opened *row
-        if self.begun_used == self.begun_room:
-            row = <Opened *>realloc(self.begun, (self.begun_room * 2 + 64) * sizeof(Opened))
-            if row == NULL:
-                raise MemoryError
-            self.begun = row
-            self.begun_room = self.begun_room * 2 + 64
-        row = &self.begun[self.begun_used]
+        self.begun = <Opened *>grown(self.begun, &self.begun_room, self.begun_used, sizeof(Opened))
+        cdef Opened *row = &self.begun[self.begun_used]
         self.begun_used += 1
         row.start_ns = self.colds[slot].start_ns
         row.netns = flow.netns
@@ -620,7 +702,65 @@ cdef class Table:
         ends = high + low if flow.initiator_is_high else low + high
         self.say((OPENED, self.colds[slot].start_ns, slot, flow.netns, flow.protocol, *ends, flow.marks & KNOWN != 0,
                   self.colds[slot].carrier))
+        if self.colds[slot].echoes:
+            self.say(self.echoed(slot))
         return 0
+
+    # -- echoes that are dull so far ----------------------------------------------------------------------------------
+
+    cdef bint excess(self, int32_t slot) noexcept:
+        """Whether an ICMP flow brought back more than echoes may: whoever judges them begins there."""
+        cdef Hot *flow = &self.flows[slot]
+        return (flow.payload_bytes[1] >= flow.payload_bytes[0]
+                and flow.payload_bytes[1] - flow.payload_bytes[0] >= ECHO_EXCESS_BYTES)
+
+    cdef bint keep(self, int32_t slot, uint32_t size, int64_t time_ns) noexcept:
+        """Note an exchange of dull echoes instead of telling of it; return whether that was done."""
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        cdef Echoes *echoes
+        cdef uint32_t asked = flow.question_bytes - 1, answer = size - 1
+        if not self.quiet_flows or not icmp(flow.protocol) or flow.asker or flow.marks & (NAMED | MISSED):
+            return False
+        if self.excess(slot) or (not cold.echoes and not self.echoes_free and self.echoes_used == ECHOES_MAX):
+            return False
+        if not cold.echoes:
+            if self.echoes_free:
+                cold.echoes = self.echoes_free
+                self.echoes_free = self.echoes[cold.echoes - 1].next
+            else:
+                self.echoes_used += 1
+                cold.echoes = self.echoes_used
+            memset(&self.echoes[cold.echoes - 1], 0, sizeof(Echoes))
+        echoes = &self.echoes[cold.echoes - 1]
+        if echoes.sizes < ECHO_SIZES_MAX:
+            echoes.sizes += not echoes.questions[asked >> 6] >> (asked & 63) & 1
+            echoes.questions[asked >> 6] |= <uint64_t>1 << (asked & 63)
+            echoes.answers[answer >> 6] |= <uint64_t>1 << (answer & 63)
+        echoes.times_ns[echoes.answered % ECHO_TIMES_MAX] = time_ns
+        echoes.answered += 1
+        return True
+
+    cdef tuple echoed(self, int32_t slot):
+        """Return what was kept of echoes, and forget it."""
+        cdef Echoes *echoes = &self.echoes[self.colds[slot].echoes - 1]
+        cdef uint32_t i, first = 0
+        if echoes.answered > ECHO_TIMES_MAX:
+            first = echoes.answered - ECHO_TIMES_MAX
+        questions = tuple([i + 1 for i in range(SMALL_BYTES) if echoes.questions[i >> 6] >> (i & 63) & 1])
+        answers = tuple([i + 1 for i in range(SMALL_BYTES) if echoes.answers[i >> 6] >> (i & 63) & 1])
+        times_ns = tuple([echoes.times_ns[i % ECHO_TIMES_MAX] for i in range(first, echoes.answered)])
+        self.forget_echoes(slot)
+        return ECHOED, slot, questions, answers, times_ns
+
+    cdef void forget_echoes(self, int32_t slot) noexcept:
+        cdef Cold *cold = &self.colds[slot]
+        if cold.echoes:
+            self.echoes[cold.echoes - 1].next = self.echoes_free
+            self.echoes_free = cold.echoes
+            cold.echoes = 0
+
+    # -- what is told -------------------------------------------------------------------------------------------------
 
     cdef int carries(self, int32_t slot, uint8_t carrier) except -1:
         """Take what the parser found in the payload and told in the row alone."""
@@ -677,10 +817,9 @@ cdef class Table:
         cdef Hot *flow = &self.flows[slot]
         if flow.queue != QUEUE_CLOSED:
             self.tell_closed(slot, time_ns, reason)
+        self.forget_echoes(slot)
         self.dequeue(slot)
-        cdef uint32_t place = self.bucket(flow.low, flow.high, <uint32_t>flow.low_port << 16 | flow.high_port,
-                                          flow.protocol, flow.netns)
-        cdef int32_t *link = &self.heads[place]
+        cdef int32_t *link = &self.heads[self.place_of(slot)]
         while link[0] != slot + 1:
             link = &self.flows[link[0] - 1].chain
         link[0] = flow.chain
@@ -695,7 +834,7 @@ cdef class Table:
         cdef Cold *cold = &self.colds[slot]
         cdef uint64_t packets = <uint64_t>cold.packets_high << 32 | flow.packets
         if not flow.marks & NAMED:
-            if not (flow.spoke & 2 and (flow.protocol == 1 or flow.protocol == 58)):
+            if not (icmp(flow.protocol) and self.excess(slot)):
                 return self.tell_dull(slot, time_ns, reason)
             self.name(slot)
         self.say((CLOSED, time_ns, slot, reason, packets, flow.payload_bytes[0], flow.payload_bytes[1],
@@ -703,13 +842,7 @@ cdef class Table:
         return 0
 
     cdef int tell_dull(self, int32_t slot, int64_t time_ns, int reason) except -1:
-        cdef Closed *row
-        if self.dull_used == self.dull_room:
-            row = <Closed *>realloc(self.dull, (self.dull_room * 2 + 64) * sizeof(Closed))
-            if row == NULL:
-                raise MemoryError
-            self.dull = row
-            self.dull_room = self.dull_room * 2 + 64
+        self.dull = <Closed *>grown(self.dull, &self.dull_room, self.dull_used, sizeof(Closed))
         self.write(&self.dull[self.dull_used], slot, time_ns, reason)
         self.dull_used += 1
         if not self.flows[slot].spoke & 2 or self.flows[slot].marks & MISSED:
@@ -980,9 +1113,12 @@ cdef class Table:
         cdef Cold *cold = &self.colds[slot]
         if flow.asker:
             flow.marks |= LED
-        elif self.quiet_exchanges and flow.protocol == TCP and flow.marks & (KNOWN | LED) == KNOWN:
+        elif self.quiet_exchanges and (flow.protocol == UDP and not flow.marks & LED
+                                       or flow.protocol == TCP and flow.marks & (KNOWN | LED) == KNOWN):
             if self.quiet_exchanges == 2 or cold.answered > 1:
                 return 0
+        if self.keep(slot, size, time_ns):
+            return 0
         self.name(slot)
         self.say((EXCHANGE, time_ns, slot, flow.asker,
                   time_ns - cold.question_ns if time_ns > cold.question_ns else 0,

@@ -44,13 +44,18 @@ def source(row):
     return int(row["netns"]).to_bytes(8, "little", signed=True) + row["initiator"].tobytes()
 
 
-def target(row):
+def place(row):
     return row["responder"].tobytes() + int(row["responder_port"]).to_bytes(2, "little") + bytes([row["protocol"]])
+
+
+def target(row):
+    """What is tried; of echoes, the identifier is the sender's own."""
+    return place(row) if row["protocol"] == 6 else row["responder"].tobytes() + bytes([0, 0, row["protocol"]])
 
 
 def in_vain(row):
     if row["protocol"] in (1, 58):
-        return True
+        return bool(row["missed"] or not row["payload_bytes_responder"])
     spoke = row["payload_bytes_initiator"] or row["payload_bytes_responder"]
     ended = row["reason"] == 0 and row["packets"] > REFUSED_PACKETS_MAX
     return row["protocol"] == 6 and bool(row["missed"] or not (spoke or ended))
@@ -60,7 +65,7 @@ def succeed(rows, start, sources, answered_nats, again_nats):
     for at in range(start, len(rows)):
         if in_vain(rows[at]):
             return at
-        if rows[at]["protocol"] == 6 and source(rows[at]) in sources:
+        if rows[at]["protocol"] in (1, 6, 58) and source(rows[at]) in sources:
             tried = sources[source(rows[at])]
             if not isinstance(tried, Tried):
                 return at
@@ -72,7 +77,7 @@ def apart(rows, seen, apart_ns):
     found = []
     for at, row in enumerate(rows):
         if row["initiator_known"]:
-            ends, start_ns = source(row) + target(row), int(row["start_ns"])
+            ends, start_ns = source(row) + place(row), int(row["start_ns"])
             before_ns = seen.get(ends)
             if before_ns is not None and start_ns - before_ns >= apart_ns:
                 found.append((at, before_ns))

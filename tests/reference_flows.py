@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-FIN, SYN, RST, ACK, TCP = 1, 2, 4, 16, 6
-OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN = range(9)
+FIN, SYN, RST, ACK, TCP, UDP = 1, 2, 4, 16, 6, 17
+OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN, ECHOED = range(10)
 SHUT, BRIEF, LONG = range(3)
 BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
 TIMEOUT_NS = (10 * 10**9, 180 * 10**9, 86_400 * 10**9)
 HOLE_BYTES_MAX = 1 << 24
+ECHOES_MAX = 2048
 
 
 @dataclass
@@ -28,6 +29,13 @@ class Side:
     grid: int = 0
     quick: int = 0
     quick_waiting: bool = False
+
+
+@dataclass
+class Echoes:
+    questions: set[int] = field(default_factory=set)
+    answers: set[int] = field(default_factory=set)
+    times_ns: deque[int] = field(default_factory=lambda: deque(maxlen=32))
 
 
 @dataclass
@@ -58,6 +66,7 @@ class Flow:
     heard: bool = False
     missed: bool = False
     carrier: int = 0
+    echoes: Echoes | None = None
     sides: tuple[Side, Side] = field(default_factory=lambda: (Side(), Side()))
 
 
@@ -205,6 +214,28 @@ class Table:
             flow.named = True
             self.told.append((OPENED, flow.start_ns, flow.slot, *flow.key[:2], *self.ends(flow), flow.known,
                               flow.carrier))
+            if flow.echoes:
+                kept, flow.echoes = flow.echoes, None
+                self.told.append((ECHOED, flow.slot, tuple(sorted(kept.questions)), tuple(sorted(kept.answers)),
+                                  tuple(kept.times_ns)))
+
+    @staticmethod
+    def excess(flow):
+        one, two = flow.sides
+        return two.payload_bytes - one.payload_bytes >= 256
+
+    def keep(self, flow, size, time_ns):
+        if not self.quiet_flows or flow.key[1] not in (1, 58) or flow.asker == 1 or flow.named or flow.missed:
+            return False
+        full = flow.echoes is None and sum(one.echoes is not None for one in self.flows.values()) == ECHOES_MAX
+        if self.excess(flow) or full:
+            return False
+        echoes = flow.echoes = flow.echoes or Echoes()
+        if len(echoes.questions) < 16:
+            echoes.questions.add(flow.question_bytes)
+            echoes.answers.add(size)
+        echoes.times_ns.append(time_ns)
+        return True
 
     def enqueue(self, flow, queue, time_ns):
         self.queues[flow.queue].pop(flow.key, None)
@@ -220,7 +251,7 @@ class Table:
 
     def tell_closed(self, flow, time_ns, reason):
         one, two = flow.sides
-        if not flow.named and not (two.payload_bytes and flow.key[1] in (1, 58)):
+        if not flow.named and not (flow.key[1] in (1, 58) and self.excess(flow)):
             self.told.append((DULL, *self.row(flow, time_ns, reason)))
             return
         self.name(flow)
@@ -327,7 +358,8 @@ class Table:
                 flow.answered += 1
                 flow.led |= flow.asker == 1
                 first = self.quiet_exchanges == 1 and flow.answered == 1
-                if not self.quiet_exchanges or first or flow.key[1] != TCP or flow.led or not flow.known:
+                asked = flow.key[1] == UDP or (flow.key[1] == TCP and flow.known)
+                if (not self.quiet_exchanges or first or not asked or flow.led) and not self.keep(flow, size, time_ns):
                     self.tell_exchange(flow, size, time_ns)
         elif flow.talk_ns is not None and time_ns - flow.talk_ns > silence:
             flow.sides[number].first += 1

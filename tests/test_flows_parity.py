@@ -52,7 +52,7 @@ def rows_of(packets):
 
 
 def same(told):
-    return [tuple(int(x) if not isinstance(x, bytes) else x for x in one) for one in spread(told)]
+    return [tuple(x if isinstance(x, bytes | tuple) else int(x) for x in one) for one in spread(told)]
 
 
 def spread(told):
@@ -158,3 +158,38 @@ def test_conversation(segments, first_sequence):
     rows = rows_of(packets)
     check(*both(8), rows, [0, len(rows) // 2], watch=bool(len(rows) > 1))
     check(*both(8, quiet_flows=True, quiet_exchanges=2), rows, [len(rows) // 2], watch=False, mark=1)
+
+
+echo = st.tuples(st.sampled_from((20, 200, 1000, 5000)), st.integers(0, 2), st.sampled_from((0, 1, 36, 56, 512, 513)),
+                 st.sampled_from((0, 1, 36, 56, 57, 120, 512, 513)), st.integers(0, 9))
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(echo, max_size=50), st.lists(st.integers(0, 150), max_size=3), st.booleans(),
+       st.sampled_from(({}, {"quiet_flows": True}, {"quiet_flows": True, "quiet_exchanges": 2})))
+def test_echoes(echoes, cuts, version_6, options):
+    """Three conversations of echoes: answered alike or not, late, twice, asked by the other side, from nobody."""
+    protocol, kinds = (58, (128 << 8, 129 << 8)) if version_6 else (1, (8 << 8, 0))
+    packets = []
+    for gap_ms, number, asked, answered, fault in echoes:
+        back = fault == 1
+        for side, size in ((0, asked), (1, answered), (1, answered)) if fault == 2 else ((0, asked), (1, answered)):
+            ends = (1, 0) if back != side else (0, 1)
+            delay_ms = gap_ms if side == 0 else 1100 if fault == 3 else 2
+            packets.append((delay_ms, *ends, kinds[side] if fault < 9 else 3 << 8, number, 0, size, protocol, 16, 4))
+    rows = rows_of(packets)
+    check(*both(64, **options), rows, sorted(min(cut, len(rows)) for cut in cuts), watch=False)
+
+
+def test_of_more_dull_echoes_than_are_kept_each_is_told():
+    flows = reference_flows.ECHOES_MAX + 20
+    asked = [(1, 0, 1, 8 << 8, number, 0, 56, 1, 16, 4) for number in range(flows)]
+    answered = [(0, 1, 0, 0, number, 0, 57, 1, 16, 4) for number in range(flows)]
+    rows = rows_of([*asked[:1], (100, *asked[1][1:]), *asked[2:], *answered, *asked, *answered])
+    rows["time_ns"] = 10**18 + np.arange(len(rows)) * 200_000
+    rows["time_ns"][2 * flows:] += 10**9
+    fast, plain = both(4096, quiet_flows=True, quiet_exchanges=2)
+    told = fast.run(rows, 0, len(rows), 7)
+    assert same(told) == same(plain.run(rows, 0, len(rows), 7))
+    assert sum(one[0] == reference_flows.EXCHANGE for one in told) == 20
+    assert same(fast.close(2 * 10**18)) == same(plain.close(2 * 10**18))

@@ -149,6 +149,25 @@ def echoes(count, *, start_ns, answered=False):
     return Packets(int(rows["time_ns"][-1]), 0, rows)
 
 
+exchange = st.tuples(st.sampled_from((20, 300, 1000, 5000)), st.integers(0, 1), st.sampled_from((36, 56, 300, 512)),
+                     st.sampled_from((0, 36, 56, 57, 120, 500)), st.sampled_from((1, 1, 2, 9)))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(exchange, min_size=1, max_size=40), st.integers(1, 100))
+def test_echoes_that_are_dull_for_a_while(exchanges, cut):
+    """A tunnel's first echoes may be like ping's: what they were is not lost, whenever the first strange one comes."""
+    rows, now_ns = np.zeros(2 * len(exchanges), PACKET), 10**18
+    rows["protocol"], rows["ip_version"], rows["destination_port"] = 1, 4, 77
+    for at, (gap_ms, led, asked, answered, delay_ms) in enumerate(exchanges):
+        for number, (side, size, after_ms) in enumerate(((led, asked, gap_ms), (1 - led, answered, delay_ms))):
+            one, now_ns = rows[2 * at + number], now_ns + after_ms * 1_000_000
+            one["time_ns"], one["payload_bytes"], one["source_port"] = now_ns, size, 0 if side else 8 << 8
+            one["source"][-1], one["destination"][-1] = 1 + side, 2 - side
+    blocks = [Packets(time_ns=0, netns=0, rows=part) for part in (rows[:cut], rows[cut:]) if len(part)]
+    assert judged(blocks, quiet=True) == judged(blocks, quiet=False)
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_sweep_of_echoes_is_told_when_the_answers_are_overdue_and_once(*, quiet):
     guard, start_ns = Guard(quiet=quiet), 10**18

@@ -16,6 +16,7 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
 
 - An attempt (a SYN, an echo request) is unanswered after 4 s without a packet of the other side: by then Linux has sent
   its SYN again twice, and no path on Earth takes that long.
+- Echoes are dull while 255 bytes at most came back beyond what was sent (see `detectors.icmp_tunnel`).
 
 A quiet table tells of a flow when there is something to tell (see `ext/flows.pyx`); the others are rows of
 `FlowsClosed` when they end.
@@ -34,6 +35,7 @@ from gpuguard.core.observations import (
     CLOSED_FLOW,
     OPENED_FLOW,
     DnsRead,
+    Echoes,
     Exchange,
     FlowClosed,
     FlowOpened,
@@ -73,7 +75,7 @@ CARRIERS = ("", "ssh", "tls", "dns", "broker")
 
 FLOWS_MAX = 131_072
 
-_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES, _UNANSWERED, _BEGUN = range(9)
+_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES, _UNANSWERED, _BEGUN, _ECHOED = range(10)
 _SPEAKERS: tuple[Speaker, Speaker] = ("initiator", "responder")
 REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
 _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
@@ -135,8 +137,9 @@ class _Conversation:
 class FlowTable:
     """All conversations seen, at most ``size_max``; the same packets give the same observations, however cut.
 
-    ``quiet``: dull flows by the row. ``exchanges`` of TCP that the initiator leads, before the responder led any: 0
-    tells each, 1 the first of a flow, 2 none; where it is not known who dialled, each is told all the same.
+    ``quiet``: dull flows by the row. ``exchanges`` of TCP and UDP that the initiator leads, before the responder led
+    any: 0 tells each, 1 the first of a flow, 2 none; of TCP where it is not known who dialled, each is told all the
+    same.
     ``names``: DNS messages and ClientHellos are told of.
     """
 
@@ -147,7 +150,7 @@ class FlowTable:
         self._conversations: dict[int, _Conversation] = {}
         self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {
             _OPENED: self._open, _EXCHANGE: self._exchange, _CLOSED: self._close, _SEGMENT: self._segment,
-            _RHYTHM: self._rhythm, _UNANSWERED: self._unanswered, _BEGUN: self._begun,
+            _RHYTHM: self._rhythm, _UNANSWERED: self._unanswered, _BEGUN: self._begun, _ECHOED: self._echoed,
         }
 
     def __len__(self) -> int:
@@ -249,6 +252,9 @@ class FlowTable:
             payload_bytes_responder=far_bytes,
             packets=packets,
         )]
+
+    def _echoed(self, slot: Any, questions: Any, answers: Any, times_ns: Any) -> Seen:
+        return [Echoes(times_ns[-1], self._conversations[slot].flow, questions, answers, times_ns)]
 
     @staticmethod
     def _unanswered(data: bytes) -> Seen:

@@ -64,6 +64,19 @@ class Exchange(Struct, frozen=True, tag="exchange"):
     packets: int = 0
 
 
+class Echoes(Struct, frozen=True, tag="echoes"):
+    """What a flow of ICMP exchanged, asked by its initiator, before there was anything to tell of it.
+
+    The sizes of questions, the first 16 there were, and of the answers to them; when the last 32 answers came.
+    """
+
+    time_ns: int
+    flow: FlowId
+    questions: tuple[int, ...]
+    answers: tuple[int, ...]
+    times_ns: tuple[int, ...]
+
+
 class FlowClosed(Struct, frozen=True, tag="flow_closed"):
     """A flow ended (FIN, RST), fell idle, or was evicted to keep the table bounded. Totals of its whole life."""
 
@@ -220,6 +233,7 @@ Observation = (
     FlowOpened
     | FlowUse
     | Exchange
+    | Echoes
     | FlowClosed
     | FlowsClosed
     | FlowsUnanswered

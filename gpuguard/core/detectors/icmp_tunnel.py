@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import Exchange, FlowClosed
+from gpuguard.core.observations import Echoes, Exchange, FlowClosed
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -81,20 +81,26 @@ class _Echo:
 class Detector:
     """Weighs each conversation of echoes."""
 
-    takes = (Exchange, FlowClosed)
+    takes = (Echoes, Exchange, FlowClosed)
 
     def __init__(self) -> None:
         self._flows: BoundedTable[FlowId, _Echo] = BoundedTable(FLOWS_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return by how much what was exchanged moves the conversation's standing."""
-        if not isinstance(item, Exchange | FlowClosed) or item.flow.protocol not in _PROTOCOLS:
+        if not isinstance(item, Echoes | Exchange | FlowClosed) or item.flow.protocol not in _PROTOCOLS:
             return []
         flow = item.flow
         if not flow.initiator_known or host.is_local(flow.netns, flow.responder):
             self._flows.pop(flow)
             return []
         echo = self._flows.get(flow) or _Echo()
+        if isinstance(item, Echoes):
+            echo.questions.update(item.questions)
+            echo.answers.update(item.answers)
+            echo.times_ns.extend(item.times_ns)
+            self._flows[flow] = echo
+            return []
         if isinstance(item, Exchange):
             self._flows[flow] = echo
             if item.first == "initiator" and len(echo.questions) < SIZES_MAX:
