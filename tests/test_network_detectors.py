@@ -114,6 +114,17 @@ def test_openings_of_channels_are_no_talk():
     assert judge(items) == {}
 
 
+def test_a_visitor_in_a_tunnel_is_a_shell_whatever_this_side_types_beside():
+    request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
+    visited = FlowUse(START, FLOW, "ssh-reverse-channel-asked", "ssh", 6.5, "typed", START, 60)
+    own = [("initiator", 300, 36, 36, 30)] * 10
+    mine = talk(own + typing(6) + own, carrier="ssh")
+    assert judge([request, visited, *mine]) == {"ssh-reverse-shell": 31.5}
+    inbound = Host()
+    inbound.receive(HostInfo(START, 0, "", "", 100, addresses=(FLOW.responder,)))
+    assert judge([request, visited], host=inbound) == {}
+
+
 def test_chaff_tells_who_types():
     windows = [FlowUse(START + i, FLOW, "keystrokes-from-responder", "tls", 7.0, "chaff", START, 99) for i in range(4)]
     assert judge(windows[:1])["reverse-shell"] >= SUSPECT

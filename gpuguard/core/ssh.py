@@ -16,6 +16,8 @@ import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuguard.core.ssh_visitor import Visitor
+
 if TYPE_CHECKING:
     from gpuguard.core.records import SshKexInit
 
@@ -496,6 +498,9 @@ LATER_ALIKE_NATS = 3.0
 CHANNEL_OPEN_NATS = 8.0
 # The same where no request was seen but the whole opening was: only the reading of the request can have failed.
 UNASKED_OPEN_NATS = 7.0
+# Of tunnels whose far side asks through them and is answered like this, one in 700 serves something else that is asked
+# by the line or echoes: a database used by hand.
+VISITED_NATS = 6.5
 # Each side says in its KEXINIT which it is, and only the server can send NEWKEYS first. With two of these three signs
 # H0 is a SYN attributed to the wrong side (a forged or replayed packet), or a device that calls home (RFC 8071): 1e-10
 # on a server. One sign alone may be an implementation's mistake: 1e-5.
@@ -525,6 +530,7 @@ _KEY_EXCHANGE_SEGMENTS = 3
 GUESSED_NATS = -4.0
 
 _SPOTS = ("padding beyond the minimum", "requests sent while records are read in part only")
+_VISITOR_SPOTS = ("a database or another service used line by line through the tunnel",)
 
 
 class Use(NamedTuple):
@@ -588,6 +594,7 @@ class SshSession:
         self._heard = 0
         self._session_bytes = [0, 0]
         self._directs: set[int] = set()
+        self._visitor: Visitor | None = None
 
     def banner(self, side: int, text: str) -> None:
         """Take the identification string of one side in."""
@@ -634,6 +641,7 @@ class SshSession:
         if not self._authenticated:
             return self._authenticate(time_ns, size, total, sizes, from_client=from_client)
         uses = self._forwarded(time_ns, size, sizes, from_client=from_client)
+        uses += self._visited(time_ns, size, sizes, from_client=from_client)
         if self._channel:
             uses += self._running(time_ns, size, total, sizes, from_client=from_client)
         elif from_client:
@@ -967,7 +975,8 @@ class SshSession:
             return []
         nats = CHANNEL_OPEN_NATS if asked else UNASKED_OPEN_NATS
         if not sizes.exact:
-            if not asked:
+            # Compressed, a key and its echo may cost as much: the first is believed, that follows the request.
+            if not asked or "ssh-reverse-channel-open" in self._said:
                 return []
             nats /= 2
         if "ssh-reverse-channel-open" in self._said:
@@ -975,6 +984,21 @@ class SshSession:
         text = (f"the far side opened a channel into this host ({self._open_size} bytes) and it was confirmed "
                 f"({size} bytes) {(time_ns - waiting) / 1e6:.1f} ms later")
         return [self._say("ssh-reverse-channel-open", nats, text, _SPOTS)]
+
+    def _visited(self, time_ns: int, size: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
+        """Somebody asks through the port that the far side was given, and this host answers."""
+        sure = self._request_nats > LATER_ALIKE_NATS or "ssh-reverse-channel-open" in self._said
+        ignored = size == sizes.ignore and self._ignores[(self.client or 0) ^ (not from_client)]
+        if not sure or ignored or self._answer_ns >= _OPENING_NS or "ssh-reverse-channel-asked" in self._said:
+            return []
+        if self._visitor is None:
+            self._visitor = Visitor(self._answer_ns, sizes.confirm_client)
+        if not from_client:
+            self._visitor.far(time_ns, size)
+            return []
+        seen = self._visitor.near(time_ns, size)
+        text = f"the far side asked through the tunnel and this host answered at once: {seen} by now"
+        return [self._say("ssh-reverse-channel-asked", VISITED_NATS, text, _VISITOR_SPOTS)] if seen else []
 
     def _setup_over(self, time_ns: int) -> bool:
         """Host keys and banners come within the opening; a forwarded channel comes after the request was answered."""

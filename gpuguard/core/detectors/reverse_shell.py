@@ -94,6 +94,9 @@ LINE_GAP_NS = 500_000_000
 HURRIED_MAX = 0.2
 WORK_SPREAD_MIN = 3.0
 
+#: What the grammar says where somebody asks through a tunnel (`core.ssh_visitor`).
+VISITED = "ssh-reverse-channel-asked"
+
 TOLD_NATS_MIN = 1.0
 LEAD_MIN = 2.0
 BYTES_RATIO_MIN = 0.7
@@ -111,7 +114,7 @@ class _Led:
     """What is known of one flow."""
 
     __slots__ = ("answered", "base_far", "base_near", "chaff", "delays_ns", "far_bytes", "last_ns", "led", "more",
-                 "near", "pairs", "slow", "times_ns", "told", "tunnel", "undo")
+                 "near", "pairs", "slow", "times_ns", "told", "tunnel", "undo", "visited")
 
     def __init__(self) -> None:
         self.led = 0
@@ -130,6 +133,7 @@ class _Led:
         self.far_bytes = -1
         self.more: deque[int] = deque(maxlen=RECENT_MAX)
         self.undo = 0
+        self.visited: FlowUse | None = None
 
 
 class Detector:
@@ -217,24 +221,30 @@ class Detector:
         return item.answer_delay_ns <= limit
 
     def _use(self, item: FlowUse, host: Host) -> list[Evidence]:
-        if item.use.startswith("ssh-reverse"):
-            led = self._of(item.flow)
-            led.tunnel = min(TUNNEL_NATS_MAX, led.tunnel + item.nats)
-            if item.use == "ssh-reverse-channel-open" and led.undo == item.time_ns:
-                # That exchange was the opening of a channel, not a line of talk.
-                led.led -= 1
-                led.pairs.pop()
-                led.times_ns.pop()
-                led.delays_ns.pop()
-                led.undo = 0
-            return []
         dialler = host.dialler(item.flow)
         far = "initiator" if dialler == "responder" else "responder"
-        if dialler is None or item.use != f"keystrokes-from-{far}" or _spared(item.flow, dialler, host):
+        if item.use.startswith("ssh-reverse") and item.use != VISITED:
+            self._tunnel(item)
+            return []
+        if dialler is None or item.use not in (VISITED, f"keystrokes-from-{far}") or _spared(item.flow, dialler, host):
             return []
         led = self._of(item.flow)
-        led.chaff += 1
+        if item.use == VISITED:
+            led.visited = item
+        else:
+            led.chaff += 1
         return self._tell(item, led, item.carrier)
+
+    def _tunnel(self, item: FlowUse) -> None:
+        led = self._of(item.flow)
+        led.tunnel = min(TUNNEL_NATS_MAX, led.tunnel + item.nats)
+        if item.use == "ssh-reverse-channel-open" and led.undo == item.time_ns:
+            # That exchange was the opening of a channel, not a line of talk.
+            led.led -= 1
+            led.pairs.pop()
+            led.times_ns.pop()
+            led.delays_ns.pop()
+            led.undo = 0
 
     def _tell(self, item: Exchange | FlowUse, led: _Led, carrier: str) -> list[Evidence]:
         nats, text = _standing(item, led)
@@ -290,9 +300,17 @@ def _standing(item: Exchange | FlowUse, led: _Led) -> tuple[float, str]:
         nats = CHAFF_NATS[min(led.chaff, len(CHAFF_NATS)) - 1]
         text = f"{item.text} ({led.chaff} such windows)" if isinstance(item, FlowUse) else "keystroke chaff"
         return nats + led.tunnel, text
+    nats, text = _led_talk(item, led) if isinstance(item, Exchange) else (0.0, "")
+    if led.visited and led.visited.nats + led.tunnel > nats:
+        return led.visited.nats + led.tunnel, led.visited.text
+    return nats, text
+
+
+def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
+    """Return the weight of the exchanges that the far side led, and its words."""
     nats = max((weight for count, weight in LED_NATS if led.led >= count), default=0.0)
-    ours = item.payload_bytes_initiator - led.base_near if isinstance(item, Exchange) else 0
-    theirs = item.payload_bytes_responder - led.base_far if isinstance(item, Exchange) else 0
+    ours = item.payload_bytes_initiator - led.base_near
+    theirs = item.payload_bytes_responder - led.base_far
     pace_ns, spread = _pace(led)
     pair, share = _usual_pair(led)
     typed = share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
