@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <unistd.h>
 
 #include <cufft.h>
@@ -15,26 +14,7 @@
 
 #include "../../../tests/fixtures/cuda/bigint.cu"
 #include "../../../tests/fixtures/cuda/crcaesrng.cu"
-
-static void check(cudaError_t error, const char *what) {
-  if (error != cudaSuccess) {
-    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-    exit(1);
-  }
-}
-
-static double now_s() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec + now.tv_nsec * 1e-9;
-}
-
-template <class T> static T *room(size_t count, int fill = 1) {
-  T *p;
-  check(cudaMalloc(&p, count * sizeof(T)), "cudaMalloc");
-  check(cudaMemset(p, fill, count * sizeof(T)), "cudaMemset");
-  return p;
-}
+#include "device.cuh"
 
 __global__ void scrambled(uint32_t *keys, uint32_t n, uint32_t salt) {
   for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
@@ -100,29 +80,29 @@ int main(int argc, char **argv) {
       cufftExecC2C(plan, field, field, CUFFT_INVERSE);
     });
   } else if (!strcmp(kind, "checksum")) {
-    uint8_t *data = room<uint8_t>(1u << 30);
-    uint32_t *sums = room<uint32_t>(1u << 20);
+    uint8_t *data = room<uint8_t>(1u << 30, 1);
+    uint32_t *sums = room<uint32_t>(1u << 20, 1);
     steps = repeat(seconds, [&] { crc32<<<4096, 256>>>(data, sums, 1024); });
   } else if (!strcmp(kind, "random")) {
-    float4 *out = room<float4>(1u << 26);
+    float4 *out = room<float4>(1u << 26, 1);
     uint32_t seed = 0;
     steps = repeat(seconds, [&] { philox<<<8192, 256>>>(out, seed++, 1 << 26); });
   } else if (!strcmp(kind, "sparse")) {
     const uint32_t rows = 1u << 24;
-    float *values = room<float>((size_t)rows * 32), *x = room<float>(rows), *y = room<float>(rows);
-    uint32_t *columns = room<uint32_t>((size_t)rows * 32);
+    float *values = room<float>((size_t)rows * 32, 1), *x = room<float>(rows, 1), *y = room<float>(rows, 1);
+    uint32_t *columns = room<uint32_t>((size_t)rows * 32, 1);
     scrambled<<<8192, 256>>>(columns, rows * 32, 1);
     steps = repeat(seconds, [&] { sparse_times<<<8192, 256>>>(values, columns, x, y, rows); });
   } else if (!strcmp(kind, "bigint")) {
     const int n = 1 << 24;
-    uint64_t *x = room<uint64_t>(n), *w = room<uint64_t>(n);
+    uint64_t *x = room<uint64_t>(n, 1), *w = room<uint64_t>(n, 1);
     steps = repeat(seconds, [&] {
       for (int half = 1; half < n; half *= 2)
         ntt<<<8192, 256>>>(x, w, half, n);
     });
   } else if (!strcmp(kind, "copies")) {
     const size_t bytes = 256u << 20;
-    char *device = room<char>(bytes), *other = room<char>(bytes), *host;
+    char *device = room<char>(bytes, 1), *other = room<char>(bytes, 1), *host;
     check(cudaMallocHost(&host, bytes), "cudaMallocHost");
     steps = repeat(seconds, [&] {
       check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice), "to the device");
@@ -131,8 +111,8 @@ int main(int argc, char **argv) {
     });
   } else if (!strcmp(kind, "video")) {
     const int width = 7680, height = 4320;
-    uchar4 *in = room<uchar4>((size_t)width * height);
-    uint8_t *out = room<uint8_t>((size_t)width * height);
+    uchar4 *in = room<uchar4>((size_t)width * height, 1);
+    uint8_t *out = room<uint8_t>((size_t)width * height, 1);
     uchar4 *host;
     check(cudaMallocHost(&host, sizeof(uchar4) * width * height), "cudaMallocHost");
     steps = repeat(seconds, [&] {
@@ -142,7 +122,7 @@ int main(int argc, char **argv) {
       usleep(16000);
     });
   } else if (!strcmp(kind, "idle")) {
-    room<char>(1u << 30);
+    room<char>(1u << 30, 1);
     usleep((useconds_t)(seconds * 1e6));
   } else {
     return fprintf(stderr, "unknown kind %s\n", kind), 2;

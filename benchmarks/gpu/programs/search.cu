@@ -9,43 +9,24 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <unistd.h>
 
+#include "device.cuh"
+
 #include KERNELS
-
-static void check(cudaError_t error, const char *what) {
-  if (error != cudaSuccess) {
-    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-    exit(1);
-  }
-}
-
-static double now_s() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec + now.tv_nsec * 1e-9;
-}
-
-template <class T> static T *room(size_t count, int fill = 0) {
-  T *p;
-  check(cudaMalloc(&p, count * sizeof(T)), "cudaMalloc");
-  check(cudaMemset(p, fill, count * sizeof(T)), "cudaMemset");
-  return p;
-}
 
 // One launch of `blocks` blocks; `first` is the first nonce of it.
 #if defined(FAMILY_sha256d)
 static uint32_t *found;
-static void prepare() { found = room<uint32_t>(64); }
+static void prepare() { found = room<uint32_t>(64, 0); }
 static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 256>>>((uint32_t)first, 0, found, 16); }
 #elif defined(FAMILY_keccak) || defined(FAMILY_heavyhash)
 static uint64_t *block, *found;
-static void prepare() { block = room<uint64_t>(32, 1), found = room<uint64_t>(16); }
+static void prepare() { block = room<uint64_t>(32, 1), found = room<uint64_t>(16, 0); }
 static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 256>>>(block, first, 0, found); }
 #elif defined(FAMILY_blake3)
 static uint32_t *block, *found;
-static void prepare() { block = room<uint32_t>(16, 1), found = room<uint32_t>(16); }
+static void prepare() { block = room<uint32_t>(16, 1), found = room<uint32_t>(16, 0); }
 static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 256>>>(block, (uint32_t)first, 0, found); }
 #elif defined(FAMILY_dagwalk)
 // 4 GiB of pages of 128 bytes, about the size of Ethereum Classic's.
@@ -53,7 +34,7 @@ static const uint32_t pages = 1u << 25, blocks_max = 1u << 18;
 static uint4 *dag;
 static uint32_t *seed, *out;
 static void prepare() {
-  dag = room<uint4>((size_t)pages * 8, 3), seed = room<uint32_t>(16, 1), out = room<uint32_t>(blocks_max * 128);
+  dag = room<uint4>((size_t)pages * 8, 3), seed = room<uint32_t>(16, 1), out = room<uint32_t>(blocks_max * 128, 0);
 }
 static void launch(uint32_t blocks, uint64_t first) {
   search<<<blocks < blocks_max ? blocks : blocks_max, 128>>>(dag, pages, seed, (uint32_t)first, out);
@@ -65,9 +46,9 @@ static uint64_t *key;
 static uint32_t *alive, *degree, *fill, *kept_count;
 static uint2 *buckets, *kept;
 static void prepare() {
-  key = room<uint64_t>(4, 7), alive = room<uint32_t>(1u << 25, 0xff), degree = room<uint32_t>(1u << 24);
-  fill = room<uint32_t>(256), kept_count = room<uint32_t>(1);
-  buckets = room<uint2>(256 * 4096), kept = room<uint2>(256 * 4096);
+  key = room<uint64_t>(4, 7), alive = room<uint32_t>(1u << 25, 0xff), degree = room<uint32_t>(1u << 24, 0);
+  fill = room<uint32_t>(256, 0), kept_count = room<uint32_t>(1, 0);
+  buckets = room<uint2>(256 * 4096, 0), kept = room<uint2>(256 * 4096, 0);
 }
 static void launch(uint32_t blocks, uint64_t) {
   uint32_t edges = blocks < 1u << 20 ? blocks * 1024 : 1u << 30;
@@ -79,7 +60,7 @@ static void launch(uint32_t blocks, uint64_t) {
 #elif defined(FAMILY_matmulpow)
 static signed char *weights;
 static uint32_t *found;
-static void prepare() { weights = room<signed char>(64 * 256, 1), found = room<uint32_t>(16); }
+static void prepare() { weights = room<signed char>(64 * 256, 1), found = room<uint32_t>(16, 0); }
 static void launch(uint32_t blocks, uint64_t first) { search<<<blocks, 32>>>(weights, (uint32_t)first, 0, found); }
 #else
 #error "name a family"
