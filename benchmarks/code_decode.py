@@ -17,7 +17,6 @@ from __future__ import annotations
 import collections
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -27,6 +26,8 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from peers.machine import machine
 
 from gpuguard.code.decode import decode_kernel, decoder
 
@@ -91,8 +92,8 @@ def main() -> None:
             name: {"median": round(statistics.median(some), 3), "min": round(some[0], 3), "max": round(some[-1], 3)}
             for name, some in speeds.items()},
         "parts_min_gigabytes_per_cpu_second": PARTS_MIN_GB_S,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
-                    "load_1_min": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d", time.gmtime())},
+        "machine": {**machine(), "load_1_min": round(os.getloadavg()[0], 1),
+                    "date": time.strftime("%Y-%m-%d", time.gmtime())},
     }
     if NVDISASM:
         seconds = statistics.median(cpu_s(disassemble, 1))
@@ -104,12 +105,6 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if statistics.median(speeds["parts"]) < PARTS_MIN_GB_S:
         sys.exit(f"missed: windows and loops below {PARTS_MIN_GB_S} GB/s")
-
-
-def processor() -> str:
-    names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

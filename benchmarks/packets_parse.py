@@ -15,8 +15,6 @@ bench-packets-parse. Target: parse below 60 ns a packet, half of what the whole 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import struct
 import sys
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from peers.machine import machine
 
 from gpuguard._packets import CaptureFile, Parser
 from gpuguard.core.records import Packets
@@ -105,19 +104,13 @@ def main() -> None:
             name: {"median": round(statistics.median(some), 1), "min": round(min(some), 1), "max": round(max(some), 1)}
             for name, some in figures.items()},
         "parse_max_ns": PARSE_MAX_NS,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine(),
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["cpu_ns_per_packet"], indent=2))
     if statistics.median(figures["parse"]) > PARSE_MAX_NS:
         sys.exit(f"missed: parse above {PARSE_MAX_NS} ns a packet")
-
-
-def processor() -> str:
-    names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from machine import driver_library, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 OPEN_S = 20.0
 STOP_S = 15.0
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 SETTINGS = """\
 [nvml]
@@ -87,6 +86,6 @@ def tried(log: Path) -> set[str]:
 
 def cpu_s(pid: int) -> float:
     """Return the CPU time of a process and all below it, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S + sum(cpu_s(int(one)) for one in children)
+    process = psutil.Process(pid)
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return sum(one.user + one.system for one in times)

@@ -285,14 +285,14 @@ def readings() -> dict[str, Any]:
 GPM_IDS = (*range(1, 14), 20, 21, 60, 61, *range(160, 210), *range(248, 261))
 
 
-def gpm_sample(binding: Any, device: Any, seconds: float) -> dict[int, float]:
-    """Return the value of every metric that is to be had over so long."""
+def gpm_sample(binding: Any, device: Any, seconds: float) -> dict[int, float | str]:
+    """Return the value of every metric over so long, or the words in which it was refused."""
     first, second = binding.nvmlGpmSampleAlloc(), binding.nvmlGpmSampleAlloc()
     try:
         binding.nvmlGpmSampleGet(device, first)
         time.sleep(seconds)
         binding.nvmlGpmSampleGet(device, second)
-        values: dict[int, float] = {}
+        values: dict[int, float | str] = {}
         for metric in GPM_IDS:
             asked = binding.c_nvmlGpmMetricsGet_t()
             asked.version = binding.NVML_GPM_METRICS_GET_VERSION
@@ -300,10 +300,11 @@ def gpm_sample(binding: Any, device: Any, seconds: float) -> dict[int, float]:
             asked.metrics[0].metricId = metric
             try:
                 binding.nvmlGpmMetricsGet(asked)
-            except binding.NVMLError:
-                continue
-            if asked.metrics[0].nvmlReturn == binding.NVML_SUCCESS:
+                if asked.metrics[0].nvmlReturn != binding.NVML_SUCCESS:
+                    raise binding.NVMLError(asked.metrics[0].nvmlReturn)
                 values[metric] = round(asked.metrics[0].value, 4)
+            except binding.NVMLError as error:
+                values[metric] = str(error)
         return values
     finally:
         binding.nvmlGpmSampleFree(first)
@@ -407,7 +408,7 @@ def context_switches() -> dict[str, Any]:
     return told
 
 
-def switches(binding: Any, device: Any) -> dict[int, float]:
+def switches(binding: Any, device: Any) -> dict[int, float | str]:
     """Return the metrics of the graphics engine's context switches over a second."""
     return {metric: value for metric, value in gpm_sample(binding, device, 1.0).items() if 170 <= metric < 210}
 
