@@ -10,6 +10,8 @@ are few, and serve to measure. Choices, and why:
 - A look at a paused miner is labelled by what the device then did, not by who owns it.
 - Mining and the rest weigh alike, so that the score has no prior in it; each family and each kind weighs alike in its
   half, but other compute, which is what looks like mining, weighs as much as training and inference together.
+- Trees of rhythm do not see pipes, power and memory: then they hold for families that they were not shown
+  (`core.counter_classes`). With families and other work left out (`held_out`) they find what the others do not.
 - Columns are hidden at random, so that the forest holds for files and boards that tell less, and is less certain there.
 """
 
@@ -24,7 +26,7 @@ import numpy as np
 
 from gpuguard.code.train import not_above
 from gpuguard.core import counter_features as cf
-from gpuguard.core.counter_classes import MINING, Model
+from gpuguard.core.counter_classes import MINING, OTHER, Line, Model
 from gpuguard.counters import evaluation, jobs
 from gpuguard.kernels.forest import pack
 from gpuguard.kernels.opcodes import Forest
@@ -41,7 +43,7 @@ JOBS, BATCH = 14_400, 160
 LENGTHS_S, RATES_HZ = (600.0, 900.0, 2400.0), (1.0, 1.0, 1.0, 0.5, 10.0)
 LOOKS_PER_JOB = 7
 #: Looks that the forest is fitted to, and that each split is scored on: one forest for each group left out.
-FIT_ROWS, SPLIT_ROWS = 40_000, 8_000
+FIT_ROWS, SPLIT_ROWS = 40_000, 16_000
 #: The split by time: three driver updates later, in another season (`telemetry.drifted`).
 LATER_WEEKS, LATER_JOBS_MIN = 40.0, 400
 #: Programs that run on for hours without a break are the likeliest to be taken for a search: they are drawn so often.
@@ -49,6 +51,8 @@ LONG_DRAWS = 4
 
 FAMILIES = tuple(dict.fromkeys(one.family for one in telemetry.MINERS))
 CLASSES = (*(MINING + name for name in FAMILIES), "training", "inference", "compute")
+#: What trees of rhythm are not shown: which pipes work and how much, and what a job takes of power and memory.
+NOT_RHYTHM = np.array(["mix_" in name or name in ("memory", "power_level", "power_of_busy") for name in cf.FEATURES])
 KIND_WEIGHTS = {"training": 0.125, "inference": 0.125, "compute": 0.25}
 
 ROUNDS = 28
@@ -57,6 +61,7 @@ PARAMETERS = {
     "max_depth": 6, "min_data_in_leaf": 40, "feature_fraction": 0.5, "bagging_fraction": 0.7, "bagging_freq": 1,
     "lambda_l2": 5.0, "use_missing": False, "deterministic": True, "force_row_wise": True, "num_threads": 2, "seed": 0,
 }
+RHYTHM_PARAMETERS = {**PARAMETERS, "objective": "binary", "num_class": 1}
 #: One look weighs no more than this, whatever the forest says: some 1,000 distinct jobs of other compute are drawn, and
 #: none of what was drawn bounds the share that looks like mining below 3 in 1,000 (rule of three): ln(1000 / 3).
 NATS_MOST, NATS_LEAST = 5.8, -4.0
@@ -132,12 +137,19 @@ def weights(label: np.ndarray) -> np.ndarray:
 
 
 def fit(table: Table, rounds: int = ROUNDS) -> Forest:
-    """Train a forest."""
+    """Train a forest: in each round a tree for each class, and one of rhythm."""
     import lightgbm
 
-    data = lightgbm.Dataset(table.features, table.label, weight=weights(table.label))
-    booster = lightgbm.train(PARAMETERS, data, rounds)
-    return flatten([tree["tree_structure"] for tree in booster.dump_model()["tree_info"]])
+    weight, rhythm = weights(table.label), np.where(NOT_RHYTHM, np.float32(cf.ABSENT), table.features)
+    families, other = (
+        [tree["tree_structure"] for tree in lightgbm.train(
+            parameters, lightgbm.Dataset(features, label, weight=weight), rounds).dump_model()["tree_info"]]
+        for parameters, features, label in ((PARAMETERS, table.features, table.label),
+                                            (RHYTHM_PARAMETERS, rhythm, is_mining(table.label))))
+    nested = []
+    for i, tree in enumerate(other):
+        nested += [*families[i * len(CLASSES):(i + 1) * len(CLASSES)], tree]
+    return flatten(nested)
 
 
 def flatten(nested: Sequence[dict[str, Any]]) -> Forest:
@@ -159,13 +171,13 @@ def flatten(nested: Sequence[dict[str, Any]]) -> Forest:
 
 
 def class_of(forest: Forest) -> np.ndarray:
-    """Return whose score each tree adds to: LightGBM grows one tree a class in turn."""
-    return np.arange(len(forest.root), dtype=np.int32) % len(CLASSES)
+    """Return whose score each tree adds to: one tree a class in turn, the last for `OTHER`."""
+    return np.arange(len(forest.root), dtype=np.int32) % (len(CLASSES) + 1)
 
 
-def raw(forest: Forest) -> Model:
-    """Return the model whose nats are the forest's log-odds as they are."""
-    return Model(pack(forest, len(cf.FEATURES), class_of(forest)), CLASSES, (1.0, 0.0), -30.0, 30.0, 0.0)
+def raw(forest: Forest, line: Line = (1.0, 0.0, 0.0)) -> Model:
+    """Return the model whose looks are not bounded."""
+    return Model(pack(forest, len(cf.FEATURES), class_of(forest)), (*CLASSES, OTHER), line, -30.0, 30.0, 0.0)
 
 
 def is_mining(label: np.ndarray) -> np.ndarray:
@@ -173,29 +185,27 @@ def is_mining(label: np.ndarray) -> np.ndarray:
     return label < len(FAMILIES)
 
 
-def held_out(table: Table, groups: np.ndarray, rounds: int = ROUNDS) -> tuple[np.ndarray, np.ndarray]:
-    """Return log-odds of mining and the class of every row, by forests that saw none of its group.
+def held_out(table: Table, groups: np.ndarray, rounds: int = ROUNDS) -> np.ndarray:
+    """Return the log-odds of mining of every row, by family and by rhythm, by forests that saw none of its group.
 
     Groups of a miner and of other work are left out together where there are as many of both.
     """
-    odds, named = np.zeros(len(table.label)), np.zeros(len(table.label), int)
+    odds = np.zeros((len(table.label), 2))
     for one in np.unique(groups):
         rest = groups == one
-        model = raw(fit(table.some(~rest), rounds))
-        odds[rest], probabilities = model.judge(table.features[rest])
-        named[rest] = probabilities.argmax(axis=1)
-    return odds, named
+        odds[rest] = raw(fit(table.some(~rest), rounds)).odds(table.features[rest])[0]
+    return odds
 
 
-def line_through(odds: np.ndarray, mining: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Return Platt's line from log-odds to nats, by Newton's method; classes weigh alike, so it has no prior in it."""
-    design = np.stack([odds, np.ones_like(odds)], axis=1)
-    line = np.array([1.0, 0.0])
+def line_through(odds: np.ndarray, mining: np.ndarray, weight: np.ndarray) -> Line:
+    """Return the line from both log-odds to nats, by Newton's method; classes weigh alike, so it has no prior in it."""
+    design = np.column_stack([odds, np.ones(len(odds))])
+    line = np.array([0.5, 0.5, 0.0])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
-        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(3)
         line += np.linalg.solve(hessian, design.T @ (weight * (mining - p)))
-    return float(line[0]), float(line[1])
+    return float(line[0]), float(line[1]), float(line[2])
 
 
 #: What a look must beat for a sum to rise, in nats. Programs that run on for hours without a break and look like a
@@ -203,11 +213,21 @@ def line_through(odds: np.ndarray, mining: np.ndarray, weight: np.ndarray) -> tu
 ALLOWANCE = 2.0
 
 
-def write_model(path: Path, forest: Forest, line: tuple[float, float]) -> None:
+def write_model(path: Path, forest: Forest, line: Line) -> None:
     """Write the model as plain arrays."""
     arrays = {name: value for name, value in forest._asdict().items() if name != "base"}
-    np.savez_compressed(path, feature_names=np.array(cf.FEATURES), classes=np.array(CLASSES), line=np.array(line),
-                        class_of=class_of(forest), bounds=np.array([NATS_LEAST, NATS_MOST, ALLOWANCE]), **arrays)
+    np.savez_compressed(path, feature_names=np.array(cf.FEATURES), classes=np.array([*CLASSES, OTHER]),
+                        line=np.array(line), class_of=class_of(forest),
+                        bounds=np.array([NATS_LEAST, NATS_MOST, ALLOWANCE]), **arrays)
+
+
+def by_workload(table: Table) -> np.ndarray:
+    """Return the group of each row: a family of mining each, and with it a share of the other work."""
+    mining = is_mining(table.label)
+    groups = np.where(mining, table.label, 0)
+    others = {name: i % len(FAMILIES) for i, name in enumerate(np.unique(table.workload[~mining]).tolist())}
+    groups[~mining] = [others[name] for name in table.workload[~mining].tolist()]
+    return groups
 
 
 def drawn(table: Table, rows: int) -> Table:
@@ -215,19 +235,20 @@ def drawn(table: Table, rows: int) -> Table:
     return table.some(np.random.default_rng(SEED).permutation(len(table.label))[:rows])
 
 
-def splits(few: Table, later: Table) -> dict[str, dict[str, float]]:
-    """Return the scores of forests that were not shown a row, a board, a family with other work, or a later time."""
-    mining = is_mining(few.label)
-    family = np.where(mining, few.label, 0)
-    others = {name: i % len(FAMILIES) for i, name in enumerate(np.unique(few.workload[~mining]).tolist())}
-    family[~mining] = [others[name] for name in few.workload[~mining].tolist()]
+def splits(few: Table, later: Table) -> tuple[Line, dict[str, dict[str, float]]]:
+    """Return the line, and the scores of forests that had not seen a row, job, board, kind of work, or later time."""
+    mining, weight = is_mining(few.label), weights(few.label)
     boards = {name: i % 3 for i, name in enumerate(np.unique(few.board).tolist())}
-    by = {"random rows": np.arange(len(mining)) % 3,
-          "GPU model": np.array([boards[name] for name in few.board.tolist()]),
-          "workload (leave one family out)": family}
-    out = {name: evaluation.scores(held_out(few, groups)[0], mining) for name, groups in by.items()}
-    odds = raw(fit(few)).judge(later.features)[0]
-    return {**out, f"time (jobs {LATER_WEEKS:.0f} weeks later)": evaluation.scores(odds, is_mining(later.label))}
+    groups = {"job": few.number % 3, "workload (leave one family out)": by_workload(few),
+              "random rows": np.arange(len(mining)) % 3,
+              "GPU model": np.array([boards[name] for name in few.board.tolist()])}
+    odds = {name: held_out(few, one) for name, one in groups.items()}
+    # A job is of a kind that was known or of one that was not, evenly.
+    both = odds["job"], odds["workload (leave one family out)"]
+    line = line_through(np.concatenate(both), np.tile(mining, 2), np.tile(weight, 2))
+    out = {name: evaluation.scores(one @ line[:2] + line[2], mining) for name, one in odds.items()}
+    nats = raw(fit(few), line).judge(later.features)[0]
+    return line, {**out, f"time (jobs {LATER_WEEKS:.0f} weeks later)": evaluation.scores(nats, is_mining(later.label))}
 
 
 def main(out: Path, count: int = JOBS) -> None:
@@ -237,13 +258,10 @@ def main(out: Path, count: int = JOBS) -> None:
 
 def make(table: Table, later: Table, out: Path, count: int) -> None:
     """Train on looks at so many jobs, score held out and on jobs of a later time, and write the model and its card."""
-    few = drawn(table, SPLIT_ROWS)
-    odds, _ = held_out(few, few.number % 3)
-    line = line_through(odds, is_mining(few.label).astype(float), weights(few.label))
+    line, scores = splits(drawn(table, SPLIT_ROWS), later)
     write_model(out / "counter_forest.npz", fit(drawn(table, FIT_ROWS)), line)
     result = {"trained": datetime.now(UTC).date().isoformat(), "jobs": count, "looks": len(table.label),
-              "line": [round(one, 3) for one in line],
-              "splits": {"job": evaluation.scores(odds, is_mining(few.label)), **splits(few, later)}}
+              "line": [round(one, 3) for one in line], "splits": scores}
     (out / "counter_forest.md").write_text(card(result))
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
@@ -254,8 +272,9 @@ def card(result: dict[str, Any]) -> str:
                      for name, one in result["splits"].items())
     return f"""# counter_forest: what a job is, by its counters
 
-`counter_forest.npz` holds gradient-boosted trees for {len(CLASSES)} classes as plain arrays, the line from log-odds of
-mining to nats, and the bounds of a look. `gpuguard.core.counter_classes` reads it. Made {result['trained']} by
+`counter_forest.npz` holds gradient-boosted trees for {len(CLASSES)} classes, and for mining of any family by rhythm
+alone, as plain arrays, the line from log-odds of mining to nats, and the bounds of a look.
+`gpuguard.core.counter_classes` reads it. Made {result['trained']} by
 
     gpuguard train counters --out models/
 
@@ -269,7 +288,8 @@ with whole sources and single columns hidden at random. Nothing was recorded fro
 training, inference, idle; V100 programs) were not trained on: they measure.
 
 ## Held out
-Of single looks, before they are added up; log-odds to nats by slope and offset {result['line']}.
+Of single looks, before they are added up. Nats are {result['line']}: slopes of the log-odds by family and by rhythm,
+and an offset, fitted to the log-odds of the first two rows together.
 
 | left out | AUC | recall at a false positive rate of 1e-3 |
 | --- | --- | --- |

@@ -27,19 +27,36 @@ def table(rows, seed=0):
 def test_the_arrays_say_what_the_trainer_says(tmp_path):
     lightgbm = pytest.importorskip("lightgbm")
     some = table(3000)
-    data = lightgbm.Dataset(some.features, some.label, weight=train.weights(some.label))
-    booster = lightgbm.train(train.PARAMETERS, data, 4)
-    forest = train.flatten([tree["tree_structure"] for tree in booster.dump_model()["tree_info"]])
-    train.write_model(tmp_path / "m.npz", forest, (1.0, 0.0))
+    weight, mining = train.weights(some.label), train.is_mining(some.label)
+    hidden = np.where(train.NOT_RHYTHM, np.float32(cf.ABSENT), some.features)
+    families = lightgbm.train(train.PARAMETERS, lightgbm.Dataset(some.features, some.label, weight=weight), 4)
+    rhythm = lightgbm.train(train.RHYTHM_PARAMETERS, lightgbm.Dataset(hidden, mining, weight=weight), 4)
+    train.write_model(tmp_path / "m.npz", train.fit(some, 4), (0.4, 0.7, 0.1))
     with np.load(tmp_path / "m.npz") as arrays:
         model = model_from(dict(arrays))
-    _, probabilities = model.judge(some.features)
-    np.testing.assert_allclose(probabilities, booster.predict(some.features), atol=1e-4)
+    odds, probabilities = model.odds(some.features)
+    np.testing.assert_allclose(probabilities, families.predict(some.features), atol=1e-4)
+    np.testing.assert_allclose(odds[:, 1], rhythm.predict(hidden, raw_score=True), atol=1e-4)
+    nats, told = model.judge(some.features)
+    np.testing.assert_allclose(nats, np.clip(odds @ [0.4, 0.7] + 0.1, model.nats_least, model.nats_most))
+    np.testing.assert_allclose(told.sum(axis=1), 1.0)
+    is_mining = [name.startswith("mining:") for name in model.classes]
+    np.testing.assert_allclose(told[:, is_mining].sum(axis=1), 1 / (1 + np.exp(-(odds @ [0.4, 0.7] + 0.1))))
+
+
+def test_rhythm_does_not_see_what_the_pipes_do():
+    pytest.importorskip("lightgbm")
+    some = table(3000)
+    model, changed = train.raw(train.fit(some, 2)), some.features.copy()
+    changed[:, train.NOT_RHYTHM] = np.random.default_rng(1).random((3000, train.NOT_RHYTHM.sum()))
+    (families, rhythm), (other, same) = (model.odds(one)[0].T for one in (some.features, changed))
+    assert np.array_equal(rhythm, same)
+    assert not np.array_equal(families, other)
 
 
 def test_a_model_of_other_features_is_refused(tmp_path):
     pytest.importorskip("lightgbm")
-    train.write_model(tmp_path / "m.npz", train.fit(table(800), 1), (1.0, 0.0))
+    train.write_model(tmp_path / "m.npz", train.fit(table(800), 1), (1.0, 0.0, 0.0))
     with np.load(tmp_path / "m.npz") as arrays:
         held = dict(arrays)
     held["feature_names"] = held["feature_names"][::-1]
