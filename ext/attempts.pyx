@@ -5,8 +5,8 @@ One packet in 16 of ordinary traffic ends a dull flow, and nearly all of them sa
 that was not called before, an attempt that succeeded. These are counted here, and only the rows that may lead to
 evidence are returned, to be judged in Python. `tests/reference_attempts.py` is the same written for the eye.
 
-Floor, by the bytes: a row of 110 bytes is two cache lines, read in order; an entry is one or two, its bucket's line
-and those of its neighbours in the order of use three more, all from memory when there are many.
+Floor, by the bytes: a row of 110 bytes is two cache lines, read in order; a set of keys is two, in which the order of
+use is the order they lie in.
 """
 
 cimport cython
@@ -14,8 +14,8 @@ from cpython.buffer cimport PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
 
 include "rows.pxi"
 
@@ -30,175 +30,134 @@ cdef enum:
 cdef enum:
     BATCH = 32
     WORDS_MAX = 6
-    ROOM_MIN = 16
-    TARGETS_MAX = 1024
+    WAYS = 8
+    TARGETS_MAX = 2048
     REASON_CLOSED = 0
     REFUSED_PACKETS_MAX = 4
     ICMP = 1
     TCP = 6
     ICMPV6 = 58
 
-cdef struct Entry:
-    uint64_t words[WORDS_MAX]
+cdef struct Way:
+    uint64_t hash
     int64_t value
-    int32_t older
-    int32_t newer
-    int32_t chain       # all three are slots plus one, so that 0 is none
 
 
 @cython.final
 cdef class Recent:
-    """The last ``size_max`` keys that were used, each with a number; of more the longest unused is forgotten.
+    """Keys that were used lately, each with a number, at most ``size_max``, a power of two from WAYS on.
 
-    Keys are of ``key_bytes``, at most 48. Raises ValueError where a size or a key is not so.
+    A key belongs to one set of WAYS; of more the longest unused is forgotten, once the table has all its sets. Keys are
+    of ``key_bytes``, at most 48, and known by 64 bits of hash: that two of a million share one happens once in thirty
+    million tables. Raises ValueError where a size or a key is not so.
     """
 
-    cdef Entry *entries
-    cdef int32_t *heads
-    cdef int32_t size, room, size_max, oldest, newest, buckets
+    cdef void *memory
+    cdef Way *ways              # of one set after the other, each from the one used last on
+    cdef readonly int32_t size
+    cdef int32_t sets, sets_max, words
     cdef Py_ssize_t key_bytes
 
     def __cinit__(self, Py_ssize_t key_bytes, int32_t size_max):
-        if not 1 <= key_bytes <= WORDS_MAX * 8 or not 1 <= size_max <= 1 << 24:
+        if not (1 <= key_bytes <= WORDS_MAX * 8 and WAYS <= size_max <= 1 << 24 and size_max & (size_max - 1) == 0):
             raise ValueError(f"no table for {size_max} keys of {key_bytes} bytes")
         self.key_bytes = key_bytes
-        self.size_max = size_max
+        self.words = <int32_t>(key_bytes + 7) // 8
+        self.sets_max = size_max // WAYS
+        self.resize(1)
 
     def __dealloc__(self):
-        free(self.entries)
-        free(self.heads)
+        free(self.memory)
 
     def __len__(self):
         return self.size
 
     def __contains__(self, const uint8_t[::1] key):
-        cdef uint64_t[WORDS_MAX] words
-        self.read(key, words)
-        return self.find(words) != 0
+        return self.find(self.hash_of(key)) != NULL
 
     def get(self, const uint8_t[::1] key):
         """Return the number of a key, None if it is not here; it is not used by that."""
-        cdef uint64_t[WORDS_MAX] words
-        self.read(key, words)
-        cdef int32_t at = self.find(words)
-        return self.entries[at - 1].value if at else None
+        cdef Way *way = self.find(self.hash_of(key))
+        return way.value if way != NULL else None
 
     def put(self, const uint8_t[::1] key, int64_t value):
         """Use a key and give it this number."""
-        cdef uint64_t[WORDS_MAX] words
         cdef bint fresh = False
-        self.read(key, words)
-        self.use(words, &fresh)[0].value = value
+        cdef uint64_t hash = self.hash_of(key)
+        self.use(hash, &fresh).value = value
 
-    cdef int read(self, const uint8_t[::1] key, uint64_t *words) except -1:
+    cdef uint64_t hash_of(self, const uint8_t[::1] key) except 0:
+        cdef uint64_t[WORDS_MAX] words
         if key.shape[0] != self.key_bytes:
             raise ValueError(f"keys have {self.key_bytes} bytes")
-        memset(words, 0, WORDS_MAX * 8)
+        memset(words, 0, sizeof(words))
         memcpy(words, &key[0], self.key_bytes)
-        return 0
+        return self.hash(words)
 
-    cdef inline int32_t *head(self, const uint64_t *words) noexcept:
-        cdef uint64_t value = fold(words[0] ^ <uint64_t>0xa0761d6478bd642f, words[1] ^ <uint64_t>0xe7037ed1a0b428db)
-        value ^= fold(words[2] ^ <uint64_t>0x8ebc6af09c88c6e3, words[3] ^ <uint64_t>0x589965cc75374cc3)
-        value ^= fold(words[4] ^ <uint64_t>0x1d8e4e27c47d124f, words[5] ^ <uint64_t>0xeb44accab455d165)
-        return &self.heads[fold(value, <uint64_t>0x9e3779b97f4a7c15) & <uint64_t>(self.buckets - 1)]
-
-    cdef void ask_for(self, uint64_t[WORDS_MAX] *words, int count) noexcept:
-        """Fetch what these keys will touch, all at once: one by one, each would wait for memory twice."""
-        cdef int32_t *heads[BATCH]
+    cdef inline uint64_t hash(self, const uint64_t *words) noexcept:
+        """Return the hash of a key, never 0: that is a way that is free."""
+        cdef uint64_t value = <uint64_t>0xa0761d6478bd642f
         cdef int i
-        if self.size == 0:
-            return
-        for i in range(count):
-            heads[i] = self.head(words[i])
-            ask(heads[i])
-        for i in range(count):
-            if heads[i][0]:
-                ask(&self.entries[heads[i][0] - 1])
-                ask(&self.entries[heads[i][0] - 1].value)
+        for i in range(self.words):
+            value = fold(value ^ words[i], <uint64_t>0xe7037ed1a0b428db)
+        return value if value else 1
 
-    cdef inline int32_t find(self, const uint64_t *words) noexcept:
-        cdef int32_t at
-        if self.size == 0:
-            return 0
-        at = self.head(words)[0]
-        while at and memcmp(self.entries[at - 1].words, words, WORDS_MAX * 8) != 0:
-            at = self.entries[at - 1].chain
-        return at
+    cdef inline Way *set_of(self, uint64_t hash) noexcept:
+        return &self.ways[(hash & <uint64_t>(self.sets - 1)) * WAYS]
 
-    cdef Entry *use(self, const uint64_t *words, bint *fresh) except NULL:
-        """Return the entry of a key as the newest, made with the number 0 if there was none."""
-        cdef int32_t at = self.find(words)
-        cdef int32_t *head
-        fresh[0] = at == 0
-        if at:
-            self.unlink(at)
+    cdef inline void ask_for(self, uint64_t hash) noexcept:
+        ask(self.set_of(hash))
+        ask(self.set_of(hash) + WAYS // 2)
+
+    cdef inline Way *find(self, uint64_t hash) noexcept:
+        cdef Way *way = self.set_of(hash)
+        cdef int i
+        for i in range(WAYS):
+            if way[i].hash == hash:
+                return &way[i]
+        return NULL
+
+    cdef inline Way *use(self, uint64_t hash, bint *fresh) except NULL:
+        """Return the way of a key as the one used last in its set, made with the number 0 if there was none."""
+        cdef Way *way = self.find(hash)
+        cdef Way first
+        fresh[0] = way == NULL
+        if way != NULL:
+            first = way[0]
         else:
-            at = self.slot()
-            head = self.head(words)
-            memcpy(self.entries[at - 1].words, words, WORDS_MAX * 8)
-            self.entries[at - 1].value = 0
-            self.entries[at - 1].chain = head[0]
-            head[0] = at
-        self.entries[at - 1].older = self.newest
-        self.entries[at - 1].newer = 0
-        if self.newest:
-            self.entries[self.newest - 1].newer = at
-        else:
-            self.oldest = at
-        self.newest = at
-        return &self.entries[at - 1]
+            while self.set_of(hash)[WAYS - 1].hash and self.sets < self.sets_max:
+                self.resize(self.sets * 2)
+            way = self.set_of(hash)
+            while way.hash and way < self.set_of(hash) + WAYS - 1:
+                way += 1
+            self.size += way.hash == 0
+            first.hash = hash
+            first.value = 0
+        while way > self.set_of(hash):
+            way[0] = way[-1]
+            way -= 1
+        way[0] = first
+        return way
 
-    cdef int32_t slot(self) except -1:
-        """Return an entry that nothing leads to, that of the oldest key if there is no other."""
-        cdef int32_t at = self.oldest
-        cdef int32_t *link
-        if self.size == self.room and self.room < self.size_max:
-            self.grow()
-        if self.size < self.room:
-            self.size += 1
-            return self.size
-        self.unlink(at)
-        link = self.head(self.entries[at - 1].words)
-        while link[0] != at:
-            link = &self.entries[link[0] - 1].chain
-        link[0] = self.entries[at - 1].chain
-        return at
-
-    cdef void unlink(self, int32_t at) noexcept:
-        cdef Entry *entry = &self.entries[at - 1]
-        if entry.older:
-            self.entries[entry.older - 1].newer = entry.newer
-        else:
-            self.oldest = entry.newer
-        if entry.newer:
-            self.entries[entry.newer - 1].older = entry.older
-        else:
-            self.newest = entry.older
-
-    cdef int grow(self) except -1:
-        """Make room for twice as many: most sources try few places."""
-        cdef int32_t room = min(max(self.room * 2, <int32_t>ROOM_MIN), self.size_max)
-        cdef int32_t buckets = ROOM_MIN
-        cdef int32_t at
-        cdef int32_t *head
-        while buckets < room:
-            buckets *= 2
-        cdef int32_t *heads = <int32_t *>calloc(buckets, sizeof(int32_t))
-        cdef Entry *entries = <Entry *>realloc(self.entries, <size_t>room * sizeof(Entry))
-        if entries != NULL:
-            self.entries = entries
-        if heads == NULL or entries == NULL:
-            free(heads)
+    cdef int resize(self, int32_t sets) except -1:
+        """Have so many sets: most sources try few places. What was used earlier is put earlier."""
+        cdef void *before = self.memory
+        cdef Way *ways = self.ways
+        cdef Way *way
+        cdef int32_t at, count = self.sets * WAYS
+        cdef void *memory = calloc(<size_t>sets * WAYS + 4, sizeof(Way))
+        if memory == NULL:
             raise MemoryError
-        free(self.heads)
-        self.heads = heads
-        self.room = room
-        self.buckets = buckets
-        for at in range(1, self.size + 1):
-            head = self.head(self.entries[at - 1].words)
-            self.entries[at - 1].chain = head[0]
-            head[0] = at
+        self.memory = memory
+        self.ways = <Way *>((<size_t>memory + 63) & ~<size_t>63)
+        self.sets = sets
+        for at in range(count):
+            if ways[at].hash:
+                way = self.set_of(ways[at].hash)
+                while way.hash:
+                    way += 1
+                way[0] = ways[at]
+        free(before)
         return 0
 
 
@@ -213,13 +172,11 @@ cdef class Tried:
 
     def succeed(self, const uint8_t[::1] target, double answered_nats, double again_nats):
         """Count a success, for which nothing is to be taken away where nothing is held against the unit."""
-        cdef uint64_t[WORDS_MAX] words
-        self.targets.read(target, words)
-        self.take(words, answered_nats, again_nats)
+        self.take(self.targets.hash_of(target), answered_nats, again_nats)
 
-    cdef int take(self, const uint64_t *words, double answered_nats, double again_nats) except -1:
+    cdef int take(self, uint64_t target, double answered_nats, double again_nats) except -1:
         cdef bint fresh = False
-        self.targets.use(words, &fresh)
+        self.targets.use(target, &fresh)
         if self.nats > 0.0:
             self.nats += answered_nats if fresh else again_nats
             if self.nats < 0.0:
@@ -288,7 +245,7 @@ def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_
         memcpy(words, row[at].responder, TARGET_BYTES)
         if row[at].protocol != TCP:  # an echo's identifier is the sender's own
             memset(<char *>words + ADDRESS_BYTES, 0, PORT_BYTES)
-        (<Tried>found).take(words, answered_nats, again_nats)
+        (<Tried>found).take((<Tried>found).targets.hash(words), answered_nats, again_nats)
     return held.size
 
 
@@ -299,10 +256,11 @@ def apart(rows, Recent seen not None, int64_t apart_ns):
     """
     cdef Rows held = Rows(rows)
     cdef const Closed *row
-    cdef uint64_t[BATCH][WORDS_MAX] words
+    cdef uint64_t[WORDS_MAX] words
+    cdef uint64_t[BATCH] hashes
     cdef Py_ssize_t start
     cdef int at, count
-    cdef Entry *entry
+    cdef Way *way
     cdef bint fresh = False
     if seen.key_bytes != PLACE_BYTES or apart_ns < 0:
         raise ValueError(f"keys must have {PLACE_BYTES} bytes, and what is apart does not begin before: {apart_ns}")
@@ -312,16 +270,17 @@ def apart(rows, Recent seen not None, int64_t apart_ns):
         row = &held.first[start]
         count = <int>min(held.size - start, <Py_ssize_t>BATCH)
         for at in range(count):
-            memcpy(words[at], &row[at].netns, SOURCE_BYTES)
-            memcpy(&words[at][3], row[at].responder, TARGET_BYTES)
-        seen.ask_for(words, count)
+            memcpy(words, &row[at].netns, SOURCE_BYTES)
+            memcpy(&words[3], row[at].responder, TARGET_BYTES)
+            hashes[at] = seen.hash(words)
+            seen.ask_for(hashes[at])
         for at in range(count):
             if not row[at].initiator_known:
                 continue
-            entry = seen.use(words[at], &fresh)
+            way = seen.use(hashes[at], &fresh)
             # Times are whatever a capture says: the difference of two may be more than 63 bits hold.
-            if (not fresh and row[at].start_ns >= entry.value
-                    and <uint64_t>row[at].start_ns - <uint64_t>entry.value >= <uint64_t>apart_ns):
-                found.append((start + at, entry.value))
-            entry.value = row[at].start_ns
+            if (not fresh and row[at].start_ns >= way.value
+                    and <uint64_t>row[at].start_ns - <uint64_t>way.value >= <uint64_t>apart_ns):
+                found.append((start + at, way.value))
+            way.value = row[at].start_ns
     return found

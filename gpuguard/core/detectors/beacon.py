@@ -38,7 +38,7 @@ EVEN_RATIO = 0.25
 APART_NS = 1_000_000_000
 
 #: Places of dull flows: who is called for the first time, or again within a second, costs no more than a look-up.
-SEEN_MAX = 65_536
+SEEN_MAX = 131_072
 
 # Chance is not the rival (ln 600,000 = 13): other names are. Whoever knows more than the pace should name the flow.
 EVEN_NATS = 3.2
