@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -22,6 +23,7 @@ from gpuguard.sensors import EyeClosed
 from gpuguard.sensors.nvml.calls import remedy
 from gpuguard.sensors.nvml.driver import NAME, SECOND_NS, Driver, Sweep
 from gpuguard.sensors.nvml.driver import gap as _gap
+from gpuguard.sensors.nvml.gpm import TICK_MIN_NS
 from gpuguard.sensors.nvml.names import Broker, Names
 
 if TYPE_CHECKING:
@@ -36,10 +38,11 @@ log = logging.getLogger(__name__)
 RATE_MIN_HZ, RATE_MAX_HZ = 0.1, 10.0
 OPEN_TIMEOUT_S = 15.0
 ANSWER_WAIT_S = 0.05
+#: A thread between two rounds sees within a tick that it is to end.
+CLOSE_WAIT_S = 0.15
 HUNG_NS = 5 * SECOND_NS
 #: Processes that accounting may tell of after their end.
 REMEMBERED_MAX = 4_096
-
 
 
 class NvmlSensor:
@@ -49,13 +52,17 @@ class NvmlSensor:
     descriptor: int | None = None
 
     def __init__(self, driver: Driver, broker: Broker, rate_hz: float) -> None:
-        self.period_ns: int | None = int(SECOND_NS / rate_hz)
+        # Between one `read` and the next the thread makes the other rounds of that second by itself, and wakes nobody.
+        rounds = math.ceil(max(1.0, rate_hz))
+        self._more, self._tick_ns = rounds - 1, max(int(SECOND_NS / rate_hz), TICK_MIN_NS)
+        self.period_ns: int | None = rounds * self._tick_ns
         self._driver = driver
         self._names = Names(broker)
         self._accounted: dict[tuple[int, int], ProcessId] = {}
         self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pending_since_ns = 0
+        self._waited = False
         self._told_hung = False
         self._told_error = ""
         self._first: list[Block] = []
@@ -80,30 +87,44 @@ class NvmlSensor:
         self._first = answer
 
     def read(self, now_ns: int) -> list[Block]:
-        """Return the records of every round that has ended, and begin the next one."""
+        """Return the records of every round that has ended since the last `read`, and of one at this moment."""
         blocks, self._first = self._first, []
-        wait_s = 0.0
-        if not self._pending_since_ns:
-            self._pending_since_ns, wait_s = now_ns, ANSWER_WAIT_S
-            self._asked.put(lambda: self._driver.sweep(now_ns))
+        if self._pending_since_ns and not self._hear(now_ns, blocks):
+            return blocks
+        self._ask(now_ns, lambda: self._driver.sweep(now_ns))
+        if self._hear(now_ns, blocks) and self._more:
+            self._ask(now_ns, lambda: self._driver.stream(self._more, self._tick_ns))
+        return blocks
+
+    def close(self) -> None:
+        """Let go of the driver, as soon as it lets go of us."""
+        self._driver.stop()
+        self._asked.put(self._driver.close)
+        self._asked.put(None)
+        self._thread.join(timeout=CLOSE_WAIT_S)
+
+    def _ask(self, now_ns: int, task: Callable[[], Sweep]) -> None:
+        self._pending_since_ns, self._waited = now_ns, False
+        self._asked.put(task)
+
+    def _hear(self, now_ns: int, blocks: list[Block]) -> bool:
+        """Return whether what was asked is answered, with its records in ``blocks``; each is waited for once."""
+        waited, self._waited = self._waited, True
         try:
-            answer = self._answered.get(block=wait_s > 0, timeout=wait_s)
+            answer = self._answered.get(block=not waited, timeout=ANSWER_WAIT_S)
         except queue.Empty:
-            return blocks + self._late(now_ns)
+            blocks += self._late(now_ns)
+            return False
         if self._told_hung:
             self._told_hung = False
             blocks.append(_gap(now_ns, "NVML answers again", since_ns=self._pending_since_ns))
         self._pending_since_ns = 0
         if isinstance(answer, BaseException):
-            return blocks + self._broken(answer, now_ns)
-        blocks += answer.blocks
-        return blocks + self._named(answer)
-
-    def close(self) -> None:
-        """Let go of the driver, as soon as it lets go of us."""
-        self._asked.put(self._driver.close)
-        self._asked.put(None)
-        self._thread.join(timeout=ANSWER_WAIT_S)
+            blocks += self._broken(answer, now_ns)
+        else:
+            blocks += answer.blocks
+            blocks += self._named(answer)
+        return True
 
     def _late(self, now_ns: int) -> list[Block]:
         if self._told_hung or now_ns - self._pending_since_ns < HUNG_NS:

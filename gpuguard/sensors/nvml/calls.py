@@ -46,6 +46,8 @@ METRICS_HEAD = struct.Struct("<IIQQ")
 METRICS_VERSION = 1
 #: NVML_GPM_METRIC_MAX is 98 in R525 and 477 in R615.
 METRICS_MAX = 1_024
+#: As large as any driver may take an nvmlGpmMetricsGet_t to be.
+METRICS_BYTES = METRICS_HEAD.size + METRICS_MAX * METRIC.size
 #: nvmlProcessInfo_v2_t, which is that of the calls v2 and v3: pid, memory, GPU instance, compute instance.
 PROCESS = struct.Struct("<I4xQII")
 #: nvmlProcessUtilizationSample_t: pid, time us, sm, memory, encoder, decoder, in percent.
@@ -79,13 +81,16 @@ class UseSample(NamedTuple):
     decoder: int
 
 
+def address(pointer: Any) -> int:
+    """Return where a pointer or a function of ctypes points to."""
+    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
 class Library:
     """The functions of the loaded driver library."""
 
     def __init__(self, nvml: Any) -> None:
         self.nvml = nvml
-        #: One nvmlGpmMetricsGet_t for all: calls are made by one thread. As large as any driver may take it to be.
-        self.metrics_buffer = ctypes.create_string_buffer(METRICS_HEAD.size + METRICS_MAX * METRIC.size)
         self._library = ctypes.CDLL("libnvidia-ml.so.1")
 
     def function(self, *names: str) -> Callable[..., int]:
@@ -101,41 +106,36 @@ class Library:
         if code:
             raise self.nvml.NVMLError(code)
 
-    def number(self, handle: Any, kind: type[Any], *arguments: int, names: Sequence[str]) -> Callable[[], int]:
-        """Return a call that reads one number of a device: ``name(handle, arguments..., &number)``."""
-        call, answer = self.function(*names), kind()
-        pointer, fixed = ctypes.byref(answer), [ctypes.c_uint(one) for one in arguments]
-
-        def read() -> int:
-            if code := call(handle, *fixed, pointer):
-                raise self.nvml.NVMLError(code)
-            return int(answer.value)
-
-        return read
-
 
 class Fields:
     """A fixed list of field ids of one device, read by one call of nvmlDeviceGetFieldValues."""
 
     def __init__(self, library: Library, handle: Any, wanted: Sequence[tuple[int, int]]) -> None:
-        self._error = library.nvml.NVMLError
+        self._check = library.check
         self._call = library.function("nvmlDeviceGetFieldValues")
-        self._blank = b"".join(FIELD.pack(one, scope, 0, 0, 0, NOT_SUPPORTED, 0) for one, scope in wanted)
+        self._blank = blank_fields(wanted)
         self._buffer = ctypes.create_string_buffer(self._blank, len(self._blank))
         self._arguments = (handle, ctypes.c_int(len(wanted)), self._buffer)
 
     def read(self) -> list[tuple[int, int, int, int | float | None]]:
-        """Ask, and return (time in us, nvmlValueType_t, nvmlReturn, value) of each field, in order.
+        """Ask, and return what `decode_fields` does. Raises NVMLError where the call as a whole fails."""
+        ctypes.memmove(self._buffer, self._blank, len(self._blank))
+        self._check(self._call(*self._arguments))
+        return decode_fields(self._buffer.raw)
 
-        The value is None where it is no number of a type that nvml.h knows. Raises NVMLError where the call as a whole
-        fails.
-        """
-        size = len(self._blank)
-        ctypes.memmove(self._buffer, self._blank, size)
-        if code := self._call(*self._arguments):
-            raise self._error(code)
-        return [(time_us, kind, code, bits if kind in WIDE else decode_value(kind, bits))
-                for _, _, time_us, _, kind, code, bits in FIELD.iter_unpack(ctypes.string_at(self._buffer, size))]
+
+def blank_fields(wanted: Sequence[tuple[int, int]]) -> bytes:
+    """Return the nvmlFieldValue_t of (id, scope) each, as they are before they are answered."""
+    return b"".join(FIELD.pack(one, scope, 0, 0, 0, NOT_SUPPORTED, 0) for one, scope in wanted)
+
+
+def decode_fields(raw: bytes) -> list[tuple[int, int, int, int | float | None]]:
+    """Return (time in us, nvmlValueType_t, nvmlReturn, value) of each nvmlFieldValue_t, in order.
+
+    The value is None where it is no number of a type that nvml.h knows.
+    """
+    return [(time_us, kind, code, bits if kind in WIDE else decode_value(kind, bits))
+            for _, _, time_us, _, kind, code, bits in FIELD.iter_unpack(raw)]
 
 
 def decode_value(kind: int, bits: int) -> int | float | None:

@@ -14,7 +14,7 @@ from gpuguard.sensors.nvml.fields import NVLINK_COUNT, memory_info
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuguard.sensors.nvml.driver import Gpu
+    from gpuguard.sensors.nvml.gpu import Gpu
 
     Ask = Callable[[str, Callable[[], Any]], Any]
 

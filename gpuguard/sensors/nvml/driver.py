@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct, field
 
-from gpuguard.core.records import Block, Device, DeviceSample, Gap
+from gpuguard._nvml import Rounds
+from gpuguard.core.records import Block, Device, DeviceSample, Gap, Gpm
 from gpuguard.sensors.nvml import describe
 from gpuguard.sensors.nvml.calls import (
     ABSENT,
@@ -32,20 +33,25 @@ from gpuguard.sensors.nvml.calls import (
     remedy,
 )
 from gpuguard.sensors.nvml.fields import (
+    AVERAGE_POWER,
     FAST,
-    OF_INSTANCE,
+    FIELD_VALUES,
+    HELD,
     PCIE,
     PCIE_RX,
     PCIE_TX,
     SLOW,
     WANTED,
+    Call,
     FieldReader,
-    Reader,
     Values,
     implausible,
+    memory_info,
 )
 from gpuguard.sensors.nvml.gpm import Window
+from gpuguard.sensors.nvml.gpu import BackOff, Gpu
 from gpuguard.sensors.nvml.processes import LISTS, Account, ProcessCalls, Use, account, held_by, shares_of
+from gpuguard.sensors.nvml.rounds import Plan, Sheet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -56,12 +62,10 @@ NAME = "nvml"
 SECOND_NS = 1_000_000_000
 #: The driver itself measures a process every 1/6 s to 1 s, so asking more often learns nothing.
 PROCESS_PERIOD_NS = SECOND_NS
-SLOW_PERIOD_NS = SECOND_NS
 #: Limits, modes and MIG instances are changed by people.
 CONTEXT_PERIOD_NS = 10 * SECOND_NS
 #: A call of nvmlDeviceGetPcieThroughput takes the 20 ms that it measures over: one direction of one device each time.
 THROUGHPUT_PERIOD_NS = SECOND_NS
-BACK_OFF_MIN_NS, BACK_OFF_MAX_NS = SECOND_NS, 60 * SECOND_NS
 DEVICES_MAX = 64
 #: Accounting takes one call a pid, and keeps thousands.
 ACCOUNTS_PER_ROUND = 64
@@ -70,64 +74,16 @@ GPM_REFUSED = "profiling counters are for root only: NVreg_RestrictProfilingToAd
 
 
 class Sweep(Struct):
-    """All that one round of calls learnt. ``uses`` is None in a round that did not ask for processes."""
+    """All that was learnt at ``time_ns``, which is ``began_ns`` of the monotonic clock.
+
+    ``uses`` is None where processes were not asked for.
+    """
 
     time_ns: int
     began_ns: int = field(default_factory=time.monotonic_ns)
     blocks: list[Block] = field(default_factory=list)
     uses: list[Use] | None = None
     accounts: list[Account] = field(default_factory=list)
-
-    @property
-    def now_ns(self) -> int:
-        """Return the time of this moment of the round."""
-        return self.time_ns + time.monotonic_ns() - self.began_ns
-
-
-class BackOff:
-    """When to try again: after 1, 2, 4, ... 60 s."""
-
-    def __init__(self) -> None:
-        self._wait_ns = BACK_OFF_MIN_NS
-        self.until_ns = 0
-
-    def failed(self, now_ns: int) -> None:
-        """Set the next try."""
-        self.until_ns = now_ns + self._wait_ns
-        self._wait_ns = min(2 * self._wait_ns, BACK_OFF_MAX_NS)
-
-
-class Gpu:
-    """One device, or one MIG instance of ``parent``: its handle, its readers, and what it lacks."""
-
-    def __init__(
-        self, index: int, uuid: str, handle: Any, parent: Gpu | None = None, instance: tuple[int, int] | None = None,
-    ) -> None:
-        self.index = index
-        self.uuid = uuid
-        self.handle = handle
-        self.parent = parent
-        #: GPU and compute instance. Performance metrics are of the former, and are kept with the board.
-        self.instance = instance
-        self.gpm_key = instance[0] if instance else None
-        self.device = Device(0, uuid, index, "")
-        self.instances: list[Gpu] = []
-        self.absent: set[str] = set()
-        self.failing: dict[str, tuple[int, int]] = {}
-        self.fast: dict[str, Reader] = {}
-        self.slow: dict[str, Reader] = {}
-        self.held: Values = {}
-        self.slow_ns = self.context_ns = 0
-        self.fields: FieldReader | None = None
-        self.pcie_counters = False
-        self.windows: dict[int | None, Window] = {}
-        self.use_seen_us = 0
-        self.accounted: dict[int, int] = {}
-        self.lost: BackOff | None = None
-        self.lost_since_ns = 0
-
-    def __str__(self) -> str:
-        return f"GPU {self.index} ({self.uuid})"
 
 
 class DriverGone(Exception):
@@ -154,6 +110,10 @@ class Driver:
         self._processes_ns = 0
         self._throughput_ns = 0
         self._throughput_turn = 0
+        self._rounds = Rounds(DEVICE_GONE | DRIVER_GONE)
+        self._swept = Sweep(0)
+        #: Of the last round, ns of CLOCK_MONOTONIC, and when after a stream the next may begin.
+        self._round_ns = self._next_round_ns = 0
 
     @property
     def devices(self) -> int:
@@ -180,23 +140,38 @@ class Driver:
 
     def sweep(self, now_ns: int) -> Sweep:
         """Ask every device for everything once. Never raises: what fails is a `Gap`."""
-        sweep = Sweep(time_ns=now_ns)
+        sweep = self._swept = Sweep(time_ns=now_ns)
         if self._gone and not self._reopen(self._gone, sweep):
             return sweep
-        with_processes = now_ns - self._processes_ns >= PROCESS_PERIOD_NS
-        if with_processes:
+        if now_ns - self._processes_ns >= PROCESS_PERIOD_NS:
             self._processes_ns = now_ns
             sweep.uses = []
         try:
             self._open_rest(sweep)
-            for gpu in self._gpus:
-                self._sweep_gpu(gpu, sweep)
+            ready = [gpu for gpu in self._gpus if self._make_ready(gpu, sweep)]
+            self._make_rounds(ready, sweep, full=True)
+            for gpu in ready:
+                self._look_for_uses(gpu, sweep)
         except DriverGone as gone:
-            sweep.blocks.append(gap(now_ns, f"the driver does not answer any more: {gone}"))
-            self._gone, self._gone_since_ns = BackOff(), now_ns
-            self._gone.failed(now_ns)
-            self._shutdown()
+            self._lose_driver(gone, sweep)
         return sweep
+
+    def stream(self, rounds: int, period_ns: int) -> Sweep:
+        """Ask every device for what changes fast, in rounds that follow the last `sweep`. Never raises.
+
+        None is nearer to the one before than ``period_ns``: what would come late is left out.
+        """
+        sweep = Sweep(self._swept.time_ns, self._swept.began_ns)
+        try:
+            ready = [gpu for gpu in self._gpus if not (gpu.lost or self._gone)]
+            self._make_rounds(ready, sweep, full=False, rounds=rounds, period_ns=period_ns)
+        except DriverGone as gone:
+            self._lose_driver(gone, sweep)
+        return sweep
+
+    def stop(self) -> None:
+        """End a `stream` before its next round. Any thread."""
+        self._rounds.stop()
 
     def close(self) -> None:
         """Let go of the driver."""
@@ -268,6 +243,12 @@ class Driver:
             # It is being given up because it fails; every handle is dropped and init is tried afresh.
             log.debug("nvmlShutdown: %s", error)
 
+    def _lose_driver(self, why: DriverGone, sweep: Sweep) -> None:
+        sweep.blocks.append(gap(sweep.time_ns, f"the driver does not answer any more: {why}"))
+        self._gone, self._gone_since_ns = BackOff(), sweep.time_ns
+        self._gone.failed(sweep.time_ns)
+        self._shutdown()
+
     def _lose(self, gpu: Gpu, sweep: Sweep, why: object) -> None:
         sweep.blocks.append(gap(sweep.time_ns, f"{gpu} does not answer any more: {why}"))
         self._close_windows(gpu)
@@ -278,7 +259,7 @@ class Driver:
     def _close_windows(gpu: Gpu) -> None:
         for window in gpu.windows.values():
             window.close()
-        gpu.windows = {}
+        gpu.windows, gpu.plan = {}, None
 
     # -- what a device is ---------------------------------------------------------------------------------------------
 
@@ -291,25 +272,14 @@ class Driver:
             raise
 
     def _look(self, gpu: Gpu, sweep: Sweep) -> None:
-        gpu.held, gpu.instances = {}, []
-        gpu.slow_ns = 0
+        gpu.held, gpu.instances, gpu.plan = {}, [], None
         whole = gpu.parent is None
-        gpu.fast = self._readers(gpu, sweep, FAST if whole else ())
-        gpu.slow = self._readers(gpu, sweep, SLOW if whole else OF_INSTANCE)
+        gpu.memory = self._ask(gpu, sweep, "memory", functools.partial(memory_info, self._library, gpu.handle))
         known = describe.fixed(self._asker(gpu, sweep), self._nvml, self._library, gpu)
         gpu.device = Device(sweep.time_ns, gpu.uuid, gpu.index, **known, **self._system)
         if whole:
             self._prepare_fields(gpu, sweep)
         self._context(gpu, sweep, told=False)
-
-    def _readers(self, gpu: Gpu, sweep: Sweep, readers: Sequence[Callable[..., Any]]) -> dict[str, Any]:
-        made = {}
-        for reader in readers:
-            what = reader.__name__.replace("_", " ")
-            read = self._ask(gpu, sweep, what, functools.partial(reader, self._library, gpu.handle))
-            if read is not None:
-                made[what] = read
-        return made
 
     def _prepare_fields(self, gpu: Gpu, sweep: Sweep) -> None:
         """Ask for each field by itself; those that the driver knows are asked for together from then on."""
@@ -321,7 +291,7 @@ class Driver:
             self._ask(gpu, sweep, what, functools.partial(self._probe, gpu, one, scope))
             if what not in gpu.absent:
                 kept.append(wanted)
-        gpu.fields = FieldReader(self._library, gpu.handle, kept) if kept else None
+        gpu.fields = FieldReader(self._library, kept) if kept else None
         gpu.pcie_counters = {one for _, one, _, _ in kept} >= PCIE
 
     def _probe(self, gpu: Gpu, one: int, scope: int) -> None:
@@ -340,7 +310,7 @@ class Driver:
             return
         window = self._ask(gpu, sweep, "GPM", lambda: Window(self._library, owner.handle, gpu.gpm_key))
         if window is not None:
-            owner.windows[gpu.gpm_key] = window
+            owner.windows[gpu.gpm_key], owner.plan = window, None
 
     def _context(self, gpu: Gpu, sweep: Sweep, *, told: bool = True) -> None:
         """Tell of limits, modes and MIG instances where they are not what they were."""
@@ -373,68 +343,146 @@ class Driver:
             sweep.blocks.append(gap(sweep.time_ns, f"{instance} is no more: the MIG instance was destroyed"))
             if instance.gpm_key not in used and (window := gpu.windows.pop(instance.gpm_key, None)):
                 window.close()
+                gpu.plan = None
 
     # -- what it does now ---------------------------------------------------------------------------------------------
 
-    def _sweep_gpu(self, gpu: Gpu, sweep: Sweep) -> None:
+    def _make_ready(self, gpu: Gpu, sweep: Sweep) -> bool:
+        """Return whether a device is there to be asked; read what is slow to change."""
         if gpu.lost and not self._find_again(gpu, gpu.lost, sweep):
-            return
+            return False
         try:
             if sweep.time_ns - gpu.context_ns >= CONTEXT_PERIOD_NS:
                 self._context(gpu, sweep)
                 self._accounts(gpu, sweep)
-            now_ns = sweep.now_ns
             for one in (gpu, *gpu.instances):
-                self._sample(one, sweep, now_ns)
-            if sweep.uses is not None:
-                sweep.uses += self._uses(gpu, sweep)
+                info = one.memory and self._ask(one, sweep, "memory", one.memory)
+                one.held = {"memory_used_bytes": info[1]} if info else {}
+                self._drop_implausible(one, sweep, one.held)
+            gpu.plan = gpu.plan or self._plan(gpu, sweep)
         except DeviceGone as gone:
             self._lose(gpu, sweep, gone)
+            return False
+        return True
 
-    def _sample(self, gpu: Gpu, sweep: Sweep, now_ns: int) -> None:
-        values: Values = {}
-        self._read(gpu, sweep, gpu.fast, values)
-        if gpu.fields is not None:
-            self._read_fields(gpu, sweep, gpu.fields, values)
-        if gpu.parent is None and not gpu.pcie_counters:
-            values.update(self._throughput(gpu, sweep))
+    def _plan(self, gpu: Gpu, sweep: Sweep) -> Plan:
+        """Write down what a board is asked at each tick: what it has, and nothing twice."""
+        averaged = gpu.fields is not None and any(what == AVERAGE_POWER for what, *_ in gpu.fields.kept)
+        left_out = gpu.absent | ({"power"} if averaged else set())
+        fast, slow = ([(one, function) for one in calls if one.what not in left_out
+                       and (function := self._function(gpu, sweep, one))] for calls in (FAST, SLOW))
+        return Plan(gpu.handle, gpu.windows, gpu.fields, fast, slow)
+
+    def _function(self, gpu: Gpu, sweep: Sweep, call: Call) -> Callable[..., int] | None:
+        try:
+            return self._library.function(*call.names)
+        except self._nvml.NVMLError as error:
+            self._absent(gpu, sweep, call.what, error)
+            return None
+
+    def _make_rounds(
+        self, ready: Sequence[Gpu], sweep: Sweep, *, full: bool, rounds: int = 1, period_ns: int = 0,
+    ) -> None:
+        """Make rounds of calls, and tell what was answered; raises DriverGone."""
+        plans = [gpu.plan for gpu in ready if gpu.plan]
+        sheets = [plan.full if full else plan.short for plan in plans]
+        first_ns = self._next_round_ns if full else self._round_ns + period_ns
+        until_ns = first_ns + rounds * period_ns - 3 * period_ns // 4
+        made = self._rounds.run([sheet.calls for sheet in sheets], [plan.turn for plan in plans], rounds, first_ns,
+                                period_ns, until_ns)
+        for rows in made:
+            times_ns = (sheet.read(row)[0] for sheet, row in zip(sheets, rows, strict=True) if row)
+            began_ns = next(times_ns, sweep.began_ns)
+            self._round_ns, self._next_round_ns = began_ns, began_ns + period_ns
+            at = sweep if full else Sweep(sweep.time_ns + began_ns - sweep.began_ns, began_ns, sweep.blocks)
+            for gpu, plan, sheet, row in zip(ready, plans, sheets, rows, strict=True):
+                if row and not gpu.lost:
+                    self._take_round(gpu, at, plan, sheet, row)
+
+    def _take_round(self, gpu: Gpu, sweep: Sweep, plan: Plan, sheet: Sheet, row: bytes) -> None:
+        """Tell what a board answered in one round; raises DriverGone."""
+        time_ns, codes, answers = sheet.read(row)
+        plan.turn ^= 1
+        full = sheet is plan.full
+        try:
+            gpms = self._gpms(gpu, sweep, plan, codes, answers, time_ns, full=full)
+            values = self._values(gpu, sweep, plan, codes, answers, full=full)
+            if full and not gpu.pcie_counters:
+                values.update(self._throughput(gpu, sweep))
+        except DeviceGone as gone:
+            self._lose(gpu, sweep, gone)
+            return
         self._drop_implausible(gpu, sweep, values)
-        if sweep.time_ns - gpu.slow_ns >= SLOW_PERIOD_NS:
-            gpu.slow_ns, gpu.held = sweep.time_ns, {}
-            self._read(gpu, sweep, gpu.slow, gpu.held)
-            self._drop_implausible(gpu, sweep, gpu.held)
-        values.update(gpu.held)
-        values["gpm"] = self._gpm(gpu, sweep, now_ns)
-        if any(value is not None for value in values.values()):
-            sweep.blocks.append(DeviceSample(sweep.time_ns, gpu.uuid, **values))
+        if full:
+            gpu.held.update((name, value) for name, value in values.items() if name in HELD)
+        for one in (gpu, *gpu.instances):
+            known = {**one.held, **(values if one is gpu else {}), "gpm": gpms.get(one.gpm_key)}
+            if any(value is not None for value in known.values()):
+                sweep.blocks.append(DeviceSample(sweep.time_ns, one.uuid, **known))
 
-    def _read(self, gpu: Gpu, sweep: Sweep, readers: dict[str, Reader], values: Values) -> None:
-        failed = []
-        for what, reader in readers.items():
-            try:
-                reader(values)
-            except self._nvml.NVMLError as error:
-                self._failed(gpu, sweep, what, error)
-                failed.append(what)
+    def _values(
+        self, gpu: Gpu, sweep: Sweep, plan: Plan, codes: Sequence[int], answers: Sequence[bytes], *, full: bool,
+    ) -> Values:
+        """Return what was answered to the calls of each tick, GPM apart."""
+        values: Values = {}
+        failed: dict[str, int] = {}
+        at = 2 * len(plan.windows)
+        if plan.fields is not None:
+            if codes[at]:
+                failed[FIELD_VALUES] = codes[at]
+            else:
+                failed.update(plan.fields.take(answers[at], values))
+            at += 1
+        for one, code, answer in zip(plan.calls, codes[at:], answers[at:], strict=False):
+            if code:
+                failed[one.what] = code
+            else:
+                values.update(one.read(*one.answer.unpack(answer)))
+        for what, code in failed.items():
+            self._failed(gpu, sweep, what, self._nvml.NVMLError(code))
         if failed or gpu.failing:
-            self._settle(gpu, sweep, readers, failed)
+            self._settle(gpu, sweep, plan.whats(full=full), failed)
+        values.setdefault("power_w", values.get("power_average_w"))
+        return values
+
+    def _gpms(
+        self, gpu: Gpu, sweep: Sweep, plan: Plan, codes: Sequence[int], answers: Sequence[bytes], at_ns: int,
+        *, full: bool,
+    ) -> dict[int | None, Gpm | None]:
+        """Return what GPM says of a board and of its GPU instances, by `Gpu.gpm_key`."""
+        found = {}
+        now_ns = sweep.time_ns + at_ns - sweep.began_ns
+        for index, (key, window) in enumerate(plan.windows.items()):
+            if gpu.windows.get(key) is not window:
+                continue  # given up since it was asked
+            whose = next((one for one in (gpu, *gpu.instances) if one.gpm_key == key), gpu)
+            told = codes[2 * index : 2 * index + 2], answers[2 * index + 1], now_ns
+            found[key] = self._ask(whose, sweep, "GPM", functools.partial(window.take, *told, full=full))
+            if window.refused:
+                names, window.refused, gpu.plan = ", ".join(window.refused), [], None
+                self._tell_absent(whose, sweep, "GPM metrics of this kind", names)
+            if "GPM" in whose.absent:
+                gpu.windows.pop(key).close()
+                gpu.plan = None
+        return found
+
+    def _look_for_uses(self, gpu: Gpu, sweep: Sweep) -> None:
+        """Ask which processes are on a device, where this sweep is to."""
+        if sweep.uses is None or gpu.lost:
+            return
+        try:
+            sweep.uses += self._uses(gpu, sweep)
+        except DeviceGone as gone:
+            self._lose(gpu, sweep, gone)
 
     def _settle(self, gpu: Gpu, sweep: Sweep, asked: Iterable[str], failed: Iterable[str]) -> None:
         """Tell of what can be read again, and ask no more for what is not there."""
         for what in gpu.failing.keys() & set(asked) - set(failed):
             self._recovered(gpu, sweep, what)
         for what in gpu.absent & set(failed):
-            gpu.fast.pop(what, None)
-            gpu.slow.pop(what, None)
-
-    def _read_fields(self, gpu: Gpu, sweep: Sweep, fields: FieldReader, values: Values) -> None:
-        failed = self._ask(gpu, sweep, "field values", functools.partial(fields.read, values))
-        if failed is None:
-            return
-        for what, code in failed.items():
-            self._failed(gpu, sweep, what, self._nvml.NVMLError(code))
-        if gpu.failing:
-            self._settle(gpu, sweep, [what for what, *_ in fields.kept], failed)
+            gpu.plan = None
+            if what == FIELD_VALUES:
+                gpu.fields = None
 
     def _drop_implausible(self, gpu: Gpu, sweep: Sweep, values: Values) -> None:
         for name in implausible(values):
@@ -442,19 +490,6 @@ class Driver:
             if (gpu.uuid, f"!{name}") not in self._told:
                 self._told.add((gpu.uuid, f"!{name}"))
                 sweep.blocks.append(gap(sweep.time_ns, f"{gpu}: the driver gives a {name} that is no measurement"))
-
-    def _gpm(self, gpu: Gpu, sweep: Sweep, now_ns: int) -> Any:
-        owner = gpu.parent or gpu
-        window = owner.windows.get(gpu.gpm_key)
-        if window is None:
-            return None
-        found = self._ask(gpu, sweep, "GPM", lambda: window.read(now_ns))
-        if window.refused:
-            names, window.refused = ", ".join(window.refused), []
-            self._tell_absent(gpu, sweep, "GPM metrics of this kind", names)
-        if "GPM" in gpu.absent:
-            owner.windows.pop(gpu.gpm_key).close()
-        return found
 
     def _throughput(self, gpu: Gpu, sweep: Sweep) -> Values:
         """Return bytes per second over PCIe, for a driver without byte counters (before R550).

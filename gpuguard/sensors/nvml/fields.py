@@ -1,38 +1,45 @@
 """What is read of a device, by which call, in which unit, and how often.
 
-Every reader is made for one device (``handle``) and raises NVMLError where its call fails. Names, units and limits are
-those of nvml.h. What changes within a second is read at each tick, by as few calls as there are; what does not
-(`SLOW`), once a second, and is held in between.
+Names, units and limits are those of nvml.h. What changes within a second is read at each tick, by as few calls as there
+are; what does not (`SLOW`), once a second, and is held in between. `rounds` makes the calls; what is here says which,
+and what their answers mean.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuguard.sensors.nvml.calls import ID_ABSENT, NOT_SUPPORTED, SCOPE_ALL, Fields, Library
+from gpuguard.sensors.nvml.calls import (
+    ID_ABSENT,
+    SCOPE_ALL,
+    Library,
+    address,
+    blank_fields,
+    decode_fields,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Values = dict[str, Any]
-#: Puts what one call says into a dict of values; raises NVMLError.
-Reader = Callable[[Values], None]
 
-CLOCK_SM, CLOCK_MEMORY = 1, 2
+CLOCK_SM, CLOCK_MEMORY, TEMPERATURE_GPU = 1, 2, 0
 MEMORY_V2 = 0x02000028
 PCIE_TX, PCIE_RX = 0, 1
 
-NVLINK_COUNT, MEMORY_TEMPERATURE = 91, 82
+NVLINK_COUNT = 91
+#: The call for all fields, and the field that takes the place of the call `power`.
+FIELD_VALUES, AVERAGE_POWER = "field values", "average power"
 #: NVML_FI_DEV_* that are wanted at each tick, in one call of nvmlDeviceGetFieldValues: what it is, id, scope, and the
 #: name of the value. Levels, mJ and mW: energy since the driver was loaded (Volta and later), power. Counters, told as
 #: rates since the tick before: ns that the power cap held the clocks, PCIe bytes and NVLink KiB from the device (sent)
 #: and to it.
 LEVELS = (
     ("energy", 83, 0, "energy_j"),
-    ("average power", 185, 0, "power_average_w"),
+    (AVERAGE_POWER, 185, 0, "power_average_w"),
     ("instant power", 186, 0, "power_instant_w"),
 )
 RATES = (
@@ -42,7 +49,9 @@ RATES = (
     ("NVLink bytes sent", 138, SCOPE_ALL, "nvlink_tx_bytes_per_s"),
     ("NVLink bytes received", 139, SCOPE_ALL, "nvlink_rx_bytes_per_s"),
 )
-WANTED = (*LEVELS, *RATES)
+#: Once a second: the temperature of the memory, which most consumer boards do not tell.
+SLOW_FIELDS = (("memory temperature", 82, 0, "memory_temperature_c"),)
+WANTED = (*LEVELS, *RATES, *SLOW_FIELDS)
 PCIE = frozenset({197, 198})
 
 #: More than this is no measurement: a counter that wrapped, or a driver that answers nonsense.
@@ -64,62 +73,107 @@ def implausible(values: Mapping[str, Any]) -> list[str]:
 # -- at each tick ----------------------------------------------------------------------------------------------------
 
 
-def utilization(library: Library, handle: Any) -> Reader:
+def utilization(gpu: int, memory: int) -> Values:
     """Time with at least one kernel, and with memory traffic, 0..1.
 
     Absent with MIG. One tiny kernel is 1.0. Source: nvmlDeviceGetUtilizationRates, %; nvidia-smi utilization.gpu.
     """
-    call, rates = library.function("nvmlDeviceGetUtilizationRates"), (ctypes.c_uint * 2)()
-
-    def read(values: Values) -> None:
-        library.check(call(handle, rates))
-        values["gpu_ratio"], values["memory_ratio"] = ratio(rates[0]), ratio(rates[1])
-
-    return read
+    return {"gpu_ratio": ratio(gpu), "memory_ratio": ratio(memory)}
 
 
-def power(library: Library, handle: Any) -> Reader:
+def power(power_mw: int) -> Values:
     """Power of the board, W; a 1 s mean on Ampere and later except GA100.
 
-    Absent in most vGPU guests. Source: nvmlDeviceGetPowerUsage, mW; nvidia-smi power.draw.
+    Those boards tell the same as a field value (average power), and are asked for that alone. Absent in most vGPU
+    guests. Source: nvmlDeviceGetPowerUsage, mW; nvidia-smi power.draw.
     """
-    number = library.number(handle, ctypes.c_uint, names=("nvmlDeviceGetPowerUsage",))
-    return lambda values: values.update(power_w=number() / 1000)
+    return {"power_w": power_mw / 1000}
 
 
-def sm_clock(library: Library, handle: Any) -> Reader:
+def sm_clock(clock_mhz: int) -> Values:
     """Clock of the multiprocessors, Hz. Source: nvmlDeviceGetClockInfo, NVML_CLOCK_SM, MHz; nvidia-smi clocks.sm."""
-    number = library.number(handle, ctypes.c_uint, CLOCK_SM, names=("nvmlDeviceGetClockInfo",))
-    return lambda values: values.update(sm_clock_hz=number() * 1_000_000)
-
-
-def throttle_reasons(library: Library, handle: Any) -> Reader:
-    """Why the clocks are where they are, as a bit mask of nvmlClocksEventReason* (4 SW power cap, 8 HW slowdown, ...).
-
-    Source: nvmlDeviceGetCurrentClocksEventReasons, before R535 nvmlDeviceGetCurrentClocksThrottleReasons.
-    """
-    names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
-    number = library.number(handle, ctypes.c_ulonglong, names=names)
-    return lambda values: values.update(throttle_reasons=number())
-
-
-FAST = (utilization, power, sm_clock, throttle_reasons)
+    return {"sm_clock_hz": clock_mhz * 1_000_000}
 
 
 # -- once a second ---------------------------------------------------------------------------------------------------
 
 
-def memory(library: Library, handle: Any) -> Reader:
-    """Memory in use, bytes, without what the driver keeps for itself where the driver tells the two apart.
+def throttle_reasons(mask: int) -> Values:
+    """Why the clocks are where they are, as a bit mask of nvmlClocksEventReason* (4 SW power cap, 8 HW slowdown, ...).
 
-    Source: nvmlDeviceGetMemoryInfo_v2, else nvmlDeviceGetMemoryInfo, bytes; nvidia-smi memory.used.
+    How long the power cap held them is counted (the field "power cap counter"), so nothing between is missed. Source:
+    nvmlDeviceGetCurrentClocksEventReasons, before R535 nvmlDeviceGetCurrentClocksThrottleReasons.
     """
-    info = memory_info(library, handle)
-    return lambda values: values.update(memory_used_bytes=info()[1])
+    return {"throttle_reasons": mask}
+
+
+def temperature(celsius: int) -> Values:
+    """Temperature of the GPU die, degrees Celsius.
+
+    Source: nvmlDeviceGetTemperature, sensor NVML_TEMPERATURE_GPU; nvidia-smi temperature.gpu.
+    """
+    return {"temperature_c": float(celsius)}
+
+
+def memory_clock(clock_mhz: int) -> Values:
+    """Clock of the memory, Hz. Source: nvmlDeviceGetClockInfo, NVML_CLOCK_MEM, MHz; nvidia-smi clocks.mem."""
+    return {"memory_clock_hz": clock_mhz * 1_000_000}
+
+
+def encoder(percent: int) -> Values:
+    """Use of the video encoders, 0..1. Source: nvmlDeviceGetEncoderUtilization, %."""
+    return {"encoder_ratio": ratio(percent)}
+
+
+def decoder(percent: int) -> Values:
+    """Use of the video decoders, 0..1. Source: nvmlDeviceGetDecoderUtilization, %."""
+    return {"decoder_ratio": ratio(percent)}
+
+
+class Call(NamedTuple):
+    """One call of a round, ``name(handle, before..., &answer, after...)``, and how its answer is read.
+
+    Of ``names`` the first that the driver has is called.
+    """
+
+    names: tuple[str, ...]
+    answer: struct.Struct
+    read: Callable[..., Values]
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """Return what it reads, in words."""
+        return self.read.__name__.replace("_", " ")
+
+
+UINT, UINTS, ULONGLONG = struct.Struct("<I"), struct.Struct("<II"), struct.Struct("<Q")
+#: Where the sampling period of the video engines goes: of no use here, and no call does without.
+_PERIOD_US = ctypes.c_uint()
+FAST = (
+    Call(("nvmlDeviceGetUtilizationRates",), UINTS, utilization),
+    Call(("nvmlDeviceGetPowerUsage",), UINT, power),
+    Call(("nvmlDeviceGetClockInfo",), UINT, sm_clock, (CLOCK_SM,)),
+)
+SLOW = (
+    Call(("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"), ULONGLONG,
+         throttle_reasons),
+    Call(("nvmlDeviceGetTemperature",), UINT, temperature, (TEMPERATURE_GPU,)),
+    Call(("nvmlDeviceGetClockInfo",), UINT, memory_clock, (CLOCK_MEMORY,)),
+    Call(("nvmlDeviceGetEncoderUtilization",), UINT, encoder, after=(address(ctypes.pointer(_PERIOD_US)),)),
+    Call(("nvmlDeviceGetDecoderUtilization",), UINT, decoder, after=(address(ctypes.pointer(_PERIOD_US)),)),
+)
+#: What is held from one second to the next.
+HELD = frozenset({"throttle_reasons", "temperature_c", "memory_temperature_c", "memory_clock_hz", "encoder_ratio",
+                  "decoder_ratio"})
 
 
 def memory_info(library: Library, handle: Any) -> Callable[[], tuple[int, int]]:
-    """Return a call that reads (total, used) bytes."""
+    """Return a call that reads memory, (total, used) bytes, without what the driver keeps for itself where it tells.
+
+    Source: nvmlDeviceGetMemoryInfo_v2, else nvmlDeviceGetMemoryInfo, bytes; nvidia-smi memory.used.
+    """
     version_2, version_1 = (ctypes.c_ulonglong * 5)(), (ctypes.c_ulonglong * 3)()
     call_1 = library.function("nvmlDeviceGetMemoryInfo")
     try:
@@ -139,60 +193,6 @@ def memory_info(library: Library, handle: Any) -> Callable[[], tuple[int, int]]:
     return read
 
 
-def temperature(library: Library, handle: Any) -> Reader:
-    """Temperature of the GPU die, degrees Celsius.
-
-    Source: nvmlDeviceGetTemperature, sensor NVML_TEMPERATURE_GPU; nvidia-smi temperature.gpu.
-    """
-    number = library.number(handle, ctypes.c_uint, 0, names=("nvmlDeviceGetTemperature",))
-    return lambda values: values.update(temperature_c=float(number()))
-
-
-def memory_temperature(library: Library, handle: Any) -> Reader:
-    """Temperature of the memory, degrees Celsius; absent on most consumer boards. Source: NVML_FI_DEV_MEMORY_TEMP."""
-    fields = Fields(library, handle, [(MEMORY_TEMPERATURE, 0)])
-
-    def read(values: Values) -> None:
-        _, _, code, value = fields.read()[0]
-        library.check(NOT_SUPPORTED if code in ID_ABSENT else code)
-        values["memory_temperature_c"] = math.nan if value is None else float(value)
-
-    return read
-
-
-def memory_clock(library: Library, handle: Any) -> Reader:
-    """Clock of the memory, Hz. Source: nvmlDeviceGetClockInfo, NVML_CLOCK_MEM, MHz; nvidia-smi clocks.mem."""
-    number = library.number(handle, ctypes.c_uint, CLOCK_MEMORY, names=("nvmlDeviceGetClockInfo",))
-    return lambda values: values.update(memory_clock_hz=number() * 1_000_000)
-
-
-def encoder(library: Library, handle: Any) -> Reader:
-    """Use of the video encoders, 0..1. Source: nvmlDeviceGetEncoderUtilization, %."""
-    number = _engine(library, handle, "nvmlDeviceGetEncoderUtilization")
-    return lambda values: values.update(encoder_ratio=ratio(number()))
-
-
-def decoder(library: Library, handle: Any) -> Reader:
-    """Use of the video decoders, 0..1. Source: nvmlDeviceGetDecoderUtilization, %."""
-    number = _engine(library, handle, "nvmlDeviceGetDecoderUtilization")
-    return lambda values: values.update(decoder_ratio=ratio(number()))
-
-
-def _engine(library: Library, handle: Any, name: str) -> Callable[[], int]:
-    call, use, period = library.function(name), ctypes.c_uint(), ctypes.c_uint()
-
-    def read() -> int:
-        library.check(call(handle, ctypes.byref(use), ctypes.byref(period)))
-        return use.value
-
-    return read
-
-
-SLOW = (memory, temperature, memory_temperature, memory_clock, encoder, decoder)
-#: What can be told of a MIG instance; all else is the whole board's.
-OF_INSTANCE = (memory,)
-
-
 def ratio(percent: int) -> float | None:
     """Return a percentage as 0..1; None where the driver gives a number that is none (seen with MPS)."""
     return percent / 100 if 0 <= percent <= 100 else None
@@ -205,6 +205,8 @@ UNITS = {
     "power_capped_ratio": 1e-9, "pcie_tx_bytes_per_s": 1, "pcie_rx_bytes_per_s": 1,
     "nvlink_tx_bytes_per_s": 1024, "nvlink_rx_bytes_per_s": 1024,
 }
+#: What one unit of a level is in counts: mJ, mW.
+DIVISORS = {"energy_j": 1000, "power_average_w": 1000, "power_instant_w": 1000, "memory_temperature_c": 1}
 #: A share of time may come out a little above 1: two clocks.
 CAPPED_RATIO_MAX = 1.05
 
@@ -212,24 +214,30 @@ CAPPED_RATIO_MAX = 1.05
 class FieldReader:
     """The field values of one device, and what the counters among them showed before."""
 
-    def __init__(self, library: Library, handle: Any, kept: Sequence[tuple[str, int, int, str]]) -> None:
+    def __init__(self, library: Library, kept: Sequence[tuple[str, int, int, str]]) -> None:
         self.kept = kept
-        self._fields = Fields(library, handle, [(one, scope) for _, one, scope, _ in kept])
-        self._plan = [(what, name, UNITS.get(name)) for what, _, _, name in kept]
+        self.function = library.function("nvmlDeviceGetFieldValues")
+        #: As they are before they are answered: all of them, and those of each tick.
+        self.blank = blank_fields([(one, scope) for _, one, scope, _ in kept])
+        self.blank_short = blank_fields([(one, scope) for _, one, scope, name in kept if name not in HELD])
+        self._plan = [(what, name, UNITS.get(name), DIVISORS.get(name, 1)) for what, _, _, name in kept]
         self._before: list[tuple[int, float]] = [(0, 0)] * len(kept)
 
-    def read(self, values: Values) -> dict[str, int]:
-        """Put what can be told into ``values``; return the nvmlReturn of what cannot. Raises NVMLError."""
+    def whats(self, *, full: bool) -> list[str]:
+        """Return what is asked for, in words."""
+        return [what for what, _, _, name in self.kept if full or name not in HELD]
+
+    def take(self, raw: bytes, values: Values) -> dict[str, int]:
+        """Put what the answered fields tell into ``values``; return the nvmlReturn of what cannot be told."""
         failed = {}
-        answers = self._fields.read()
-        for index, (what, name, unit) in enumerate(self._plan):
-            time_us, _, code, value = answers[index]
+        for index, (time_us, _, code, value) in enumerate(decode_fields(raw)):
+            what, name, unit, divisor = self._plan[index]
             if code:
                 failed[what] = code
             elif value is None:
                 values[name] = math.nan
             elif unit is None:
-                values[name] = value / 1000
+                values[name] = value / divisor
             else:
                 before_us, before = self._before[index]
                 self._before[index] = time_us, value

@@ -9,7 +9,6 @@ left out from then on and named. Percentages become ratios, MiB become bytes; a 
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +17,24 @@ from gpuguard.sensors.nvml.calls import (
     ID_ABSENT,
     INVALID_ARGUMENT,
     METRIC,
+    METRICS_BYTES,
     METRICS_HEAD,
     METRICS_VERSION,
     SUCCESS,
     Library,
+    address,
 )
+from gpuguard.sensors.nvml.rounds import Asked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 PERIOD_MIN_NS = 100_000_000
+#: Ticks that are apart by so much are never cut short of that by how long the calls before took.
+TICK_MIN_NS = 101_000_000
 #: Samples further apart are not of one moment: the guard slept, or the host did.
 PERIOD_MAX_NS = 30_000_000_000
 SECOND_NS = 1_000_000_000
-#: About once a second: a tick that comes a little early is not to wait for the next.
-CYCLES_PERIOD_NS = 900_000_000
 MIB = 1 << 20
 
 #: nvmlGpmMetricId_t of every field of `Gpm`. What is the mean of a window is asked for at each tick.
@@ -61,7 +63,7 @@ HIGHEST = {
 }
 
 
-def gpm(metrics: Sequence[tuple[int, int, float]], period_ns: int) -> Gpm:
+def gpm(metrics: Iterable[tuple[int, int, float]], period_ns: int) -> Gpm:
     """Return the record of (metric id, nvmlReturn, value) of a window; what is no measurement is left out."""
     values: dict[str, Any] = {}
     for one, code, value in metrics:
@@ -84,94 +86,88 @@ class Window:
         self._library = library
         self._ids = self._means = tuple(NAMES)
         self._probed = False
-        self._all_ns = 0
         #: Names of what the driver refused at the first pair, until they are taken.
         self.refused: list[str] = []
         self._taken_ns = 0
-        self._last: Gpm | None = None
         self._metrics_get = library.function("nvmlGpmMetricsGet")
         self._free = library.function("nvmlGpmSampleFree")
-        if gpu_instance_id is None:
-            self._sample_get: Callable[..., int] = library.function("nvmlGpmSampleGet")
-            self._whose: tuple[Any, ...] = (handle,)
-        else:
+        self._sample_get: Callable[..., int] = library.function("nvmlGpmSampleGet")
+        self._whose: tuple[int, ...] = (address(handle),)
+        if gpu_instance_id is not None:
             self._sample_get = library.function("nvmlGpmMigSampleGet")
-            self._whose = (handle, ctypes.c_uint(gpu_instance_id))
-        self._samples: list[ctypes.c_void_p] = []
+            self._whose = (address(handle), gpu_instance_id)
+        #: The one that was taken last, and the one that comes next.
+        self._samples: list[int] = []
         try:
             for _ in range(2):
                 sample = ctypes.c_void_p()
                 library.check(library.function("nvmlGpmSampleAlloc")(ctypes.byref(sample)))
-                self._samples.append(sample)
+                self._samples.append(sample.value or 0)
+            # Whether there is a right to take one shows here; and metrics are never asked of what was not taken.
+            library.check(self._sample_get(*map(ctypes.c_uint64, (*self._whose, self._samples[0]))))
         except library.nvml.NVMLError:
             self.close()
             raise
 
-    def read(self, now_ns: int) -> Gpm | None:
-        """Return what the device did since the last sample; None before there are two. Raises NVMLError.
+    def asked(self, turn: int, *, full: bool) -> tuple[Asked, Asked]:
+        """Return the calls of a round: take the next sample, ask what lies between it and the last."""
+        before, after = self._samples if turn == 0 else reversed(self._samples)
+        metrics = _request(self._ids if full else self._means, before, after)
+        return (Asked(self._sample_get, (*self._whose, after)),
+                Asked(self._metrics_get, (0,), metrics, place=0, needs_last=True))
 
-        Asked again within 100 ms of a sample, it returns None: the window is not over. Instances that share a GPU
-        instance ask at the same ``now_ns``, and get the same.
+    def take(self, codes: Sequence[int], raw: bytes, now_ns: int, *, full: bool) -> Gpm | None:
+        """Return what the device did since the last sample, from what the calls of a round returned and answered.
+
+        None before there are two samples, and where they are not 100 ms to 30 s apart. Raises NVMLError.
         """
-        period_ns = now_ns - self._taken_ns
-        if period_ns == 0:
-            return self._last
-        self._last = None
-        if 0 < period_ns < PERIOD_MIN_NS:
+        self._samples.reverse()
+        sampled, code = codes
+        before_ns, self._taken_ns = self._taken_ns, 0 if sampled else now_ns
+        self._library.check(sampled)
+        period_ns = now_ns - before_ns
+        if not before_ns or not PERIOD_MIN_NS <= period_ns <= PERIOD_MAX_NS:
             return None
-        before, after = self._samples
-        self._library.check(self._sample_get(*self._whose, after))
-        self._samples = [after, before]
-        self._taken_ns, had = now_ns, self._taken_ns
-        if had and PERIOD_MIN_NS <= period_ns <= PERIOD_MAX_NS:
-            self._last = gpm(self._metrics(before, after, now_ns), period_ns)
-        return self._last
-
-    def _metrics(self, before: ctypes.c_void_p, after: ctypes.c_void_p, now_ns: int) -> list[tuple[int, int, float]]:
-        if not self._probed:
-            self._probe(before, after)
-        everything = now_ns - self._all_ns >= CYCLES_PERIOD_NS
-        code, found = self._ask(self._ids if everything else self._means, before, after)
+        if not self._probed and (not full or not self._probe(code, raw)):
+            return None
         self._library.check(code)
-        self._all_ns = now_ns if everything else self._all_ns
-        return found
+        return gpm(METRIC.iter_unpack(raw[METRICS_HEAD.size :]), period_ns)
 
-    def _probe(self, before: ctypes.c_void_p, after: ctypes.c_void_p) -> None:
-        """Leave out the ids that this driver does not know: it may refuse one of them, or all for the sake of one."""
-        code, found = self._ask(self._ids, before, after)
-        codes = {one: code for one, code, _ in found}
+    def _probe(self, code: int, raw: bytes) -> bool:
+        """Leave out the ids that this driver does not know: it may refuse one of them, or all for the sake of one.
+
+        Return whether the answer can be used. Raises NVMLError where it says nothing of ids.
+        """
         if code == INVALID_ARGUMENT:
-            for one in self._ids:
-                code, found = self._ask((one,), before, after)
-                codes[one] = code or found[0][1]
+            codes = {one: self._ask_one(one) for one in self._ids}
         else:
             self._library.check(code)
+            codes = {one: code for one, code, _ in METRIC.iter_unpack(raw[METRICS_HEAD.size :])}
         self._ids = tuple(one for one in self._ids if codes[one] not in ID_ABSENT)
         self._means = tuple(one for one in self._ids if one in MEANS)
         self.refused = [NAMES[one] for one in codes if codes[one] in ID_ABSENT]
         self._probed = True
+        return code == SUCCESS
 
-    def _ask(
-        self, ids: tuple[int, ...], before: ctypes.c_void_p, after: ctypes.c_void_p,
-    ) -> tuple[int, list[tuple[int, int, float]]]:
-        """Return what nvmlGpmMetricsGet answers, and (id, nvmlReturn, value) of each metric."""
-        if not ids:
-            return SUCCESS, []
-        head = METRICS_HEAD.pack(METRICS_VERSION, len(ids), before.value or 0, after.value or 0)
-        asked = head + _blank(ids)
-        buffer = self._library.metrics_buffer
-        ctypes.memmove(buffer, asked, len(asked))
+    def _ask_one(self, one: int) -> int:
+        """Return what the driver answers to one id, of the two samples that were taken last."""
+        after, before = self._samples
+        buffer = ctypes.create_string_buffer(_request((one,), before, after), METRICS_BYTES)
         code = self._metrics_get(buffer)
-        return code, list(METRIC.iter_unpack(ctypes.string_at(buffer, len(asked))[len(head) :]))
+        return code or next(METRIC.iter_unpack(buffer.raw[METRICS_HEAD.size : METRICS_HEAD.size + METRIC.size]))[1]
 
     def close(self) -> None:
         """Free the samples."""
         for sample in self._samples:
-            self._free(sample)
+            self._free(ctypes.c_void_p(sample))
         self._samples = []
 
 
-@functools.lru_cache(maxsize=256)
+def _request(ids: tuple[int, ...], before: int, after: int) -> bytes:
+    """Return the nvmlGpmMetricsGet_t that asks for metrics between two samples."""
+    return METRICS_HEAD.pack(METRICS_VERSION, len(ids), before, after) + _blank(ids)
+
+
 def _blank(ids: tuple[int, ...]) -> bytes:
     """Return the metrics to ask for, as they are before they are answered."""
     return b"".join(METRIC.pack(one, INVALID_ARGUMENT, math.nan) for one in ids)
