@@ -6,13 +6,22 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from gpuguard.cli.asking import matching, running_guard, said_of, waiting
+from gpuguard.cli.asking import matching, running_guard, said_of, socket_option, waiting
 from gpuguard.cli.output import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from gpuguard.core.events import Decision, Incident
+
+
+def answer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command be told which decision is meant, why, by whom, and where the guard is asked."""
+    command = socket_option(command)
+    command = click.option("--by", default="", help="Who answers; your user name if not given.")(command)
+    command = click.option("--reason", default="", help="Why; goes into the audit log.")(command)
+    return click.argument("decision", metavar="ID")(command)
 
 
 def answer(wanted: str, word: Literal["approve", "reject"], reason: str, by: str, socket: Path | None) -> None:

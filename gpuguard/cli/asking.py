@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,10 +12,13 @@ from gpuguard.cli.output import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from gpuguard.api.client import Client
     from gpuguard.core.events import Decision, Incident
+
+
+socket_option = click.option("--socket", type=click.Path(path_type=Path),
+                             help="The guard's socket, if not the usual one.")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import math
@@ -255,19 +254,35 @@ def summarise(lines: list[Line], finding: Finding | None, gaps: list[str]) -> Su
         evidence=evidence, counts=dict(counts), gaps=gaps)
 
 
-def _open(path: str) -> bytes:
+def _open(path: str) -> tuple[bytes, list[str]]:
+    """Return the bytes of a file, unpacked, and what could not be had of it. Raises Unreadable."""
+    gaps: list[str] = []
     try:
         raw = sys.stdin.buffer.read(BYTES_MAX + 1) if path == "-" else Path(path).read_bytes()
         if raw[:2] == b"\x1f\x8b":
-            with gzip.open(io.BytesIO(raw)) as unpacked:
-                raw = unpacked.read(BYTES_MAX + 1)
-    except (OSError, EOFError, zlib.error) as error:
+            raw, whole = _unpacked(raw)
+            gaps = [] if whole else ["the gzip file is cut short: what comes after its last whole block is lost"]
+    except (OSError, zlib.error) as error:
         raise Unreadable(str(error)) from error
     if len(raw) > BYTES_MAX:
         raise Unreadable(f"more than {BYTES_MAX} bytes")
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell writes
+        raw = raw.decode("utf-16", "replace").encode()
     if b"\0" in raw[:4096] and raw[:4] != PARQUET:
         raise Unreadable("neither text nor Parquet")
-    return raw
+    return raw, gaps
+
+
+def _unpacked(raw: bytes) -> tuple[bytes, bool]:
+    """Return what a gzip file holds, and whether it was whole: one that is still written to has no end."""
+    out = b""
+    while raw[:2] == b"\x1f\x8b" and len(out) <= BYTES_MAX:
+        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        out += member.decompress(raw, BYTES_MAX + 1 - len(out))
+        if not member.eof:
+            return out, False
+        raw = member.unused_data
+    return out, True
 
 
 def _text(raw: bytes) -> io.TextIOWrapper:
@@ -280,9 +295,8 @@ def judge_counters(raw: bytes, alarms_per_gpu_year: float) -> tuple[list[Episode
         telemetry = reading.read_parquet(raw)
     else:
         text = _text(raw)
-        if not reading.is_telemetry(next(csv.reader(text), [])):
+        if not reading.is_telemetry(next(reading.reader_of(text), [])):
             return None
-        text.seek(0)
         telemetry = reading.read_csv(text)
     judged = judging.judge(reading.blocks_of(telemetry), shipped_model(), alarms_per_gpu_year)
     return judged.episodes, _summarise_counters(judged, telemetry.gaps)
@@ -322,9 +336,10 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
     """
     csv.field_size_limit(LINE_BYTES_MAX)
     try:
-        raw = _open(file)
+        raw, gaps = _open(file)
         counters = judge_counters(raw, alarms_per_gpu_year)
         recorded = None if counters else read_launches(_text(raw))
+        del raw
     except (Unreadable, csv.Error) as error:
         click.echo(visible(f"{file}: {error}"), err=True)
         if output == "json":
@@ -336,6 +351,7 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
         summary = summarise(lines, finding, recorded.gaps)
     else:
         lines, summary = counters or ((), Summary("unknown", "", 0.0, [], {}, []))
+    summary.gaps += gaps
     if output == "json":
         for line in lines:
             write_line(line)

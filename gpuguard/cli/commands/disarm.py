@@ -6,13 +6,14 @@ import sys
 
 import click
 
-from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
+from gpuguard.cli.acting import exit_status, or_say, output_option, reason_option, show
+from gpuguard.cli.output import EXIT_CLEAR, write_line
 
 
 @click.command()
 @click.option("--lift", is_flag=True, help="Let the guard act again.")
-@click.option("--reason", default="", help="Why, for the audit log.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
+@reason_option
+@output_option
 def command(*, lift: bool, reason: str, output: str) -> None:
     """Keep the guard from acting, from now on and across restarts, and undo everything that is in force.
 
@@ -25,11 +26,8 @@ def command(*, lift: bool, reason: str, output: str) -> None:
     Exit status 0: done, 2: wrong usage, 3: something could not be undone.
     """
     from gpuguard import control
-    from gpuguard.audit import AuditFailed
-    from gpuguard.broker_client import BrokerGone
-    from gpuguard.journal import JournalFailed, JournalLocked
 
-    try:
+    with or_say("not disarmed"):
         if lift:
             lifted = control.lift()
             if output == "json":
@@ -40,12 +38,6 @@ def command(*, lift: bool, reason: str, output: str) -> None:
             sys.exit(EXIT_CLEAR)
         with control.session() as session:
             outcomes = session.disarm(reason or f"disarmed by {control.operator()}")
-    except (BrokerGone, JournalLocked, JournalFailed, AuditFailed, OSError) as error:
-        click.echo(f"not disarmed: {error}", err=True)
-        sys.exit(EXIT_UNREADABLE)
-    for one in outcomes:
-        if output == "json":
-            write_line(one)
-        else:
-            click.echo(f"{one.action}  {one.outcome}  {one.process or ''}: {one.text}".replace("  : ", ": "))
-    sys.exit(EXIT_CLEAR if all(one.outcome in {"done", "undone"} for one in outcomes) else EXIT_UNREADABLE)
+    show(outcomes, output,
+         lambda one: f"{one.action}  {one.outcome}  {one.process or ''}: {one.text}".replace("  : ", ": "))
+    sys.exit(exit_status(outcomes, "done", "undone"))

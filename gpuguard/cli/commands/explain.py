@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.asking import matching, recorded_incidents, running_guard
+from gpuguard.cli.asking import matching, recorded_incidents, running_guard, socket_option
 from gpuguard.cli.output import EXIT_UNREADABLE, write_line
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("wanted", metavar="ID")
 @click.option("--recording", type=click.Path(exists=True, path_type=Path), help="Ask a recording instead of a guard.")
-@click.option("--socket", type=click.Path(path_type=Path), help="The guard's socket, if not the usual one.")
+@socket_option
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True,
               help="json: the incident as one line.")
 def command(wanted: str, recording: Path | None, socket: Path | None, output: str) -> None:

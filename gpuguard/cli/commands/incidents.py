@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from gpuguard.cli.asking import recorded_incidents, running_guard
+from gpuguard.cli.asking import recorded_incidents, running_guard, socket_option
 from gpuguard.cli.output import write_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
               help="At most so many, those that changed last.")
 @click.option("-w", "--watch", is_flag=True, help="Go on, and print each as it changes.")
 @click.option("--recording", type=click.Path(exists=True, path_type=Path), help="Ask a recording instead of a guard.")
-@click.option("--socket", type=click.Path(path_type=Path), help="The guard's socket, if not the usual one.")
+@socket_option
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True,
               help="json: one incident a line.")
 def command(*, state: str, limit: int, watch: bool, recording: Path | None, socket: Path | None, output: str) -> None:

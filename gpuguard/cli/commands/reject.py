@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.answering import answer
+from gpuguard.cli.answering import answer, answer_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()
-@click.argument("decision", metavar="ID")
-@click.option("--reason", default="", help="Why; goes into the audit log.")
-@click.option("--by", default="", help="Who answers; your user name if not given.")
-@click.option("--socket", type=click.Path(path_type=Path), help="The guard's socket, if not the usual one.")
+@answer_options
 def command(decision: str, reason: str, by: str, socket: Path | None) -> None:
     """Say no to a decision that waits for a person.
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
+from gpuguard.cli.acting import exit_status, or_say, output_option, show
 
 
 @click.command()
@@ -14,7 +14,7 @@ from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
 @click.option("--all", "everything", is_flag=True, help="Undo everything.")
 @click.option("--leftovers", is_flag=True, help="Undo what a guard that was killed left in force.")
 @click.option("--list", "listing", is_flag=True, help="Only say what is in force.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
+@output_option
 def command(*, decision: str | None, everything: bool, leftovers: bool, listing: bool, output: str) -> None:
     """Undo one act or all of them, as the journal knows them; also those of a guard that was killed.
 
@@ -30,26 +30,16 @@ def command(*, decision: str | None, everything: bool, leftovers: bool, listing:
     if sum((decision is not None, everything, leftovers, listing)) != 1:
         raise click.UsageError("name an ID, --all, --leftovers or --list")
     from gpuguard import control
-    from gpuguard.audit import AuditFailed
-    from gpuguard.broker_client import BrokerGone
-    from gpuguard.journal import JournalFailed, JournalLocked
 
-    try:
-        with control.session() as session:
-            if listing:
-                outcomes = session.in_force()
-            elif leftovers:
-                outcomes = session.recover()
-            else:
-                outcomes = session.release(decision or "", f"released by {control.operator()}")
-    except (BrokerGone, JournalLocked, JournalFailed, AuditFailed, OSError) as error:
-        click.echo(f"not released: {error}", err=True)
-        sys.exit(EXIT_UNREADABLE)
-    for one in outcomes:
-        if output == "json":
-            write_line(one)
+    with or_say("not released"), control.session() as session:
+        if listing:
+            outcomes = session.in_force()
+        elif leftovers:
+            outcomes = session.recover()
         else:
-            click.echo(f"{one.decision_id}  {one.action}  {one.outcome}  {one.process or ''}: {one.text}")
+            outcomes = session.release(decision or "", f"released by {control.operator()}")
+    show(outcomes, output,
+         lambda one: f"{one.decision_id}  {one.action}  {one.outcome}  {one.process or ''}: {one.text}")
     if not outcomes and output == "text":
         click.echo("nothing is in force")
-    sys.exit(EXIT_CLEAR if all(one.outcome in {"done", "undone"} for one in outcomes) else EXIT_UNREADABLE)
+    sys.exit(exit_status(outcomes, "done", "undone"))

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
+from gpuguard.cli.acting import exit_status, or_say, output_option, reason_option, show
 
 if TYPE_CHECKING:
-    from gpuguard.core.records import ActionOutcome
     from gpuguard.core.subjects import ProcessId
 
 ROOTS_MAX = 256
@@ -32,8 +31,8 @@ def seconds(_: click.Context, __: click.Parameter, value: str) -> int:
 @click.option("--job", help="Slurm or Ray job id.")
 @click.option("--pid", type=click.IntRange(min=2), help="One process and all that it started.")
 @click.option("--for", "ttl_s", default="1h", callback=seconds, show_default=True, help="Let go after so long.")
-@click.option("--reason", default="", help="Why, for the audit log.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
+@reason_option
+@output_option
 def command(*, agent: str | None, job: str | None, pid: int | None, ttl_s: int, reason: str, output: str) -> None:
     """Pause a whole tree at once. Works with and without a running guard, also when enforcement is disarmed.
 
@@ -49,22 +48,17 @@ def command(*, agent: str | None, job: str | None, pid: int | None, ttl_s: int, 
     if sum(one is not None for one in (agent, job, pid)) != 1 or "" in (agent, job):
         raise click.UsageError("name one of --agent, --job and --pid")
     from gpuguard import control
-    from gpuguard.audit import AuditFailed
-    from gpuguard.broker_client import BrokerGone
-    from gpuguard.journal import JournalFailed, JournalLocked
-    from gpuguard.proctree import Refusal
 
-    try:
+    with or_say("not stopped"):
         roots = _roots(agent, job, pid)
         with control.session() as session:
             outcomes = [one for root in roots
                         for one in session.stop(control.request_for(root, ttl_s, reason or "stopped by hand"))]
             has_broker = session.has_broker
-    except (Refusal, BrokerGone, JournalLocked, JournalFailed, AuditFailed, OSError) as error:
-        click.echo(f"not stopped: {error}", err=True)
-        sys.exit(EXIT_UNREADABLE)
-    _show(outcomes, output, has_broker=has_broker)
-    sys.exit(EXIT_CLEAR if all(one.outcome == "done" for one in outcomes) else EXIT_UNREADABLE)
+    show(outcomes, output, lambda one: f"{one.decision_id}  {one.outcome}  {one.process}: {one.text}")
+    if output == "text" and not has_broker and any(one.outcome == "done" for one in outcomes):
+        click.echo("no guard is running: nothing lets them go by itself before one does; `gpuguard release ID` does")
+    sys.exit(exit_status(outcomes, "done"))
 
 
 def _roots(agent: str | None, job: str | None, pid: int | None) -> list[ProcessId]:
@@ -78,13 +72,3 @@ def _roots(agent: str | None, job: str | None, pid: int | None) -> list[ProcessI
     if len(roots) > ROOTS_MAX:
         raise proctree.Refusal(f"{len(roots)} trees match, more than {ROOTS_MAX}: name it more narrowly")
     return roots
-
-
-def _show(outcomes: list[ActionOutcome], output: str, *, has_broker: bool) -> None:
-    for one in outcomes:
-        if output == "json":
-            write_line(one)
-        else:
-            click.echo(f"{one.decision_id}  {one.outcome}  {one.process}: {one.text}")
-    if output == "text" and not has_broker and any(one.outcome == "done" for one in outcomes):
-        click.echo("no guard is running: nothing lets them go by itself before one does; `gpuguard release ID` does")
