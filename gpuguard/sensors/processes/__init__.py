@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 NAME = "processes"
 PROC = Path("/proc")
-OBJECT = Path(__file__).parent.parent / "bpf" / "processes.bpf.o"
+OBJECT = Path(__file__).parents[2] / "bpf" / "processes.bpf.o"
 PAGE_BYTES = MESSAGE_BYTES_MAX * 2 // 3
 STAT_BYTES_MAX = 4096
 CMDLINE_BYTES_MAX = 8192
