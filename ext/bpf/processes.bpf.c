@@ -52,7 +52,7 @@ struct task_struct {
 	char comm[NAME_BYTES];
 } CO_RE;
 
-/* Read by gpuguard/sensors/processes.py as "<QQQQQIIIIII16s"; of an exec "II512s" follow. */
+/* Read by gpuguard/sensors/processes/bpf.py as "<QQQQQIIIIII16s"; of an exec "II512s" follow. */
 struct event {
 	__u64 time_ns;          /* CLOCK_BOOTTIME */
 	__u64 start_ns;         /* CLOCK_BOOTTIME, 0 never */

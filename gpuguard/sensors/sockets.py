@@ -32,7 +32,7 @@ from gpuguard.core.records import Block, Gap, ProcessExited, ProcessStarted, Soc
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import MESSAGE_BYTES_MAX, Answer, ReadSockets, Refused, Request, SocketsRead
 from gpuguard.netlink import NETLINK_SOCK_DIAG, open_netlink
-from gpuguard.sensors.processes import PROC, STAT_BYTES_MAX, boot_id, parse_namespace, parse_stat, read_stat
+from gpuguard.sensors.processes.procfs import PROC, STAT_BYTES_MAX, boot_id, parse_namespace, parse_stat, read_stat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -21,7 +21,7 @@ from gpuguard.core.records import Gap, ProcessExited, ProcessStarted
 from gpuguard.core.subjects import ENVIRON_LISTED, ProcessId, context_of
 from gpuguard.messages import Found, ListProcesses, Opened, OpenProcesses, ReadProcess, Refused
 from gpuguard.sensors import EyeClosed, processes
-from gpuguard.sensors.processes import Event, Kind
+from gpuguard.sensors.processes.events import Event, Kind
 
 ROOT = Path(__file__).parents[2]
 HOSTS = ROOT / "tests" / "hosts"
@@ -42,20 +42,20 @@ class Direct:
 
 
 def test_a_pod_process_is_read_whole_and_redacted():
-    agent = processes.read_process(2140, POD, booted_ns=10 * SECOND_NS)
+    agent = processes.procfs.read_process(2140, POD, booted_ns=10 * SECOND_NS)
     assert agent.process == ProcessId("7d3f2c61-0000-4000-8000-5a1b6f0c9e11", 2140, 5100)
     assert agent.parent == ProcessId("7d3f2c61-0000-4000-8000-5a1b6f0c9e11", 2101, 5000)
     assert agent.argv == ("python3", "agent.py", "--api-key", "[redacted]")
     assert agent.environ == {"ROCK_SANDBOX_ID": "sb-17"}
     assert (agent.uid, agent.netns, agent.executable) == (1000, 4026532280, "/usr/bin/python3.11")
-    assert agent.time_ns == 10 * SECOND_NS + 5100 * SECOND_NS // processes.ticks_per_s()
+    assert agent.time_ns == 10 * SECOND_NS + 5100 * SECOND_NS // processes.procfs.ticks_per_s()
     context = context_of(agent.cgroup, agent.environ)
     assert context.container_id == "4f" * 32
     assert context.pod_uid == "0c2d9f6e-6a55-4b0e-9d37-1f4a7f0f2a11"
 
 
 def test_a_hostile_name_does_not_shift_the_fields():
-    tunnel = processes.read_process(2207, POD)
+    tunnel = processes.procfs.read_process(2207, POD)
     assert tunnel.name == "ssh) S 1 (x"
     assert tunnel.parent.pid == 2140
     assert tunnel.process.start_ticks == 9000
@@ -65,37 +65,37 @@ def test_a_hostile_name_does_not_shift_the_fields():
 
 
 def test_zombies_are_gone_but_a_dead_first_thread_is_not_the_process():
-    assert processes.read_process(2300, POD) is None
-    assert processes.read_process(2301, POD).name == "leader"
+    assert processes.procfs.read_process(2300, POD) is None
+    assert processes.procfs.read_process(2301, POD).name == "leader"
 
 
 def test_a_parent_younger_than_its_child_is_a_reused_pid():
-    assert processes.read_process(2302, POD).parent is None
+    assert processes.procfs.read_process(2302, POD).parent is None
 
 
 def test_no_such_process():
-    assert processes.read_process(31337, POD) is None
+    assert processes.procfs.read_process(31337, POD) is None
 
 
 def test_hybrid_hierarchies_give_the_container():
-    miner = processes.read_process(900, HYBRID)
+    miner = processes.procfs.read_process(900, HYBRID)
     assert miner.cgroup == "/docker/" + "4f" * 32
-    assert processes.read_process(1, HYBRID).cgroup == "/init.scope"
+    assert processes.procfs.read_process(1, HYBRID).cgroup == "/init.scope"
 
 
 def test_cgroup_id_is_the_inode_of_its_folder(tmp_path):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "cg/a/b").mkdir(parents=True)
     (tmp_path / "proc/self/mounts").write_text(f"cgroup2 {tmp_path}/cg cgroup2 rw 0 0\n")
-    assert processes.cgroup_id("", "/a/b", tmp_path / "proc") == (tmp_path / "cg/a/b").stat().st_ino
-    assert processes.cgroup_id("", "/a/none", tmp_path / "proc") == 0
-    assert processes.cgroup_id("", "/../../etc", tmp_path / "proc") == 0
+    assert processes.procfs.cgroup_id("", "/a/b", tmp_path / "proc") == (tmp_path / "cg/a/b").stat().st_ino
+    assert processes.procfs.cgroup_id("", "/a/none", tmp_path / "proc") == 0
+    assert processes.procfs.cgroup_id("", "/../../etc", tmp_path / "proc") == 0
 
 
 def test_pages_cover_everybody_once():
     pids, after = [], 0
     while True:
-        page = processes.list_processes(after, POD, page_bytes=1)
+        page = processes.procfs.list_processes(after, POD, page_bytes=1)
         pids += [found.process.pid for found in page.processes]
         if not page.more:
             break
@@ -106,7 +106,7 @@ def test_pages_cover_everybody_once():
 @given(st.text(max_size=400))
 def test_stat_parses_or_refuses(text):
     try:
-        processes.parse_stat(text)
+        processes.procfs.parse_stat(text)
     except ValueError:
         return
     assert ")" in text
@@ -115,7 +115,7 @@ def test_stat_parses_or_refuses(text):
 @given(st.text(alphabet=st.characters(blacklist_characters="\0"), max_size=64), st.integers(0, 2**40))
 def test_stat_takes_any_name(name, start):
     fields = " ".join(["S", "7"] + ["0"] * 15 + ["3", "0", str(start), "0"])
-    stat = processes.parse_stat(f"12 ({name}) {fields}")
+    stat = processes.procfs.parse_stat(f"12 ({name}) {fields}")
     assert (stat.parent_pid, stat.threads, stat.start_ticks) == (7, 3, start)
 
 
@@ -127,32 +127,32 @@ VARIABLES = st.dictionaries(
 @given(VARIABLES)
 def test_environ_gives_the_listed_variables_and_wipes_the_rest(variables):
     raw = bytearray(b"".join(f"{name}={value}".encode() + b"\0" for name, value in variables.items()))
-    assert processes.parse_environ(raw) == {n: v for n, v in variables.items() if n in ENVIRON_LISTED}
+    assert processes.procfs.parse_environ(raw) == {n: v for n, v in variables.items() if n in ENVIRON_LISTED}
     assert not any(raw)
 
 
 @given(st.binary(max_size=600))
 def test_hostile_bytes_never_raise(raw):
-    processes.parse_cmdline(raw)
-    processes.parse_environ(bytearray(raw))
+    processes.procfs.parse_cmdline(raw)
+    processes.procfs.parse_environ(bytearray(raw))
     text = raw.decode(errors="replace")
-    processes.parse_cgroup(text)
-    processes.parse_uid(text)
-    processes.parse_namespace(text)
-    processes.parse_users(text)
-    processes.parse_ring([raw, raw[:88]], 0)
-    processes.parse_ring_argv(raw)
-    processes.parse_connector(raw, 0)
-    processes.parse_acknowledgement(raw)
+    processes.procfs.parse_cgroup(text)
+    processes.procfs.parse_uid(text)
+    processes.procfs.parse_namespace(text)
+    processes.procfs.parse_users(text)
+    processes.bpf.parse_ring([raw, raw[:88]], 0)
+    processes.bpf.parse_ring_argv(raw)
+    processes.connector.parse_connector(raw, 0)
+    processes.connector.parse_acknowledgement(raw)
 
 
 def test_arguments_of_the_ring_are_redacted_and_never_cut_in_two():
     whole = b"ssh\0--password\0hunter2\0"
-    assert processes.parse_ring_argv(struct.pack("<II", len(whole), 0) + whole + b"old\0") == (
+    assert processes.bpf.parse_ring_argv(struct.pack("<II", len(whole), 0) + whole + b"old\0") == (
         "ssh", "--password", "[redacted]")
     cut = b"curl\0ghp_" + b"a1B2" * 3
-    assert processes.parse_ring_argv(struct.pack("<II", 900, 0) + cut) == ("curl", "\u2026")
-    assert processes.parse_ring_argv(struct.pack("<II", 900, 0) + b"x" * 50) == ("\u2026",)
+    assert processes.bpf.parse_ring_argv(struct.pack("<II", 900, 0) + cut) == ("curl", "\u2026")
+    assert processes.bpf.parse_ring_argv(struct.pack("<II", 900, 0) + b"x" * 50) == ("\u2026",)
 
 
 def connector(what, *words):
@@ -161,15 +161,15 @@ def connector(what, *words):
 
 
 def test_connector_messages():
-    fork = processes.parse_connector(connector(1, 10, 10, 11, 11), 100)
+    fork = processes.connector.parse_connector(connector(1, 10, 10, 11, 11), 100)
     assert (fork.kind, fork.pid, fork.parent_pid, fork.time_ns) == (Kind.FORK, 11, 10, 5_100)
-    assert processes.parse_connector(connector(1, 10, 10, 12, 10), 0) is None, "a new thread"
-    assert processes.parse_connector(connector(2, 11, 11), 0).kind == Kind.EXEC
-    ended = processes.parse_connector(connector(0x8000_0000, 11, 11, 256), 0)
+    assert processes.connector.parse_connector(connector(1, 10, 10, 12, 10), 0) is None, "a new thread"
+    assert processes.connector.parse_connector(connector(2, 11, 11), 0).kind == Kind.EXEC
+    ended = processes.connector.parse_connector(connector(0x8000_0000, 11, 11, 256), 0)
     assert (ended.kind, ended.pid, ended.exit_status, ended.whole) == (Kind.EXIT, 11, 256, False)
-    assert processes.parse_connector(connector(0x8000_0000, 12, 11, 256), 0).exit_status is None
-    assert processes.parse_acknowledgement(connector(0, 1)) == 1
-    assert processes.parse_acknowledgement(connector(2, 1)) is None
+    assert processes.connector.parse_connector(connector(0x8000_0000, 12, 11, 256), 0).exit_status is None
+    assert processes.connector.parse_acknowledgement(connector(0, 1)) == 1
+    assert processes.connector.parse_acknowledgement(connector(2, 1)) is None
 
 
 # -- tables, over scripted events -------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_exit_status_threads_and_identity(live):
     child = subprocess.Popen([sys.executable, "-c", code, "--token", "hunter2"], stdin=subprocess.PIPE, env=environ)
     first = until(live, lambda bs: any(isinstance(b, ProcessStarted) and b.process.pid == child.pid for b in bs))
     started = next(b for b in first if isinstance(b, ProcessStarted) and b.process.pid == child.pid)
-    assert started.process == processes.identify(child.pid)
+    assert started.process == processes.procfs.identify(child.pid)
     assert started.argv[-1] == "[redacted]"
     assert "hunter2" not in repr(first)
     assert started.environ["TRACEPARENT"] == environ["TRACEPARENT"]
@@ -440,7 +440,7 @@ def test_a_forked_process_that_executes_nothing_is_found(live):
     child = int(parent.stdout.readline())
     blocks = until(live, lambda bs: any(isinstance(b, ProcessStarted) and b.process.pid == child for b in bs))
     found = next(b for b in blocks if isinstance(b, ProcessStarted) and b.process.pid == child)
-    assert found.parent == processes.identify(parent.pid)
+    assert found.parent == processes.procfs.identify(parent.pid)
     parent.communicate(b"")
 
 
@@ -460,7 +460,7 @@ limit = time.monotonic() + 10
 while child.pid not in pids and time.monotonic() < limit:
     blocks = sensor.read(time.time_ns())
     started = [b.process for b in blocks if isinstance(b, ProcessStarted)]
-    pids |= {one.pid for one in started if one == processes.identify(one.pid)}
+    pids |= {one.pid for one in started if one == processes.procfs.identify(one.pid)}
 refused, _ = processes.grant(processes.OpenProcesses("connector"))
 print(os.getpid(), child.pid in pids, max(pids) < 100, "first pid namespace" in refused.reason)
 child.kill(); child.wait(); sensor.close(); processes.release()
@@ -495,10 +495,10 @@ def test_a_container_is_seen_from_outside_by_its_outer_pid(bpf):
     outer = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "sleep", "60"])
     seen, limit = [], time.monotonic() + 10
     while not any(one.name == "sleep" and one.kind == Kind.EXEC for one in seen) and time.monotonic() < limit:
-        seen += processes.parse_ring(ring.read(64), 0)[0]
+        seen += processes.bpf.parse_ring(ring.read(64), 0)[0]
     inner = next(one for one in seen if one.name == "sleep" and one.kind == Kind.EXEC)
     assert inner.parent_pid == outer.pid
-    assert processes.identify(inner.pid).start_ticks == inner.start_ticks
+    assert processes.procfs.identify(inner.pid).start_ticks == inner.start_ticks
     assert Path(f"/proc/{inner.pid}/comm").read_text() == "sleep\n"
     outer.kill()
     outer.wait()
@@ -551,7 +551,7 @@ def test_a_full_ring_is_counted_and_the_host_listed_anew():
 
     blocks = until(sensor, told)
     assert sum(gap.lost for gap in told(blocks)) > 0
-    assert sensor._known[last.pid].process == processes.identify(last.pid)
+    assert sensor._known[last.pid].process == processes.procfs.identify(last.pid)
     assert not [known for known in sensor._known.values() if known.process.pid not in (last.pid, os.getpid())
                 and known.process in {b.process for b in blocks if isinstance(b, ProcessExited)}]
     last.kill()
@@ -572,5 +572,5 @@ def test_polling_works_without_privileges():
     blocks = sensor.read(time.time_ns())
     assert isinstance(blocks[0], Gap)
     own = [b for b in blocks if isinstance(b, ProcessStarted) and b.process.pid == os.getpid()]
-    assert own[0].process == processes.identify(os.getpid())
+    assert own[0].process == processes.procfs.identify(os.getpid())
     sensor.close()

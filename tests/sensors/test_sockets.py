@@ -110,7 +110,7 @@ def named(seen, one):
 def test_a_pair_is_found_with_its_owner_and_rtt(pair):
     listening, dialled, accepted = pair
     seen = sockets.read_sockets()
-    me = processes.identify(os.getpid())
+    me = processes.procfs.identify(os.getpid())
     assert seen.netns == OWN
     for one in pair:
         assert named(seen, one).owners == (me,)
@@ -128,7 +128,7 @@ def test_udp_with_and_without_a_peer():
         two.bind(("127.0.0.1", 0))
         two.connect(("127.0.0.1", 9))
         seen = sockets.read_sockets()
-        assert named(seen, one).owners == named(seen, two).owners == (processes.identify(os.getpid()),)
+        assert named(seen, one).owners == named(seen, two).owners == (processes.procfs.identify(os.getpid()),)
         assert (named(seen, one).local, named(seen, one).protocol) == ("::1", 17)
         assert named(seen, two).remote_port == 9
 
@@ -137,12 +137,12 @@ def test_owners_follow_inheritance_and_exit(pair):
     _, dialled, _ = pair
     inode = os.fstat(dialled.fileno()).st_ino
     owners = sockets.Owners()
-    me = processes.identify(os.getpid())
+    me = processes.procfs.identify(os.getpid())
     assert owners.of({inode}, 0)[0] == {inode: (me,)}
     child = subprocess.Popen(["sleep", "60"], pass_fds=[dialled.fileno()])
     while b"sleep" not in Path(f"/proc/{child.pid}/comm").read_bytes():
         pass
-    heir = processes.identify(child.pid)
+    heir = processes.procfs.identify(child.pid)
     assert owners.of({inode}, 1)[0] == {inode: (me,)}, "not looked up again at once"
     assert set(owners.of({inode}, 10**9)[0][inode]) == {me, heir}
     child.kill()
@@ -185,7 +185,7 @@ def test_the_namespace_of_another_process():
     seen = sockets.read_sockets(child.pid)
     assert seen.netns == there != OWN
     assert [(one.local_port, one.state, one.owners) for one in seen.sockets] == [
-        (7777, 10, (processes.identify(child.pid),))]
+        (7777, 10, (processes.procfs.identify(child.pid),))]
     assert Path("/proc/self/ns/net").stat().st_ino == OWN
     deadline = time.monotonic() + 5  # a thread that was joined may take a moment to leave the kernel's list
     while threads_elsewhere() and time.monotonic() < deadline:
@@ -193,7 +193,7 @@ def test_the_namespace_of_another_process():
     assert not threads_elsewhere()
 
     sensor = sockets.open_sensor(Direct(), Config())
-    started = processes.read_process(child.pid)
+    started = processes.procfs.read_process(child.pid)
     sensor.notice(started)
     both = {block.netns for block in sensor.read(0) if isinstance(block, Sockets)}
     assert both == {OWN, there}
@@ -317,11 +317,11 @@ def test_a_new_connection_is_joined_before_its_interval():
     sensor.wake()
     assert select.select([sensor.descriptor], [], [], 5)[0]
     (seen,) = [block for block in sensor.read(5) if isinstance(block, Sockets)]
-    assert named(seen, dialled).owners == (processes.identify(os.getpid()),)
+    assert named(seen, dialled).owners == (processes.procfs.identify(os.getpid()),)
     accepted, _ = listening.accept()
     assert select.select([sensor.descriptor], [], [], 5)[0]
     (seen,) = [block for block in sensor.read(5) if isinstance(block, Sockets)]
-    assert named(seen, accepted).owners == (processes.identify(os.getpid()),)
+    assert named(seen, accepted).owners == (processes.procfs.identify(os.getpid()),)
     for one in (listening, dialled, accepted):
         one.close()
     sensor.close()

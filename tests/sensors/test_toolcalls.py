@@ -282,7 +282,7 @@ def test_the_real_sdk(sensor):
     assert (call.tool_name, call.agent_name) == ("bash", "coder")
     assert call.arguments == "nohup ./run --api-key [redacted]"
     assert call.start_ns < call.end_ns <= call.time_ns
-    assert call.process == processes.identify(os.getpid())
+    assert call.process == processes.procfs.identify(os.getpid())
 
 
 def test_malformed_requests_are_answered_and_counted(sensor):
@@ -319,11 +319,11 @@ def heard(pid, now_ns, *, is_local=True):
 
 def test_a_named_process_must_be_one_that_it_can_be(sensor):
     now_ns = time.time_ns()
-    assert sensor._process(heard(os.getpid(), now_ns), {}) == processes.identify(os.getpid())
+    assert sensor._process(heard(os.getpid(), now_ns), {}) == processes.procfs.identify(os.getpid())
     assert sensor._process(heard(None, now_ns), {}) is None
     assert sensor._process(heard(2**22 - 1, now_ns), {}) is None, "no such process"
     assert sensor._process(heard(os.getpid(), 1000), {}) is None, "the pid was reused: it began after the call's end"
-    elsewhere = msgspec.structs.replace(processes.read_process(os.getpid()), netns=1)
+    elsewhere = msgspec.structs.replace(processes.procfs.read_process(os.getpid()), netns=1)
     assert sensor._process(heard(os.getpid(), now_ns), {os.getpid(): elsewhere}) is None
     assert sensor._process(heard(os.getpid(), now_ns, is_local=False), {os.getpid(): elsewhere}) == elsewhere.process
     kernel = msgspec.structs.replace(elsewhere, argv=())
@@ -344,7 +344,7 @@ def test_lines_and_gaps_of_a_followed_file(tmp_path):
     path.write_text(json.dumps({**GOOD, "end_ns": time.time_ns(), "process_pid": os.getpid()}) + "\nnonsense\n")
     gap, call = sensor.read(3)
     assert (gap.lost, call.tool_name, call.time_ns) == (1, "bash", 3)
-    assert call.process == processes.identify(os.getpid())
+    assert call.process == processes.procfs.identify(os.getpid())
     assert sensor.period_ns is not None
     sensor.close()
 
