@@ -19,12 +19,16 @@ from gpuguard.core.records import Device, DeviceSample, Gpm
 
 if TYPE_CHECKING:
     import io
+    from _csv import Reader
     from collections.abc import Iterator, Sequence
 
 SECOND_NS = 1_000_000_000
 ROWS_MAX = 20_000_000
 DEVICES_MAX = 256
 TEXT_MAX = 128
+HEADER_MAX = 64 * 1024
+#: Rows that become records at once: the objects of all would be several times what is read.
+ROWS_AT_ONCE = 8_192
 TIME_NS_MAX = 6.3e18
 
 #: What a column holds, by its name in lower case, without a unit in brackets: the field, and what to multiply by.
@@ -109,6 +113,13 @@ def is_telemetry(columns: Sequence[str]) -> bool:
     return sum(name in COLUMNS for name in known) + any(name in TIMES for name in known) >= 2
 
 
+def reader_of(text: io.TextIOBase) -> Reader:
+    """Return a reader from the beginning of a text, by the separator that its header has most of."""
+    header = text.readline(HEADER_MAX)
+    text.seek(0)
+    return csv.reader(text, delimiter=max(",;\t", key=header.count))
+
+
 def _plain(column: str) -> str:
     """Return the name of a column in lower case, without the unit that nvidia-smi adds."""
     return column.partition(" [")[0].strip().lower()
@@ -116,7 +127,7 @@ def _plain(column: str) -> str:
 
 def read_csv(text: io.TextIOBase) -> Telemetry:
     """Read counters from CSV with a header. Raises Unreadable."""
-    reader = csv.reader(text)
+    reader = reader_of(text)
     try:
         header = [_plain(name) for name in next(reader, [])]
         wanted = _wanted(header)
@@ -228,14 +239,21 @@ class _Rows:
     def telemetry(self) -> Telemetry:
         """Return everything in order of time."""
         if not self._times:
-            raise Unreadable(f"no row with a time among {self._skipped}")
+            raise Unreadable(f"no row with a time among {self._skipped}" if self._skipped else "no row but the header")
         gaps = [text for text, said in (
-            (f"{self._skipped} rows without a usable time were left out", self._skipped),
+            (f"{self._skipped} rows that were cut short or have no usable time were left out", self._skipped),
             (f"{self._foreign} rows of devices beyond the first {DEVICES_MAX} were left out", self._foreign),
             (f"rows beyond the first {ROWS_MAX} were left out", self._cut)) if said]
         times = np.frombuffer(self._times, np.int64)
         order = np.argsort(times, kind="stable")
-        fields = {name: np.frombuffer(values, np.float64)[order] for name, values in self._columns.items()}
+        fields: dict[str, np.ndarray] = {}
+        while self._columns:
+            name, values = self._columns.popitem()
+            fields[name] = np.frombuffer(values, np.float64)[order]
+        if _percentages(fields):
+            gaps.append("activities above 1 were read as per cent, and so were all of them")
+            for name in fields.keys() & GPM:
+                fields[name] /= 100
         told = {name for name, values in fields.items() if _plausible(name, values).any()}
         missing = [words for field, words in (
             ("sm_ratio", "SM activity"), ("integer_ratio", "the integer pipe"), ("fp32_ratio", "the FP32 pipe"),
@@ -274,17 +292,21 @@ def _time(value: Any) -> int | None:
     return int(number * scale) if 0 <= number * scale < TIME_NS_MAX else None
 
 
+def _percentages(fields: dict[str, np.ndarray]) -> bool:
+    """Return whether activities, which are ratios, were written as per cent: most values of a pipe are above 1."""
+    some = [values[(values > 0) & (values <= 100 * RATIO_MAX)] for name, values in fields.items() if name in GPM]
+    return any(len(values) > 0 and float(np.median(values)) > RATIO_MAX for values in some)
+
+
 def blocks_of(telemetry: Telemetry) -> Iterator[Device | DeviceSample]:
     """Yield what the sensor would have yielded: each device before its first sample."""
     known: set[int] = set()
     names = list(telemetry.fields)
-    columns = zip(*(telemetry.fields[name].tolist() for name in names), strict=True)
     inside = {name: i for i, name in enumerate(names)}
-    rows = zip(telemetry.time_ns.tolist(), telemetry.device.tolist(), columns, strict=True)
     own = [(name, i) for name, i in inside.items() if name not in GPM and name not in LIMITS]
     gpm = [(name, i) for name, i in inside.items() if name in GPM]
     most = {name: _most(name) for name in names}
-    for time_ns, device, row in rows:
+    for time_ns, device, row in _rows(telemetry, names):
         uuid = telemetry.names[device]
         if device not in known:
             known.add(device)
@@ -292,6 +314,13 @@ def blocks_of(telemetry: Telemetry) -> Iterator[Device | DeviceSample]:
         values = {name: int(row[i]) if name in WHOLE else row[i] for name, i in own if 0 <= row[i] <= most[name]}
         pipes = {name: row[i] for name, i in gpm if 0 <= row[i] <= RATIO_MAX}
         yield DeviceSample(time_ns, uuid, gpm=Gpm(period_ns=0, **pipes) if pipes else None, **values)
+
+
+def _rows(telemetry: Telemetry, names: Sequence[str]) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+    for begin in range(0, len(telemetry.time_ns), ROWS_AT_ONCE):
+        some = slice(begin, begin + ROWS_AT_ONCE)
+        columns = zip(*(telemetry.fields[name][some].tolist() for name in names), strict=True)
+        yield from zip(telemetry.time_ns[some].tolist(), telemetry.device[some].tolist(), columns, strict=True)
 
 
 def _most(name: str) -> float:
