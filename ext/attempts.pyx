@@ -222,31 +222,53 @@ def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_
     That is one in vain, and a success of a source (`SOURCE_BYTES`) that ``sources`` has anything but a `Tried` for.
     """
     cdef Rows held = Rows(rows)
-    cdef const Closed *row = held.first
-    cdef Py_ssize_t at
-    cdef uint64_t[WORDS_MAX] words
-    cdef PyObject *found
+    cdef Py_ssize_t stop
     if not isinstance(sources, dict):
         raise TypeError("sources must be a dict")
-    cdef bint any_source = len(sources) > 0
     if start < 0:
         raise IndexError("rows out of range")
+    while start < held.size:
+        stop = min(start + BATCH, held.size)
+        start = succeed_some(held, start, stop, sources, answered_nats, again_nats)
+        if start < stop:
+            return start
+    return held.size
+
+
+cdef Py_ssize_t succeed_some(Rows held, Py_ssize_t start, Py_ssize_t stop, object sources, double answered_nats,
+                             double again_nats) except -1:
+    """Take in at most BATCH successes: what they touch is fetched for all of them before the first is counted."""
+    cdef const Closed *row
+    cdef uint64_t[WORDS_MAX] words
+    cdef uint64_t[BATCH] targets
+    cdef PyObject *found
+    cdef PyObject *tried[BATCH]
+    cdef bint any_source = len(sources) > 0
+    cdef int at, count = 0
     memset(words, 0, sizeof(words))
-    for at in range(start, held.size):
-        if in_vain(&row[at]):
-            return at
-        if not any_source or not (row[at].protocol == TCP or row[at].protocol == ICMP or row[at].protocol == ICMPV6):
+    while start < stop:
+        row = &held.first[start]
+        if in_vain(row):
+            break
+        start += 1
+        if not any_source or not (row.protocol == TCP or row.protocol == ICMP or row.protocol == ICMPV6):
             continue
-        found = PyDict_GetItemWithError(sources, <bytes>(<const char *>&row[at].netns)[:SOURCE_BYTES])
+        found = PyDict_GetItemWithError(sources, <bytes>(<const char *>&row.netns)[:SOURCE_BYTES])
         if found == NULL:
             continue
         if not isinstance(<object>found, Tried):
-            return at
-        memcpy(words, row[at].responder, TARGET_BYTES)
-        if row[at].protocol != TCP:  # an echo's identifier is the sender's own
+            start -= 1
+            break
+        memcpy(words, row.responder, TARGET_BYTES)
+        if row.protocol != TCP:  # an echo's identifier is the sender's own
             memset(<char *>words + ADDRESS_BYTES, 0, PORT_BYTES)
-        (<Tried>found).take((<Tried>found).targets.hash(words), answered_nats, again_nats)
-    return held.size
+        tried[count] = found
+        targets[count] = (<Tried>found).targets.hash(words)
+        (<Tried>found).targets.ask_for(targets[count])
+        count += 1
+    for at in range(count):
+        (<Tried>tried[at]).take(targets[at], answered_nats, again_nats)
+    return start
 
 
 def apart(rows, Recent seen not None, int64_t apart_ns):
