@@ -297,3 +297,23 @@ def test_no_relay_where_another_process_time_or_amount_is_seen():
     assert relayed(OTHER, opened_after_ms=1) == []
     assert relayed(TUNNEL, opened_after_ms=-5000) == []
     assert [one.kind for one in relayed(TUNNEL, opened_after_ms=1, sent=50, received=9000)] == ["one-process-both-ends"]
+
+
+@pytest.mark.parametrize(("port", "told"), [(40_000, ["one-process-both-ends"]), (8_022, [])])
+def test_a_relay_whose_opening_was_missed_weighs_little(port, told):
+    """This host's end has ``port``: below the range that Linux dials from, it may have been called."""
+    unseen = FlowId(0, 6, FLOW.responder, 443, FLOW.initiator, port, START, False)
+    host, detector = Host(), relay.Detector()
+    host.receive(ProcessStarted(START, TUNNEL, None, "x", ("x",)))
+    outer = Socket(6, unseen.responder, port, unseen.initiator, 443, 1, 11, 0, (TUNNEL,), 31_000, 7_000, 6_000)
+    inner = Socket(6, "127.0.0.1", 44_314, "127.0.0.1", 22, 1, 12, 0, (TUNNEL,), 30, 5_000, 100)
+    items = [Sockets(START + MS, 0, (outer, inner))]
+    items += talk([("initiator", 300 + 91 * i, 60, 140, 1) for i in range(4)], flow=unseen)
+    items += [opened(FlowId(0, 6, "127.0.0.1", 44_314, "127.0.0.1", 22, START + 1_175 * MS)),
+              Sockets(START + 3_000 * MS, 0, (outer, inner))]
+    seen = []
+    for item in items:
+        host.receive(item)
+        seen += detector.receive(item, host)
+    assert [one.kind for one in seen] == told
+    assert sum(one.nats for one in seen) + reverse_shell.UNSEEN_NATS_MAX < CONFIRMED

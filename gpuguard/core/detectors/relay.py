@@ -9,6 +9,8 @@ Benign look-alikes: a client that also talks to a local database, resolver, cach
 remote connection has some local one). So a local socket alone says nothing: the inner connection must open after the
 outer one was led by the far side, moments after bytes from there, as an answer to them; and both must carry like
 amounts. A load balancer or proxy of this host is entered from outside: its outer connection was not dialled by it.
+Where the guard came too late to see who dialled, `Host.dialler` says it by the sockets, and little is left to say: of
+its rare mistakes, accepted connections whose listener is gone, a proxy looks just like this.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpuguard.core.host import Host
-    from gpuguard.core.observations import Observation
+    from gpuguard.core.observations import Observation, Speaker
     from gpuguard.core.records import Block, Socket
     from gpuguard.core.subjects import FlowId, ProcessId
 
@@ -52,6 +54,10 @@ OPENED_NATS = 6.5
 # What came in on the outer connection went out on the inner one, within the factor of four that key exchange, framing
 # and other channels may add: two unrelated connections of one process do so by chance once in five.
 LIKE_AMOUNTS_NATS = 1.6
+# Who dialled was read from the sockets. `reverse_shell` weighs that already, up to the chance that the connection was
+# accepted all the same; there the far side leads by right, and one service in ten asks another for each of its clients,
+# with like amounts if it is a proxy: ln 10, and nothing for the amounts.
+UNSEEN_OPENED_NATS = 2.3
 AMOUNT_BYTES_MIN = 256
 AMOUNT_FACTOR = 4
 
@@ -92,7 +98,7 @@ class Detector:
                 outer.label = "ssh-reverse-tunnel"
                 if item.use == "ssh-reverse-channel-open":
                     self._led(outer, item.time_ns)
-            case Exchange() if item.first == "responder" and item.flow.initiator_known:
+            case Exchange() if host.dialler(item.flow) not in (None, item.first):
                 self._led(self._of(item.flow, item.carrier), item.time_ns - item.answer_delay_ns)
             case Sockets():
                 return self._join(item, host)
@@ -117,10 +123,11 @@ class Detector:
             flow = outer.flow
             known = outer.label == "ssh-reverse-tunnel" or len(outer.led_ns) >= LED_MIN
             late = not outer.led_ns or seen.time_ns - outer.led_ns[-1] > LOOKED_BACK_NS
-            if not known or late or flow.netns != seen.netns or host.is_local(flow.netns, flow.responder):
+            dialler = host.dialler(flow)
+            if not known or late or flow.netns != seen.netns or dialler is None or _is_inside(flow, dialler, host):
                 continue
             owner = host.owner(flow)
-            socket = host.socket(flow, initiator=True)
+            socket = host.socket(flow, initiator=dialler == "initiator")
             if owner is not None and socket is not None:
                 found += self._inner(seen, outer, owner, socket, host)
         return found
@@ -128,28 +135,29 @@ class Detector:
     def _inner(self, seen: Sockets, outer: _Outer, owner: ProcessId, socket: Socket, host: Host) -> list[Evidence]:
         found: list[Evidence] = []
         for netns, inner in host.sockets_of(owner):
-            if not self._opened_for(outer, netns, inner):
+            if not self._opened_for(outer, socket, netns, inner):
                 continue
             where = f"{inner.remote}:{inner.remote_port}"
             if "opened" not in outer.said:
                 outer.said.add("opened")
                 text = (f"{owner} holds this connection and, opened within {OPENS_WITHIN_NS // 1_000_000} ms of bytes "
                         f"from its far side, one to {where}")
-                found.append(_evidence(seen, outer, "one-process-both-ends", OPENED_NATS, text))
+                nats = OPENED_NATS if outer.flow.initiator_known else UNSEEN_OPENED_NATS
+                found.append(_evidence(seen, outer, "one-process-both-ends", nats, text))
             less, more = sorted((socket.received_bytes, inner.sent_bytes))
-            if "amounts" not in outer.said and less >= AMOUNT_BYTES_MIN and more <= less * AMOUNT_FACTOR:
+            like = outer.flow.initiator_known and "amounts" not in outer.said
+            if like and less >= AMOUNT_BYTES_MIN and more <= less * AMOUNT_FACTOR:
                 outer.said.add("amounts")
                 text = (f"{socket.received_bytes} bytes came in from the far side and {inner.sent_bytes} went on to "
                         f"{where}")
                 found.append(_evidence(seen, outer, "like-amounts", LIKE_AMOUNTS_NATS, text))
         return found
 
-    def _opened_for(self, outer: _Outer, netns: int, inner: Socket) -> bool:
+    def _opened_for(self, outer: _Outer, socket: Socket, netns: int, inner: Socket) -> bool:
         """Return whether an inner connection was opened when the far side spoke on the outer one."""
-        flow = outer.flow
         if inner.protocol != 6 or not _is_private(inner.remote):
             return False
-        if (inner.local, inner.local_port) == (flow.initiator, flow.initiator_port):
+        if (inner.local, inner.local_port) == (socket.local, socket.local_port):
             return False
         opened_ns = self._opened_ns(netns, inner)
         return opened_ns is not None and any(abs(opened_ns - led) <= OPENS_WITHIN_NS for led in outer.led_ns)
@@ -163,6 +171,11 @@ class Detector:
                 if (row["initiator"].tobytes(), row["responder"].tobytes()) == ends:
                     return int(row["start_ns"])
         return None
+
+
+def _is_inside(flow: FlowId, dialler: Speaker, host: Host) -> bool:
+    """Return whether the flow never leaves the host."""
+    return host.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
 
 
 def _evidence(seen: Sockets, outer: _Outer, kind: str, nats: float, text: str) -> Evidence:
