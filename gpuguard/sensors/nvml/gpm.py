@@ -48,7 +48,7 @@ RATES = {
 }
 #: Context switch requests of graphics engine 0 between the two samples.
 REQUESTS = {172: "context_switches_per_s"}
-#: Counted since the machine started: once a second is enough, nothing between is missed.
+#: Counted since the machine started: in a full round is enough, nothing between is missed.
 CYCLES = {
     248: "sm_elapsed_cycles", 249: "sm_active_cycles", 250: "tensor_active_cycles", 251: "tensor_dmma_active_cycles",
     252: "tensor_hmma_active_cycles", 253: "tensor_imma_active_cycles", 254: "tensor_dfma_active_cycles",
@@ -63,19 +63,26 @@ HIGHEST = {
 }
 
 
+#: Of each metric its name, the highest value, and which of the tables above it is of.
+_KNOWN = {one: (table[one], HIGHEST[one], table) for table in (RATIOS, RATES, REQUESTS, CYCLES) for one in table}
+
+
 def gpm(metrics: Iterable[tuple[int, int, float]], period_ns: int) -> Gpm:
     """Return the record of (metric id, nvmlReturn, value) of a window; what is no measurement is left out."""
     values: dict[str, Any] = {}
     for one, code, value in metrics:
-        # NaN is neither above nor below anything.
-        if code or one not in NAMES or not 0 <= value <= HIGHEST[one]:
+        if code or one not in _KNOWN:
             continue
-        if one in RATIOS:
-            values[RATIOS[one]] = value / 100 if value < 100 else 1.0
-        elif one in REQUESTS:
-            values[REQUESTS[one]] = value * SECOND_NS / period_ns
+        name, highest, table = _KNOWN[one]
+        # NaN is neither above nor below anything.
+        if not 0 <= value <= highest:
+            continue
+        if table is RATIOS:
+            values[name] = value / 100 if value < 100 else 1.0
+        elif table is REQUESTS:
+            values[name] = value * SECOND_NS / period_ns
         else:
-            values[NAMES[one]] = int(value * MIB) if one in RATES else int(value)
+            values[name] = int(value * MIB) if table is RATES else int(value)
     return Gpm(period_ns, **values)
 
 
@@ -84,7 +91,7 @@ class Window:
 
     def __init__(self, library: Library, handle: Any, gpu_instance_id: int | None) -> None:
         self._library = library
-        self._ids = self._means = tuple(NAMES)
+        self._ids, self._means = tuple(NAMES), tuple(MEANS)
         self._probed = False
         #: Names of what the driver refused at the first pair, until they are taken.
         self.refused: list[str] = []
