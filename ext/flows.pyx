@@ -684,6 +684,8 @@ cdef class Table:
         if self.free_slot >= 0:
             slot = self.free_slot
             self.free_slot = self.flows[slot].chain
+            if self.free_slot >= 0:
+                self.ask_for(self.free_slot)
         else:
             slot = self.size
         self.size += 1
