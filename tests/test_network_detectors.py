@@ -71,6 +71,11 @@ LOOK_ALIKES = {
     "a few": typing(4),
     "a service: requests like lines, one function": [("responder", 600 + 487 * (i % 13), 95 + 7 * (i % 11),
                                                       80 + 41 * (i % 17), 0.4 + i % 5 / 20) for i in range(200)],
+    "the same, held up once": [("responder", 600 + 487 * (i % 13), 95 + 7 * (i % 11), 80 + 41 * (i % 17),
+                                9.0 if i == 3 else 0.4 + i % 5 / 20) for i in range(9)],
+    "a worker whose poll is empty after two seconds": [
+        ("responder", 300 + 217 * (i % 7), 90 + 11 * (i % 5), 240 + 31 * (i % 7), 1 + 7 * (i % 6)) if i % 3 == 1 else
+        ("responder", 2_040 + i % 4, 25, 61, 0.3 + i % 3 / 20) for i in range(200)],
     "a busy service: nobody types that fast": [("responder", 90 + 131 * (i % 11), 95 + 7 * (i % 11), 80 + 41 * (i % 17),
                                                 0.3 * (1 + i % 40)) for i in range(200)],
 }

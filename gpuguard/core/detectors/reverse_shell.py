@@ -12,7 +12,8 @@ Benign look-alikes, and what keeps them out:
 - heartbeats (MQTT, IRC, AMQP, HTTP/2 PING, mtalk): one size, and as regular as a clock;
 - acknowledged pushes (VNC and RDP updates, event streams): the answers are all of one size, the questions are not;
 - workers that wait for tasks (Redis' BLPOP and the like): after each answer the far side says one thing more, short and
-  of one length, and lets this host wait again; a shell's far side has nothing to confirm;
+  of one length, and lets this host wait again; a shell's far side has nothing to confirm. Or there was no task: that
+  comes by the clock, and this host asks again after always the same time;
 - services behind a message broker (NATS, AMQP, MQTT, Redis): whoever asks, this host answers at once, line by line.
   In clear the broker's protocol is known by its first bytes, and what looks like typed lines is then a request. Inside
   TLS requests come closer together than anybody types lines, or are all answered after the same time, as one function
@@ -93,6 +94,7 @@ ECHOED_LENGTHS_MIN = 3
 LINE_GAP_NS = 500_000_000
 HURRIED_MAX = 0.2
 WORK_SPREAD_MIN = 3.0
+POLLS_MIN = 2
 
 #: What the grammar says where somebody asks through a tunnel (`core.ssh_visitor`).
 VISITED = "ssh-reverse-channel-asked"
@@ -244,6 +246,8 @@ class Detector:
             led.pairs.pop()
             led.times_ns.pop()
             led.delays_ns.pop()
+            if led.more:
+                led.more.pop()
             led.undo = 0
 
     def _tell(self, item: Exchange | FlowUse, led: _Led, carrier: str) -> list[Evidence]:
@@ -316,7 +320,7 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     typed = share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < BYTES_RATIO_MIN * theirs
             or spread < CLOCKWORK_MAX or item.carrier == "broker" or _acknowledges(led) or _confirms(led)
-            or not (typed or item.carrier == "ssh" or _echoes(led) or _commands(led))):
+            or not (typed or item.carrier == "ssh" or _echoes(led) or (_commands(led) and not _polls(led)))):
         return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
                      f"pace varies by {spread:.2f}: not as a shell on this host would have it")
     if typed:
@@ -333,11 +337,14 @@ def _pace(led: _Led) -> tuple[int, float]:
     """Return the median gap between questions, and the coefficient of variation of the gaps."""
     times = list(led.times_ns)
     gaps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
-    if len(gaps) < 2:
-        return 0, 1.0
+    return (gaps[len(gaps) // 2], _spread(gaps)) if len(gaps) > 1 else (0, 1.0)
+
+
+def _spread(gaps: list[int]) -> float:
+    """Return the coefficient of variation."""
     mean = sum(gaps) / len(gaps)
     variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
-    return gaps[len(gaps) // 2], variance**0.5 / mean if mean > 0 else 0.0
+    return variance**0.5 / mean if mean > 0 else 0.0
 
 
 def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
@@ -356,9 +363,26 @@ def _commands(led: _Led) -> bool:
     """Return whether lines come as somebody types them, and take different times to answer, as programs do."""
     gaps = [later - earlier for earlier, later in itertools.pairwise(led.times_ns)]
     hurried = sum(gap < LINE_GAP_NS for gap in gaps)
-    delays = sorted(led.delays_ns)
+    return hurried <= HURRIED_MAX * len(gaps) and _varies(sorted(led.delays_ns))
+
+
+def _varies(delays: list[int]) -> bool:
+    """Return whether answers took different times, be it that one was held up by chance."""
     tenth = len(delays) // 10
-    return hurried <= HURRIED_MAX * len(gaps) and delays[-1 - tenth] >= WORK_SPREAD_MIN * delays[tenth]
+    return len(delays) > 1 and delays[-1 - max(1, tenth)] >= WORK_SPREAD_MIN * delays[tenth]
+
+
+def _polls(led: _Led) -> bool:
+    """Return whether what the far side says most often comes by the clock where nothing was said in between.
+
+    So comes the empty answer to a long poll, for which this host has the next question ready: that takes no work.
+    """
+    usual, _ = _usual_pair(led)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(led.times_ns)]
+    latest = zip(reversed(gaps), reversed(led.more), reversed(led.pairs), strict=False)
+    empty = [gap for gap, more, pair in latest if more == 0 and pair == usual]
+    delays = sorted(delay for delay, pair in zip(led.delays_ns, led.pairs, strict=True) if pair == usual)
+    return len(empty) >= POLLS_MIN and _spread(empty) < CLOCKWORK_MAX and not _varies(delays)
 
 
 def _confirms(led: _Led) -> bool:
