@@ -20,14 +20,11 @@ SAMPLE = Path(__file__).resolve().parent / "fixtures" / "captures"
 NOT_BEFORE_USE = {
     # On a running session a request costs what a keepalive, an open or pasted text costs (blocks of 16 bytes).
     "reverse-late", "reverse-late-none", "reverse-late-typing",
-    # An evader's padding; and wrapped in TLS or a WebSocket no record of SSH is seen.
-    "evasion-padding",
 }
-# ... and of one client each: AsyncSSH compresses an IGNORE first, and Paramiko forgets what went before; what a request
-# then costs, an open onwards may cost too. Go's of a wide bind costs what no-more-sessions costs, and dropbear answers
-# it with the size of its IGNORE.
-NOT_BEFORE_USE_OF = {"asyncssh.reverse-compressed", "asyncssh.reverse-shell-compressed", "paramiko.reverse-compressed",
-                     "paramiko.reverse-shell-compressed", "go.reverse-wide"}
+# ... and of one client each: what AsyncSSH's compressed request costs, an open onwards may cost too, and its answer
+# what a confirmation costs. Go's of a wide bind costs what no-more-sessions costs, and dropbear answers it with the
+# size of its IGNORE.
+NOT_BEFORE_USE_OF = {"asyncssh.reverse-compressed", "asyncssh.reverse-shell-compressed", "go.reverse-wide"}
 # Accused, and should not be: seldom asked through a broker within TLS, and each answer takes another time to work out.
 LIKE_A_LINE_SHELL = {"redis-worker-worked"}
 # The lab's own loop around libssh answers some milliseconds late, so that fewer exchanges count as answered at once.

@@ -18,6 +18,9 @@ SUITES = {
     "umac": ("aes128-ctr", "umac-64-etm@openssh.com", "none"),
     "sha512": ("aes256-ctr", "hmac-sha2-512", "none"),
     "sha1": ("aes128-ctr", "hmac-sha1", "none"),
+    "sha256": ("aes128-ctr", "hmac-sha2-256", "none"),
+    "umac64": ("aes128-ctr", "umac-64@openssh.com", "none"),
+    "umac128": ("aes128-ctr", "umac-128@openssh.com", "none"),
     "cbc": ("3des-cbc", "hmac-md5-96", "none"),
 }
 
@@ -59,6 +62,9 @@ class Talk:
     def theirs(self, *payloads, **how):
         return self.raw(sum(ssh.record_bytes(self.server_suite, one) for one in payloads), client=False, **how)
 
+    def ours_bytes(self, payload):
+        return ssh.record_bytes(self.suite, payload)
+
     def login(self):
         self.ours(17)
         self.theirs(17)
@@ -76,6 +82,7 @@ class Talk:
 
 
 REQUEST = "ssh-reverse-forward-request"
+OPEN = "ssh-reverse-channel-open"
 
 
 @pytest.mark.parametrize(
@@ -171,10 +178,10 @@ BENIGN = {
     "shell from a pipe": ("c24+34 s344 s17 c47+15 s9+5 s60 c10 s10 c10 s10 c10 s10 c10 s10 c10 s10", "ssh-interactive"),
     "exec": ("c24+34 s344 s17 c27 s9+5 c9 s120", "ssh-exec"),
     "plain session": ("c24 s17 c40 s5", "ssh-exec"),
-    "sftp": ("c24+34 s344 s17 c27 s9+5 c18 s330", "ssh-transfer"),
+    "sftp": ("c24+34 s344 s17 c27 s9+5 c18 s330 c60 s90", "ssh-transfer"),
     "-N -L": ("c34 s344 w c63 s17 c90 s200", "ssh-local-forward"),
     "-D": ("c34 s344 w c63 s17 w c83 s17", "ssh-dynamic-forward"),
-    "-W": ("c63+34 s344 s17+50 c50 c1100", "ssh-jump"),
+    "-W": ("c63+34 s344 s17 s50 c50 c1100", "ssh-jump"),
     "-N and keepalives": ("c34 s344 w c27 s1 w c27 s1", "ssh-local-forward"),
     "-N and a keepalive at once": ("c34 c27 s1 w c27 s1", None),
     "keepalives in a shell": ("c24+34 s17 c350 s5 w c27 s1", "ssh-interactive"),
@@ -202,6 +209,14 @@ def test_other_openings_are_named_and_not_accused(suite, story):
     assert name is None or name in talk.named()
 
 
+@pytest.mark.parametrize("suite", [one for one in SUITES if one not in ("sha256", "umac128")])
+def test_a_jump_whose_far_side_speaks_at_once(suite):
+    """In those two the open costs what a request for a long path costs, and only the confirmation alone would tell."""
+    talk = Talk(suite).login()
+    play(talk, "c63+34 s344 s17+50 c50 c1100")
+    assert "ssh-jump" in talk.named()
+
+
 def test_forward_on_a_running_session():
     talk = Talk().login()
     play(talk, BENIGN["shell"][0])
@@ -217,6 +232,142 @@ def test_forward_on_a_connection_held_open(suite):
     talk.now += 10**10
     talk.ours(ssh.tcpip_forward(9))
     assert talk.theirs(ssh.REPLY) == [REQUEST]
+
+
+CLASSIC = ("sha1", "sha256", "sha512", "umac64")  # a request costs what a keepalive costs, and no data its answer
+
+
+def running_shell(suite, banner="SSH-2.0-OpenSSH_9.2p1"):
+    talk = Talk(suite, banner=banner).login()
+    play(talk, BENIGN["shell"][0])
+    talk.now += 2 * 10**9
+    return talk
+
+
+@pytest.mark.parametrize("suite", CLASSIC)
+def test_a_late_request_that_is_no_keepalive(suite):
+    """A keepalive would have come in a longer silence before, as the interval is always the same."""
+    talk = running_shell(suite)
+    talk.theirs(60, after_ns=10 * 10**9)
+    talk.ours(ssh.tcpip_forward(9), after_ns=4 * 10**9)
+    talk.theirs(ssh.REPLY)
+    assert talk.nats(REQUEST) == ssh.LATER_OFF_BEAT_NATS
+
+
+@pytest.mark.parametrize("suite", CLASSIC)
+def test_a_late_request_that_may_be_a_keepalive_is_told_when_it_is_used(suite):
+    talk = running_shell(suite)
+    talk.ours(ssh.tcpip_forward(9), after_ns=4 * 10**9)
+    talk.theirs(ssh.REPLY)
+    assert talk.nats(REQUEST) == 0
+    talk.theirs(ssh.forwarded_tcpip(9, 9), after_ns=3 * 10**9)
+    assert talk.ours(ssh.OPEN_CONFIRMATION, after_ns=1_000_000) == [OPEN]
+    talk.ours(50)
+    talk.theirs(ssh.ENDING, after_ns=10**9)
+    talk.raw(2 * talk.ours_bytes(ssh.ENDING), client=True)
+    talk.theirs(ssh.ENDING)
+    assert talk.nats(OPEN) == ssh.LATER_OPEN_NATS + ssh.LATER_CLOSE_NATS
+
+
+@pytest.mark.parametrize("suite", [*CLASSIC, "gcm", "etm"])
+@pytest.mark.parametrize("pasted", [ssh.KEEPALIVE, 9 + 25])
+def test_what_looks_like_a_late_request_and_its_use(suite, pasted):
+    """A keepalive or a pasted password; before and behind it a terminal that answers its prompt, and held keys."""
+    talk = running_shell(suite)
+    for after_ns in (3 * 10**9, 4 * 10**9):
+        talk.theirs(60, after_ns=after_ns)
+        talk.ours(9 + 8, after_ns=1_000_000)
+    talk.ours(pasted, after_ns=5 * 10**9)
+    talk.theirs(ssh.REPLY if pasted == ssh.KEEPALIVE else 11)
+    talk.theirs(60, after_ns=3 * 10**9)
+    talk.ours(9 + 8, after_ns=1_000_000)
+    for _ in range(20):
+        talk.ours(12, after_ns=30_000_000)
+        talk.theirs(60, after_ns=20_000_000)
+    assert OPEN not in talk.named()
+    assert talk.nats(REQUEST) <= ssh.LATER_ALIKE_NATS
+
+
+@pytest.mark.parametrize("suite", [*CLASSIC, "umac128"])
+def test_connections_onwards_beside_a_shell_come_to_their_end(suite):
+    talk = running_shell(suite)
+    for _ in range(3):
+        talk.ours(63, after_ns=10**9)
+        talk.theirs(17)
+        talk.ours(90)
+        talk.theirs(200)
+        talk.ours(ssh.ENDING, ssh.ENDING, after_ns=10**9)
+        talk.theirs(ssh.ENDING)
+    assert talk.nats(REQUEST) == talk.nats(OPEN) == 0
+
+
+@pytest.mark.parametrize("suite", CLASSIC)
+def test_another_session_beside_a_shell(suite):
+    talk = running_shell(suite)
+    talk.theirs(60, after_ns=20 * 10**9)
+    talk.ours(ssh.SESSION_OPEN, after_ns=2 * 10**9)
+    talk.theirs(ssh.OPEN_CONFIRMATION)
+    talk.ours(27)
+    talk.theirs(ssh.ENDING)
+    assert talk.nats(REQUEST) == 0
+
+
+@pytest.mark.parametrize("suite", CLASSIC)
+def test_keepalives_of_paramiko_want_no_answer(suite):
+    talk = running_shell(suite, "SSH-2.0-paramiko_5.1.0")
+    talk.ours(ssh.tcpip_forward(9))
+    talk.theirs(ssh.REPLY)
+    assert talk.nats(REQUEST) == ssh.LATER_REQUEST_NATS
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("blocks", [1, 12])
+def test_a_padded_request_of_paramiko(suite, blocks):
+    talk = Talk(suite, banner="SSH-2.0-paramiko_5.1.0").login()
+    talk.raw(talk.ours_bytes(ssh.tcpip_forward(9)) + 16 * blocks, client=True)
+    talk.theirs(344)
+    talk.theirs(ssh.REPLY)
+    assert talk.nats(REQUEST) >= ssh.LATER_REQUEST_NATS
+
+
+@pytest.mark.parametrize("suite", CLASSIC)
+def test_a_session_opened_ahead_of_the_request(suite):
+    """dropbear 2026.94: both in one segment, answered in two."""
+    talk = Talk(suite, banner="SSH-2.0-dropbear_2026.94").login()
+    talk.ours(ssh.SESSION_OPEN, ssh.tcpip_forward(9))
+    talk.theirs(ssh.OPEN_CONFIRMATION)
+    talk.theirs(ssh.REPLY)
+    assert talk.nats(REQUEST) > 19.6
+
+
+@pytest.mark.parametrize("banner", ["SSH-2.0-paramiko_5.1.0", "SSH-2.0-dropbear_2022.83"])
+def test_a_compressed_answer_that_no_confirmation_is_as_short_as(banner, monkeypatch):
+    monkeypatch.setitem(SUITES, "zipped", (*SUITES["sha256"][:2], "zlib@openssh.com"))
+    talk = Talk("zipped", banner=banner, server="SSH-2.0-OpenSSH_9.2p1").login()
+    talk.raw(80, client=True)
+    talk.theirs(700)
+    assert talk.theirs(4) == [REQUEST]
+    assert talk.nats(REQUEST) == (ssh.REQUEST_NATS + ssh.ANSWERED_NATS) / 2
+
+
+def test_a_compressed_confirmation_with_more_behind_it_is_no_answer(monkeypatch):
+    monkeypatch.setitem(SUITES, "zipped", (*SUITES["chacha20"][:2], "zlib@openssh.com"))
+    talk = Talk("zipped", banner="SSH-2.0-dropbear_2022.83", server="SSH-2.0-OpenSSH_9.2p1").login()
+    talk.raw(52, client=True)
+    talk.theirs(700)
+    talk.raw(72, client=False)
+    assert talk.nats(REQUEST) == 0
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_what_nothing_was_asked_of_was_no_session(suite):
+    """dropbear opens a session to run something in it, and says what, at once."""
+    talk = Talk(suite, banner="SSH-2.0-dropbear_2022.83").login()
+    talk.ours(ssh.SESSION_OPEN)
+    talk.theirs(ssh.OPEN_CONFIRMATION)
+    talk.theirs(ssh.forwarded_tcpip(9, 9), after_ns=2 * 10**9)
+    assert talk.ours(ssh.OPEN_CONFIRMATION, after_ns=1_000_000) == [OPEN]
+    assert talk.nats(OPEN) == ssh.UNASKED_OPEN_NATS
 
 
 @pytest.mark.parametrize("marks", [True, False])

@@ -56,13 +56,16 @@ _MAC_BYTES = {
 
 _FLUSHES = {"SSH-2.0-dropbear": zlib.Z_SYNC_FLUSH, "SSH-2.0-AsyncSSH": zlib.Z_SYNC_FLUSH,
             "SSH-2.0-paramiko": zlib.Z_FULL_FLUSH}
+_IGNORING = "SSH-2.0-AsyncSSH"
+# Clients that never send no-more-sessions, by their sources; nor do they open with a keepalive.
+_PLAIN_CLIENTS = ("SSH-2.0-dropbear", "SSH-2.0-AsyncSSH", "SSH-2.0-paramiko", "SSH-2.0-libssh", "SSH-2.0-Go")
 
 
 class Suite(NamedTuple):
     """What one direction was agreed to: ``outside`` says that the length field is not padded with the rest.
 
     ``least_bytes`` is what a record has at least without its MAC; ``flush`` is how its sender ends each message that
-    it compresses, one of zlib's constants.
+    it compresses, one of zlib's constants; ``ignores`` says that it sends an IGNORE before each.
     """
 
     cipher: str
@@ -72,6 +75,7 @@ class Suite(NamedTuple):
     compressed: bool
     least_bytes: int = 0
     flush: int = zlib.Z_PARTIAL_FLUSH
+    ignores: bool = False
 
 
 def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite | None:
@@ -80,7 +84,7 @@ def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite
     ``banner`` is the sender's, since senders differ where RFC 4253 leaves it to them. Go pads all ciphers but CBC to 16
     bytes (x/crypto/ssh, packetSizeMultiple); dropbear sends no record under 16 bytes (MIN_PACKET_LEN, section 6 of the
     RFC), which the others do; dropbear and AsyncSSH flush fully where OpenSSH and libssh flush in part, and Paramiko
-    forgets what went before.
+    forgets what went before. AsyncSSH sends an IGNORE before each message.
     """
     known = _CIPHERS.get(cipher)
     if known is None and cipher.startswith(_WIDE_CIPHERS) and cipher.endswith(("-ctr", "-cbc", "@lysator.liu.se")):
@@ -92,13 +96,14 @@ def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite
         block = max(block, 16)
     least = 16 if banner.startswith("SSH-2.0-dropbear") else 0
     flush = next((how for name, how in _FLUSHES.items() if banner.startswith(name)), zlib.Z_PARTIAL_FLUSH)
+    ignores = banner.startswith(_IGNORING)
     if aead:
-        return Suite(cipher, block, 16, True, compression != "none", least, flush)
+        return Suite(cipher, block, 16, True, compression != "none", least, flush, ignores)
     base = mac.removesuffix("@openssh.com")
     mac_bytes = _MAC_BYTES.get(base.removesuffix("-etm"))
     if mac_bytes is None:
         return None
-    return Suite(cipher, block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush)
+    return Suite(cipher, block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush, ignores)
 
 
 def negotiate(client: SshKexInit, server: SshKexInit,
@@ -150,6 +155,8 @@ IGNORE = 5  # RFC 4253 section 11.2, with no data: AsyncSSH sends one before eve
 REPLY = 1  # REQUEST_SUCCESS and REQUEST_FAILURE; also USERAUTH_SUCCESS, RFC 4252 section 5.1
 USERAUTH_NONE_MAX = 35 + 32  # RFC 4252 section 5.2: "ssh-connection", "none", and a user's name, useradd(8)
 REPLY_WITH_PORT = 5  # to a request for port 0
+ENDING = 5
+WINDOW_ADJUST = 9
 TUN_OPEN = 40  # tun@openssh.com, PROTOCOL section 2.3
 SUBSYSTEM_SFTP = 27
 KEY = 10  # channel data of one byte, RFC 4254 section 5.2
@@ -206,12 +213,16 @@ class Sizes(NamedTuple):
     confirm_client: int
     sftp: int
     sftp_init: int
+    adjust: int
     pty: int
     bare_pty: frozenset[int]
     key: int
     key_echo: int
     reply: int
+    replies: frozenset[int]
     reply_port: int
+    #: EOF or CLOSE of a channel, RFC 4254 section 5.3, from the client.
+    ending: int
     #: CHANNEL_SUCCESS, WINDOW_ADJUST, CHANNEL_SUCCESS.
     granted: int
     confirm: int
@@ -238,8 +249,11 @@ class _Openings(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
-    """Return what each message costs, client and server each in its own suite."""
+def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> Sizes:
+    """Return what each message costs, client and server each in its own suite.
+
+    ``no_more_sessions``: the client may open with that request, or with a keepalive, as OpenSSH does.
+    """
 
     def ours(payload_bytes: int) -> int:
         return record_bytes(client, payload_bytes)
@@ -249,13 +263,12 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
 
     found = _deflated_openings(client) if client.compressed else _plain_openings(client)
     session, no_more = frozenset(found.session), min(found.no_more)
-    # dropbear sends no such request; who does, may open with it.
-    plain = set(session) if dropbear else {*found.no_more, ours(KEEPALIVE), *session}
+    plain = {*found.no_more, ours(KEEPALIVE), *session} if no_more_sessions else set(session)
     # A host's name and where the connection came from: "UNKNOWN" at least (OpenSSH's -W), and four letters or more.
     onwards = {ours(45 + size) + tail for size in range(11, 61) for tail in (0, no_more)}
     direct = found.direct or {ours(45 + size) for size in _NAMES_BYTES}
     tails = {0, no_more, *(one + no_more for one in session), *session}
-    reply, confirms = _answers(server)
+    replies, confirms = _answers(server)
     return Sizes(
         session=session,
         no_more=no_more,
@@ -275,14 +288,17 @@ def sizes_of(client: Suite, server: Suite, *, dropbear: bool = False) -> Sizes:
         confirm_client=ours(OPEN_CONFIRMATION),
         sftp=ours(SUBSYSTEM_SFTP),
         sftp_init=ours(SFTP_INIT),
+        adjust=ours(WINDOW_ADJUST),
         # pty-req with the terminal modes that OpenSSH, dropbear and libssh send: above 200 bytes. Paramiko and Go send
         # few or none, and are told by what is typed.
         pty=ours(120 if client.compressed else 200),
         bare_pty=frozenset(ours(one) + ours(SHELL_REQUEST) for one in _BARE_PTY_BYTES),
         key=ours(KEY),
         key_echo=theirs(KEY),
-        reply=reply,
+        reply=replies[0],
+        replies=frozenset(replies),
         reply_port=theirs(REPLY_WITH_PORT),
+        ending=ours(ENDING),
         granted=2 * theirs(5) + theirs(9),
         confirm=min(confirms),
         confirms=confirms,
@@ -360,7 +376,16 @@ class _Deflater:
         return _Deflater(self._suite, self._flush, self._stream.copy())
 
     def cost(self, message: bytes) -> int:
-        """Return the size on the wire of the next message, RFC 4253 section 6.2."""
+        """Return the size on the wire of the next message, RFC 4253 section 6.2, without an IGNORE before it."""
+        if self._suite.ignores:
+            self.ignore()
+        return self._cost(message)
+
+    def ignore(self) -> int:
+        """Return the size of an IGNORE that comes next."""
+        return self._cost(b"\x02" + bytes(4))
+
+    def _cost(self, message: bytes) -> int:
         return record_bytes(self._suite, len(self._stream.compress(message) + self._stream.flush(self._flush)))
 
 
@@ -411,23 +436,28 @@ def _deflated_run(found: _Openings, start: _Deflater, requests: list[bytes], fir
 
 
 _HOST_KEYS = bytes((one * 167 + one // 7 * 31) % 256 for one in range(380))
-_CONFIRMATION = b"\x5b" + bytes(12) + (2_097_152).to_bytes(4, "big") + b"\0\0\x80\0"
+# OpenSSH opens no window for a session until a command runs in it.
+_CONFIRMATIONS = tuple(b"\x5b" + bytes(8) + window.to_bytes(4, "big") + b"\0\0\x80\0" for window in (0, 2_097_152))
 
 
-def _answers(suite: Suite) -> tuple[int, frozenset[int]]:
-    """Return what the answer to a global request and the confirmation of a channel cost."""
+def _answers(suite: Suite) -> tuple[tuple[int, ...], frozenset[int]]:
+    """Return what the answer to a global request, the likeliest first, and the confirmation of a channel may cost."""
     if not suite.compressed:
-        return record_bytes(suite, REPLY), frozenset([record_bytes(suite, OPEN_CONFIRMATION)])
-    replies, confirms = [], set()
+        return (record_bytes(suite, REPLY),), frozenset([record_bytes(suite, OPEN_CONFIRMATION)])
+    replies, confirms = dict[int, None](), set[int]()
+    partial = suite.flush == zlib.Z_PARTIAL_FLUSH
     for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
         stream = _Deflater(suite, suite.flush, zlib.compressobj(strategy=strategy))
-        if suite.flush == zlib.Z_PARTIAL_FLUSH:
+        if partial:
             # OpenSSH's first word after the login is its host keys.
             stream.cost(_HOST_KEYS)
-        confirms.add(stream.copy().cost(_CONFIRMATION))
-        replies.append(stream.cost(b"\x51"))
-        confirms.add(stream.cost(_CONFIRMATION))
-    return replies[0], frozenset(confirms)
+        confirms.update(stream.copy().cost(one) for one in _CONFIRMATIONS)
+        replies[stream.cost(b"\x51")] = None
+        confirms.update(stream.copy().cost(one) for one in _CONFIRMATIONS)
+    if partial:
+        # 29 bits behind up to 7 that were left over: three bytes, or four.
+        replies[record_bytes(suite, 4)] = None
+    return tuple(replies), frozenset(confirms)
 
 
 # Suites that a session may be read in when its key exchange was not captured whole, the usual one of each size first.
@@ -489,13 +519,23 @@ TUN_CONFIRMED_NATS = 3.0
 # A forward on a running session (`ssh -O forward`): the size may be typed data, the answer of three bytes or less may
 # not (channel data costs more in 8-byte suites), keepalives are of another size. The rest as above, without "first".
 LATER_REQUEST_NATS = 10.0
-# In suites with 16-byte blocks that answer is as long as two typed bytes' echo. What a person pastes is echoed at its
-# length, but for passwords: one session with a terminal in twenty has that.
+# In AEAD and encrypt-then-MAC suites with 16-byte blocks that answer is as long as two typed bytes' echo. What a person
+# pastes is echoed at its length, but for passwords: one session with a terminal in twenty has that.
 LATER_ALIKE_NATS = 3.0
+# With classic MACs no data is as short as that answer, but a keepalive costs what the request costs. Where the line was
+# silent for longer than before it, by more than the second that OpenSSH's clock is coarse, no keepalive was due: but a
+# client that was held up (one session in a hundred, of the tenth that has keepalives).
+LATER_OFF_BEAT_NATS = 7.0
 # The far side opens a channel and this side confirms. Without a session channel nothing else is that long from the
 # server first and that short in return; X11 and agent opens need a session and are shorter. By chance 1/20 * 1/20 * 1/8
 # (server first).
 CHANNEL_OPEN_NATS = 8.0
+# Beside a terminal, when a request may have been made: out of a silence the far side sends as much as a prompt has, and
+# the client what a cursor key has, or a terminal's answer to a question, in the time that programs take. Who does so
+# before any request may have been made, does so again: that session is not judged. Once in fifty of the rest.
+LATER_OPEN_NATS = 4.0
+# ... and it ended as a channel does, with messages that are too short for data, and no exit status: 1/50.
+LATER_CLOSE_NATS = 4.0
 # The same where no request was seen but the whole opening was: only the reading of the request can have failed.
 UNASKED_OPEN_NATS = 7.0
 # In none of some 700 tunnels of the lab that were used for something else, or not at all, was it seen, counted at the
@@ -520,6 +560,11 @@ _ANSWER_NS = 30_000_000_000
 # A port of this host is connected to at once; with other channels on the line no more time than that is given.
 _CONFIRMED_NS = 40_000_000
 _OWED_NS = 3_000_000_000
+# What two sides do that wait for nothing from each other.
+_SILENCE_NS = 300_000_000
+_COARSE_NS = 1_100_000_000
+# Their keepalives want no answer: "keepalive@lag.net", and want_reply false.
+_UNANSWERED = ("SSH-2.0-paramiko", "SSH-2.0-libssh")
 _TRANSFER_BYTES = 64 * 1024
 _ASKED_MAX = 16
 _HOSTKEYS_BYTES_MIN = 90
@@ -590,7 +635,13 @@ class SshSession:
         self._holes = self._auth_holes = (0, 0)
         self._open_ns: int | None = None
         self._open_size = 0
-        self._last_client = (0, 0)
+        self._last_client = self._last_server = (0, 0)
+        self._waited_ns = 0
+        self._silence_ns = 0
+        self._setting_up = False
+        self._answers_at_once = False
+        self._sftp_asked = False
+        self._opened_later = False
         self._heard = 0
         self._session_bytes = [0, 0]
         self._directs: set[int] = set()
@@ -599,8 +650,7 @@ class SshSession:
     def banner(self, side: int, text: str) -> None:
         """Take the identification string of one side in."""
         self._banners[side] = text
-        # AsyncSSH sends an IGNORE before each message.
-        self._ignores[side] |= text.startswith("SSH-2.0-AsyncSSH")
+        self._ignores[side] |= text.startswith(_IGNORING)
 
     def kexinit(self, side: int, fact: SshKexInit) -> None:
         """Take the proposals of one side in; those of a later key exchange change nothing."""
@@ -623,8 +673,8 @@ class SshSession:
         self.client = client_by_order if roles == ("", "") else int(roles[0] == "server" or roles[1] == "client")
         banners = (self._banners[self.client], self._banners[1 - self.client])
         suites = negotiate(*((two, one) if self.client else (one, two)), banners)
-        dropbear = self._banners[self.client].startswith("SSH-2.0-dropbear")
-        self._sizes = sizes_of(suites[0], suites[1], dropbear=dropbear) if suites[0] and suites[1] else None
+        no_more = not banners[0].startswith(_PLAIN_CLIENTS)
+        self._sizes = sizes_of(suites[0], suites[1], no_more_sessions=no_more) if suites[0] and suites[1] else None
         return self._swapped(sum(map(bool, roles)) + (client_by_order == self.client))
 
     def segment(self, time_ns: int, side: int, size: int, total: int, *, holes: tuple[int, int] = (0, 0)) -> list[Use]:
@@ -648,14 +698,26 @@ class SshSession:
             uses += self._ask(time_ns, size, total, sizes)
         else:
             uses += self._answer(time_ns, size, total, sizes)
-        if from_client:
-            self._last_client = (time_ns, size)
-            if self._session and size == sizes.keepalive:
-                self._owed_ns = time_ns
-        elif size == sizes.reply:
-            self._owed_ns = None
-        self._heard = 0 if from_client else max(self._heard, size)
+        self._remember(time_ns, size, sizes, from_client=from_client)
         return uses
+
+    def _remember(self, time_ns: int, size: int, sizes: Sizes, *, from_client: bool) -> None:
+        """Keep what the next segment is judged by."""
+        if from_client and size == sizes.ignore != sizes.key and self._ignores[self.client or 0]:
+            return
+        if self._last_server[0] and not (from_client and size == sizes.keepalive):
+            self._silence_ns = max(self._silence_ns, time_ns - max(self._last_client[0], self._last_server[0]))
+        if from_client:
+            self._waited_ns = time_ns - self._last_server[0]
+            self._setting_up = self._last_client[1] in sizes.session and self._last_server[1] in sizes.confirms
+            self._last_client = (time_ns, size)
+            if self._session and size == sizes.keepalive and self._awaits_keepalives():
+                self._owed_ns = time_ns
+        else:
+            self._last_server = (time_ns, size)
+            if size == sizes.reply:
+                self._owed_ns = None
+        self._heard = 0 if from_client else max(self._heard, size)
 
     def _guess(self, side: int, size: int) -> None:
         """Read the suite from the service request, where the key exchange was cut off or partly lost."""
@@ -865,7 +927,7 @@ class SshSession:
         if replies and asked and not self._forward_asked and not self._owes(time_ns):
             uses += self._forward_answered(asked, replies, size, sizes)
         if replies == 0 and size == sizes.reply:
-            uses += self._later_request(time_ns, sizes)
+            uses += self._later_request(time_ns, sizes) or self._padded_request(asked, sizes)
         if confirmed and asked and "ssh-reverse-channel-open" not in self._said:
             uses += self._opened(asked, sizes, total, answered=replies)
         return uses
@@ -880,7 +942,8 @@ class SshSession:
             # Compressed, a confirmation may cost as much; requests are answered in their order.
             return 1, False
         for answers in range(answers_max + 1):
-            if size - answers * sizes.reply in sizes.confirms:
+            sums = {sum(each) for each in itertools.combinations_with_replacement(sizes.replies, answers)}
+            if any(size - one in sizes.confirms for one in sums):
                 return answers, True
             if answers and size == answers * sizes.reply:
                 return answers, False
@@ -912,10 +975,12 @@ class SshSession:
             return []
         self._forward_asked = True
         known = "ssh-reverse-forward-request" in self._said
-        if not sizes.exact and (not known or sizes.reply in sizes.confirms):
-            # Compressed, an answer is not told from the many other small messages by its size.
+        if not sizes.exact and (sizes.reply in sizes.confirms or (not known and size != replies * sizes.reply)):
+            # Compressed, an answer may cost what a confirmation costs, and both what two other messages cost.
             return []
         nats = ANSWERED_NATS if known else REQUEST_NATS + ANSWERED_NATS
+        if not sizes.exact and not known:
+            nats /= 2
         text = (f"{'the' if known else 'a'} request of {opening[0].size} bytes was answered by {replies} record(s) of "
                 f"{sizes.reply if size != sizes.reply_port else size} bytes with no channel open: tcpip-forward")
         return self._request(nats, text)
@@ -924,7 +989,7 @@ class SshSession:
         """The first channel is open; whose, follows from what was asked."""
         self._channel = True
         tails = {size + end for size in sizes.session for end in (0, sizes.no_more)}
-        forwards = {0, *sizes.forward}
+        forwards = {0, *sizes.forward} if self._gathers() or not sizes.exact else {0}
         opening = [one for one in asked if one.opening]
         # Session, no-more-sessions and forward cost the same in some suites; what was asked last was confirmed.
         self._session = asked[-1] in opening and any(one.size - add in tails for one in opening for add in forwards)
@@ -957,10 +1022,8 @@ class SshSession:
     def _forwarded(self, time_ns: int, size: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
         """A channel that the far side opens into this host: server first, then the client's confirmation."""
         if not from_client:
-            quiet = time_ns - self._last_client[0] > 1_000_000
             fits = size in sizes.forwarded or not sizes.exact
-            may = self._forward_asked or self._may_be_asked or not self._session
-            self._open_ns = time_ns if fits and quiet and may and self._setup_over(time_ns) else None
+            self._open_ns = time_ns if fits and self._unasked(time_ns) and self._setup_over(time_ns) else None
             self._open_size = size
             return []
         if size == sizes.ignore and self._ignores[self.client or 0]:
@@ -970,10 +1033,21 @@ class SshSession:
             return []
         if self._session and time_ns - waiting > _CONFIRMED_NS + self._turnaround_ns:
             return []
+        if self._session and not self._requests and self._familiar():
+            # These clients ask for a shell or a command at once: what was confirmed was no session.
+            self._session = self._channel = False
+            text = (f"nothing was asked for on what was opened, and the far side opened a channel into this host "
+                    f"({self._open_size} bytes)")
+            return [self._say("ssh-reverse-channel-open", UNASKED_OPEN_NATS, text, _SPOTS)]
+        if self._session and not self._forward_asked and not self._may_be_asked:
+            self._answers_at_once = True
         asked = self._forward_asked or self._may_be_asked
         if not asked and ("ssh-reverse-forward-request" in self._said or self._channel):
             return []
         nats = CHANNEL_OPEN_NATS if asked else UNASKED_OPEN_NATS
+        if self._session and not self._forward_asked:
+            nats = LATER_OPEN_NATS
+            self._opened_later = not self._request_nats
         if not sizes.exact:
             # Compressed, a key and its echo may cost as much: the first is believed, that follows the request.
             if not asked or "ssh-reverse-channel-open" in self._said:
@@ -987,7 +1061,8 @@ class SshSession:
 
     def _visited(self, time_ns: int, size: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
         """Somebody asks through the port that the far side was given, and this host answers."""
-        sure = self._request_nats > LATER_ALIKE_NATS or "ssh-reverse-channel-open" in self._said
+        opened = "ssh-reverse-channel-open" in self._said and not self._opened_later
+        sure = self._request_nats > LATER_ALIKE_NATS or opened
         ignored = size == sizes.ignore and self._ignores[(self.client or 0) ^ (not from_client)]
         if not sure or ignored or self._answer_ns >= _OPENING_NS or "ssh-reverse-channel-asked" in self._said:
             return []
@@ -999,6 +1074,28 @@ class SshSession:
         seen = self._visitor.near(time_ns, size)
         text = f"the far side asked through the tunnel and this host answered at once: {seen} by now"
         return [self._say("ssh-reverse-channel-asked", VISITED_NATS, text, _VISITOR_SPOTS)] if seen else []
+
+    def _unasked(self, time_ns: int) -> bool:
+        """Return whether the server begins by itself now.
+
+        Beside a terminal where a request is not certain, it has to break a silence.
+        """
+        quiet = time_ns - self._last_client[0] > 1_000_000
+        if self._forward_asked or not self._session:
+            return quiet
+        silence_ns = time_ns - max(self._last_client[0], self._last_server[0])
+        return quiet and silence_ns > _SILENCE_NS and not self._answers_at_once
+
+    def _closed_later(self, size: int, sizes: Sizes) -> list[Use]:
+        """The channel that may have been opened beside a terminal came to its end, and the session did not."""
+        short = sizes.key_echo > sizes.reply_port == self._last_server[1]
+        if not self._opened_later or not short or size not in (sizes.ending, 2 * sizes.ending):
+            return []
+        self._opened_later = False
+        self._forward_asked = True
+        text = (f"the channel was closed by {self._last_server[1]} bytes and {size}, too short for data, and nothing "
+                "told how a command ended")
+        return [self._say("ssh-reverse-channel-open", LATER_CLOSE_NATS, text)]
 
     def _setup_over(self, time_ns: int) -> bool:
         """Host keys and banners come within the opening; a forwarded channel comes after the request was answered."""
@@ -1021,7 +1118,11 @@ class SshSession:
                 return [] if "ssh-reverse-channel-open" in self._said else self._local(self._last_client[1])
             return []
         uses: list[Use] = []
+        if not from_client and not self._requests and size == sizes.reply < sizes.key_echo and sizes.exact:
+            # Before a command was asked for, on a session that was opened ahead of the request for a forward.
+            uses += self._forward_answered(self._asked, 1, size, sizes)
         if from_client:
+            uses += self._closed_later(size, sizes)
             self._requests += 1
             # EOF and WINDOW_ADJUST cost what a key costs; with commands between them nobody types.
             self._keys *= size == sizes.key or (size == sizes.ignore and self._ignores[self.client or 0])
@@ -1044,28 +1145,61 @@ class SshSession:
             return self._name("ssh-interactive", NAME_FIRM_NATS, f"a terminal and a shell were granted ({size} bytes)")
         if not self._pty and total - self._session_bytes[0] > _TRANSFER_BYTES:
             uses += self._name("ssh-transfer", NAME_FIRM_NATS, f"{total} bytes one way and no terminal")
-        if not from_client and size > 200 and self._last_client[1] == sizes.sftp_init and self._requests == 2:
-            uses += self._name("ssh-transfer", NAME_NATS + 1, "the opening of SFTP")
+        uses += self._sftp(size, sizes, from_client=from_client)
         if not from_client and size == sizes.reply:
             uses += self._later_request(time_ns, sizes)
         return uses
 
+    def _sftp(self, size: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
+        """SSH_FXP_INIT, answered at length; where a WINDOW_ADJUST costs as much, what the client asks next tells."""
+        if not from_client and size > 200 and self._last_client[1] == sizes.sftp_init and self._requests == 2:
+            self._sftp_asked = True
+        told = sizes.exact and sizes.sftp_init != sizes.adjust
+        if not self._sftp_asked or not (told or (from_client and size > sizes.sftp_init)):
+            return []
+        self._sftp_asked = False
+        return self._name("ssh-transfer", NAME_NATS + 1, "the opening of SFTP")
+
     def _later_request(self, time_ns: int, sizes: Sizes) -> list[Use]:
         """A global request later on, `ssh -O forward`: its answer is shorter than any data can be, or none may flow."""
         when, size = self._last_client
+        # no-more-sessions is over by now, and another session is confirmed at greater length.
+        if size not in sizes.forward or not sizes.exact or time_ns - when > 1_000_000_000 or self._forward_asked:
+            return []
         # Without a channel, if none can have been opened unseen, even where a key's echo costs what an answer does.
         no_data = not self._channel and self._holes == self._auth_holes
-        unmistakable = sizes.exact and (no_data or (self._channel and sizes.reply < sizes.reply_port))
-        # no-more-sessions is over by now, whatever it costs; a keepalive or another session may come at any time.
-        forward = size in sizes.forward and size != sizes.keepalive and size not in sizes.session
-        if not forward or not sizes.exact or time_ns - when > 1_000_000_000 or self._forward_asked:
+        short = self._channel and sizes.reply < sizes.reply_port
+        beside = self._pty and not self._setting_up
+        no_data_fits = no_data or (beside and sizes.key_echo > sizes.reply)
+        keepalive = size == sizes.keepalive and self._awaits_keepalives()
+        if not (no_data or short or beside) or (keepalive and (short or not no_data_fits)):
             return []
-        if self._owes(time_ns) or (not unmistakable and not self._pty):
+        # The ends of both directions of a channel, which are answered by one, may cost as much too.
+        alike = not no_data and not short and not (no_data_fits and size % sizes.ending)
+        if not keepalive and self._owes(time_ns):
             return []
-        if not unmistakable:
+        if alike or (keepalive and not self._off_beat()):
             self._may_be_asked = True
             text = f"{size} bytes were answered by {sizes.reply}, as tcpip-forward is, or a pasted password"
-            return self._request(LATER_ALIKE_NATS, text)
+            return [] if no_data_fits else self._request(LATER_ALIKE_NATS, text)
         self._forward_asked = True
         text = f"on the running session a request of {size} bytes was answered by {sizes.reply} bytes: tcpip-forward"
+        if keepalive:
+            return self._request(LATER_OFF_BEAT_NATS, text + ", and no keepalive, for none came in longer silences")
         return self._request(LATER_REQUEST_NATS, text)
+
+    def _off_beat(self) -> bool:
+        """Return whether what the client sent last comes too early for a keepalive: longer silences brought none."""
+        return self._silence_ns > self._waited_ns + _COARSE_NS and self._holes == self._auth_holes
+
+    def _awaits_keepalives(self) -> bool:
+        """Return whether this client wants its keepalives answered."""
+        return not self._banners[self.client or 0].startswith(_UNANSWERED)
+
+    def _padded_request(self, asked: list[_Asked], sizes: Sizes) -> list[Use]:
+        """However a request was padded, its answer was not; of these clients nothing else is answered so early."""
+        if not asked or not sizes.exact or self._forward_asked or self._awaits_keepalives():
+            return []
+        self._forward_asked = True
+        return self._request(LATER_REQUEST_NATS, f"a padded request of {asked[-1].size} bytes was answered by "
+                             f"{sizes.reply} bytes with no channel open: tcpip-forward")
