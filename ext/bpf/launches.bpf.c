@@ -22,8 +22,8 @@
 #include <bpf/bpf_tracing.h>
 
 #include "launches.h"
+#include "pids.h"
 
-#define LEVELS_MAX 32 /* MAX_PID_NS_LEVEL, linux/pid_namespace.h */
 #define NO_PREALLOC 1 /* BPF_F_NO_PREALLOC */
 #define EEXIST 17
 #define SIGKILL 9
@@ -33,12 +33,6 @@
 #define SUBMISSIONS_MAX 4096
 #define FATBIN_WRAPPER 0x466243b1 /* __fatBinC_Wrapper_t: magic, version, data, filename_or_fatbins */
 
-#define CO_RE __attribute__((preserve_access_index))
-
-struct ns_common { unsigned int inum; } CO_RE;
-struct pid_namespace { struct ns_common ns; } CO_RE;
-struct upid { int nr; struct pid_namespace *ns; } CO_RE;
-struct pid { unsigned int level; struct upid numbers[1]; } CO_RE;
 struct task_struct {
 	unsigned long long start_boottime;
 	struct pid *thread_pid;
@@ -139,26 +133,12 @@ static __always_inline void count(__u32 which)
 		__sync_fetch_and_add(counter, 1);
 }
 
-/* The pid that /proc of our namespace shows; 0 where it shows none. Pids of descendants' namespaces are looked for too,
- * which bpf_get_ns_current_pid_tgid would not do. */
+/* The pid that /proc of our namespace shows; 0 where it shows none. */
 static __always_inline __u32 pid_here(struct task_struct *leader)
 {
 	if (!pid_namespace)
 		return bpf_get_current_pid_tgid() >> 32;
-	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
-	__u32 level = BPF_CORE_READ(pid, level);
-	__u32 stride = bpf_core_type_size(struct upid);
-	void *numbers = (void *)pid + bpf_core_field_offset(struct pid, numbers);
-
-	for (__u32 i = 0; i < LEVELS_MAX; i++) {
-		if (i > level)
-			break;
-		struct upid *one = numbers + i * stride;
-		struct pid_namespace *ns = BPF_CORE_READ(one, ns);
-		if (BPF_CORE_READ(ns, ns.inum) == pid_namespace)
-			return BPF_CORE_READ(one, nr);
-	}
-	return 0;
+	return number_in(BPF_CORE_READ(leader, thread_pid), pid_namespace);
 }
 
 static __always_inline __u32 log2_of(__u64 value)

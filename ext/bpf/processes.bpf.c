@@ -2,10 +2,7 @@
 /* Process events: fork, exec and exit of processes (not of threads), each with enough to name the process even when it
  * is gone before anyone can read its /proc.
  *
- * Pids are those of one pid namespace, `pid_namespace`: struct upid holds a number for each namespace that sees the
- * task (kernel/pid.c, pid_nr_ns). A task that this namespace does not see has no number in its /proc either, and is
- * passed over. bpf_get_ns_current_pid_tgid would serve less: it refuses tasks in namespaces below the one asked for,
- * which is every container.
+ * Pids are those of one pid namespace, `pid_namespace` (pids.h); a task that it does not see is passed over.
  *
  * Fields are found through the kernel's own type information (BTF, CO-RE); without it the object does not load, and
  * the caller takes the proc connector. `start_boottime` is what /proc/PID/stat field 22 is computed from
@@ -16,20 +13,15 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+#include "pids.h"
+
 #define RING_BYTES (1024 * 1024)
 #define ARGV_BYTES 512
 #define NAME_BYTES 16
-#define LEVELS_MAX 32 /* MAX_PID_NS_LEVEL, linux/pid_namespace.h */
 #define GROUP_EXIT 4  /* SIGNAL_GROUP_EXIT, linux/sched/signal.h */
 
 enum kind { FORK = 1, EXEC = 2, EXIT = 3 };
 
-#define CO_RE __attribute__((preserve_access_index))
-
-struct ns_common { unsigned int inum; } CO_RE;
-struct pid_namespace { struct ns_common ns; } CO_RE;
-struct upid { int nr; struct pid_namespace *ns; } CO_RE;
-struct pid { unsigned int level; struct upid numbers[1]; } CO_RE;
 struct net { struct ns_common ns; } CO_RE;
 struct nsproxy { struct net *net_ns; } CO_RE;
 typedef struct { int counter; } atomic_t;
@@ -89,20 +81,8 @@ __u64 lost = 0;
 static __always_inline __u32 pid_here(struct task_struct *task)
 {
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
-	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
-	__u32 level = BPF_CORE_READ(pid, level);
-	__u32 stride = bpf_core_type_size(struct upid);
-	void *numbers = (void *)pid + bpf_core_field_offset(struct pid, numbers);
 
-	for (__u32 i = 0; i < LEVELS_MAX; i++) {
-		if (i > level)
-			break;
-		struct upid *one = numbers + i * stride;
-		struct pid_namespace *ns = BPF_CORE_READ(one, ns);
-		if (BPF_CORE_READ(ns, ns.inum) == pid_namespace)
-			return BPF_CORE_READ(one, nr);
-	}
-	return 0;
+	return number_in(BPF_CORE_READ(leader, thread_pid), pid_namespace);
 }
 
 static __always_inline __u32 exit_status(struct task_struct *task)
