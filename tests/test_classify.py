@@ -95,7 +95,7 @@ def test_rows_without_use_are_told(tmp_path):
     (HEADER, "no launch with a time"),
     (HEADER + "\n,,,x", "no launch with a time"),
     (b"\x7fELF\x02\x01\x01\0\0\0\0", "neither text nor Parquet"),
-    (b"\x1f\x8b\x08\0\0\0\0\0", "Compressed file ended"),
+    (b"\x1f\x8b\x08\0\0\0\0\0", "ends before anything"),
 ])
 def test_what_is_no_recording_is_refused(tmp_path, text, reason):
     done = run(text, tmp_path, "-o", "json")

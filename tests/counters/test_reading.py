@@ -135,6 +135,62 @@ def test_parquet_is_read_or_asked_for_by_name(tmp_path):
     assert CliRunner().invoke(classify.command, [str(path)]).exit_code == 3
 
 
+@pytest.mark.parametrize("written", [
+    lambda text: text.replace(",", ";").encode(),
+    lambda text: text.replace(",", "\t").replace("\r\n", "\n").encode(),
+    lambda text: text.encode("utf-16"),
+    lambda text: text.encode("utf-8-sig"),
+    lambda text: gzip.compress(text.encode()),
+    lambda text: gzip.compress(text[:999].encode()) + gzip.compress(text[999:].encode()) + bytes(99_999),
+])
+def test_however_it_was_written_the_same_is_read(tmp_path, written):
+    text = text_of([workload("ddp")], 300)
+    (tmp_path / "plain.csv").write_text(text)
+    (tmp_path / "t.csv").write_bytes(written(text))
+    assert run(tmp_path / "t.csv") == run(tmp_path / "plain.csv")
+
+
+def test_a_gzip_file_that_is_still_written_to_is_read_as_far_as_it_goes(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text_of([workload("ddp")], 600).encode())[:-2000])
+    status, lines, summary = run(tmp_path / "t.csv.gz")
+    assert (status, lines[0]["kind"]) == (0, "training")
+    assert any("gzip file is cut short" in gap for gap in summary["gaps"])
+
+
+def test_a_gzip_file_of_which_a_byte_is_wrong_is_refused(tmp_path):
+    raw = bytearray(gzip.compress(text_of([workload("ddp")], 100).encode()))
+    raw[-6] ^= 1
+    (tmp_path / "t.csv.gz").write_bytes(raw)
+    assert run(tmp_path / "t.csv.gz")[0] == 3
+
+
+def test_activities_as_per_cent_are_read_as_such():
+    columns = ("sm_active", "fp32_active", "tensor_active")
+    ratios = np.random.default_rng(1).uniform(0, [1, 0.009, 0], (50, 3))
+    read = []
+    for scale in (1, 100):
+        rows = [",".join(map(str, [i, *(scale * row)])) for i, row in enumerate(ratios)]
+        read.append(read_csv(io.StringIO("\n".join([",".join(["timestamp", *columns]), *rows]))))
+    for name, values in read[0].fields.items():
+        np.testing.assert_allclose(read[1].fields[name], values)
+    assert not any("per cent" in gap for gap in read[0].gaps)
+    assert any("per cent" in gap for gap in read[1].gaps)
+
+
+def test_one_activity_that_cannot_be_is_not_per_cent():
+    told = read_csv(io.StringIO("timestamp,sm_active\n" + "".join(f"{i},{90 if i == 3 else 0.5}\n" for i in range(9))))
+    assert told.fields["sm_ratio"].max() == 90
+    assert sum(one.gpm is None for one in blocks_of(told) if isinstance(one, DeviceSample)) == 1
+
+
+def test_records_are_the_same_however_many_are_made_at_once(monkeypatch):
+    told = read_csv(io.StringIO(text_of([workload("ddp"), workload("ethash")], 30)))
+    whole = list(blocks_of(told))
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 7)
+    assert list(blocks_of(told)) == whole
+    assert len(whole) == 62
+
+
 def test_times_are_told_apart_by_their_size():
     for value, want in (("1775000000.5", 1_775_000_000_500_000_000), ("1775000000500", 1_775_000_000_500_000_000),
                         ("1775000000500000000", 1_775_000_000_500_000_000),

@@ -44,6 +44,9 @@ ROWS_MAX = 20_000_000
 NAMES_MAX = 60_000
 EVIDENCE_SHOWN = 16
 PARQUET = b"PAR1"
+GZIP = zlib.MAX_WBITS | 16
+#: Packed bytes that are unpacked at once: what is left of them is copied for each of many small members.
+PIECE = 16 * 1024
 
 TIMES = ("t_host_us", "t_dev_us")
 GEOMETRY = ("gx", "gy", "gz", "bx", "by", "bz", "shmem")
@@ -97,19 +100,25 @@ def read_launches(lines: Iterator[str]) -> Recorded:
     gaps = [f"{skipped} rows without a usable time or geometry were left out"] if skipped else []
     if len(known) > NAMES_MAX:
         gaps.append(f"{len(known)} different launches: names beyond {NAMES_MAX} may be forgotten")
-    host, device = np.array(host_us), np.array(device_us)
-    if np.isnan(host).any() and not np.isnan(host).all():
-        both = ~np.isnan(host) & ~np.isnan(device)
-        # One clock is needed: a device time stands for the host time that was usual before it.
-        shift = float(np.median((device - host)[both])) if both.any() else 0.0
-        gaps.append(f"{int(np.isnan(host).sum())} launches without a host time are placed by their device time")
-        host = np.where(np.isnan(host), device - shift, host)
-    elif np.isnan(host).all():
-        gaps.append("no host times: launches are placed by their device times")
-        host = device
-    order = np.argsort(host, kind="stable")
-    times_ns = ((host[order] - host[order[0]]) * 1e3).astype(np.int64) + BEGIN_NS
+    placed_us, gap = _placed(np.array(host_us), np.array(device_us))
+    gaps += [gap] if gap else []
+    order = np.argsort(placed_us, kind="stable")
+    times_ns = ((placed_us[order] - placed_us[order[0]]) * 1e3).astype(np.int64) + BEGIN_NS
     return Recorded(times_ns, np.array(keys)[order], list(known), gaps)
+
+
+def _placed(host_us: np.ndarray, device_us: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return the time of each launch by one clock, and which were placed by the other; absent times are NaN."""
+    absent = np.isnan(host_us)
+    if absent.all():
+        return device_us, "no host times: launches are placed by their device times"
+    if not absent.any():
+        return host_us, ""
+    both = ~absent & ~np.isnan(device_us)
+    # A device time stands for the host time that was usual before it.
+    shift_us = float(np.median((device_us - host_us)[both])) if both.any() else 0.0
+    gap = f"{int(absent.sum())} launches without a host time are placed by their device time"
+    return np.where(absent, device_us - shift_us, host_us), gap
 
 
 def _check_columns(columns: Sequence[str]) -> None:
@@ -261,6 +270,8 @@ def _open(path: str) -> tuple[bytes, list[str]]:
         raw = sys.stdin.buffer.read(BYTES_MAX + 1) if path == "-" else Path(path).read_bytes()
         if raw[:2] == b"\x1f\x8b":
             raw, whole = _unpacked(raw)
+            if not (raw or whole):
+                raise Unreadable("the gzip file ends before anything in it")
             gaps = [] if whole else ["the gzip file is cut short: what comes after its last whole block is lost"]
     except (OSError, zlib.error) as error:
         raise Unreadable(str(error)) from error
@@ -275,14 +286,18 @@ def _open(path: str) -> tuple[bytes, list[str]]:
 
 def _unpacked(raw: bytes) -> tuple[bytes, bool]:
     """Return what a gzip file holds, and whether it was whole: one that is still written to has no end."""
-    out = b""
-    while raw[:2] == b"\x1f\x8b" and len(out) <= BYTES_MAX:
-        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        out += member.decompress(raw, BYTES_MAX + 1 - len(out))
-        if not member.eof:
-            return out, False
-        raw = member.unused_data
-    return out, True
+    out, member = bytearray(), zlib.decompressobj(GZIP)
+    for begin in range(0, len(raw), PIECE):
+        piece = raw[begin:begin + PIECE]
+        while piece and len(out) <= BYTES_MAX:
+            if member.eof:
+                piece = piece.lstrip(b"\0")  # tapes are filled up with zeros
+                if not piece:
+                    break
+                member = zlib.decompressobj(GZIP)
+            out += member.decompress(piece, BYTES_MAX + 1 - len(out))
+            piece = member.unused_data
+    return bytes(out), member.eof
 
 
 def _text(raw: bytes) -> io.TextIOWrapper:
