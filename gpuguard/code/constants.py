@@ -199,9 +199,9 @@ def _text_words(text: bytes) -> list[int]:
 @cache
 def tables() -> dict[str, dict[int, int]]:
     """Return table -> word -> which entry of the table it is: entries are what is counted."""
-    sixteen_primes = primes(80)
-    initial64 = [root_fraction(prime, 2, 64) for prime in sixteen_primes[:8]]
-    rounds64 = [root_fraction(prime, 3, 64) for prime in sixteen_primes]
+    eighty_primes = primes(80)
+    initial64 = [root_fraction(prime, 2, 64) for prime in eighty_primes[:8]]
+    rounds64 = [root_fraction(prime, 3, 64) for prime in eighty_primes]
     md_chain = [0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476]  # RFC 1321, 3.3: the digits, counted up and down
     lists: dict[str, list[int]] = {
         "sha2iv": [word >> 32 for word in initial64],  # FIPS 180-4, 5.3.3
