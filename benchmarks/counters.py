@@ -3,7 +3,7 @@
 Claims: 24 hours of 8 GPUs at 1 Hz replay through the guard in under 60 s of CPU time with bounded memory; no H100
 recording becomes suspect; modelled alarms on simulated work stay below 1 in 1,000 GPU-years, beside those counted.
 Everything but the recordings (GPUGUARD_DATA_DIR) is *simulated*: gpuguard/lab/telemetry.py.
-Run: make bench-counters, or with names of parts (cost recordings programs detection alarms)
+Run: make bench-counters, or with names of parts (cost recordings programs detection unseen alarms)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gpuguard.core.detectors.counters import Detector, threshold_nats
 from gpuguard.core.guard import Guard
 from gpuguard.core.host import Host
 from gpuguard.core.records import Device, DeviceSample, Gpm
-from gpuguard.counters import evaluation, judging, reading
+from gpuguard.counters import evaluation, judging, reading, train
 from gpuguard.counters.shipped import shipped_model
 from gpuguard.lab import telemetry
 
@@ -144,11 +144,37 @@ def programs() -> dict[str, object]:
     return out
 
 
+def unseen() -> dict[str, object]:
+    """Return what is found of families, and wrongly of other work, that the forests were not shown: jobs of those."""
+    table = train.drawn(train.collect(train.SEED, train.JOBS // 2), train.FIT_ROWS)
+    groups, shipped = train.by_workload(table), shipped_model()
+    threshold, others = threshold_nats(RATES[0]), [one for one in telemetry.BENIGN if one.kind != "idle"]
+    found: dict[str, list[float]] = {name: [] for name in ("mining", *(one.kind for one in others))}
+    wrongly: dict[str, int] = {}
+    for group in np.unique(groups):
+        names = set(table.workload[groups == group].tolist())
+        model = train.raw(train.fit(table.some(groups != group)), shipped.line)._replace(
+            nats_least=shipped.nats_least, nats_most=shipped.nats_most, allowance=shipped.allowance)
+        mining = [one for one in telemetry.MINERS if train.FAMILIES.index(one.family) == group]
+        for workloads, evasions, each, seconds in (
+                (mining, [one for one in telemetry.EVASIONS if train.trained_on(one)], 2, HOUR_S),
+                ([one for one in others if one.name in names], telemetry.EVASIONS[:1], 12, 2 * HOUR_S)):
+            some = evaluation.jobs_of(workloads, evasions, each, np.random.default_rng(17))
+            alarmed = ~np.isnan(evaluation.delays(evaluation.play(model, some, seconds, 1.0, 17), threshold))
+            for job, alarm in zip(some, alarmed.tolist(), strict=True):
+                found[job.workload.kind].append(alarm)
+                if alarm and job.workload.kind != "mining":
+                    wrongly[job.workload.name] = wrongly.get(job.workload.name, 0) + 1
+    return {"simulated": True, "threshold_nats": round(threshold, 2), "alarms by workload": wrongly,
+            **{kind: {"jobs": len(some), "alarmed": int(sum(some))} for kind, some in found.items()}}
+
+
 PARTS = {
     "cost": cost,
     "recordings": recordings,
     "programs": programs,
     "detection": lambda: {"simulated": True, **evaluation.detections(shipped_model(), 2, 3600.0, RATES, 7)},
+    "unseen": unseen,
     "alarms": lambda: {"simulated": True, **evaluation.alarms(shipped_model(), 12, 7200.0, RATES, 11)},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
     from gpuguard.core.counter_classes import Model
     from gpuguard.counters.jobs import Job
+    from gpuguard.lab.telemetry import Evasion, Workload
 
 HOURS_PER_YEAR = 8_766.0
 FPR = 1e-3
 BATCH = 96
+VISIBLE: tuple[telemetry.Visible, ...] = ("gpm", "dcgm", "nvml")
 
 
 class Played(NamedTuple):
@@ -82,21 +85,26 @@ def detection(some: np.ndarray, seconds: float) -> dict[str, float | int | None]
             **dict(zip(("delay_p50_s", "delay_p95_s", "delay_p99_s"), quantiles, strict=True))}
 
 
+def jobs_of(workloads: Sequence[Workload], evasions: Sequence[Evasion], each: int,
+            random: np.random.Generator) -> list[Job]:
+    """Return so many jobs of each workload and evasion for each source of counters, on boards that have it."""
+    some = []
+    for visible in VISIBLE:
+        boards = [one for one in telemetry.BOARDS if visible in one.visible]
+        some += [jobs.Job(workload, boards[int(random.integers(len(boards)))], visible, evasion)
+                 for workload in workloads for evasion in evasions for _ in range(each)]
+    return some
+
+
 def detections(model: Model, per_cell: int, seconds: float, rates: Sequence[float], seed: int) -> dict[str, Any]:
     """Return detection by workload, by evasion and by what the board tells, at the thresholds of some alarm rates."""
-    random = np.random.default_rng(seed)
-    some: list[Job] = []
-    for visible in ("gpm", "dcgm", "nvml"):
-        boards = [one for one in telemetry.BOARDS if visible in one.visible]
-        cell = [jobs.Job(workload, boards[int(random.integers(len(boards)))], visible, evasion)
-                for workload in telemetry.MINERS for evasion in telemetry.EVASIONS for _ in range(per_cell)]
-        some += cell
+    some = jobs_of(telemetry.MINERS, telemetry.EVASIONS, per_cell, np.random.default_rng(seed))
     played = play(model, some, seconds, 1.0, seed)
     out: dict[str, Any] = {}
     for rate in rates:
         after = delays(played, threshold_nats(rate))
         table: dict[str, Any] = {}
-        for visible in ("gpm", "dcgm", "nvml"):
+        for visible in VISIBLE:
             of = np.array([job.visible == visible for job in some])
             full = of & np.array([job.evasion.name == "none" for job in some])
             table[visible] = {
@@ -127,16 +135,13 @@ def alarms(model: Model, per_workload: int, seconds: float, rates: Sequence[floa
     solves E exp(r step) = 1, and it may begin anew at each look. The steps are those replayed, and in place of a share
     of them, which is the rule of three of as many looks, the largest step there can be: what was not seen is thereby
     not taken to be impossible. Jobs that look like mining throughout break the independence; they are what is counted.
+    Jobs are independent, so what is proven is `at_most` for the count of them, at 95 %, in the GPU-years replayed.
     """
-    random = np.random.default_rng(seed)
-    some = [jobs.Job(workload, boards[int(random.integers(len(boards)))], visible)
-            for visible in ("gpm", "dcgm", "nvml")
-            for boards in [[one for one in telemetry.BOARDS if visible in one.visible]]
-            for workload in telemetry.BENIGN for _ in range(per_workload)]
+    some = jobs_of(telemetry.BENIGN, telemetry.EVASIONS[:1], per_workload, np.random.default_rng(seed))
     played = play(model, some, seconds, 1.0, seed)
     highest = played.sums.max(axis=1)
     out: dict[str, Any] = {}
-    for visible in ("gpm", "dcgm", "nvml"):
+    for visible in VISIBLE:
         for kind in ("training", "inference", "compute", "idle"):
             of = np.array([job.visible == visible and job.workload.kind == kind for job in some])
             steps = played.steps[of][played.at_work[of]]
@@ -163,8 +168,22 @@ def _rate(
         modelled = LOOKS_PER_YEAR * np.exp(-exponent * threshold) if len(steps) else 0.0
         out[f"{rate:g}"] = {"threshold_nats": round(threshold, 2), "alarms": counted,
                             "counted_per_gpu_year": round(counted / years, 1),
+                            "at_most_per_gpu_year": round(at_most(counted) / years, 1),
                             "modelled_per_gpu_year": float(f"{modelled:.2g}")}
     return out
+
+
+def at_most(counted: int) -> float:
+    """Return the mean of a Poisson count that shows so few, or fewer, one time in twenty: 3 for none."""
+
+    def chance(mean: float) -> float:
+        return sum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(counted + 1))
+
+    low, high = 1e-9, 10.0 + 4 * counted
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chance(middle) > 0.05 else (low, middle)
+    return high
 
 
 def lundberg(steps: np.ndarray, largest: float) -> float:

@@ -96,6 +96,11 @@ def test_the_exponent_of_a_normal_walk_is_known():
     assert evaluation.lundberg(-steps, 3.8) == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_count_of_none_proves_the_rule_of_three():
+    assert evaluation.at_most(0) == pytest.approx(3.0, rel=0.002)
+    assert [round(evaluation.at_most(k), 2) for k in (1, 5)] == [4.74, 10.51]  # half the 95 % quantile of chi square
+
+
 def test_delays_are_of_the_first_crossing():
     played = evaluation.Played(np.zeros((2, 3)), np.array([[1.0, 9.0, 1.0], [1.0, 2.0, 3.0]]), np.ones((2, 3), bool))
     assert evaluation.delays(played, 5.0).tolist() == pytest.approx([40.0, np.nan], nan_ok=True)
