@@ -119,6 +119,12 @@ def test_openings_of_channels_are_no_talk():
     assert judge(items) == {}
 
 
+def test_a_client_in_lockstep_with_a_slow_server_is_not_led():
+    """SFTP, one question after the other, of a server that thinks for longer than a silence."""
+    rows = [("responder", 90 + 131 * (i % 7), 68 + 56 * (i % 2), 36 + 8 * (i % 3), 0.3 + i % 4) for i in range(40)]
+    assert judge(talk(rows, carrier="ssh", out=400_000)) == {}
+
+
 def test_a_visitor_in_a_tunnel_is_a_shell_whatever_this_side_types_beside():
     request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
     visited = FlowUse(START, FLOW, "ssh-reverse-channel-asked", "ssh", 6.5, "typed", START, 60)

@@ -320,7 +320,7 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     typed = share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < BYTES_RATIO_MIN * theirs
             or spread < CLOCKWORK_MAX or item.carrier == "broker" or _acknowledges(led) or _confirms(led)
-            or not (typed or item.carrier == "ssh" or _echoes(led) or (_commands(led) and not _polls(led)))):
+            or not (typed or led.tunnel or _echoes(led) or (_commands(led) and not _polls(led)))):
         return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
                      f"pace varies by {spread:.2f}: not as a shell on this host would have it")
     if typed:
