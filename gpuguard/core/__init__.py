@@ -1,0 +1,1 @@
+"""What decides: records in, events out. Pure: no file, clock, socket or randomness; data and time are arguments."""

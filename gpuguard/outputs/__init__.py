@@ -1,0 +1,1 @@
+"""What others read: metrics, and the log of events."""

@@ -1,6 +1,6 @@
-"""Sensors read the host and yield records, one file each; the list of files is the list of sensors.
+"""Sensors read the host and yield records, one file or folder each; their list is the list of sensors.
 
-A sensor file has two halves. ``grant(request)`` runs in the broker, opens what needs privileges, narrows it, and
+A sensor has two halves. ``grant(request)`` runs in the broker, opens what needs privileges, narrows it, and
 returns the answer with its descriptors. ``open_sensor(broker, config)`` runs in the guard and returns a `Sensor`, or
 raises `EyeClosed` with a reason that a person can act on. Parsing is pure, and apart from reading.
 """
