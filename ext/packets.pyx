@@ -559,7 +559,8 @@ cdef bint stratum(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
     if not (size > 7 and memcmp(p + at, b"mining.", 7) == 0
             or size > 10 and memcmp(p + at, b"eth_submit", 10) == 0
             or size == 11 and memcmp(p + at, b"eth_getWork", 11) == 0
-            or size == 5 and memcmp(p + at, b"login", 5) == 0 and behind(p, n, b'"pass":', 7)
+            or size == 5 and memcmp(p + at, b"login", 5) == 0 and behind(p, n, b'"login":', 8)
+            and behind(p, n, b'"pass":', 7)
             or size == 6 and memcmp(p + at, b"submit", 6) == 0 and behind(p, n, b'"nonce":', 8)
             or size == 3 and memcmp(p + at, b"job", 3) == 0 and behind(p, n, b'"blob":', 7)):
         return False

@@ -345,12 +345,12 @@ def stratum(line: bytes) -> str:
     if not value.startswith(b'"'):
         return ""
     method = value[1:].partition(b'"')[0][:32]
-    wants = {b"login": b'"pass":', b"submit": b'"nonce":', b"job": b'"blob":'}
+    wants = {b"login": (b'"login":', b'"pass":'), b"submit": (b'"nonce":',), b"job": (b'"blob":',)}
     known = (
         (method.startswith(b"mining.") and len(method) > 7)
         or (method.startswith(b"eth_submit") and len(method) > 10)
         or method == b"eth_getWork"
-        or (method in wants and wants[method] in line)
+        or (method in wants and all(word in line for word in wants[method]))
     )
     return text(method) if known else ""
 

@@ -361,6 +361,13 @@ def test_answers_that_hold_more_than_was_asked_are_a_tunnel():
     assert standings(echoes(tunnelled(8)), icmp_tunnel.Detector()) == {"icmp-tunnel": "suspect"}
 
 
+def test_a_tunnel_through_echoes_does_not_clear_itself_by_what_it_sends_later():
+    # IP packets in echoes: a key exchange comes in, then a file goes out in questions that are answered by less.
+    uploads = [(0.05 * (1 + i % 5), 900, 28) for i in range(60)]
+    assert standings(echoes(tunnelled(60) + uploads), icmp_tunnel.Detector()) == {"icmp-tunnel": "confirmed"}
+    assert standings(echoes(uploads), icmp_tunnel.Detector()) == {}
+
+
 def test_who_types_in_a_tunnel_through_echoes_is_said():
     def said(detector, **how):
         items = [msgspec.structs.replace(one, **how) if isinstance(one, Exchange) else one
@@ -443,6 +450,7 @@ TALK_OF_OTHERS = [
     b'{"id":0,"method":"server.version","params":["electrum",["1.4","1.4.2"]]}\n',
     b'{"jsonrpc":"2.0","id":1,"method":"eth_getBalance","params":["0x0","latest"]}\n',
     b'{"method":"login","params":{"user":"anna","password":"x"},"id":1}\n',
+    b'{"method":"login","params":{"user":"ci","pass":"x"},"id":1}\n',
     b'{"method":"submit","params":{"script":"train.sh"},"id":1}\n',
     b'{"level":"info","job":"train","message":"mining.subscribe is a method of Stratum"}\n',
     b'{"method":"mining."}\n', b'{"method":', b"{\n", b"{",

@@ -3,7 +3,8 @@
 "The data received in the echo message must be returned in the echo reply message" (RFC 792, RFC 4443 section 4.2): an
 echo answers with exactly as many bytes as it was sent, so more from the far side than went there is not an echo's.
 ping sends one size, once a second or as fast as answers come. A tunnel (ptunnel, icmptunnel, Hans, a shell over ICMP)
-sends what it has, when it has it.
+sends what it has, when it has it. At no time have echoes brought back more than had gone out by then: the most that
+there ever was in excess counts, so that a tunnel does not clear itself by what it uploads.
 
 Benign look-alikes, and what keeps them out:
 
@@ -67,9 +68,10 @@ _SPOTS = ("data in questions of one size, answered alike", "data in other ICMP t
 class _Echo:
     """What is known of one conversation."""
 
-    __slots__ = ("answers", "far_first", "led", "questions", "times_ns", "told")
+    __slots__ = ("answers", "excess", "far_first", "led", "questions", "times_ns", "told")
 
     def __init__(self) -> None:
+        self.excess = 0
         self.far_first = 0
         self.led = 0
         self.questions: set[int] = set()
@@ -137,14 +139,16 @@ def _tell(item: Exchange | FlowClosed, echo: _Echo) -> list[Evidence]:
 def _weigh(item: Exchange | FlowClosed, echo: _Echo) -> tuple[float, str]:
     """Return the weight of all that was seen so far, and its words."""
     sent, came = item.payload_bytes_initiator, item.payload_bytes_responder
-    excess = came - sent
-    if excess < EXCESS_BYTES_MIN and not echo.told:
+    echo.excess = excess = max(echo.excess, came - sent)
+    if excess < EXCESS_BYTES_MIN:
         return 0.0, ""
     parts = [f"{sent} bytes of echo data went out and {came} came back"]
+    if excess > came - sent:
+        parts[0] += f", at one time {excess} more than had gone out"
     # One size, and whole answers of it repeated: that is a host that duplicates.
     size = max(echo.questions, default=0)
     duplicates = len(echo.questions) == 1 and size > 0 and not any(one % size for one in (excess, *echo.answers))
-    if excess < EXCESS_BYTES_MIN or sent == 0 or duplicates:
+    if sent == 0 or duplicates:
         return 0.0, parts[0]
     doublings = min(EXCESS_DOUBLINGS_MAX, math.log2(excess / EXCESS_BYTES_MIN))
     nats = EXCESS_NATS + EXCESS_DOUBLING_NATS * doublings
