@@ -61,7 +61,7 @@ def span(name="execute_tool bash", start=1000, end=2000, trace=TRACE, own=SPAN, 
 
 
 def test_a_span_of_the_current_conventions():
-    (heard,), refused = toolcalls.parse_spans(request_of(span(
+    (heard,), refused = toolcalls.dialects.parse_spans(request_of(span(
         gen_ai__operation__name="execute_tool", gen_ai__tool__name="bash", gen_ai__tool__call__id="call_7",
         gen_ai__agent__name="coder", gen_ai__conversation__id="c1",
         gen_ai__tool__call__arguments='{"command": "ssh -R 1:h:2 x", "password": "hunter2"}'),
@@ -89,11 +89,11 @@ def test_a_span_of_the_current_conventions():
     ("GET /", {}, None),
 ])
 def test_dialects(name, attributes, tool):
-    assert toolcalls.tool_span(name, attributes) == tool
+    assert toolcalls.dialects.tool_span(name, attributes) == tool
 
 
 def test_the_resources_own_command_line_is_not_the_tools_arguments():
-    (heard,), _ = toolcalls.parse_spans(request_of(span(), process__command_line="python agent.py"), 1)
+    (heard,), _ = toolcalls.dialects.parse_spans(request_of(span(), process__command_line="python agent.py"), 1)
     assert heard.call.arguments == ""
 
 
@@ -102,23 +102,23 @@ def test_the_resources_own_command_line_is_not_the_tools_arguments():
     {"start": 2**63, "end": 2**63 + 1},
 ])
 def test_a_span_that_joins_nothing_is_refused_and_counted(bad):
-    heard, refused = toolcalls.parse_spans(request_of(span(**bad), span()), 1)
+    heard, refused = toolcalls.dialects.parse_spans(request_of(span(**bad), span()), 1)
     assert (len(heard), refused) == (1, 1)
 
 
 def test_a_running_call_has_no_end():
-    (heard,), _ = toolcalls.parse_spans(request_of(span(end=0)), 1)
+    (heard,), _ = toolcalls.dialects.parse_spans(request_of(span(end=0)), 1)
     assert heard.call.end_ns is None
 
 
 def test_everything_is_bounded(monkeypatch):
-    monkeypatch.setattr(toolcalls, "SPANS_MAX", 3)
+    monkeypatch.setattr(toolcalls.dialects, "SPANS_MAX", 3)
     many = {f"a{i}": "v" for i in range(1000)}
     long = span(gen_ai__tool__name="t" * 100_000, input__value="a b " * 100_000)
-    heard, refused = toolcalls.parse_spans(request_of(span(**many), long, span(), span(), span()), 1)
+    heard, refused = toolcalls.dialects.parse_spans(request_of(span(**many), long, span(), span(), span()), 1)
     assert (len(heard), refused) == (3, 2)
-    assert len(heard[1].call.tool_name) == toolcalls.NAME_CHARS_MAX
-    assert len(heard[1].call.arguments) <= toolcalls.ARGUMENTS_CHARS_MAX
+    assert len(heard[1].call.tool_name) == toolcalls.dialects.NAME_CHARS_MAX
+    assert len(heard[1].call.arguments) <= toolcalls.dialects.ARGUMENTS_CHARS_MAX
 
 
 @given(st.binary(max_size=300))
@@ -129,7 +129,7 @@ def test_hostile_protobuf_parses_or_is_refused(raw):
         request = service.ExportTraceServiceRequest.FromString(raw)
     except DecodeError:
         return
-    toolcalls.parse_spans(request, 1)
+    toolcalls.dialects.parse_spans(request, 1)
 
 
 GOOD = {"start_ns": 1000, "trace_id": TRACE, "span_id": SPAN, "tool_name": "bash"}
@@ -137,7 +137,7 @@ GOOD = {"start_ns": 1000, "trace_id": TRACE, "span_id": SPAN, "tool_name": "bash
 
 def test_a_json_line():
     line = {**GOOD, "end_ns": 2000, "arguments": {"cmd": "ls", "token": "hunter2"}, "process_pid": 9, "more": [1]}
-    heard = toolcalls.parse_line(json.dumps(line).encode(), 7)
+    heard = toolcalls.dialects.parse_line(json.dumps(line).encode(), 7)
     assert (heard.pid, heard.call.tool_name, heard.call.start_ns, heard.call.end_ns) == (9, "bash", 1000, 2000)
     assert "ls" in heard.call.arguments
     assert "hunter2" not in heard.call.arguments
@@ -150,13 +150,13 @@ def test_a_json_line():
 ])
 def test_a_bad_line_is_refused(bad):
     with pytest.raises((ValueError, RecursionError)):
-        toolcalls.parse_line(bad, 1)
+        toolcalls.dialects.parse_line(bad, 1)
 
 
 @given(st.binary(max_size=200))
 def test_hostile_lines(raw):
     try:
-        toolcalls.parse_line(raw, 1)
+        toolcalls.dialects.parse_line(raw, 1)
     except (ValueError, RecursionError):
         return
 
@@ -166,7 +166,7 @@ def test_hostile_lines(raw):
 ])
 def test_only_this_host_may_speak(address):
     with pytest.raises(EyeClosed, match="otlp_listen"):
-        toolcalls.listen_address(address)
+        toolcalls.receiver.listen_address(address)
 
 
 # -- followed files ---------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_only_this_host_may_speak(address):
 def test_following_a_file(tmp_path):
     path = tmp_path / "calls"
     path.write_bytes(b"before\n")
-    follower = toolcalls.Follower(path)
+    follower = toolcalls.files.Follower(path)
     assert follower.lines() == ([], 0)
     with path.open("ab") as file:
         file.write(b"one\ntw")
@@ -196,7 +196,7 @@ def test_following_a_file(tmp_path):
 
 
 def test_a_file_that_comes_later_is_read_from_its_start(tmp_path):
-    follower = toolcalls.Follower(tmp_path / "calls")
+    follower = toolcalls.files.Follower(tmp_path / "calls")
     assert follower.lines() == ([], 0)
     assert "No such file" in follower.trouble
     (tmp_path / "calls").write_bytes(b"one\n")
@@ -208,10 +208,10 @@ def test_a_file_that_comes_later_is_read_from_its_start(tmp_path):
 def test_an_endless_line_is_skipped_and_counted_once(tmp_path):
     path = tmp_path / "calls"
     path.touch()
-    follower = toolcalls.Follower(path)
+    follower = toolcalls.files.Follower(path)
     with path.open("ab") as file:
         for _ in range(5):
-            file.write(b"x" * toolcalls.LINE_BYTES_MAX)
+            file.write(b"x" * toolcalls.files.LINE_BYTES_MAX)
             file.flush()
             follower.lines()
         file.write(b"tail\ngood\n")
@@ -224,7 +224,7 @@ def test_where_a_file_is_cut_changes_nothing(tmp_path_factory, cuts):
     text = b"a\nbb\n\nccc\ndddd\nlast\n"
     path = tmp_path_factory.mktemp("cut") / "calls"
     path.touch()
-    follower = toolcalls.Follower(path)
+    follower = toolcalls.files.Follower(path)
     got = []
     before = 0
     for cut in [*sorted(min(cut, len(text)) for cut in cuts), len(text)]:
@@ -238,7 +238,7 @@ def test_where_a_file_is_cut_changes_nothing(tmp_path_factory, cuts):
 
 def test_a_fifo_is_trouble_and_no_wait(tmp_path):
     os.mkfifo(tmp_path / "calls")
-    follower = toolcalls.Follower(tmp_path / "calls")
+    follower = toolcalls.files.Follower(tmp_path / "calls")
     assert follower.lines() == ([], 0)
     assert follower.trouble == "Not a regular file"
 
@@ -291,7 +291,7 @@ def test_malformed_requests_are_answered_and_counted(sensor):
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert wait(sensor)[0].reason == "malformed OTLP requests"
     with pytest.raises(grpc.RpcError) as raised:
-        export(sensor, b"\0" * (toolcalls.MESSAGE_BYTES_MAX + 1))
+        export(sensor, b"\0" * (toolcalls.receiver.MESSAGE_BYTES_MAX + 1))
     assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     response = export(sensor, request_of(span(start=0), span()).SerializeToString())
     assert response.partial_success.rejected_spans == 1
@@ -300,7 +300,7 @@ def test_malformed_requests_are_answered_and_counted(sensor):
 
 
 def test_a_flood_is_bounded_and_counted(sensor, monkeypatch):
-    monkeypatch.setattr(toolcalls, "QUEUE_MAX", 10)
+    monkeypatch.setattr(toolcalls.receiver, "QUEUE_MAX", 10)
     monkeypatch.setattr(toolcalls, "TAKEN_MAX", 4)
     response = export(sensor, request_of(*[span() for _ in range(25)]).SerializeToString())
     assert response.partial_success.rejected_spans == 15
@@ -313,7 +313,7 @@ def test_a_flood_is_bounded_and_counted(sensor, monkeypatch):
 
 
 def heard(pid, now_ns, *, is_local=True):
-    (one,), _ = toolcalls.parse_spans(request_of(span(start=now_ns, end=now_ns)), now_ns)
+    (one,), _ = toolcalls.dialects.parse_spans(request_of(span(start=now_ns, end=now_ns)), now_ns)
     return msgspec.structs.replace(one, pid=pid, is_local=is_local)
 
 
@@ -332,7 +332,7 @@ def test_a_named_process_must_be_one_that_it_can_be(sensor):
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "99999999", "4194305", "\u0663", "x"])
 def test_pids_that_cannot_be(text):
-    assert toolcalls.parse_pid(text) is None
+    assert toolcalls.dialects.parse_pid(text) is None
 
 
 def test_lines_and_gaps_of_a_followed_file(tmp_path):
