@@ -23,7 +23,8 @@ NAME = "processes"
 FORKS_MAX = 8192
 ANCESTORS_MAX = 32
 SETTLE_NS = 50_000_000
-SETTLE_PERIOD_NS = 200_000_000
+#: As long as the guard's own tick, so that both wake it once.
+SETTLE_PERIOD_NS = 250_000_000
 USERS_MAX = 4096
 #: What could not be read of single processes is told at most this often, with its count.
 UNREAD_PERIOD_NS = 10_000_000_000
