@@ -5,13 +5,12 @@ OpenSSH's does: an interpreter below a home that only its owner may enter could 
 
 Each step narrows, in the only order that works: capabilities leave the bounding set while we still may remove them,
 then groups and uid go, then PR_SET_NO_NEW_PRIVS closes the way back through set-uid files. Sources: capabilities(7),
-prctl(2), memfd_create(2), linux/capability.h.
+prctl(2), linux/capability.h.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import struct
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard import paths
 from gpuguard.proctree import PROC
+from gpuguard.sealing import sealed
 
 if TYPE_CHECKING:
     import socket
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _CAPABILITY_VERSION_3 = 0x2008_0522
-_F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8
 _BITS = {"packets": (13, "CAP_NET_RAW"), "launches": (39, "CAP_BPF"), "processes": (12, "CAP_NET_ADMIN")}
 _SYS_ADMIN = 21
 _ENVIRON_KEPT = ("HOME", "LANG", "LANGUAGE", "NO_COLOR", "PATH", "TERM", "TMPDIR", "TZ", "VIRTUAL_ENV")
@@ -45,15 +44,6 @@ def missing_capability(eye: str) -> str:
     bit, name = _BITS.get(eye, (0, ""))
     held = capabilities()
     return f"needs {name}" if name and not held & (1 << bit | (1 << _SYS_ADMIN if eye == "launches" else 0)) else ""
-
-
-def sealed(content: bytes) -> int:
-    """Return a memfd with this content that nobody can change any more."""
-    descriptor = os.memfd_create("gpuguard-start", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(descriptor, content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
-    return descriptor
 
 
 def drop(identity: tuple[int, int] | None, parent: int) -> None:
@@ -94,7 +84,7 @@ def kept_environ() -> dict[str, str]:
 def spawn(command: Sequence[str], peer: socket.socket, handover: bytes,
           identity: tuple[int, int] | None) -> subprocess.Popen[bytes]:
     """Start the guard with its end of the pair and what it needs to know."""
-    start = sealed(handover)
+    start = sealed("gpuguard-start", handover)
     environ = {**kept_environ(), paths.STATE_VARIABLE: str(paths.state_dir()),
                paths.RUNTIME_VARIABLE: str(paths.runtime_dir()), paths.LOG_VARIABLE: str(paths.log_dir())}
     if identity is not None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import socket
 import struct
@@ -32,6 +31,7 @@ from gpuguard.core.records import Block, Gap, ProcessExited, ProcessStarted, Soc
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import MESSAGE_BYTES_MAX, Answer, ReadSockets, Refused, Request, SocketsRead
 from gpuguard.netlink import NETLINK_SOCK_DIAG, open_netlink
+from gpuguard.sealing import sealed
 from gpuguard.sensors.processes.procfs import PROC, STAT_BYTES_MAX, boot_id, parse_namespace, parse_stat, read_stat
 
 if TYPE_CHECKING:
@@ -313,16 +313,8 @@ def grant(request: ReadSockets) -> tuple[Answer, tuple[int, ...]]:
     data = msgspec.msgpack.encode(answer)
     if len(data) <= MESSAGE_BYTES_MAX // 2:
         return answer, ()
-    return SocketsRead(msgspec.structs.replace(seen, sockets=())), (_sealed(msgspec.msgpack.encode(seen)),)
-
-
-def _sealed(data: bytes) -> int:
-    descriptor = os.memfd_create("gpuguard-sockets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(data)
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-    return descriptor
+    whole = sealed("gpuguard-sockets", msgspec.msgpack.encode(seen))
+    return SocketsRead(msgspec.structs.replace(seen, sockets=())), (whole,)
 
 
 # -- the guard's half -------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ files at large.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import struct
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gpuguard.messages import Answer, Opened, ReadImage, Refused
+from gpuguard.sealing import sealed
 from gpuguard.sensors.launches.maps import file_system, start_ticks_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def read_image(request: ReadImage) -> tuple[Answer, list[int]]:
         return Refused(f"{process}: {error}"), []
     finally:
         os.close(fd)
-    return Opened(("image",), kind, {"size_bytes": len(code), "claimed_bytes": size}), [_sealed(code)]
+    return Opened(("image",), kind, {"size_bytes": len(code), "claimed_bytes": size}), [sealed("gpu-code", code)]
 
 
 def _read_image_file(process: ProcessId, path: str) -> tuple[Answer, list[int]]:
@@ -111,7 +111,7 @@ def _read_image_file(process: ProcessId, path: str) -> tuple[Answer, list[int]]:
     if kind == "unknown" or (kind == "ptx" and (b".version" not in content or b".target" not in content)):
         return Refused(f"{path} of {process} is no GPU code"), []
     content = content[:size or PTX_BYTES_MAX]
-    return Opened(("image",), kind, {"size_bytes": len(content), "claimed_bytes": size}), [_sealed(content)]
+    return Opened(("image",), kind, {"size_bytes": len(content), "claimed_bytes": size}), [sealed("gpu-code", content)]
 
 
 def _content(fd: int) -> bytes:
@@ -142,12 +142,3 @@ def _read_memory(fd: int, address: int, size: int, *, text: bool) -> bytes:
         chunks.append(chunk)
         done += len(chunk)
     return b"".join(chunks)
-
-
-def _sealed(content: bytes) -> int:
-    fd = os.memfd_create("gpu-code", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view):]
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-    return fd
