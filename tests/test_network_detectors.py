@@ -140,6 +140,10 @@ def test_chaff_tells_who_types():
     windows = [FlowUse(START + i, FLOW, "keystrokes-from-responder", "tls", 7.0, "chaff", START, 99) for i in range(4)]
     assert judge(windows[:1])["reverse-shell"] >= SUSPECT
     assert judge(windows)["reverse-shell"] >= CONFIRMED
+    servers = [FlowUse(START + i, FLOW, "keystrokes-from-responder", "ssh", 7.0, "", START, 99) for i in range(4)]
+    assert judge(servers) == {}
+    request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
+    assert judge([request, *servers])["ssh-reverse-shell"] >= CONFIRMED
     mine = [FlowUse(START + i, FLOW, "keystrokes-from-initiator", "tls", 7.0, "chaff", START, 99) for i in range(4)]
     assert judge(mine) == {}
 

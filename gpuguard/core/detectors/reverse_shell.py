@@ -233,6 +233,9 @@ class Detector:
         led = self._of(item.flow)
         if item.use == VISITED:
             led.visited = item
+        elif item.carrier == "ssh" and not led.tunnel:
+            # An SSH server types no keys. A download in a small window goes at that pace, each piece acknowledged.
+            return []
         else:
             led.chaff += 1
         return self._tell(item, led, item.carrier)
@@ -354,9 +357,10 @@ def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
 
 
 def _echoes(led: _Led) -> bool:
-    """Return whether answers repeat the question, whatever its length, with the same framing."""
-    _, count = Counter(answer - question for question, answer in led.pairs).most_common(1)[0]
-    return count >= ECHOED_SHARE * len(led.pairs) and len({pair[0] for pair in led.pairs}) >= ECHOED_LENGTHS_MIN
+    """Return whether answers repeat the question, whatever its length, with the same framing; each pair counts once."""
+    pairs = set(led.pairs)
+    _, count = Counter(answer - question for question, answer in pairs).most_common(1)[0]
+    return count >= ECHOED_SHARE * len(pairs) and len({question for question, _ in pairs}) >= ECHOED_LENGTHS_MIN
 
 
 def _commands(led: _Led) -> bool:
