@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,31 +15,16 @@ from gpuguard import boundary, proctree
 from gpuguard.actions import kill, pause
 from gpuguard.boundary import MODE_KILL, MODE_RATE, MODE_STOP, SECOND_NS
 from gpuguard.messages import OpenLaunches
-from gpuguard.sensors import EyeClosed, launches
+from gpuguard.sensors import launches
 from tests.acting.tools import act, process_of, state, until
-from tests.standins.build import build
+from tests.probing import standins_to_probe
 
 AHEAD_NS, BEHIND_NS = 20_000_000, 60_000_000  # QUOTA_AHEAD_NS and QUOTA_BEHIND_NS of ext/bpf/launches.h
 
 
-def may_probe():
-    if os.geteuid() != 0:
-        return "needs root: uprobes and BPF are privileged"
-    if shutil.which("cc") is None:
-        return "no C compiler: the stand-in driver cannot be built"
-    try:
-        launches.new_probe().close()
-    except (EyeClosed, OSError) as error:
-        return f"this host or build cannot probe: {error}"
-    return ""
-
-
 @pytest.fixture(scope="module")
 def standins(tmp_path_factory):
-    reason = may_probe()
-    if reason:
-        pytest.skip(reason)
-    return build(tmp_path_factory.mktemp("standins"))
+    return standins_to_probe(tmp_path_factory.mktemp("standins"))
 
 
 @pytest.fixture

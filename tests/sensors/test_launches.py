@@ -44,7 +44,7 @@ from gpuguard.sensors.launches.names import KernelNames
 from gpuguard.sensors.launches.rows import KEY, VALUE, LaunchDeltas, bytes_of
 from gpuguard.sensors.launches.sensor import EVENT
 from gpuguard.signature_files import shipped
-from tests.standins.build import build
+from tests.probing import standins_to_probe
 
 SECOND = 1_000_000_000
 
@@ -236,24 +236,9 @@ def test_an_image_comes_sealed_whole_and_no_longer_than_it_says():
 # -- whole ------------------------------------------------------------------------------------------------------------
 
 
-def may_probe():
-    if os.geteuid() != 0:
-        return "needs root: uprobes and BPF are privileged"
-    if shutil.which("cc") is None:
-        return "no C compiler: the stand-in driver cannot be built"
-    try:
-        launches.new_probe().close()
-    except (EyeClosed, OSError) as error:
-        return f"this host or build cannot probe: {error}"
-    return ""
-
-
 @pytest.fixture(scope="module")
 def standins(tmp_path_factory):
-    reason = may_probe()
-    if reason:
-        pytest.skip(reason)
-    return build(tmp_path_factory.mktemp("standins"))
+    return standins_to_probe(tmp_path_factory.mktemp("standins"))
 
 
 @pytest.fixture
@@ -368,10 +353,7 @@ def test_libraries_that_nobody_maps_any_more_make_room_for_new_ones(standins, tm
     monkeypatch.setattr(launches.libraries, "LIBRARIES_MAX", 3)
     monkeypatch.setattr(launches.libraries, "DROP_PERIOD_S", 0.0)
     monkeypatch.setattr(launches.probe, "SEEN_S", 0.0)
-    try:
-        probe = launches.new_probe()
-    except (EyeClosed, OSError) as error:
-        pytest.skip(f"this host or build cannot probe: {error}")
+    probe = launches.new_probe()
     probe.libraries.add(str(standins["libcuda"]), kept=True)
 
     def container(number):
@@ -411,10 +393,7 @@ def test_libraries_that_nobody_maps_any_more_make_room_for_new_ones(standins, tm
 
 def test_one_process_takes_no_room_for_libraries_from_others(standins, tmp_path, monkeypatch):
     monkeypatch.setattr(launches.libraries, "LIBRARIES_EACH_MAX", 2)
-    try:
-        probe = launches.new_probe()
-    except (EyeClosed, OSError) as error:
-        pytest.skip(f"this host or build cannot probe: {error}")
+    probe = launches.new_probe()
     try:
         for number in range(4):
             copied = tmp_path / f"harmless-{number}.so"
@@ -429,10 +408,7 @@ def test_one_process_takes_no_room_for_libraries_from_others(standins, tmp_path,
 
 
 def test_a_file_that_a_program_serves_is_not_opened_and_that_is_said(standins, monkeypatch):
-    try:
-        probe = launches.new_probe()
-    except (EyeClosed, OSError) as error:
-        pytest.skip(f"this host or build cannot probe: {error}")
+    probe = launches.new_probe()
     process = run(standins["hasher"], "--seconds", "30")
     maps = Path(f"/proc/{process.pid}/maps")
     try:
@@ -487,10 +463,7 @@ def test_a_library_that_takes_the_place_of_another_mapping_is_found(standins):
         "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
         "assert libc.mmap(room, 8192, 5, 18, fd, 0) == room\n"
         "print(flush=True); sys.stdin.readline()\n")
-    try:
-        probe = launches.new_probe()
-    except (EyeClosed, OSError) as error:
-        pytest.skip(f"this host or build cannot probe: {error}")
+    probe = launches.new_probe()
     process = subprocess.Popen([sys.executable, "-c", code, str(standins["libcuda"])], text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
