@@ -183,10 +183,12 @@ cdef enum:
     STRATUM2_HELLO = 12
     STRATUM2_ANSWER = 13
     MESSAGE_BROKER = 14
+    HTTP_BACKWARDS = 15
 
 cdef enum:
     FIN = 1
     SYN = 2
+    ACK = 16
 
 # Where facts are brief: carriers in the upper bits of ip_version, and the room in a name that makes it a fact.
 cdef enum:
@@ -227,6 +229,7 @@ cdef struct Stream:
     uint8_t lost        # counted in streams_lost
     uint8_t proxied     # text is the head of a request to a proxy
     uint8_t told        # said which protocol this is
+    uint8_t called      # of the side that was called: its SYN answers one
 
 cdef struct FactNote:
     uint32_t row
@@ -669,7 +672,10 @@ cdef int32_t socks4(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept 
 
 
 cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
-    """RFC 9112, 3.2.2 and 3.2.3: a request whose target is a whole address is one to a proxy. ``n``: of its line."""
+    """RFC 9112, 3.2.2 and 3.2.3: a request whose target is a whole address is one to a proxy. ``n``: of its line.
+
+    Any other is a client's, and clients call (RFC 9110, 3.3): the side that was called does not begin with one.
+    """
     cdef uint32_t at = 0
     if n > 8 and memcmp(p, b"CONNECT ", 8) == 0:
         if behind(p, n, b" HTTP/1.", 8):
@@ -680,6 +686,8 @@ cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
         at += 1
     if at >= 3 and n > at + 8 and memcmp(p + at, b" http://", 8) == 0:
         spoken(s, HTTP_ABSOLUTE)
+    elif t.called and at >= 3 and n > at + 2 and memcmp(p + at, b" /", 2) == 0 and behind(p, n, b" HTTP/1.", 8):
+        spoken(s, HTTP_BACKWARDS)
 
 
 cdef bint broker(const uint8_t* p, uint32_t n) noexcept nogil:
@@ -1001,6 +1009,7 @@ cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     t.lost = 0
     t.proxied = 0
     t.told = 0
+    t.called = 0
 
 
 cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
@@ -1019,6 +1028,7 @@ cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uin
             start(s, t, sequence)
         elif t.first != sequence:
             start(s, t, sequence)
+        t.called = row.tcp_flags & ACK != 0
     elif t == NULL:
         if not (have >= 4 and memcmp(p, b"SSH-", 4) == 0
                 or have >= 6 and p[0] == 22 and p[1] == 3 and p[2] <= 4 and p[5] == 1):

@@ -152,16 +152,17 @@ def names(data: bytes) -> tuple[str, ...]:
 Edges = list[tuple[int, int]]
 
 
-def stream_facts(data: bytes, edges: Edges, first: int, row: int) -> list[Fact]:
+def stream_facts(data: bytes, edges: Edges, first: int, row: int, *, called: bool = False) -> list[Fact]:
     """The facts of a stream that begins with ``data``, whose first byte has sequence number ``first``."""
     facts: list[Fact] = []
     at: int | None = 0
     while at is not None:
-        at = opening(data, edges, at, first, row, facts)
+        at = opening(data, edges, at, first, row, facts, called=called)
     return facts
 
 
-def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: list[Fact]) -> int | None:
+def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: list[Fact], *,
+            called: bool) -> int | None:
     """Read one protocol that begins at ``at``; return where another begins behind it, None if there is none (yet)."""
     for edge, _ in edges:
         seen = data[at:edge]
@@ -202,7 +203,7 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
                 facts.append(Stratum(row, method))
                 return None
         line = seen[:seen.find(b"\n") + 1] or seen
-        if what := proxy_request(line[:2048]):
+        if what := proxy_request(line[:2048], called=called):
             facts.append(Spoken(row, what))
         return text_or_ssh(data, at, first, row, facts, connects=what == "http-connect")
     return None
@@ -264,12 +265,14 @@ def socks4(data: bytes, edges: Edges, at: int, edge: int, row: int, facts: list[
     return at + end
 
 
-def proxy_request(line: bytes) -> str:
+def proxy_request(line: bytes, *, called: bool) -> str:
     if line.startswith(b"CONNECT "):
         return "http-connect" if len(line) > 8 and b" HTTP/1." in line else ""
     method, space, rest = line.partition(b" ")
     upper = 3 <= len(method) <= 8 and all(65 <= one <= 90 for one in method)
-    return "http-absolute" if upper and space and rest.startswith(b"http://") and len(rest) > 7 else ""
+    if upper and space and rest.startswith(b"http://") and len(rest) > 7:
+        return "http-absolute"
+    return "http-backwards" if called and upper and space and rest.startswith(b"/") and b" HTTP/1." in line else ""
 
 
 def broker(seen: bytes) -> bool:
@@ -658,18 +661,19 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
         sequence = (sequence + 1) % 2**32
         if key not in streams or streams[key]["first"] != sequence:
             streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": []}
+        streams[key]["called"] = bool(row["tcp_flags"] & 16)
     elif key not in streams:
         if not (payload.startswith(b"SSH-")
                 or (payload[:2] == b"\x16\x03" and len(payload) >= 6 and payload[2] <= 4 and payload[5] == 1)):
             return []
-        streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": []}
+        streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "called": False}
     stream = streams[key]
     at = (sequence - stream["first"]) % 2**32
     if at > len(stream["data"]) or at + len(payload) <= len(stream["data"]):
         return []
     stream["data"] += payload[len(stream["data"]) - at:]
     stream["edges"].append((len(stream["data"]), row["time_ns"]))
-    facts = stream_facts(stream["data"], stream["edges"], stream["first"], index)
+    facts = stream_facts(stream["data"], stream["edges"], stream["first"], index, called=stream["called"])
     new = facts[stream["facts"]:]
     stream["facts"] = len(facts)
     return new

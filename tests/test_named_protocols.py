@@ -102,6 +102,15 @@ def test_who_dials_out_and_serves_as_a_proxy_is_seen():
     assert judged(conversation([], opening=backwards), host) == {}
 
 
+@pytest.mark.parametrize("first", [[], [(0, b"register me\n")]])
+def test_who_dials_out_and_serves_as_a_web_server_is_seen(first):
+    request, answer = b"GET /hosts HTTP/1.1\r\nHost: a.example\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    assert judged(conversation([], opening=[*first, (1, request), (0, answer)])) == {"reverse-proxy": "suspect"}
+    assert judged(conversation([], opening=[*first, (0, request), (1, answer)])) == {}
+    switched = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+    assert judged(conversation([], opening=[(0, request), (1, switched), (1, request), (0, answer)])) == {}
+
+
 def test_a_tunnel_within_a_proxy_is_seen_through_it():
     mining = b'{"id":1,"method":"mining.subscribe","params":[]}\n'
     assert judged(conversation([], opening=[(0, b"CONNECT p:1 HTTP/1.1\r\n\r\n"), (0, mining)])) == {

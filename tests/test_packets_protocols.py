@@ -28,22 +28,23 @@ REQUEST = b"\5\1\0\3\x07example\0\x50"
 SERVER_HELLO = tls_record(b"\2\0\0\x2c" + bytes(44))
 
 
-def frames(segments: list[Sent], *, protocol: int = 6) -> tuple[list[tuple[int, bytes, int]], list[int]]:
+def frames(segments: list[Sent], *, protocol: int = 6,
+           flags: int = 2) -> tuple[list[tuple[int, bytes, int]], list[int]]:
     """One stream with its SYN, or datagrams of one conversation; and the times they come at."""
     if protocol == 17:
         packets = [udp(data, (40000, 4444)) for data, _ in segments]
         times = list(itertools.accumulate(after_ms * MS for _, after_ms in segments))
     else:
         starts = list(itertools.accumulate((len(data) for data, _ in segments), initial=5001))
-        packets = [tcp(b"", 5000, 2), *(tcp(data, at) for (data, _), at in zip(segments, starts, strict=False))]
+        packets = [tcp(b"", 5000, flags), *(tcp(data, at) for (data, _), at in zip(segments, starts, strict=False))]
         times = list(itertools.accumulate((after_ms * MS for _, after_ms in segments), initial=0))
     whole = [ipv4(packet, protocol) for packet in packets]
     return [(101, one, len(one)) for one in whole], times
 
 
-def facts_of(segments: list[Sent], *, protocol: int = 6) -> list[Fact]:
+def facts_of(segments: list[Sent], *, protocol: int = 6, flags: int = 2) -> list[Fact]:
     """The parser's facts, which must be the reference's."""
-    some, times = frames(segments, protocol=protocol)
+    some, times = frames(segments, protocol=protocol, flags=flags)
     parser = Parser()
     for (link, data, wire_bytes), time_ns in zip(some, times, strict=True):
         parser.frame(link, exact(data), time_ns, wire_bytes=wire_bytes)
@@ -52,8 +53,8 @@ def facts_of(segments: list[Sent], *, protocol: int = 6) -> list[Fact]:
     return list(facts)
 
 
-def told(*segments: bytes, protocol: int = 6) -> list[str]:
-    facts = facts_of([(data, 1) for data in segments], protocol=protocol)
+def told(*segments: bytes, protocol: int = 6, flags: int = 2) -> list[str]:
+    facts = facts_of([(data, 1) for data in segments], protocol=protocol, flags=flags)
     return [fact.what if isinstance(fact, Spoken) else type(fact).__name__ for fact in facts]
 
 
@@ -95,6 +96,20 @@ IKE = NOISE[:8] + bytes(8) + bytes([33, 0x20, 34, 8]) + bytes(4) + struct.pack("
 ])
 def test_first_messages_of_streams(segments: list[bytes], names: list[str]) -> None:
     assert told(*segments) == names
+
+
+@pytest.mark.parametrize("line", [b"GET / HTTP/1.1\r\n", b"POST /a HTTP/1.0\r\nHost: x\r\n\r\n",
+                                  b"PROPFIND /f HTTP/1.1"])
+def test_the_side_that_was_called_begins_as_a_client_of_http(line: bytes) -> None:
+    syn, syn_ack = 2, 18
+    assert told(line, flags=syn_ack) == ["http-backwards"]
+    assert told(line, flags=syn) == []
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.1 200 OK\r\n", b"GET /", b"GET index HTTP/1.1\r\n", b"GO / HTTP/1.1\r\n",
+                                  b"220 GET / HTTP/1.1\r\n", b"\r\nGET / HTTP/1.1\r\n", b"GET /a\r\n HTTP/1.1"])
+def test_other_first_lines_of_a_server_are_no_request(line: bytes) -> None:
+    assert told(line, flags=18) == []
 
 
 @pytest.mark.parametrize(("datagrams", "names"), [
@@ -207,7 +222,7 @@ def test_cells_of_tor(sizes: list[int], tor: bool) -> None:
 
 
 def test_every_name_can_be_told() -> None:
-    assert len(set(SPOKEN)) == len(SPOKEN) == 15
+    assert len(set(SPOKEN)) == len(SPOKEN) == 16
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------

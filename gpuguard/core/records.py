@@ -125,6 +125,7 @@ SPOKEN = (
     "stratum2-hello",
     "stratum2-answer",
     "message-broker",
+    "http-backwards",
 )
 
 

@@ -6,11 +6,13 @@ named, and accuses nobody. What they carry is read behind the request as if ther
 
 When the far side of a connection that this host opened asks *this host* for destinations, this host is the way into its
 own network for somebody outside: a back-connecting proxy, as residential proxy kits and implants have it. No client
-library does so. Its label is `reverse-proxy`.
+library does so. Its label is `reverse-proxy`, and so it is where the far side begins as a client of HTTP: that is how
+visitors come through localtunnel, frp and the like, whose connections wait for them.
 
 Benign look-alikes: binary protocols that begin with 5 or 4 (DCE/RPC, whose version is 5.0; the parser asks for methods
 that exist), STOMP's CONNECT (no target, no HTTP version), requests with whole addresses to servers that are no proxies
-(allowed, and named nonetheless). One message alone is too little for SOCKS to be named.
+(allowed, and named nonetheless); a file that begins with a request line, fetched over a connection of its own (FTP).
+One message alone is too little for SOCKS to be named.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 # What a message weighs against every other protocol whose first bytes are the same: each byte that the grammar fixes is
 # worth ln 256 = 5.5 nats if first bytes were spread evenly. They are not (versions, lengths and zeros are common), so a
 # third of it is granted. SOCKS 5: two bytes of a greeting, one or two of its answer, three and a length of a request.
+# A request of HTTP has some twelve, but files hold such text as well: eight nats.
 _NATS = {
     "socks4-request": 4.0,
     "socks4-reply": 3.0,
@@ -36,6 +39,7 @@ _NATS = {
     "socks5-request": 6.0,
     "http-connect": 12.0,
     "http-absolute": 6.0,
+    "http-backwards": 8.0,
 }
 _ANSWERS = ("socks4-reply", "socks5-choice")
 _SPOTS = ("proxies inside TLS or SSH", "a connection whose opening was not seen")
@@ -59,7 +63,8 @@ class Detector:
             if host.is_local(flow.netns, flow.responder):
                 return []
             label = "reverse-proxy"
-            text += ": on a connection that this host opened, the far side has it connect elsewhere"
+            what = "asks it as a web server" if item.what == "http-backwards" else "has it connect elsewhere"
+            text += f": on a connection that this host opened, the far side {what}"
         return [Evidence(
             time_ns=item.time_ns,
             subject=flow,
