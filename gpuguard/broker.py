@@ -59,7 +59,7 @@ from gpuguard.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from gpuguard.config import Config
     from gpuguard.protected import Limits
@@ -439,51 +439,88 @@ def start(config: Config, *, handover: bytes = b"", argv: Sequence[str] | None =
         _release_sensors()
 
 
-def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enforcement) -> int:
-    """Serve until the guard has ended or a signal says stop; then undo everything."""
+class _Ending:
+    """How the guard comes to its end: whether it was asked to, until when it may take, and why it is over."""
+
+    def __init__(self, broker: Broker, pidfd: int) -> None:
+        self._broker = broker
+        self._pidfd = pidfd
+        self._lost_until_s: float | None = None
+        self._asked_until_s: float | None = None
+        self.reason = "the guard has ended"
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether we, or a signal, told it to end."""
+        return self._asked_until_s is not None
+
+    def ask(self) -> None:
+        """Tell the guard to end, once."""
+        if self._asked_until_s is None:
+            self._asked_until_s = time.monotonic() + STOP_S
+            self._broker.stopping = True
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+
+    def time_is_up(self) -> bool:
+        """Return whether it had its time; where it hung up and stays, it is asked to end first."""
+        now_s = time.monotonic()
+        if self._broker.guard_over and self._lost_until_s is None:
+            # It may be on its way out: let it say its own exit status before it is asked to end.
+            self._lost_until_s = now_s + LEAVE_S
+        if self._lost_until_s is not None and not self.was_asked and now_s > self._lost_until_s:
+            self.reason = "the guard's connection has ended"
+            self.ask()
+        if self._asked_until_s is None or now_s <= self._asked_until_s:
+            return False
+        self.reason = "the guard did not end in time"
+        return True
+
+    def timeout_s(self) -> float:
+        """Return how long there is nothing to see to but the guard's requests."""
+        until_s = self._lost_until_s if self._asked_until_s is None else self._asked_until_s
+        return 60.0 if until_s is None else max(0.0, until_s - time.monotonic())
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[int]:
+    """Yield a descriptor that can be read once a signal said stop."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, lambda *_: None) for number in _STOP_SIGNALS}
-    pidfd = os.pidfd_open(guard.pid)
-    stop_at: list[float] = []
-    lost_at: list[float] = []
-
-    def stop() -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(read, 64)
-        if not stop_at:
-            stop_at.append(time.monotonic() + STOP_S)
-            broker.stopping = True
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-
-    broker.watch(read, stop)
-    broker.watch(pidfd, lambda: None)
-    reason = "the guard has ended"
     try:
-        while not select.select([pidfd], [], [], 0)[0]:
-            if broker.guard_over and not lost_at:
-                # It may be on its way out: let it say its own exit status before it is asked to end.
-                lost_at.append(time.monotonic() + LEAVE_S)
-            if lost_at and not stop_at and time.monotonic() > lost_at[0]:
-                reason = "the guard's connection has ended"
-                stop()
-            if stop_at and time.monotonic() > stop_at[0]:
-                reason = "the guard did not end in time"
-                break
-            ends = stop_at or lost_at
-            broker.step(max(0.0, ends[0] - time.monotonic()) if ends else 60.0)
-        return _finish(guard, enforcement, reason, asked=bool(stop_at))
-    except BaseException:
-        # Whatever went wrong here, nobody's work stays stopped for it.
-        _finish(guard, enforcement, "the broker failed", asked=True)
-        raise
+        yield read
     finally:
         signal.set_wakeup_fd(before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for descriptor in (read, write, pidfd):
+        for descriptor in (read, write):
             os.close(descriptor)
+
+
+def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enforcement) -> int:
+    """Serve until the guard has ended or a signal says stop; then undo everything."""
+    pidfd = os.pidfd_open(guard.pid)
+    ending = _Ending(broker, pidfd)
+    with _stop_signals() as signalled:
+
+        def stop() -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(signalled, 64)
+            ending.ask()
+
+        broker.watch(signalled, stop)
+        broker.watch(pidfd, lambda: None)
+        try:
+            while not select.select([pidfd], [], [], 0)[0] and not ending.time_is_up():
+                broker.step(ending.timeout_s())
+            return _finish(guard, enforcement, ending.reason, asked=ending.was_asked)
+        except BaseException:
+            # Whatever went wrong here, nobody's work stays stopped for it.
+            _finish(guard, enforcement, "the broker failed", asked=True)
+            raise
+        finally:
+            os.close(pidfd)
 
 
 def _finish(guard: subprocess.Popen[bytes], enforcement: Enforcement, reason: str, *, asked: bool) -> int:
