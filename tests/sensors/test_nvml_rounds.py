@@ -190,3 +190,64 @@ def test_ten_looks_a_second_in_one_read(play):
     assert len(of(records, "process_sample")) == 4
     assert of(records, "gap") == []
     assert records[-1] == {"samples": 0}
+
+#: The script's clock stands still while rounds are made, so what becomes of them is the same each time.
+ROUNDS = """
+import pynvml
+from gpuguard.sensors.nvml.driver import Driver
+driver = Driver(pynvml)
+driver.open(at(0))
+show(driver.sweep(at(1)).blocks)
+for second in (2, 3, 4):
+    at(second)
+    print(json.dumps(second))
+    show(driver.stream(3, 1_000_000).blocks)
+show(driver.sweep(at(10)).blocks)
+driver.close()
+import ctypes
+print(json.dumps({"samples": ctypes.CDLL("libnvidia-ml.so.1").standin_gpm_samples()}))
+"""
+
+
+def by_stream(records):
+    """Return who was sampled, and the gaps, of each of the three streams of `ROUNDS`; the sweep goes with the last."""
+    cuts = [index for index, record in enumerate(records) if isinstance(record, int)]
+    told = [records[start + 1 : end] for start, end in zip(cuts, [*cuts[1:], len(records) - 1], strict=True)]
+    return [({sample["uuid"] for sample in of(part, "device_sample")}, [gap["reason"] for gap in of(part, "gap")])
+            for part in told]
+
+
+def test_a_device_that_is_lost_within_a_stream_leaves_the_others_alone(play):
+    records = play(TWO_GPUS + "fail 3 gpu_lost device 1 until 9\n", ROUNDS)
+    first, second, third = by_stream(records)
+    assert first == ({"GPU-a", "GPU-b"}, [])
+    assert second == ({"GPU-a"}, ["GPU 1 (GPU-b) does not answer any more: GPU is lost"])
+    assert third == ({"GPU-a", "GPU-b"}, ["GPU 1 (GPU-b) answers again"])
+    assert records[-1] == {"samples": 0}
+
+
+def test_a_driver_that_dies_within_a_stream_is_one_gap(play):
+    first, second, third = by_stream(play(TWO_GPUS + "fail 3 driver_dead until 9\n", ROUNDS))
+    assert first == ({"GPU-a", "GPU-b"}, [])
+    assert second == (set(), ["the driver does not answer any more: Driver Not Loaded"])
+    assert third == ({"GPU-a", "GPU-b"}, ["the driver answers again"])
+
+
+def test_what_fails_for_a_stream_is_told_when_it_begins_and_when_it_ends(play):
+    records = play(TWO_GPUS + "fail 3 timeout device 1 until 4\n", ROUNDS)
+    _, (sampled, began), (after, ended) = by_stream(records)
+    assert (sampled, after) == ({"GPU-a"}, {"GPU-a", "GPU-b"})  # what is held makes no sample
+    whats = [[reason.removeprefix("GPU 1 (GPU-b): ").partition(" can")[0] for reason in reasons]
+             for reasons in (began, ended)]
+    assert sorted(whats[0]) == sorted(whats[1]) == ["GPM", "field values", "sm clock", "utilization"]
+    assert all("cannot be read" in reason for reason in began)
+    assert all("can be read again" in reason for reason in ended)
+
+
+def test_what_is_slow_is_held_over_a_stream_and_asked_for_no_more(play):
+    records = play(TWO_GPUS + "at 2 device 0 gpu 50 temperature 60\n", ROUNDS)
+    samples = [sample for sample in of([one for one in records if isinstance(one, dict)], "device_sample")
+               if sample["uuid"] == "GPU-a"]
+    assert [sample["gpu_ratio"] for sample in samples] == [0.98] + [0.5] * (len(samples) - 1)
+    assert [sample["temperature_c"] for sample in samples] == [51] * (len(samples) - 1) + [60]
+    assert len({sample["time_ns"] for sample in samples}) == len(samples) >= 5

@@ -416,9 +416,10 @@ class Driver:
         if full:
             gpu.held.update((name, value) for name, value in values.items() if name in HELD)
         for one in (gpu, *gpu.instances):
-            known = {**one.held, **(values if one is gpu else {}), "gpm": gpms.get(one.gpm_key)}
-            if any(value is not None for value in known.values()):
-                sweep.blocks.append(DeviceSample(sweep.time_ns, one.uuid, **known))
+            fresh = {**(values if one is gpu else {}), "gpm": gpms.get(one.gpm_key)}
+            # What is held makes no sample of a moment in which nothing was answered.
+            if any(value is not None for value in (fresh | one.held if full else fresh).values()):
+                sweep.blocks.append(DeviceSample(sweep.time_ns, one.uuid, **{**one.held, **fresh}))
 
     def _values(
         self, gpu: Gpu, sweep: Sweep, plan: Plan, codes: Sequence[int], answers: Sequence[bytes], *, full: bool,
