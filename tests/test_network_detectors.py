@@ -136,16 +136,28 @@ def test_a_visitor_in_a_tunnel_is_a_shell_whatever_this_side_types_beside():
     assert judge([request, visited], host=inbound) == {}
 
 
+def chaff(side="responder", carrier="tls", flow=FLOW):
+    return [FlowUse(START + i, flow, f"keystrokes-from-{side}", carrier, 7.0, "chaff", START, 99) for i in range(4)]
+
+
 def test_chaff_tells_who_types():
-    windows = [FlowUse(START + i, FLOW, "keystrokes-from-responder", "tls", 7.0, "chaff", START, 99) for i in range(4)]
-    assert judge(windows[:1])["reverse-shell"] >= SUSPECT
-    assert judge(windows)["reverse-shell"] >= CONFIRMED
-    servers = [FlowUse(START + i, FLOW, "keystrokes-from-responder", "ssh", 7.0, "", START, 99) for i in range(4)]
-    assert judge(servers) == {}
+    begun = talk(typing(1))
+    assert judge([*begun, *chaff()[:1]])["reverse-shell"] >= SUSPECT
+    assert judge([*begun, *chaff()])["reverse-shell"] >= CONFIRMED
+    assert judge([*begun, *chaff("initiator")]) == {}
+
+
+def test_steps_at_the_pace_of_chaff_that_this_side_began_are_not_typed():
+    """A simulator asks a policy server for each step, fifty a second, and asks again as soon as it is answered."""
+    assert judge(chaff()) == {}
+    assert judge([*talk([("responder", 300, 60, 60, 0.4), ("initiator", 300, 60, 60, 18)]), *chaff()]) == {}
+
+
+def test_an_ssh_server_types_in_a_tunnel_only():
     request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
-    assert judge([request, *servers])["ssh-reverse-shell"] >= CONFIRMED
-    mine = [FlowUse(START + i, FLOW, "keystrokes-from-initiator", "tls", 7.0, "chaff", START, 99) for i in range(4)]
-    assert judge(mine) == {}
+    begun = talk(typing(1), carrier="ssh")
+    assert judge([*begun, *chaff(carrier="ssh")]) == {}
+    assert judge([request, *begun, *chaff(carrier="ssh")])["ssh-reverse-shell"] >= CONFIRMED
 
 
 def test_what_turns_out_otherwise_is_taken_back():
@@ -211,12 +223,11 @@ def test_a_client_in_lockstep_with_a_far_server_is_not_led_by_it():
 
 
 def test_chaff_of_a_connection_whose_opening_was_not_seen():
-    def windows(flow, side):
-        return [FlowUse(START + i, flow, f"keystrokes-from-{side}", "tls", 7.0, "chaff", START, 99) for i in range(4)]
-
-    assert SUSPECT <= judge(windows(TURNED, "initiator"), host=late(UNSEEN))["reverse-shell"] < CONFIRMED
-    assert judge(windows(TURNED, "responder"), host=late(UNSEEN)) == {}
-    assert judge(windows(TURNED, "initiator"), host=late(UNSEEN, 40_000)) == {}
+    begun = talk([("initiator", 300, 60, 60, 0.4)], flow=TURNED)
+    typed = [*begun, *chaff("initiator", flow=TURNED)]
+    assert SUSPECT <= judge(typed, host=late(UNSEEN))["reverse-shell"] < CONFIRMED
+    assert judge([*begun, *chaff("responder", flow=TURNED)], host=late(UNSEEN)) == {}
+    assert judge(typed, host=late(UNSEEN, 40_000)) == {}
 
 
 def test_an_administrator_who_logs_in_is_left_alone():

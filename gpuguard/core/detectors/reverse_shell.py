@@ -20,6 +20,8 @@ Benign look-alikes, and what keeps them out:
   takes it; the commands of a shell are different programs;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
+- steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began
+  them, or speaks SSH without a tunnel, where the server types nothing;
 - an administrator who logs in: the far side has dialled.
 
 A guard that started later than the connection saw nobody dial. The host's sockets then say who did (`Host.dialler`),
@@ -115,8 +117,8 @@ _UNSEEN_SPOT = "who dialled, where the listener of an accepted connection has go
 class _Led:
     """What is known of one flow."""
 
-    __slots__ = ("answered", "base_far", "base_near", "chaff", "delays_ns", "far_bytes", "last_ns", "led", "more",
-                 "near", "pairs", "slow", "times_ns", "told", "tunnel", "undo", "visited")
+    __slots__ = ("answered", "base_far", "base_near", "broken", "chaff", "delays_ns", "far_bytes", "last_ns", "led",
+                 "more", "near", "pairs", "slow", "times_ns", "told", "tunnel", "undo", "visited")
 
     def __init__(self) -> None:
         self.led = 0
@@ -129,6 +131,8 @@ class _Led:
         self.last_ns = 0
         self.base_near = -1
         self.base_far = -1
+        #: Whether the far side broke the last silence.
+        self.broken = False
         self.pairs: deque[tuple[int, int]] = deque(maxlen=RECENT_MAX)
         self.times_ns: deque[int] = deque(maxlen=RECENT_MAX)
         self.delays_ns: deque[int] = deque(maxlen=RECENT_MAX)
@@ -177,6 +181,7 @@ class Detector:
         # The table does not tell of each that this host leads before the far side does, but counts it.
         led.near += item.answered - led.answered - 1
         led.answered = item.answered
+        led.broken = item.first == "responder"
         if item.first == "initiator":
             led.near += 1
         elif not self._at_once(item):
@@ -233,8 +238,9 @@ class Detector:
         led = self._of(item.flow)
         if item.use == VISITED:
             led.visited = item
-        elif item.carrier == "ssh" and not led.tunnel:
-            # An SSH server types no keys. A download in a small window goes at that pace, each piece acknowledged.
+        elif (item.carrier == "ssh" and not led.tunnel) or not led.broken:
+            # An SSH server types no keys: a download in a small window goes at that pace. Nor does whoever answers
+            # what this host began.
             return []
         else:
             led.chaff += 1
