@@ -454,11 +454,16 @@ def reports(quiet: FlowReports) -> Iterator[FlowReport]:
         ))
 
 
-def unspoken_verdicts(rows: np.ndarray) -> list[Verdict]:
-    """Return the verdict of each of these `CLOSED_FLOW`, of which no detector spoke; all bear the label "other"."""
+def unspoken_clear(rows: np.ndarray) -> np.ndarray:
+    """Return which of these `CLOSED_FLOW`, of which no detector spoke, are clear; the others are unknown."""
     looked = (rows["packets"] >= LOOKED_PACKETS) & (rows["initiator_known"] != 0)
     looked &= (rows["payload_bytes_initiator"] != 0) & (rows["payload_bytes_responder"] != 0)
-    return ["clear" if one else "unknown" for one in looked.tolist()]
+    return cast("np.ndarray", looked)
+
+
+def unspoken_verdicts(rows: np.ndarray) -> list[Verdict]:
+    """Return the verdict of each of these `CLOSED_FLOW`, of which no detector spoke; all bear the label "other"."""
+    return ["clear" if one else "unknown" for one in unspoken_clear(rows).tolist()]
 
 
 def _unspoken(closed: FlowClosed) -> Standing:
