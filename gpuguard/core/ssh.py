@@ -16,6 +16,7 @@ import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuguard.core.ssh_inner import FromServer, Nested
 from gpuguard.core.ssh_visitor import Visitor
 
 if TYPE_CHECKING:
@@ -153,12 +154,22 @@ KEEPALIVE = 27  # keepalive@openssh.com, want_reply true
 OPEN_CONFIRMATION = 17
 IGNORE = 5  # RFC 4253 section 11.2, with no data: AsyncSSH sends one before every message
 REPLY = 1  # REQUEST_SUCCESS and REQUEST_FAILURE; also USERAUTH_SUCCESS, RFC 4252 section 5.1
+KEY_ACCEPTED = 71  # USERAUTH_PK_OK for an Ed25519 key, the shortest there is; RFC 4252 section 7, RFC 8709
+ATTEMPT_MIN = 90  # a key is asked for, or a padded password; keyboard-interactive with a user's name is shorter
 USERAUTH_NONE_MAX = 35 + 32  # RFC 4252 section 5.2: "ssh-connection", "none", and a user's name, useradd(8)
 REPLY_WITH_PORT = 5  # to a request for port 0
 ENDING = 5
 WINDOW_ADJUST = 9
 TUN_OPEN = 40  # tun@openssh.com, PROTOCOL section 2.3
 SUBSYSTEM_SFTP = 27
+NESTED_MAX = 3
+_DATA = 9  # channel data without the data, RFC 4254 section 5.2
+# What a server opens, and the first that it says there. auth-agent@openssh.com: SSH_AGENTC_REQUEST_IDENTITIES, or
+# session-bind@openssh.com for an Ed25519 key and an exchange hash of 32 or 64 bytes (PROTOCOL.agent); x11 from ::1 or
+# 127.0.0.1: the setup with MIT-MAGIC-COOKIE-1 (X11 protocol, section 8).
+_GRANTING = "SSH-2.0-OpenSSH_"  # opens the window of a session when it grants what runs in it
+_SERVER_CHANNELS = {"agent": ((39,), (_DATA + 5, _DATA + 212, _DATA + 244)),
+                    "x11": ((31, 37), (_DATA + 48,))}
 KEY = 10  # channel data of one byte, RFC 4254 section 5.2
 SHELL_REQUEST = 15
 SFTP_INIT = 18  # channel data with an SSH_FXP_INIT in it
@@ -179,6 +190,8 @@ def forwarded_tcpip(bind_bytes: int, originator_bytes: int) -> int:
     return 48 + bind_bytes + originator_bytes
 
 
+# From "password" to four long names of methods.
+_METHODS_BYTES = range(8, 61)
 # "" and "*", localhost, and any IPv4 address or short host name; IPv6 addresses are longer and collide with -W.
 _BIND_BYTES = range(16)
 # From "::1" to a full IPv6 address, with names from one letter to the longest label.
@@ -225,12 +238,20 @@ class Sizes(NamedTuple):
     ending: int
     #: CHANNEL_SUCCESS, WINDOW_ADJUST, CHANNEL_SUCCESS.
     granted: int
+    #: WINDOW_ADJUST, CHANNEL_SUCCESS.
+    granted_one: int
     confirm: int
     confirms: frozenset[int]
     forwarded: frozenset[int]
     accepted: int
     service: int
     none_max: int
+    failures: frozenset[int]
+    attempt_min: int
+    #: What a key of an inner session and its echo cost, and how deep that session is; see `ssh_inner`.
+    nested: dict[tuple[int, int], int]
+    server_opens: dict[str, frozenset[int]]
+    server_words: dict[str, frozenset[int]]
     exact: bool
 
 
@@ -300,12 +321,18 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
         reply_port=theirs(REPLY_WITH_PORT),
         ending=ours(ENDING),
         granted=2 * theirs(5) + theirs(9),
+        granted_one=theirs(5) + theirs(9),
         confirm=min(confirms),
         confirms=confirms,
         forwarded=frozenset(theirs(48 + size) for size in _NAMES_BYTES),
         accepted=theirs(REPLY),
         service=theirs(_SERVICE),
         none_max=ours(USERAUTH_NONE_MAX),
+        failures=frozenset(theirs(6 + size) for size in _METHODS_BYTES) - {theirs(KEY_ACCEPTED)},
+        attempt_min=ours(ATTEMPT_MIN),
+        nested=_nested(client, server),
+        server_opens={kind: frozenset(map(theirs, opens)) for kind, (opens, _) in _SERVER_CHANNELS.items()},
+        server_words={kind: frozenset(map(theirs, words)) for kind, (_, words) in _SERVER_CHANNELS.items()},
         exact=not (client.compressed or server.compressed),
     )
 
@@ -471,6 +498,19 @@ _USUAL = (
     Suite("aes256-ctr", 16, 20, False, False),
     Suite("aes256-ctr", 16, 64, False, False),
 )
+
+
+def _nested(client: Suite, server: Suite) -> dict[tuple[int, int], int]:
+    """Return what a typed key and its echo cost, in these suites, that are of a session inside one of a usual suite."""
+    found: dict[tuple[int, int], int] = {}
+    for inner in _USUAL:
+        key = record_bytes(inner, KEY)
+        for depth in range(1, NESTED_MAX + 1):
+            found.setdefault((record_bytes(client, _DATA + key), record_bytes(server, _DATA + key)), depth)
+            key = record_bytes(inner, _DATA + key)
+    return found
+
+
 _SERVICE = 17  # SERVICE_REQUEST and SERVICE_ACCEPT of "ssh-userauth": the one pair of equal size, RFC 4253 section 10
 _BY_SERVICE: dict[int, Suite] = {record_bytes(suite, _SERVICE): suite for suite in reversed(_USUAL)}
 
@@ -549,6 +589,8 @@ SWAP_ONE_NATS = 11.5
 # Benign labels accuse nobody: enough to name the flow (fusion.NAMED_NATS), more where the reading is exact.
 NAME_NATS = 4.0
 NAME_FIRM_NATS = 6.0
+# No use could be told where nobody was let in: enough for that name, and less than any use has.
+NAME_REFUSED_NATS = 3.0
 
 # The opening is written in one go: what follows the record before it by more than this is not part of it. A keepalive
 # comes after ServerAliveInterval, which OpenSSH counts in whole seconds of the clock.
@@ -573,6 +615,16 @@ _KEYS_MIN = 5
 _KEY_EXCHANGE_SEGMENTS = 3
 # A suite that was inferred from sizes is the wrong one once in 50 times, and must then fit by chance.
 GUESSED_NATS = -4.0
+
+# What an inner session runs in, by what was said of the outer one; the first that fits.
+_AROUND = (
+    ("reverse-tunnel", {"ssh-reverse-forward-request", "ssh-reverse-channel-open"}),
+    ("jump", {"ssh-jump"}),
+    ("dynamic-forward", {"ssh-dynamic-forward"}),
+    ("local-forward", {"ssh-local-forward"}),
+    ("exec", {"ssh-exec"}),
+)
+_SESSIONS = ("interactive", "transfer", "exec")
 
 _SPOTS = ("padding beyond the minimum", "requests sent while records are read in part only")
 _VISITOR_SPOTS = ("a database or another service used line by line through the tunnel",)
@@ -612,6 +664,8 @@ class SshSession:
         self._auth_records = 0
         self._auth_bytes = 0
         self._served = False
+        self._failure_bytes = 0
+        self._refusals = 0
         self._owed_ns: int | None = None
         self._early = False
         self._server_ns = 0
@@ -641,11 +695,14 @@ class SshSession:
         self._setting_up = False
         self._answers_at_once = False
         self._sftp_asked = False
+        self._long_request = 0
         self._opened_later = False
         self._heard = 0
         self._session_bytes = [0, 0]
         self._directs: set[int] = set()
         self._visitor: Visitor | None = None
+        self._nested: Nested | None = None
+        self._from_server: FromServer | None = None
 
     def banner(self, side: int, text: str) -> None:
         """Take the identification string of one side in."""
@@ -692,6 +749,8 @@ class SshSession:
             return self._authenticate(time_ns, size, total, sizes, from_client=from_client)
         uses = self._forwarded(time_ns, size, sizes, from_client=from_client)
         uses += self._visited(time_ns, size, sizes, from_client=from_client)
+        if sizes.exact:
+            uses += self._inner(time_ns, size, sizes, from_client=from_client)
         if self._channel:
             uses += self._running(time_ns, size, total, sizes, from_client=from_client)
         elif from_client:
@@ -778,7 +837,7 @@ class SshSession:
             # attempt, which is mostly "none", an EXT_INFO or a banner may be answered as well, which are as long.
             self._merged = (self._auth_records >= 3 or self._auth_bytes > sizes.none_max
                             ) and size >= sizes.accepted + _HOSTKEYS_BYTES_MIN
-            return []
+            return self._refused(size, sizes)
         self._auth_records += 1
         self._auth_bytes = size
         opening = {sizes.no_more, *sizes.forward_only, *(one + sizes.no_more for one in sizes.session)}
@@ -786,6 +845,22 @@ class SshSession:
             return [*self._accept(time_ns), *self._ask(time_ns, size, total, sizes)]
         self._merged = False
         return []
+
+    def _refused(self, size: int, sizes: Sizes) -> list[Use]:
+        """USERAUTH_FAILURE names what else may be tried, and is of one length throughout, RFC 4252 section 5.1.
+
+        The first answers "none", by which a client asks for that list; an EXT_INFO may hide it. Keys and passwords make
+        long requests, keyboard-interactive short ones, whose answers are prompts.
+        """
+        if not self._served or self._auth_records < 2 or size not in sizes.failures:
+            return []
+        first = self._auth_records == 2
+        self._failure_bytes = self._failure_bytes or (size if self._auth_records <= 3 else 0)
+        if first or size != self._failure_bytes or self._auth_bytes < sizes.attempt_min:
+            return []
+        self._refusals += 1
+        nats = NAME_REFUSED_NATS if self._refusals == 1 else 0.0
+        return [self._say("ssh-login-refused", nats, f"the server refused a login, {self._refusals} time(s) by now")]
 
     def _accept(self, time_ns: int) -> list[Use]:
         self._authenticated = True
@@ -1097,6 +1172,26 @@ class SshSession:
                 "told how a command ended")
         return [self._say("ssh-reverse-channel-open", LATER_CLOSE_NATS, text)]
 
+    def _inner(self, time_ns: int, size: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
+        """Sessions of SSH inside this one, and the agent and the screen of this side in use from the far one."""
+        if size == sizes.ignore != sizes.key and self._ignores[(self.client or 0) ^ (not from_client)]:
+            return []
+        if self._nested is None or self._from_server is None:
+            self._nested = Nested(sizes.nested)
+            self._from_server = FromServer(sizes.server_opens, sizes.server_words, sizes.confirm_client)
+        uses = []
+        depth = self._nested.segment(time_ns, size, from_client=from_client)
+        around = next((label for label, marks in _AROUND if self._said & marks), "")
+        if depth and around:
+            uses.append(self._say(f"ssh-nested-in-{around}", 0.0, f"keys of an SSH session within {depth} other(s): "
+                                  f"records of {size} bytes, asked and answered"))
+        opened = self._from_server.segment(time_ns, size, from_client=from_client)
+        session = next((label for label in _SESSIONS if f"ssh-{label}" in self._said), "")
+        if opened and session:
+            uses += self._name(f"ssh-{opened}-used-in-{session}", 0.0, f"the far side used this side's {opened}: a "
+                               f"channel was opened to it, and {size} bytes sent")
+        return uses
+
     def _setup_over(self, time_ns: int) -> bool:
         """Host keys and banners come within the opening; a forwarded channel comes after the request was answered."""
         return self._forward_asked or time_ns - self._auth_ns > _OPENING_NS
@@ -1133,10 +1228,15 @@ class SshSession:
                 self._pty = True
                 return self._name("ssh-interactive", NAME_FIRM_NATS, f"{_KEYS_MIN} keys were typed and echoed")
         if from_client and not self._said & {"ssh-interactive", "ssh-exec"}:
+            if size >= sizes.pty and sizes.exact and self._banners[1 - (self.client or 0)].startswith(_GRANTING):
+                self._long_request = size
+                return uses
             if size >= sizes.pty:
                 self._pty = True
                 return self._name("ssh-interactive", NAME_FIRM_NATS, f"a terminal was asked for ({size} bytes)")
             return self._name("ssh-exec", NAME_NATS, f"a command or subsystem was asked for ({size} bytes)")
+        if not from_client and self._long_request:
+            return uses + self._granted(size, sizes)
         asked = self._last_client[1] in sizes.bare_pty
         granted = asked and size == sizes.granted and sizes.exact and not self._ignores[1 - (self.client or 0)]
         if not from_client and self._requests == 1 and not self._pty and granted:
@@ -1149,6 +1249,14 @@ class SshSession:
         if not from_client and size == sizes.reply:
             uses += self._later_request(time_ns, sizes)
         return uses
+
+    def _granted(self, size: int, sizes: Sizes) -> list[Use]:
+        """A terminal and a shell are granted by two answers, a long command (Ansible's, say) by one."""
+        asked, self._long_request = self._long_request, 0
+        if size == sizes.granted_one:
+            return self._name("ssh-exec", NAME_NATS, f"a command was asked for ({asked} bytes)")
+        self._pty = True
+        return self._name("ssh-interactive", NAME_FIRM_NATS, f"a terminal was asked for ({asked} bytes)")
 
     def _sftp(self, size: int, sizes: Sizes, *, from_client: bool) -> list[Use]:
         """SSH_FXP_INIT, answered at length; where a WINDOW_ADJUST costs as much, what the client asks next tells."""

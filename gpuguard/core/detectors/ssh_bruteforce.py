@@ -72,8 +72,8 @@ class Detector:
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a connection adds that ended without a login."""
         match item:
-            case FlowUse() if item.carrier == "ssh":
-                # Whatever the grammar says of a session, it says after the login; a login ends all suspicion.
+            case FlowUse() if item.carrier == "ssh" and item.use != "ssh-login-refused":
+                # Whatever else the grammar says of a session, it says after the login; a login ends all suspicion.
                 self._let_in[item.flow] = None
                 self._sources.pop((item.flow.netns, item.flow.initiator))
             case FlowClosed() if item.carrier == "ssh":

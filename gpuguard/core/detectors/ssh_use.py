@@ -19,16 +19,26 @@ if TYPE_CHECKING:
     from gpuguard.core.records import Block
 
 
+# What was seen beside a use is told under its label and weighs nothing: "ssh-nested-in-jump".
+_IN = "-in-"
+_REFUSED = "ssh-login-refused"
+
+
 class Detector:
-    """Hands uses that are labels on as evidence."""
+    """Hands uses that are labels on as evidence, and what else was seen beside them."""
 
     takes = (FlowUse,)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return the use as evidence under its own name; an inbound role swap is nobody's on this host."""
-        if not isinstance(item, FlowUse) or item.use not in LABELS or item.nats <= 0:
+        if not isinstance(item, FlowUse):
             return []
         flow = item.flow
-        if LABELS[item.use].accuses and host.is_inbound(flow):
+        label = "ssh" if item.use == _REFUSED else item.use
+        if _IN in label:
+            label = "ssh-" + label.partition(_IN)[2]
+        elif item.nats <= 0 and item.use != _REFUSED:
             return []
-        return [of_use(item, item.use)]
+        if label not in LABELS or (LABELS[label].accuses and host.is_inbound(flow)):
+            return []
+        return [of_use(item, label)]

@@ -1,0 +1,71 @@
+"""What else runs inside an SSH connection: further sessions of SSH, and this side's agent and screen, used from afar.
+
+A key that is typed in an inner session is the outer one's data: a record of 36 bytes becomes one of 76, and of 116 a
+level further in (chacha20-poly1305). These sizes are computed for the usual inner suites; where question and answer
+have them again and again there is an inner session, and which size tells how deep. Other messages of one small length
+that go to and fro are taken for one too; so this accuses nobody, and weighs nothing.
+
+Agent and X11 channels are opened by the server (RFC 4254 section 6.3.2, OpenSSH's PROTOCOL.agent). The open, its
+confirmation and the first word have one length each: an agent is first asked for its keys, or told which session it is
+used by, and a display is first shown the cookie.
+"""
+
+from __future__ import annotations
+
+NESTED_MIN = 5
+#: Of a question and its answer; inner sessions over longer ways are slower than anything that is typed.
+ANSWERED_NS = 1_000_000_000
+
+
+class Nested:
+    """Counts questions and answers that have the length of a key and its echo within an inner session.
+
+    ``pairs``: what the client's and the server's record cost, and how deep the session is whose key it is.
+    """
+
+    def __init__(self, pairs: dict[tuple[int, int], int]) -> None:
+        self._pairs = pairs
+        self._last = (0, False, 0)
+        self._seen: dict[int, int] = {}
+        self.told = 0
+
+    def segment(self, time_ns: int, size: int, *, from_client: bool) -> int:
+        """Return the depth of a session that is now seen, 0 if there is nothing new."""
+        then_ns, client_before, before = self._last
+        self._last = (time_ns, from_client, size)
+        if client_before == from_client or time_ns - then_ns > ANSWERED_NS:
+            return 0
+        depth = self._pairs.get((size, before) if from_client else (before, size), 0)
+        if depth <= self.told:
+            return 0
+        self._seen[depth] = self._seen.get(depth, 0) + 1
+        # A question and its answer, and that answer and the next question: two for each key.
+        if self._seen[depth] < 2 * NESTED_MIN:
+            return 0
+        self.told = depth
+        return depth
+
+
+class FromServer:
+    """Watches for channels that a server opens: ``opens`` by what their open costs, ``words`` by their first data."""
+
+    def __init__(self, opens: dict[str, frozenset[int]], words: dict[str, frozenset[int]], confirmed: int) -> None:
+        self._opens = opens
+        self._words = words
+        self._confirmed = confirmed
+        self._open: tuple[int, int] | None = None
+        self._is_open = False
+
+    def segment(self, time_ns: int, size: int, *, from_client: bool) -> str:
+        """Return what was opened and is used, or ""."""
+        opened, is_open = self._open, self._is_open
+        self._is_open = False
+        if from_client:
+            self._is_open = (not is_open and opened is not None and size == self._confirmed
+                             and time_ns - opened[0] < ANSWERED_NS)
+            return ""
+        self._open = (time_ns, size)
+        if opened is None or not is_open:
+            return ""
+        fits = (kind for kind, words in self._words.items() if size in words and opened[1] in self._opens[kind])
+        return next(fits, "")
