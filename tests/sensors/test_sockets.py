@@ -40,39 +40,41 @@ def test_an_entry_with_all_it_may_carry():
     info = bytearray(232)
     struct.pack_into("=QQ", info, 120, 1000, 2000)
     struct.pack_into("=I", info, 148, 31_300)
-    one = sockets.parse_socket(6, message(socket.AF_INET, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 99, bytes(info)))
+    body = message(socket.AF_INET, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 99, bytes(info))
+    one = sockets.diag.parse_socket(6, body)
     assert one == Socket(protocol=6, local="10.0.0.1", local_port=22, remote="10.0.0.2", remote_port=40000, state=1,
                          inode=99, uid=7, min_rtt_us=31_300, sent_bytes=1000, received_bytes=2000)
 
 
 def test_what_an_older_kernel_does_not_say_is_none():
-    one = sockets.parse_socket(6, message(socket.AF_INET, bytes(4), bytes(4), 99, bytes(104)))
+    one = sockets.diag.parse_socket(6, message(socket.AF_INET, bytes(4), bytes(4), 99, bytes(104)))
     assert (one.min_rtt_us, one.sent_bytes) == (None, 0)
     unmeasured = bytearray(232)
     struct.pack_into("=I", unmeasured, 148, 0xFFFF_FFFF)
-    assert sockets.parse_socket(6, message(2, bytes(4), bytes(4), 99, bytes(unmeasured))).min_rtt_us is None
+    assert sockets.diag.parse_socket(6, message(2, bytes(4), bytes(4), 99, bytes(unmeasured))).min_rtt_us is None
 
 
 def test_ipv4_in_ipv6_is_written_as_ipv4():
     mapped = bytes(10) + b"\xff\xff" + bytes([127, 0, 0, 1])
-    one = sockets.parse_socket(6, message(socket.AF_INET6, mapped, socket.inet_pton(socket.AF_INET6, "2001:db8::1"), 9))
+    remote = socket.inet_pton(socket.AF_INET6, "2001:db8::1")
+    one = sockets.diag.parse_socket(6, message(socket.AF_INET6, mapped, remote, 9))
     assert (one.local, one.remote) == ("127.0.0.1", "2001:db8::1")
 
 
 def test_nobodys_sockets_are_left_out():
-    assert sockets.parse_socket(6, message(socket.AF_INET, bytes(4), bytes(4), 0)) is None
+    assert sockets.diag.parse_socket(6, message(socket.AF_INET, bytes(4), bytes(4), 0)) is None
 
 
 @given(st.binary(max_size=400), st.sampled_from([6, 17]))
 def test_hostile_entries_never_raise(raw, protocol):
-    sockets.parse_socket(protocol, raw)
-    sockets.parse_socket(protocol, message(2, bytes(4), bytes(4), 5) + raw)
+    sockets.diag.parse_socket(protocol, raw)
+    sockets.diag.parse_socket(protocol, message(2, bytes(4), bytes(4), 5) + raw)
 
 
 @given(st.binary(max_size=400))
 def test_hostile_messages_end_or_are_refused(raw):
     try:
-        messages = list(sockets.split_messages(raw))
+        messages = list(sockets.diag.split_messages(raw))
     except OSError:
         return
     assert sum(len(body) for _, body in messages) <= len(raw)
@@ -247,7 +249,7 @@ def test_what_did_not_change_is_not_told_again():
     assert look(sensor) == []
     broker.answers[0] = snapshot(1, 7, 8)
     assert look(sensor) == [broker.answers[0]]
-    broker.answers[0] = snapshot(1, 7, 8, time_ns=sockets.UNCHANGED_MAX_NS)
+    broker.answers[0] = snapshot(1, 7, 8, time_ns=sockets.sensor.UNCHANGED_MAX_NS)
     assert look(sensor) == [broker.answers[0]]
     sensor.close()
 
@@ -334,7 +336,7 @@ def test_many_sockets_travel_in_a_sealed_memfd(monkeypatch):
     assert len(msgspec.msgpack.encode(answer)) < 1000
     with pytest.raises(PermissionError):
         os.write(descriptors[0], b"x")
-    assert sockets.unpack(answer, descriptors) == many
+    assert sockets.sensor.unpack(answer, descriptors) == many
     with pytest.raises(OSError):
         os.fstat(descriptors[0])
 
