@@ -251,3 +251,16 @@ def test_what_is_slow_is_held_over_a_stream_and_asked_for_no_more(play):
     assert [sample["gpu_ratio"] for sample in samples] == [0.98] + [0.5] * (len(samples) - 1)
     assert [sample["temperature_c"] for sample in samples] == [51] * (len(samples) - 1) + [60]
     assert len({sample["time_ns"] for sample in samples}) == len(samples) >= 5
+
+
+def test_a_board_whose_calls_changed_is_streamed_all_the_same(play):
+    """The first pair of GPM samples tells which metrics there are: from then on others are asked for."""
+    records = play(TWO_GPUS + "not_supported gpm_257\nrefuse gpm_172 invalid_argument\n", """
+        sensor = nvml.open_sensor(broker, Config(nvml=NvmlSettings(rate_hz=2.0)), now_ns=at(0))
+        for second in (1, 2, 3):
+            show(sensor.read(at(second)))
+    """)
+    streamed = [sample for sample in of(records, "device_sample") if sample["time_ns"] % 10**9]
+    assert {sample["uuid"] for sample in streamed} == {"GPU-a", "GPU-b"}
+    assert streamed[-1]["gpm"]["sm_ratio"] == pytest.approx(0.04)  # the script's clock moved on before that round
+    assert len([gap for gap in of(records, "gap") if "GPM metrics" in gap["reason"]]) == 2

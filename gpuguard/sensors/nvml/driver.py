@@ -359,19 +359,21 @@ class Driver:
                 info = one.memory and self._ask(one, sweep, "memory", one.memory)
                 one.held = {"memory_used_bytes": info[1]} if info else {}
                 self._drop_implausible(one, sweep, one.held)
-            gpu.plan = gpu.plan or self._plan(gpu, sweep)
         except DeviceGone as gone:
             self._lose(gpu, sweep, gone)
             return False
         return True
 
     def _plan(self, gpu: Gpu, sweep: Sweep) -> Plan:
-        """Write down what a board is asked at each tick: what it has, and nothing twice."""
+        """Return what a board is asked at each tick, and nothing twice; written down anew where that has changed."""
+        if gpu.plan is not None:
+            return gpu.plan
         averaged = gpu.fields is not None and any(what == AVERAGE_POWER for what, *_ in gpu.fields.kept)
         left_out = gpu.absent | ({"power"} if averaged else set())
         fast, slow = ([(one, function) for one in calls if one.what not in left_out
                        and (function := self._function(gpu, sweep, one))] for calls in (FAST, SLOW))
-        return Plan(gpu.handle, gpu.windows, gpu.fields, fast, slow)
+        gpu.plan = Plan(gpu.handle, gpu.windows, gpu.fields, fast, slow)
+        return gpu.plan
 
     def _function(self, gpu: Gpu, sweep: Sweep, call: Call) -> Callable[..., int] | None:
         try:
@@ -384,10 +386,10 @@ class Driver:
         self, ready: Sequence[Gpu], sweep: Sweep, *, full: bool, rounds: int = 1, period_ns: int = 0,
     ) -> None:
         """Make rounds of calls, and tell what was answered; raises DriverGone."""
-        plans = [gpu.plan for gpu in ready if gpu.plan]
+        plans = [self._plan(gpu, sweep) for gpu in ready]
         sheets = [plan.full if full else plan.short for plan in plans]
         first_ns = self._next_round_ns if full else self._round_ns + period_ns
-        until_ns = first_ns + rounds * period_ns - 3 * period_ns // 4
+        until_ns = first_ns + (rounds - 1) * period_ns + period_ns // 4
         made = self._rounds.run([sheet.calls for sheet in sheets], [plan.turn for plan in plans], rounds, first_ns,
                                 period_ns, until_ns)
         for rows in made:
