@@ -10,7 +10,8 @@ import sys
 
 def main() -> None:
     """Carry bytes both ways, one message a read, until either side is done."""
-    socket = importlib.import_module("websockify.websocket").WebSocket()
+    library = importlib.import_module("websockify.websocket")
+    socket = library.WebSocket()
     socket.connect(sys.argv[1])
     while True:
         ready, _, _ = select.select([0, socket.socket], [], [])
@@ -19,11 +20,16 @@ def main() -> None:
             if not data:
                 return
             socket.sendmsg(data)
-        if socket.socket in ready or socket.pending():
-            data = socket.recvmsg()
+        while socket.socket in ready:
+            try:
+                data = socket.recvmsg()
+            except library.WebSocketWantReadError:  # a message that is not here in full
+                break
             if data is None:
                 return
             os.write(1, data)
+            if not socket.pending():
+                break
 
 
 if __name__ == "__main__":
