@@ -256,11 +256,17 @@ def test_what_is_slow_is_held_over_a_stream_and_asked_for_no_more(play):
 def test_a_board_whose_calls_changed_is_streamed_all_the_same(play):
     """The first pair of GPM samples tells which metrics there are: from then on others are asked for."""
     records = play(TWO_GPUS + "not_supported gpm_257\nrefuse gpm_172 invalid_argument\n", """
-        sensor = nvml.open_sensor(broker, Config(nvml=NvmlSettings(rate_hz=2.0)), now_ns=at(0))
-        for second in (1, 2, 3):
-            show(sensor.read(at(second)))
+        import pynvml
+        from gpuguard.sensors.nvml.driver import Driver
+        driver = Driver(pynvml)
+        driver.open(at(0))
+        for second in (1, 2):
+            show(driver.sweep(at(second)).blocks)
+        at(3)
+        show(driver.stream(1, 1_000_000).blocks)
     """)
-    streamed = [sample for sample in of(records, "device_sample") if sample["time_ns"] % 10**9]
-    assert {sample["uuid"] for sample in streamed} == {"GPU-a", "GPU-b"}
-    assert streamed[-1]["gpm"]["sm_ratio"] == pytest.approx(0.04)  # the script's clock moved on before that round
-    assert len([gap for gap in of(records, "gap") if "GPM metrics" in gap["reason"]]) == 2
+    assert [gap["reason"].partition(": ")[2] for gap in of(records, "gap")] == [
+        "context_switches_per_s, integer_active_cycles"] * 2
+    a, b = of(records, "device_sample")[-2:]
+    assert (a["uuid"], b["uuid"], a["gpu_ratio"], b["gpu_ratio"]) == ("GPU-a", "GPU-b", 0.98, 0.05)
+    assert (a["gpm"], b["gpm"]) == (None, None)  # a millisecond is no window

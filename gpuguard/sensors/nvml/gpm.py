@@ -150,6 +150,8 @@ class Window:
         else:
             self._library.check(code)
             codes = {one: code for one, code, _ in METRIC.iter_unpack(raw[METRICS_HEAD.size :])}
+        if not any(one == SUCCESS or one in ID_ABSENT for one in codes.values()):
+            return False  # it has nothing to tell yet, and that says nothing of ids
         self._ids = tuple(one for one in self._ids if codes[one] not in ID_ABSENT)
         self._means = tuple(one for one in self._ids if one in MEANS)
         self.refused = [NAMES[one] for one in codes if codes[one] in ID_ABSENT]
