@@ -113,7 +113,28 @@ def ethash(dice: Dice, until_s: float, share_s: float, job_s: float) -> list[Sai
                  lambda count: line({"id": 10 + count, "result": True, "error": None})))
 
 
-POOLS = {"stratum v1": stratum_v1, "cryptonote": cryptonote, "ethash": ethash}
+def ethproxy(dice: Dice, until_s: float, share_s: float, job_s: float) -> list[Said]:
+    """Ethash as by ethminer: shares, jobs, and the hash rate every 20 seconds, acknowledged like a share."""
+    def accepted(count: int) -> int:
+        return line({"id": 3, "jsonrpc": "2.0", "result": True})
+
+    def submit(_: int) -> int:
+        return line({"id": 4, "method": "eth_submitWork", "params": [
+            "0x" + digits(dice, 16), "0x" + digits(dice, 64), "0x" + digits(dice, 64)], "worker": "rig0"})
+
+    def rate(_: int) -> int:
+        return line({"id": 6, "jsonrpc": "2.0", "method": "eth_submitHashrate",
+                     "params": ["0x" + digits(dice, 64), "0x" + digits(dice, 64)]})
+
+    login = [(0.1, 0, 120), (0.15, 1, 40), (0.2, 0, 60), (0.25, 1, 250)]
+    return login + merged(
+        until_s, pushed(by_chance(dice, job_s, 1), lambda _: line({"id": 0, "jsonrpc": "2.0", "result": [
+            "0x" + digits(dice, 64), "0x" + digits(dice, 64), "0x" + digits(dice, 64)]})),
+        answered(dice, by_chance(dice, share_s, 1), submit, accepted),
+        answered(dice, by_timer(dice, 20, 0.02, 1), rate, accepted))
+
+
+POOLS = {"stratum v1": stratum_v1, "cryptonote": cryptonote, "ethash": ethash, "ethproxy": ethproxy}
 
 
 # -- others -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ Behind TLS the lengths of records are those of the lines in them, and a pool's t
 
 - shares: messages of this host, all of one length (a nonce and counters in hexadecimal), found by chance: their
   intervals are no timer's. Each is answered by one short line, of one length too;
-- jobs: longer lines of the pool, of nearly one length, in between, answered by nothing and asked for by nothing.
+- jobs: longer lines of the pool, of nearly one length, in between, answered by nothing and asked for by nothing;
+- at most one more kind of message of this host, of another length, by the clock: a hash rate (eth_submitHashrate), a
+  keepalive. It is left out with its answers.
 
 Benign look-alikes behind TLS, and what keeps them out:
 
@@ -74,6 +76,8 @@ ANSWER_BYTES = 4
 JOB_RATIO = 0.35
 IRREGULAR_MIN = 0.45
 SAME_AGAIN_MIN = 0.15
+REPORTS_MIN = 3
+REPORTS_VARIATION_MAX = 0.2
 
 _SPOTS = ("SSH and other wrappings", "a connection whose opening was not seen",
           "pools behind TLS that join jobs and answers", "fewer than eight shares in the first 64 records")
@@ -178,9 +182,12 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
     """Return what is said for a pool by what both sides sent, as long as both are known, and its words."""
     start_ns = max(near.times_ns[0], far.times_ns[0]) + LOGIN_NS
     end_ns = min(near.times_ns[-1], far.times_ns[-1])
-    shares = [(now, size) for now, size in zip(*near, strict=True) if start_ns <= now <= end_ns]
+    sent = [(now, size) for now, size in zip(*near, strict=True) if start_ns <= now <= end_ns]
     said = [(now, size) for now, size in zip(*far, strict=True) if start_ns <= now <= end_ns + ANSWER_NS]
-    answers, jobs = _answers_and_jobs([now for now, _ in shares], said)
+    answered, jobs = _answers_and_jobs([now for now, _ in sent], said)
+    reports = _reports(sent)
+    shares = [one for index, one in enumerate(sent) if index not in reports]
+    answers = [one for index, one in answered.items() if index not in reports]
     if len(shares) < TALK_NATS[0][0] or len(jobs) < JOBS_MIN or len(answers) < ANSWERED_MIN * len(shares):
         return 0.0, "too little, or too little answered, to be a pool's"
     share, answer, job = (_middle([size for _, size in some]) for some in (shares, answers, jobs))
@@ -196,7 +203,8 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
     return max(nats for count, nats in TALK_NATS if len(shares) >= count), text
 
 
-def _answers_and_jobs(asked_ns: list[int], said: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], ...]:
+def _answers_and_jobs(asked_ns: list[int], said: list[tuple[int, int]]
+                      ) -> tuple[dict[int, tuple[int, int]], list[tuple[int, int]]]:
     """Part what the far side said: the shortest within two seconds of each message of this side, and all else."""
     answers: dict[int, tuple[int, int]] = {}
     for now, size in said:
@@ -204,7 +212,19 @@ def _answers_and_jobs(asked_ns: list[int], said: list[tuple[int, int]]) -> tuple
         if asked >= 0 and now - asked_ns[asked] <= ANSWER_NS and (asked not in answers or size < answers[asked][1]):
             answers[asked] = (now, size)
     taken = set(answers.values())
-    return list(answers.values()), [one for one in said if one not in taken]
+    return answers, [one for one in said if one not in taken]
+
+
+def _reports(sent: list[tuple[int, int]]) -> set[int]:
+    """Return which messages are of another length than most, or most than others, and come by the clock."""
+    usual = _middle([size for _, size in sent]) if sent else 0
+    most = {index for index, (_, size) in enumerate(sent) if abs(size - usual) <= SHARE_BYTES}
+    for part in (set(range(len(sent))) - most, most):
+        times_ns, sizes = [sent[index][0] for index in sorted(part)], [sent[index][1] for index in part]
+        if (REPORTS_MIN <= len(part) < len(sent) and _alike(sizes, _middle(sizes), SHARE_BYTES)
+                and _variation(times_ns) <= REPORTS_VARIATION_MAX):
+            return part
+    return set()
 
 
 def _middle(sizes: list[int]) -> int:
