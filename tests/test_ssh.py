@@ -153,13 +153,30 @@ def running_shell(suite, banner="SSH-2.0-OpenSSH_9.2p1"):
 
 
 @pytest.mark.parametrize("suite", CLASSIC)
-def test_a_late_request_that_is_no_keepalive(suite):
-    """A keepalive would have come in a longer silence before, as the interval is always the same."""
-    talk = running_shell(suite)
+@pytest.mark.parametrize(("banner", "nats"), [
+    ("SSH-2.0-OpenSSH_9.2p1", ssh.LATER_OFF_BEAT_NATS), ("SSH-2.0-AsyncSSH_2.24.1", ssh.LATER_OFF_BEAT_NATS),
+    ("SSH-2.0-Go", 0), ("SSH-2.0-PuTTY_Release_0.81", 0),
+])
+def test_a_late_request_that_is_no_keepalive(suite, banner, nats):
+    """A keepalive would have come in a longer silence before, where they are counted from the server's last word."""
+    talk = running_shell(suite, banner)
     talk.theirs(60, after_ns=10 * 10**9)
     talk.ours(ssh.tcpip_forward(9), after_ns=4 * 10**9)
     talk.theirs(ssh.REPLY)
-    assert talk.nats(REQUEST) == ssh.LATER_OFF_BEAT_NATS
+    assert talk.nats(REQUEST) == nats
+
+
+@pytest.mark.parametrize("suite", CLASSIC)
+def test_keepalives_every_three_seconds(suite):
+    """As OpenSSH 9.2 sent them beside a command with output: after 2.1 to 2.9 s, the clock being read in seconds."""
+    talk = running_shell(suite)
+    for silences in ((0.7, 0.7, 0.7), (2.9,), (0.9, 1.9, 0.3)):
+        for silence_s in silences:
+            talk.theirs(60, after_ns=round(silence_s * 10**9))
+        for after_s in (2.05, 2.99):
+            talk.ours(ssh.KEEPALIVE, after_ns=round(after_s * 10**9))
+            talk.theirs(ssh.REPLY)
+    assert talk.nats(REQUEST) == 0
 
 
 @pytest.mark.parametrize("suite", CLASSIC)

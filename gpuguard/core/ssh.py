@@ -605,6 +605,9 @@ _OWED_NS = 3_000_000_000
 # What two sides do that wait for nothing from each other.
 _SILENCE_NS = 300_000_000
 _COARSE_NS = 1_100_000_000
+# They send a keepalive so long after the server was heard last (client_process_net_input in clientloop.c; _recv_data
+# in AsyncSSH). dropbear counts from what it sent itself, and programs in Go by a clock of their own.
+_SILENCE_COUNTING = ("SSH-2.0-OpenSSH_", "SSH-2.0-AsyncSSH")
 # Their keepalives want no answer: "keepalive@lag.net", and want_reply false.
 _UNANSWERED = ("SSH-2.0-paramiko", "SSH-2.0-libssh")
 _TRANSFER_BYTES = 64 * 1024
@@ -1298,6 +1301,8 @@ class SshSession:
 
     def _off_beat(self) -> bool:
         """Return whether what the client sent last comes too early for a keepalive: longer silences brought none."""
+        if not self._banners[self.client or 0].startswith(_SILENCE_COUNTING):
+            return False
         return self._silence_ns > self._waited_ns + _COARSE_NS and self._holes == self._auth_holes
 
     def _awaits_keepalives(self) -> bool:
