@@ -1,9 +1,10 @@
 """Types of the compiled rounds of driver calls, `ext/nvml.pyx`."""
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
-#: Address, arguments, which of them is the address of the answer, where in the row that is, its size, the call it needs.
-Call = tuple[int, Sequence[int], int, int, int, int]
+#: Address, arguments, which of them is the address of the answer, where in the row that is, its size, the call needed.
+Call: TypeAlias = tuple[int, Sequence[int], int, int, int, int]
 
 ANSWER_BYTES_MAX: int
 
