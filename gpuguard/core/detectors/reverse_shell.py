@@ -96,6 +96,7 @@ ECHOED_LENGTHS_MIN = 3
 LINE_GAP_NS = 500_000_000
 HURRIED_MAX = 0.2
 WORK_SPREAD_MIN = 3.0
+MIDDLE_SPREAD_MIN = 1.5
 POLLS_MIN = 2
 
 #: What the grammar says where somebody asks through a tunnel (`core.ssh_visitor`).
@@ -377,9 +378,10 @@ def _commands(led: _Led) -> bool:
 
 
 def _varies(delays: list[int]) -> bool:
-    """Return whether answers took different times, be it that one was held up by chance."""
-    tenth = len(delays) // 10
-    return len(delays) > 1 and delays[-1 - max(1, tenth)] >= WORK_SPREAD_MIN * delays[tenth]
+    """Return whether answers took different times: not one that was held up by chance, but the middle half of them."""
+    tenth, quarter = len(delays) // 10, len(delays) // 4
+    return (delays[-1 - tenth] >= WORK_SPREAD_MIN * delays[tenth]
+            and delays[-1 - quarter] >= MIDDLE_SPREAD_MIN * delays[quarter])
 
 
 def _polls(led: _Led) -> bool:
