@@ -118,24 +118,19 @@ class Fields:
         self._arguments = (handle, ctypes.c_int(len(wanted)), self._buffer)
 
     def read(self) -> list[tuple[int, int, int, int | float | None]]:
-        """Ask, and return what `decode_fields` does. Raises NVMLError where the call as a whole fails."""
+        """Ask, and return (time in us, nvmlValueType_t, nvmlReturn, value) of each, in order.
+
+        The value is None where it is no number of a type that nvml.h knows. Raises NVMLError where the call fails.
+        """
         ctypes.memmove(self._buffer, self._blank, len(self._blank))
         self._check(self._call(*self._arguments))
-        return decode_fields(self._buffer.raw)
+        return [(time_us, kind, code, decode_value(kind, bits))
+                for _, _, time_us, _, kind, code, bits in FIELD.iter_unpack(self._buffer.raw)]
 
 
 def blank_fields(wanted: Sequence[tuple[int, int]]) -> bytes:
     """Return the nvmlFieldValue_t of (id, scope) each, as they are before they are answered."""
     return b"".join(FIELD.pack(one, scope, 0, 0, 0, NOT_SUPPORTED, 0) for one, scope in wanted)
-
-
-def decode_fields(raw: bytes) -> list[tuple[int, int, int, int | float | None]]:
-    """Return (time in us, nvmlValueType_t, nvmlReturn, value) of each nvmlFieldValue_t, in order.
-
-    The value is None where it is no number of a type that nvml.h knows.
-    """
-    return [(time_us, kind, code, bits if kind in WIDE else decode_value(kind, bits))
-            for _, _, time_us, _, kind, code, bits in FIELD.iter_unpack(raw)]
 
 
 def decode_value(kind: int, bits: int) -> int | float | None:

@@ -458,9 +458,10 @@ class Driver:
         for index, (key, window) in enumerate(plan.windows.items()):
             if gpu.windows.get(key) is not window:
                 continue  # given up since it was asked
-            whose = next((one for one in (gpu, *gpu.instances) if one.gpm_key == key), gpu)
-            told = codes[2 * index : 2 * index + 2], answers[2 * index + 1], now_ns
-            found[key] = self._ask(whose, sweep, "GPM", functools.partial(window.take, *told, full=full))
+            whose = gpu if key is None else next((one for one in gpu.instances if one.gpm_key == key), gpu)
+            read = functools.partial(window.take, codes[2 * index : 2 * index + 2], answers[2 * index + 1], now_ns,
+                                     full=full)
+            found[key] = self._ask(whose, sweep, "GPM", read)
             if window.refused:
                 names, window.refused, gpu.plan = ", ".join(window.refused), [], None
                 self._tell_absent(whose, sweep, "GPM metrics of this kind", names)

@@ -13,12 +13,14 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuguard.sensors.nvml.calls import (
+    FIELD,
     ID_ABSENT,
     SCOPE_ALL,
+    WIDE,
     Library,
     address,
     blank_fields,
-    decode_fields,
+    decode_value,
 )
 
 if TYPE_CHECKING:
@@ -230,8 +232,9 @@ class FieldReader:
     def take(self, raw: bytes, values: Values) -> dict[str, int]:
         """Put what the answered fields tell into ``values``; return the nvmlReturn of what cannot be told."""
         failed = {}
-        for index, (time_us, _, code, value) in enumerate(decode_fields(raw)):
+        for index, (_, _, time_us, _, kind, code, bits) in enumerate(FIELD.iter_unpack(raw)):
             what, name, unit, divisor = self._plan[index]
+            value = bits if kind in WIDE else decode_value(kind, bits)
             if code:
                 failed[what] = code
             elif value is None:
