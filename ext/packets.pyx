@@ -184,6 +184,7 @@ cdef enum:
     STRATUM2_ANSWER = 13
     MESSAGE_BROKER = 14
     HTTP_BACKWARDS = 15
+    RFB_VERSION = 16
 
 cdef enum:
     FIN = 1
@@ -793,6 +794,8 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
                 return 0
             if end != NULL and end - p < LINE_MAX and stratum(s, p, <uint32_t>(end - p)):
                 return -1
+        elif size == 12 and memcmp(p, b"RFB 00", 6) == 0 and p[11] == 10:
+            spoken(s, RFB_VERSION)  # RFC 6143, 7.1.1
         elif 65 <= p[0] <= 90:
             proxy_request(s, t, p, least(size, LINE_MAX))
     if t.proxied and not t.mid_line and end != NULL and (size == 1 or size == 2 and p[0] == 13):

@@ -266,6 +266,8 @@ def socks4(data: bytes, edges: Edges, at: int, edge: int, row: int, facts: list[
 
 
 def proxy_request(line: bytes, *, called: bool) -> str:
+    if len(line) == 12 and line.startswith(b"RFB 00") and line.endswith(b"\n"):
+        return "rfb-version"
     if line.startswith(b"CONNECT "):
         return "http-connect" if len(line) > 8 and b" HTTP/1." in line else ""
     method, space, rest = line.partition(b" ")

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from gpuguard._packets import Parser
-from gpuguard.core.detectors import beacon, dns_tunnel, proxies, reverse_shell, stratum, tor, vpn
+from gpuguard.core.detectors import beacon, dns_tunnel, proxies, reverse_desktop, reverse_shell, stratum, tor, vpn
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import Fusion
 from gpuguard.core.host import Host
@@ -31,7 +31,7 @@ S = 1_000_000_000
 START = 10**18
 NEAR, FAR = bytes((10, 0, 0, 2)), bytes((203, 0, 113, 9))
 FLOW = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", 443, START)
-DETECTORS = (beacon, dns_tunnel, proxies, stratum, tor, vpn)
+DETECTORS = (beacon, dns_tunnel, proxies, reverse_desktop, stratum, tor, vpn)
 NOISE = random.Random(7).randbytes(400)
 
 
@@ -109,6 +109,16 @@ def test_who_dials_out_and_serves_as_a_web_server_is_seen(first):
     assert judged(conversation([], opening=[*first, (0, request), (1, answer)])) == {}
     switched = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
     assert judged(conversation([], opening=[(0, request), (1, switched), (1, request), (0, answer)])) == {}
+
+
+def test_a_vnc_server_that_dials_is_seen():
+    near, far = (0, b"RFB 003.008\n"), (1, b"RFB 003.008\n")
+    assert judged(conversation([], opening=[near, far])) == {"reverse-shell": "suspect"}
+    assert judged(conversation([], opening=[far, near])) == {}
+    assert judged(conversation([], opening=[near])) == judged(conversation([], opening=[far])) == {}
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    assert judged(conversation([], opening=[near, far]), host) == {}
 
 
 def test_a_tunnel_within_a_proxy_is_seen_through_it():

@@ -79,6 +79,7 @@ IKE = NOISE[:8] + bytes(8) + bytes([33, 0x20, 34, 8]) + bytes(4) + struct.pack("
     ([b"\0\x5a\xdf\xb2\n\xb4\x9c\xf9"], ["socks4-reply"]),
     ([b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"], ["http-connect"]),
     ([b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n"], ["http-absolute"]),
+    ([b"RFB 003.008\n"], ["rfb-version"]), ([b"RFB 003.008\r\n"], []), ([b"RFB 1003.08\n"], []),
     ([b"\0\x0e" + RESET], ["openvpn"]),
     ([b"\0\x1a" + RESET_ANSWER], ["openvpn"]),
     ([b"*3\r\n$5\r\nBLPOP\r\n$1\r\nq\r\n$1\r\n0\r\n"], ["message-broker"]),
@@ -222,7 +223,7 @@ def test_cells_of_tor(sizes: list[int], tor: bool) -> None:
 
 
 def test_every_name_can_be_told() -> None:
-    assert len(set(SPOKEN)) == len(SPOKEN) == 16
+    assert len(set(SPOKEN)) == len(SPOKEN) == 17
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ SPOKEN = (
     "stratum2-answer",
     "message-broker",
     "http-backwards",
+    "rfb-version",
 )
 
 
