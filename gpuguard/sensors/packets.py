@@ -172,7 +172,7 @@ _PACKET_OUTGOING = 4
 
 # A block is handed over when it is full or after _RETIRE_MS, and each costs a wake-up, whatever is in it: so they are
 # large, but at least 16 of them, of which all but the one that is filled may wait.
-_BLOCK_BYTES = range(64 * 1024, 512 * 1024 + 1, 64 * 1024)
+_BLOCK_BYTES = range(64 * 1024, 2 * 1024 * 1024 + 1, 64 * 1024)
 _FRAME_BYTES = 2048
 _RETIRE_MS = 20
 _RING_BYTES = range(1024 * 1024, 256 * 1024 * 1024 + 1)
