@@ -111,6 +111,14 @@ def test_who_dials_out_and_serves_as_a_web_server_is_seen(first):
     assert judged(conversation([], opening=[(0, request), (1, switched), (1, request), (0, answer)])) == {}
 
 
+def test_what_is_said_tells_how_many_packets_came_until_then():
+    lines = [(0, b"RFB 003.008\n"), (1, b"RFB 003.008\n")]
+    said = [[one for one in observations_of(FlowTable(), conversation(talk, opening=lines)) if isinstance(one, Spoke)]
+            for talk in ([], [(1.0 + i, i % 2, b"x") for i in range(20)])]
+    assert said[0] == said[1]
+    assert 0 < said[0][0].packets < said[0][1].packets
+
+
 def test_a_vnc_server_that_dials_is_seen():
     near, far = (0, b"RFB 003.008\n"), (1, b"RFB 003.008\n")
     assert judged(conversation([], opening=[near, far])) == {"reverse-shell": "suspect"}

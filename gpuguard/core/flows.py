@@ -334,9 +334,9 @@ class FlowTable:
             case Spoken(what="message-broker"):
                 conversation.carrier = "broker"
             case Spoken():
-                return [Spoke(time_ns, conversation.flow, _SPEAKERS[side], fact.what)]
+                return [Spoke(time_ns, conversation.flow, _SPEAKERS[side], fact.what, packets)]
             case TlsRecords():
-                return [TlsTalk(time_ns, conversation.flow, _SPEAKERS[side], fact.times_ns, fact.sizes)]
+                return [TlsTalk(time_ns, conversation.flow, _SPEAKERS[side], fact.times_ns, fact.sizes, packets)]
             case _:
                 pass
         return [_use(conversation, time_ns, packets, use) for use in uses]

@@ -25,7 +25,16 @@ from gpuguard.core.host import Host
 from gpuguard.core.incidents import Incidents, short_id
 from gpuguard.core.labels import LABELS, Verdict
 from gpuguard.core.names import observations_of
-from gpuguard.core.observations import Exchange, FlowClosed, FlowsClosed, FlowsUnanswered, FlowUse, Observation
+from gpuguard.core.observations import (
+    Exchange,
+    FlowClosed,
+    FlowsClosed,
+    FlowsUnanswered,
+    FlowUse,
+    Observation,
+    Spoke,
+    TlsTalk,
+)
 from gpuguard.core.policy import DEFAULT_POLICY, Policy, decide
 from gpuguard.core.records import (
     ActionOutcome,
@@ -247,7 +256,7 @@ class Guard:
         """Return how many packets of a flow had been seen when this item was told."""
         if not isinstance(subject, FlowId):
             return None
-        if isinstance(item, FlowUse | Exchange | FlowClosed) and item.flow == subject:
+        if isinstance(item, FlowUse | Exchange | Spoke | TlsTalk | FlowClosed) and item.flow == subject:
             return item.packets
         if isinstance(item, FlowsClosed | FlowsUnanswered):
             return next((one.packets for one in closed_flows(item.rows) if one.flow == subject), None)

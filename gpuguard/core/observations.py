@@ -154,6 +154,7 @@ class Spoke(Struct, frozen=True, tag="spoke"):
     flow: FlowId
     speaker: Speaker
     what: str
+    packets: int = 0
 
 
 class TlsTalk(Struct, frozen=True, tag="tls_talk"):
@@ -164,6 +165,7 @@ class TlsTalk(Struct, frozen=True, tag="tls_talk"):
     speaker: Speaker
     times_ns: tuple[int, ...]
     sizes: tuple[int, ...]
+    packets: int = 0
 
 
 #: The end of a dull flow: nothing was told of it while it lasted. Fields as in `FlowClosed`; addresses are 16
