@@ -1111,7 +1111,7 @@ class SshSession:
             return []
         if self._session and time_ns - waiting > _CONFIRMED_NS + self._turnaround_ns:
             return []
-        if self._session and not self._requests and self._familiar():
+        if self._session and not self._requests and self._familiar() and self._whole():
             # These clients ask for a shell or a command at once: what was confirmed was no session.
             self._session = self._channel = False
             text = (f"nothing was asked for on what was opened, and the far side opened a channel into this host "
@@ -1216,7 +1216,8 @@ class SshSession:
                 return [] if "ssh-reverse-channel-open" in self._said else self._local(self._last_client[1])
             return []
         uses: list[Use] = []
-        if not from_client and not self._requests and size == sizes.reply < sizes.key_echo and sizes.exact:
+        early = not from_client and not self._requests and self._whole()
+        if early and size == sizes.reply < sizes.key_echo and sizes.exact:
             # Before a command was asked for, on a session that was opened ahead of the request for a forward.
             uses += self._forward_answered(self._asked, 1, size, sizes)
         if from_client:
@@ -1278,7 +1279,7 @@ class SshSession:
         if size not in sizes.forward or not sizes.exact or time_ns - when > 1_000_000_000 or self._forward_asked:
             return []
         # Without a channel, if none can have been opened unseen, even where a key's echo costs what an answer does.
-        no_data = not self._channel and self._holes == self._auth_holes
+        no_data = not self._channel and self._whole()
         short = self._channel and sizes.reply < sizes.reply_port
         beside = self._pty and not self._setting_up
         no_data_fits = no_data or (beside and sizes.key_echo > sizes.reply)
@@ -1286,7 +1287,7 @@ class SshSession:
         if not (no_data or short or beside) or (keepalive and (short or not no_data_fits)):
             return []
         # The ends of both directions of a channel, which are answered by one, may cost as much too.
-        alike = not no_data and not short and not (no_data_fits and size % sizes.ending)
+        alike = not no_data and not short and not (no_data_fits and size % sizes.ending and self._whole())
         if not keepalive and self._owes(time_ns):
             return []
         if alike or (keepalive and not self._off_beat()):
@@ -1303,7 +1304,11 @@ class SshSession:
         """Return whether what the client sent last comes too early for a keepalive: longer silences brought none."""
         if not self._banners[self.client or 0].startswith(_SILENCE_COUNTING):
             return False
-        return self._silence_ns > self._waited_ns + _COARSE_NS and self._holes == self._auth_holes
+        return self._silence_ns > self._waited_ns + _COARSE_NS and self._whole()
+
+    def _whole(self) -> bool:
+        """Return whether all that was sent since the login was seen."""
+        return self._holes == self._auth_holes
 
     def _awaits_keepalives(self) -> bool:
         """Return whether this client wants its keepalives answered."""
@@ -1311,7 +1316,7 @@ class SshSession:
 
     def _padded_request(self, asked: list[_Asked], sizes: Sizes) -> list[Use]:
         """However a request was padded, its answer was not; of these clients nothing else is answered so early."""
-        if not asked or not sizes.exact or self._forward_asked or self._awaits_keepalives():
+        if not asked or not sizes.exact or self._forward_asked or self._awaits_keepalives() or not self._whole():
             return []
         self._forward_asked = True
         return self._request(LATER_REQUEST_NATS, f"a padded request of {asked[-1].size} bytes was answered by "
