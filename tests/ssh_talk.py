@@ -35,6 +35,7 @@ class Talk:
         self.session = ssh.SshSession(initiator_known=True)
         self.client = 1 if swapped else 0
         self.now, self.totals, self.uses = 0, [0, 0], []
+        self.holes = (0, 0)
         self.session.banner(self.client, banner)
         self.session.banner(1 - self.client, server)
         self.session.kexinit(self.client, kexinit(suite, *(("ext-info-c",) if marks else ())))
@@ -46,7 +47,7 @@ class Talk:
         side = self.client if client else 1 - self.client
         self.now += after_ns
         self.totals[side] += size
-        new = self.session.segment(self.now, side, size, self.totals[side])
+        new = self.session.segment(self.now, side, size, self.totals[side], holes=self.holes)
         self.uses += new
         return [use.use for use in new]
 

@@ -463,3 +463,26 @@ def test_compressed_openings_are_computed(name, bind, count, monkeypatch):
         talk.raw(cost(message), client=True, after_ns=100_000)
     talk.raw(cost(b"\x50\0\0\0\x1cno-more-sessions@openssh.com\0"), client=True, after_ns=100_000)
     assert talk.nats(REQUEST) >= 6
+
+
+@pytest.mark.parametrize("lost", ["the confirmation", "the open", "the login's answer"])
+@pytest.mark.parametrize("suite", SUITES)
+def test_what_the_guard_missed_makes_no_request(suite, lost):
+    """Each of these, taken for the whole, is how a request for a forward looks."""
+    talk = Talk(suite, banner="SSH-2.0-Go")
+    talk.ours(17)
+    talk.theirs(17)
+    talk.ours(60)
+    talk.theirs(24)
+    talk.ours(ssh.tcpip_forward(9) + 260)
+    holes = {"the confirmation": (0, 1), "the open": (1, 0), "the login's answer": (0, 1)}[lost]
+    if lost != "the login's answer":
+        talk.theirs(1)
+    if lost == "the confirmation":
+        talk.ours(ssh.SESSION_OPEN)
+    talk.holes = holes
+    if lost == "the login's answer":
+        talk.theirs(990)
+    talk.ours(40)
+    talk.theirs(ssh.ENDING)
+    assert talk.nats(REQUEST) < 6

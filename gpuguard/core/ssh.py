@@ -549,6 +549,9 @@ _FAMILIAR = ("SSH-2.0-OpenSSH_", "SSH-2.0-dropbear")
 PARTED_NATS = 3.0
 PARTED_OPEN_NATS = 6.9
 REQUEST_NATS_MAX = 25.0
+# Where segments before the login were missed and the suite was inferred, the login itself is misread once in ten times,
+# and all that follows with it; by chance it fits then (1/20).
+REQUEST_LOST_NATS_MAX = 5.3
 # ... and is answered by a message of at most three bytes while no channel is open. Whatever else could have had that
 # size (an open of a session, a forward, a tun device) is answered by a confirmation or a failure, which are longer:
 # only a global request is answered so. What is left is a private request that wants an answer, or records misread
@@ -844,7 +847,8 @@ class SshSession:
         self._auth_records += 1
         self._auth_bytes = size
         opening = {sizes.no_more, *sizes.forward_only, *(one + sizes.no_more for one in sizes.session)}
-        if self._merged and size in opening:
+        # What is missing may have been the answer that this record goes with.
+        if self._merged and size in opening and self._holes == (0, 0):
             return [*self._accept(time_ns), *self._ask(time_ns, size, total, sizes)]
         self._merged = False
         return []
@@ -905,8 +909,8 @@ class SshSession:
             go_ns = _ONE_GO_ALIKE_NS if size == sizes.no_more == sizes.keepalive else self._go_ns()
             opening = before.opening and time_ns - before.time_ns <= go_ns
             opening = opening and (before.size != sizes.no_more or size != sizes.keepalive or size == sizes.no_more)
-        # What is missing may be the session's open: then the first record that was seen is not the first that was sent.
-        opening = opening and self._holes[self.client or 0] == self._auth_holes[self.client or 0]
+        # What is missing may be the session's open, or its confirmation: then this is not what follows the login.
+        opening = opening and self._whole()
         if len(self._asked) < _ASKED_MAX:
             self._asked.append(_Asked(time_ns, size, opening))
         if size == sizes.keepalive and not opening:
@@ -918,7 +922,7 @@ class SshSession:
         # A tun device's open costs what a request for localhost costs in some suites: the answer tells.
         self._tun |= first and opening and size in sizes.tun and self._familiar() and not self._gathers()
         at_once = time_ns - self._auth_ns <= self._go_ns()
-        if first and at_once and self._gathers() and size in sizes.gathered:
+        if first and at_once and opening and self._gathers() and size in sizes.gathered:
             text = (f"the first record after the login has {size} bytes, as tcpip-forward with what follows it has in "
                     "this cipher suite, and no other opening")
             return self._request(REQUEST_GATHERED_NATS, text)
@@ -933,7 +937,8 @@ class SshSession:
         """Say a request for a forward, as far as it was not yet said: what all its signs weigh together is bounded."""
         if self._guessed and not self._request_nats:
             nats += GUESSED_NATS
-        nats = min(nats, REQUEST_NATS_MAX - self._request_nats)
+        most = REQUEST_LOST_NATS_MAX if self._guessed and any(self._auth_holes) else REQUEST_NATS_MAX
+        nats = min(nats, most - self._request_nats)
         if nats <= 0:
             return []
         self._request_nats += nats
@@ -1051,6 +1056,9 @@ class SshSession:
         both = all(banner.startswith("SSH-2.0-OpenSSH_") for banner in self._banners)
         if not opening or (both and len(opening) == 1 and opening[0].size == sizes.no_more):
             return []
+        # A confirmation that was missed would have ended the time in which nothing else is answered so.
+        if not self._whole():
+            return []
         self._forward_asked = True
         known = "ssh-reverse-forward-request" in self._said
         if not sizes.exact and (sizes.reply in sizes.confirms or (not known and size != replies * sizes.reply)):
@@ -1072,7 +1080,7 @@ class SshSession:
         # Session, no-more-sessions and forward cost the same in some suites; what was asked last was confirmed.
         self._session = asked[-1] in opening and any(one.size - add in tails for one in opening for add in forwards)
         self._session_bytes = [total, total]
-        if self._tun and not answered and not self._request_nats:
+        if self._tun and not answered and not self._request_nats and not self._guessed:
             text = (f"the first record after the login has {asked[0].size} bytes, as the open of a network device has "
                     "in this cipher suite and no other open, and a channel was confirmed")
             self._session = False
@@ -1216,8 +1224,9 @@ class SshSession:
                 return [] if "ssh-reverse-channel-open" in self._said else self._local(self._last_client[1])
             return []
         uses: list[Use] = []
-        early = not from_client and not self._requests and self._whole()
-        if early and size == sizes.reply < sizes.key_echo and sizes.exact:
+        early = not from_client and not self._requests and self._whole() and sizes.exact
+        both = any(one.size - session in sizes.forward for one in self._asked for session in sizes.session)
+        if early and both and self._gathers() and size == sizes.reply < sizes.key_echo:
             # Before a command was asked for, on a session that was opened ahead of the request for a forward.
             uses += self._forward_answered(self._asked, 1, size, sizes)
         if from_client:
