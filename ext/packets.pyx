@@ -1441,6 +1441,8 @@ cdef void frame(Parse* s, uint32_t link, const uint8_t* p, uint32_t n, uint32_t 
 _PRINTABLE = bytes(b if 32 <= b < 127 else 63 for b in range(256))
 _LABEL = tuple("\\" + chr(b) if b in b".\\" else chr(b) if 32 < b < 127 else f"\\{b:03d}" for b in range(256))
 
+_PLAIN = bytes(b for b in range(33, 127) if b not in b".\\")
+
 
 def _text(data):
     """Printable ASCII, "?" for every other byte."""
@@ -1473,7 +1475,9 @@ def _name(data):
     """The name as in a master file (RFC 1035, 5.1): other bytes than printable ones as backslash and three digits."""
     at, labels = 0, []
     while data[at]:
-        labels.append("".join(_LABEL[b] for b in data[at + 1:at + 1 + data[at]]))
+        label = data[at + 1:at + 1 + data[at]]
+        plain = not label.translate(None, _PLAIN)
+        labels.append(label.decode("ascii") if plain else "".join(_LABEL[b] for b in label))
         at += 1 + data[at]
     return ".".join(labels)
 

@@ -145,6 +145,9 @@ class FlowTable:
 
     def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: int = 0,
                  names: bool = False) -> None:
+        from gpuguard.core.names import may_carry  # names builds on this module
+
+        self._may_carry = may_carry
         self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=exchanges)
         self._names = names
         self._conversations: dict[int, _Conversation] = {}
@@ -171,7 +174,7 @@ class FlowTable:
                 break
             table.add(rows, last, row, packets.netns)
             last = row
-            carrier = 0 if self._names else _mark_of(fact)
+            carrier = 0 if self._names else self._mark_of(fact)
             if carrier and table.mark(rows, row, packets.netns, carrier) < 0:
                 continue
             slot, side, count = table.touch(rows, row, packets.netns)
@@ -306,6 +309,19 @@ class FlowTable:
             conversation.ssh = SshSession(initiator_known=conversation.flow.initiator_known)
         return conversation.ssh
 
+    def _mark_of(self, fact: Fact) -> int:
+        """Return what a fact says of its flow where that is all that it says, else 0: the flow is then to be named."""
+        match fact:
+            case TlsClientHello():
+                return _TLS
+            case DnsMessage():
+                # What may hold data is told of (see `names`), and then of a flow that is known by name.
+                return 0 if self._may_carry(fact) else _DNS
+            case Spoken(what="message-broker"):
+                return _BROKER
+            case _:
+                return 0
+
     def _learn(self, slot: int, side: int, fact: Fact, time_ns: int, sequence: int, packets: int) -> list[Observation]:
         """Take in what was read from a payload."""
         conversation = self._conversations.get(slot)
@@ -345,22 +361,6 @@ class FlowTable:
 def _flows_closed(dull: list[bytes], unanswered: int) -> FlowsClosed:
     rows = np.frombuffer(b"".join(dull), CLOSED_FLOW)
     return FlowsClosed(int(rows["time_ns"][-1]), rows, unanswered)
-
-
-def _mark_of(fact: Fact) -> int:
-    """Return what a fact says of its flow where that is all that it says, else 0: the flow is then to be named."""
-    from gpuguard.core.names import may_carry  # names builds on this module
-
-    match fact:
-        case TlsClientHello():
-            return _TLS
-        case DnsMessage():
-            # What may hold data is told of (see `names`), and then of a flow that is known by name.
-            return 0 if may_carry(fact) else _DNS
-        case Spoken(what="message-broker"):
-            return _BROKER
-        case _:
-            return 0
 
 
 def _use(conversation: _Conversation, time_ns: int, packets: int, use: Use) -> FlowUse:
