@@ -178,7 +178,7 @@ def table(path: Path) -> None:
     from gpuguard.core.records import Packets
     from gpuguard.sensors.packets import read_capture
 
-    flows, now_ns = Table(FLOWS_MAX, quiet_flows=True, quiet_exchanges=2), 0
+    flows, now_ns = Table(FLOWS_MAX, quiet_flows=True, quiet_exchanges=True), 0
     for block in read_capture(path, brief=True):
         if isinstance(block, Packets):
             flows.run(block.rows, 0, len(block.rows), 0)

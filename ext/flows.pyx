@@ -8,8 +8,7 @@ same table written for the eye; the two must agree on every input.
 Most flows are dull: nothing that anybody listens for was seen, be it that both sides spoke or that nobody answered. A
 `quiet` table makes no Python object for them, neither when they open nor when they close: their ends are rows of
 `observations.CLOSED_FLOW`. A flow is named, told of as opened, right before anything else is told of it.
-Exchanges that the initiator led are not told before the responder has led one, but for a flow's first where that is
-asked for: they only count.
+Where that is asked for, exchanges that the initiator led only count before the responder has led one.
 Echoes that bring back what was sent are dull as well. What must be known of them should they not stay so is kept, for
 ECHOES_MAX flows, and told when the flow is named; of more flows each exchange is told, as of any that is named.
 
@@ -308,7 +307,7 @@ cdef class Table:
     cdef readonly uint64_t evicted
     cdef readonly int32_t size
     cdef bint quiet_flows
-    cdef int quiet_exchanges    # of those that the initiator leads: 0 tells each, 1 a flow's first, 2 none
+    cdef bint quiet_exchanges
     cdef list told
     cdef Tried *tried           # a ring: attempts of the last UNANSWERED_NS, the oldest at tried_first
     cdef uint64_t tried_first
@@ -328,7 +327,7 @@ cdef class Table:
     cdef const Packet *packets
     cdef Py_ssize_t packets_size
 
-    def __cinit__(self, int size_max, uint64_t seed=0, *, bint quiet_flows=False, int quiet_exchanges=0):
+    def __cinit__(self, int size_max, uint64_t seed=0, *, bint quiet_flows=False, bint quiet_exchanges=False):
         cdef int32_t i
         cdef uint64_t buckets = 16
         if size_max < 1 or size_max > 1 << 24:
@@ -1117,8 +1116,7 @@ cdef class Table:
             flow.marks |= LED
         elif self.quiet_exchanges and (flow.protocol == UDP and not flow.marks & LED
                                        or flow.protocol == TCP and flow.marks & (KNOWN | LED) == KNOWN):
-            if self.quiet_exchanges == 2 or cold.answered > 1:
-                return 0
+            return 0
         if self.keep(slot, size, time_ns):
             return 0
         self.name(slot)

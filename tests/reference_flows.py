@@ -76,7 +76,7 @@ def signed(value: int) -> int:
 
 
 class Table:
-    def __init__(self, size_max: int, seed: int = 0, *, quiet_flows=False, quiet_exchanges=0) -> None:
+    def __init__(self, size_max: int, seed: int = 0, *, quiet_flows=False, quiet_exchanges=False) -> None:
         self.quiet_flows, self.quiet_exchanges = quiet_flows, quiet_exchanges
         self.size_max = size_max
         self.flows: dict[tuple, Flow] = {}  # in order of opening
@@ -357,9 +357,8 @@ class Table:
             if flow.question_bytes <= 512 and size <= 512:
                 flow.answered += 1
                 flow.led |= flow.asker == 1
-                first = self.quiet_exchanges == 1 and flow.answered == 1
                 asked = flow.key[1] == UDP or (flow.key[1] == TCP and flow.known)
-                if (not self.quiet_exchanges or first or not asked or flow.led) and not self.keep(flow, size, time_ns):
+                if (not self.quiet_exchanges or not asked or flow.led) and not self.keep(flow, size, time_ns):
                     self.tell_exchange(flow, size, time_ns)
         elif flow.talk_ns is not None and time_ns - flow.talk_ns > silence:
             flow.sides[number].first += 1

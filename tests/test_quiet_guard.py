@@ -124,7 +124,7 @@ def test_what_this_host_led_before_counts_against_a_lead_of_the_far_side():
 
 
 def test_from_the_first_list_of_sockets_on_openings_are_told_of_by_the_row():
-    table = FlowTable(quiet=True, exchanges=2)
+    table = FlowTable(quiet=True, exchanges=False)
     talk, later = conversation(4000, 3, first=0), conversation(4001, 1, first=0)
     assert table.receive(talk.block(0, 5)) == []
     (before,) = table.listen()

@@ -137,18 +137,17 @@ class _Conversation:
 class FlowTable:
     """All conversations seen, at most ``size_max``; the same packets give the same observations, however cut.
 
-    ``quiet``: dull flows by the row. ``exchanges`` of TCP and UDP that the initiator leads, before the responder led
-    any: 0 tells each, 1 the first of a flow, 2 none; of TCP where it is not known who dialled, each is told all the
-    same.
+    ``quiet``: dull flows by the row. ``exchanges``: those of TCP and UDP that the initiator leads are told before the
+    responder led any; of TCP where it is not known who dialled, they are told in any case.
     ``names``: DNS messages and ClientHellos are told of.
     """
 
-    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: int = 0,
+    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: bool = True,
                  names: bool = False) -> None:
         from gpuguard.core.names import may_carry  # names builds on this module
 
         self._may_carry = may_carry
-        self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=exchanges)
+        self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=not exchanges)
         self._names = names
         self._conversations: dict[int, _Conversation] = {}
         self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {

@@ -121,7 +121,7 @@ class Guard:
         self._policy = policy
         self._mode: Literal["observe", "enforce"] = mode
         # Egress policy wants each flow by its name.
-        self._flows = FlowTable(quiet=quiet and not policy.egress, exchanges=2, names=bool(policy.egress))
+        self._flows = FlowTable(quiet=quiet and not policy.egress, exchanges=False, names=bool(policy.egress))
         self._listed = False
         self._detectors = new_detectors(signatures, counter_model, alarms_per_gpu_year, policy.egress)
         self._ruled = [one for one in self._detectors if isinstance(one, Ruled)]
