@@ -148,6 +148,8 @@ cdef packed struct Packet:
 # (address, port), so that both directions meet; "side" is 0 for the initiator and 1 for the responder everywhere.
 cdef struct Cold:
     int64_t question_ns
+    uint64_t turn_from      # what the side that speaks had sent before it began to; once the responder has led
+    uint64_t before         # what the other side had said in a row when the question came, 0: it spoke first, or unknown
     int64_t syn_ns
     int64_t syn_answer_ns
     int64_t rtt_ns
@@ -165,6 +167,7 @@ cdef struct Cold:
     uint8_t holes[2]
     uint8_t watched[2]
     uint8_t large_side
+    uint8_t turn            # whose it is, plus one; 0: not noted
     uint8_t carrier
     int32_t echoes          # plus one
 
@@ -1073,6 +1076,9 @@ cdef class Table:
         elif flow.talk_ns >= 0 and time_ns - flow.talk_ns > silence:
             self.question(slot, side, size, time_ns)
         flow.talk_ns = time_ns
+        if flow.marks & LED and self.colds[slot].turn != side + 1:
+            self.colds[slot].turn = side + 1
+            self.colds[slot].turn_from = flow.payload_bytes[side] - size
         self.rhythm(slot, side, size, time_ns)
         return 0
 
@@ -1082,6 +1088,7 @@ cdef class Table:
         if flow.silence_ns == SILENCE_LONG and time_ns - flow.talk_ns <= cold.rtt_ns * 2:
             return
         cold.first[side] += 1
+        cold.before = flow.payload_bytes[1 - side] - cold.turn_from if cold.turn == 2 - side else 0
         flow.waiting = 1
         flow.asker = side
         flow.question_bytes = size
@@ -1124,7 +1131,7 @@ cdef class Table:
                   time_ns - cold.question_ns if time_ns > cold.question_ns else 0,
                   flow.question_bytes, size, cold.first[0], cold.first[1], cold.answered,
                   cold.rtt_ns, flow.payload_bytes[0], flow.payload_bytes[1],
-                  <uint64_t>cold.packets_high << 32 | flow.packets))
+                  <uint64_t>cold.packets_high << 32 | flow.packets, cold.before))
         return 0
 
     cdef inline int rhythm(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:

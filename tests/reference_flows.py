@@ -59,6 +59,8 @@ class Flow:
     question_ns: int = 0
     question_bytes: int = 0
     large_side: int = 2
+    turn: tuple[int, int] | None = None  # who speaks, and what that side had sent before it began to
+    before: int = 0
     start_ns: int = 0
     known: bool = False
     named: bool = False
@@ -362,19 +364,25 @@ class Table:
                     self.tell_exchange(flow, size, time_ns)
         elif flow.talk_ns is not None and time_ns - flow.talk_ns > silence:
             flow.sides[number].first += 1
+            other = 1 - number
+            spoke = flow.turn is not None and flow.turn[0] == other
+            flow.before = flow.sides[other].payload_bytes - flow.turn[1] if spoke else 0
             flow.waiting, flow.asker, flow.question_bytes, flow.question_ns = True, number, size, time_ns
         elif flow.waiting and number == flow.asker:
             flow.question_bytes += size
             flow.question_ns = time_ns
             flow.waiting = flow.question_bytes <= 512
         flow.talk_ns = time_ns
+        if flow.led and (flow.turn is None or flow.turn[0] != number):
+            flow.turn = (number, flow.sides[number].payload_bytes - size)
         self.rhythm(flow, number, size, time_ns)
 
     def tell_exchange(self, flow, size, time_ns):
         self.name(flow)
         self.told.append((EXCHANGE, time_ns, flow.slot, flow.asker, max(0, time_ns - flow.question_ns),
                           flow.question_bytes, size, flow.sides[0].first, flow.sides[1].first, flow.answered,
-                          flow.rtt_ns, flow.sides[0].payload_bytes, flow.sides[1].payload_bytes, flow.packets))
+                          flow.rtt_ns, flow.sides[0].payload_bytes, flow.sides[1].payload_bytes, flow.packets,
+                          flow.before))
 
     def rhythm(self, flow, number, size, time_ns):
         side, other = flow.sides[number], flow.sides[1 - number]

@@ -59,6 +59,20 @@ def test_who_breaks_the_silence_and_how_fast_the_answer_comes():
     assert (last.payload_bytes_initiator, last.payload_bytes_responder) == (100 + 3 * 41 + 40, 100 + 3 * 40 + 50)
 
 
+def test_what_stood_last_before_the_far_sides_word_is_told():
+    """A shell's output, in however many segments; a poll that stands open; nothing where the far side spoke last."""
+    talk = Conversation(rtt_ms=30)
+    talk.say(0, 100)
+    talk.say(1, 40, after_ms=300)
+    for rest, more in ((700, 0), (60, 0), (0, 30), (0, 0)):
+        talk.say(0, 41, after_ms=2)
+        talk.say(0, rest)
+        talk.say(1, more, after_ms=40)
+        talk.say(1, 40, after_ms=300)
+    talk.say(0, 41, after_ms=2)
+    assert [one.before_bytes for one in of(Exchange, observe(talk))] == [0, 741, 101, 0, 41]
+
+
 def test_a_slow_echo_is_an_answer_not_a_question():
     """Over 150 ms of round trip a user's keys break the silence; their echoes do not, late as they come."""
     talk = Conversation(rtt_ms=150)

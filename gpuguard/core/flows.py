@@ -236,7 +236,7 @@ class FlowTable:
 
     def _exchange(self, time_ns: Any, slot: Any, first: Any, delay_ns: Any, question: Any, answer: Any,
                   initiator_first: Any, responder_first: Any, answered: Any, rtt_ns: Any, near_bytes: Any,
-                  far_bytes: Any, packets: Any) -> Seen:
+                  far_bytes: Any, packets: Any, before: Any) -> Seen:
         conversation = self._conversations[slot]
         return [Exchange(
             time_ns=time_ns,
@@ -253,6 +253,7 @@ class FlowTable:
             payload_bytes_initiator=near_bytes,
             payload_bytes_responder=far_bytes,
             packets=packets,
+            before_bytes=before,
         )]
 
     def _echoed(self, slot: Any, questions: Any, answers: Any, times_ns: Any) -> Seen:
