@@ -32,6 +32,7 @@ cdef enum:
     WORDS_MAX = 6
     WAYS = 8
     TARGETS_MAX = 2048
+    KNOWN_MAX = 16
     REASON_CLOSED = 0
     REFUSED_PACKETS_MAX = 4
     ICMP = 1
@@ -161,23 +162,83 @@ cdef class Recent:
         return 0
 
 
+@cython.final
+cdef class Places:
+    """Places of TCP that everybody knows, by address or else by port, each of a kind from 1 to 63.
+
+    Raises ValueError for more than KNOWN_MAX of either, and for an address that has not 16 bytes.
+    """
+
+    cdef uint64_t[KNOWN_MAX][2] addresses
+    cdef uint16_t[KNOWN_MAX] ports
+    cdef uint8_t[KNOWN_MAX] address_kinds
+    cdef uint8_t[KNOWN_MAX] port_kinds
+    cdef int addresses_size, ports_size
+
+    def __cinit__(self, dict addresses, dict ports):
+        cdef const uint8_t[::1] raw
+        if len(addresses) > KNOWN_MAX or len(ports) > KNOWN_MAX:
+            raise ValueError(f"at most {KNOWN_MAX} addresses and ports are known")
+        for address, kind in addresses.items():
+            raw = address
+            if raw.shape[0] != ADDRESS_BYTES or not 0 < kind < 64:
+                raise ValueError(f"no place: {address}, {kind}")
+            memcpy(self.addresses[self.addresses_size], &raw[0], ADDRESS_BYTES)
+            self.address_kinds[self.addresses_size] = kind
+            self.addresses_size += 1
+        for port, kind in ports.items():
+            if not 0 < kind < 64:
+                raise ValueError(f"no place: {port}, {kind}")
+            self.ports[self.ports_size] = port
+            self.port_kinds[self.ports_size] = kind
+            self.ports_size += 1
+
+    def kind(self, const uint8_t[::1] target):
+        """Return the kind of a target, 0 if it is no known place."""
+        cdef uint64_t[WORDS_MAX] words
+        if target.shape[0] != TARGET_BYTES:
+            raise ValueError(f"targets have {TARGET_BYTES} bytes")
+        memset(words, 0, sizeof(words))
+        memcpy(words, &target[0], TARGET_BYTES)
+        return self.kind_of(words)
+
+    cdef inline uint8_t kind_of(self, const uint64_t *target) noexcept:
+        cdef int i
+        if ((target[2] >> 16) & 255) != TCP:
+            return 0
+        for i in range(self.ports_size):
+            if self.ports[i] == (target[2] & 0xffff):
+                return self.port_kinds[i]
+        for i in range(self.addresses_size):
+            if self.addresses[i][0] == target[0] and self.addresses[i][1] == target[1]:
+                return self.address_kinds[i]
+        return 0
+
+
 cdef class Tried:
-    """What one unit tried last, and how much is held against it: ``nats``."""
+    """What one unit tried last, how much is held against it: ``nats``, and a bit of ``kinds`` for each kind of place.
+
+    An answer takes away from it, but for the first of a known kind: whoever asks there knows what everybody knows.
+    """
 
     cdef public double nats
+    cdef public uint64_t kinds
     cdef readonly Recent targets
 
     def __cinit__(self, *_):
         self.targets = Recent(TARGET_BYTES, TARGETS_MAX)
 
-    def succeed(self, const uint8_t[::1] target, double answered_nats, double again_nats):
+    def succeed(self, const uint8_t[::1] target, Places places not None, double answered_nats, double again_nats):
         """Count a success, for which nothing is to be taken away where nothing is held against the unit."""
-        self.take(self.targets.hash_of(target), answered_nats, again_nats)
+        self.take(self.targets.hash_of(target), places.kind(target), answered_nats, again_nats)
 
-    cdef int take(self, uint64_t target, double answered_nats, double again_nats) except -1:
+    cdef int take(self, uint64_t target, uint8_t kind, double answered_nats, double again_nats) except -1:
         cdef bint fresh = False
+        cdef uint64_t known = <uint64_t>1 << kind if kind else self.kinds
         self.targets.use(target, &fresh)
-        if self.nats > 0.0:
+        if known & ~self.kinds:
+            self.kinds |= known
+        elif self.nats > 0.0:
             self.nats += answered_nats if fresh else again_nats
             if self.nats < 0.0:
                 self.nats = 0.0
@@ -216,7 +277,7 @@ cdef inline bint in_vain(const Closed *row) noexcept:
     return row.reason != REASON_CLOSED or row.packets <= REFUSED_PACKETS_MAX
 
 
-def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_nats):
+def succeed(rows, Py_ssize_t start, sources, Places places not None, double answered_nats, double again_nats):
     """Take the successes among rows[start:] in; return the first row that is to be looked at, len(rows) if none is.
 
     That is one in vain, and a success of a source (`SOURCE_BYTES`) that ``sources`` has anything but a `Tried` for.
@@ -229,18 +290,19 @@ def succeed(rows, Py_ssize_t start, sources, double answered_nats, double again_
         raise IndexError("rows out of range")
     while start < held.size:
         stop = min(start + BATCH, held.size)
-        start = succeed_some(held, start, stop, sources, answered_nats, again_nats)
+        start = succeed_some(held, start, stop, sources, places, answered_nats, again_nats)
         if start < stop:
             return start
     return held.size
 
 
-cdef Py_ssize_t succeed_some(Rows held, Py_ssize_t start, Py_ssize_t stop, object sources, double answered_nats,
-                             double again_nats) except -1:
+cdef Py_ssize_t succeed_some(Rows held, Py_ssize_t start, Py_ssize_t stop, object sources, Places places,
+                             double answered_nats, double again_nats) except -1:
     """Take in at most BATCH successes: what they touch is fetched for all of them before the first is counted."""
     cdef const Closed *row
     cdef uint64_t[WORDS_MAX] words
     cdef uint64_t[BATCH] targets
+    cdef uint8_t[BATCH] kinds
     cdef PyObject *found
     cdef PyObject *tried[BATCH]
     cdef bint any_source = len(sources) > 0
@@ -264,10 +326,11 @@ cdef Py_ssize_t succeed_some(Rows held, Py_ssize_t start, Py_ssize_t stop, objec
             memset(<char *>words + ADDRESS_BYTES, 0, PORT_BYTES)
         tried[count] = found
         targets[count] = (<Tried>found).targets.hash(words)
+        kinds[count] = places.kind_of(words)
         (<Tried>found).targets.ask_for(targets[count])
         count += 1
     for at in range(count):
-        (<Tried>tried[at]).take(targets[at], answered_nats, again_nats)
+        (<Tried>tried[at]).take(targets[at], kinds[at], answered_nats, again_nats)
     return start
 
 

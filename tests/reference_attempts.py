@@ -49,13 +49,26 @@ class Recent:
             self.of(key).popitem(last=False)
 
 
+class Places:
+    def __init__(self, addresses, ports):
+        self.addresses, self.ports = addresses, ports
+
+    def kind(self, target):
+        address, port, protocol = target[:16], int.from_bytes(target[16:18], "little"), target[18]
+        return (self.ports.get(port) or self.addresses.get(address, 0)) if protocol == 6 else 0
+
+
 class Tried:
     def __init__(self, *_):
         self.nats = 0.0
+        self.kinds = 0
         self.targets = Recent(19, TARGETS_MAX)
 
-    def succeed(self, target, answered_nats, again_nats):
-        if self.nats:
+    def succeed(self, target, places, answered_nats, again_nats):
+        kind = places.kind(target)
+        if kind and not self.kinds >> kind & 1:
+            self.kinds |= 1 << kind
+        elif self.nats:
             self.nats = max(0.0, self.nats + (again_nats if target in self.targets else answered_nats))
         self.targets.put(target, 0)
 
@@ -81,7 +94,7 @@ def in_vain(row):
     return row["protocol"] == 6 and bool(row["missed"] or not (spoke or ended))
 
 
-def succeed(rows, start, sources, answered_nats, again_nats):
+def succeed(rows, start, sources, places, answered_nats, again_nats):
     for at in range(start, len(rows)):
         if in_vain(rows[at]):
             return at
@@ -89,7 +102,7 @@ def succeed(rows, start, sources, answered_nats, again_nats):
             tried = sources[source(rows[at])]
             if not isinstance(tried, Tried):
                 return at
-            tried.succeed(target(rows[at]), answered_nats, again_nats)
+            tried.succeed(target(rows[at]), places, answered_nats, again_nats)
     return len(rows)
 
 

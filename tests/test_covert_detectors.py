@@ -74,7 +74,37 @@ def addresses(count, prefix="10.80.0"):
     return [f"{prefix}.{last}" for last in range(1, count + 1)]
 
 
+METADATA = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "168.63.129.16", "100.100.100.200",
+            "169.254.0.23", "fd20:ce::254", "fd00:ec2::23")
+
+
+def spoken(address, port, index):
+    return ended(tcp(address, port, index), packets=40, out=900, into=9000)
+
+
+def monitored(nodes):
+    """Kubelets and exporters that answer; kube-proxies and what else listens on loopback alone do not."""
+    return [spoken(a, port, i) if port in (10250, 9100) else ended(tcp(a, port, i))
+            for i, a in enumerate(addresses(nodes))
+            for port in (9100, 10249, 10250, *((10257, 10259, 2379) if i % 10 == 0 else ()))]
+
+
 QUIET = {
+    "boto3 where there is no cloud": [
+        ended(tcp(address, 80, i), packets=4, reason="idle") for i, address in enumerate(METADATA[:4] * 5)],
+    "google-auth where there is no cloud": [ended(tcp("169.254.169.254", 80, i), packets=3) for i in range(30)],
+    "the libraries of all clouds in one program": [ended(tcp(a, 80, i)) for i, a in enumerate(METADATA * 3)],
+    "an agent of a node, in a cloud": [
+        spoken(a, port, i) for i, (a, port) in enumerate(
+            [("169.254.169.254", 80), ("10.1.0.7", 10250), ("10.1.0.7", 10255), ("10.1.0.1", 6443)] * 50)],
+    "an agent of a node that looks for its cloud and asks the kubelet's old port and a runtime": [
+        *(ended(tcp(address, 80, i)) for i, address in enumerate(METADATA[:5])),
+        spoken("10.1.0.7", 10250, 5), ended(tcp("10.1.0.7", 10255, 6)), ended(tcp("10.1.0.7", 2375, 7)),
+        *(spoken("10.1.0.1", 6443, i) for i in range(8, 40))],
+    "a control plane that starts": [
+        *(ended(tcp(a, port, i)) for i, a in enumerate(addresses(3) * 40) for port in (2379, 2380, 6443)),
+        *(spoken(a, port, 200 + i) for i, a in enumerate(addresses(3) * 40) for port in (2379, 2380, 6443))],
+    "a cluster watched by its monitoring": monitored(60) * 3,
     "a rendezvous of hundreds of new places": [
         ended(tcp(f"10.1.{i % 64}.{i // 64 + 1}", 30_000 + i, i), packets=400, out=10**6, into=10**6)
         for i in range(500)],
@@ -101,10 +131,65 @@ def test_who_knows_where_its_services_are_does_not_scan(name):
     ([ended(tcp(a, 22, i)) for i, a in enumerate(addresses(100))], "confirmed"),
     ([ended(tcp("10.80.0.5", port, port)) for port in range(1, 120)], "confirmed"),
     ([ended(tcp(a, 22, i), packets=3, reason="idle") for i, a in enumerate(addresses(16))], "suspect"),
+    ([ended(tcp("169.254.169.254", 80)), *(ended(tcp("10.80.0.1", port)) for port in (2375, 10250, 6443, 2379))],
+     "suspect"),
+    ([spoken("169.254.169.254", 80, 0), *(ended(tcp("10.80.0.1", 8000 + i, i)) for i in range(4)),
+      spoken("10.80.0.1", 10250, 4), *(ended(tcp("10.80.0.1", port, 5)) for port in (2375, 2379, 6443))], "suspect"),
     ([ended(tcp(f"{i % 190 + 11}.7.{i % 250}.9", 23, i), packets=5, reason="idle") for i in range(200)], "confirmed"),
 ])
 def test_many_first_contacts_in_vain_are_a_scan(items, verdict):
     assert standings(items, probing.Detector()) == {"scan": verdict}
+
+
+def test_places_that_everybody_knows_are_named_and_weigh_by_their_kinds():
+    """One kind is as good as any port; so are many of one kind, and what is answered late is taken back whole."""
+    detector, host = probing.Detector(), Host()
+    for i, (address, port) in enumerate([("10.80.0.1", 2379), ("10.80.0.2", 2379), ("10.80.0.1", 2380)]):
+        detector.receive(ended(tcp(address, port, i)), host)
+    (source,) = detector._sources.values()
+    assert source.nats == 3 * probing.FAILED_NATS
+    late = tcp("169.254.169.254", 80, 5)
+    detector.receive(unanswered(late), host)
+    assert source.nats == (3 + probing.FURTHER_KIND) * probing.FAILED_NATS
+    detector.receive(ended(late, packets=40, out=900, into=9000, after_s=9), host)
+    assert (source.failed, source.nats) == (3, pytest.approx(max(0.0, 1.5 + probing.ANSWERED_NATS)))
+    found = [one for i, port in enumerate((*range(1, 9), 6443, 10250))
+             for one in detector.receive(ended(tcp("10.80.0.1", port, 20 + i)), host)]
+    assert found[-1].text.endswith(
+        "; it tried cloud metadata (T1552.005), kubelet (T1613), etcd (T1613), Kubernetes control plane (T1613)")
+
+
+def test_the_first_answer_of_a_kind_takes_nothing_away_and_others_do():
+    detector, host = probing.Detector(), Host()
+    for port in range(1, 9):
+        detector.receive(ended(tcp("10.80.0.1", port, port)), host)
+    (source,) = detector._sources.values()
+    detector.receive(spoken("10.80.0.1", 10250, 20), host)
+    detector.receive(spoken("169.254.169.254", 80, 21), host)
+    assert source.nats == 8 * probing.FAILED_NATS
+    detector.receive(spoken("10.80.0.2", 10250, 22), host)
+    assert source.nats == pytest.approx(8 * probing.FAILED_NATS + probing.ANSWERED_NATS)
+
+
+def test_a_repeat_that_speaks_late_takes_no_other_failure_back():
+    detector, host = probing.Detector(), Host()
+    for port in range(1, 9):
+        detector.receive(ended(tcp("10.80.0.1", port, port)), host)
+    again = tcp("10.80.0.1", 1, 30)
+    detector.receive(unanswered(again), host)
+    detector.receive(ended(again, packets=40, out=900, into=900, after_s=9), host)
+    (source,) = detector._sources.values()
+    assert (source.failed, source.nats) == (8, 8 * probing.FAILED_NATS + 2 * probing.AGAIN_NATS)
+
+
+def test_a_container_that_tries_the_ports_of_its_own_host_is_not_the_outside():
+    """The bridge shows its packets to the namespace that it calls into, where they look like anybody's."""
+    inside = Sockets(START - S, 4_026_532_001, (Socket(6, "172.17.0.4", 50_000, "10.9.9.9", 443, 1, 5, 0, (AGENT,)),))
+    tries = [ended(tcp(HERE, port, port, initiator="172.17.0.4")) for port in (80, 2375, 2379, 6443, 8080, 10_250)]
+    tries += [ended(tcp("169.254.169.254", 80, 99, initiator="172.17.0.4"))]
+    known = HostInfo(0, 1, "b", "h", 100, addresses=(HERE,))
+    assert standings([known, *tries], probing.Detector()) == {}
+    assert standings([known, inside, *tries], probing.Detector()) == {"scan": "suspect"}
 
 
 def test_a_scan_of_ten_thousand_makes_few_findings():

@@ -197,6 +197,10 @@ class Host:
         """Return whether a flow was opened from elsewhere to this host: what its initiator does is not done here."""
         return self.is_local(flow.netns, flow.responder) and not self.is_local(flow.netns, flow.initiator)
 
+    def houses(self, address: str) -> bool:
+        """Return whether an address is one of this host's in any of its namespaces: a container's is."""
+        return any((netns, address) in self._local for netns in self._owned)
+
     def dialler(self, flow: FlowId) -> Literal["initiator", "responder"] | None:
         """Return which end of a flow this host dialled from, None if it was called, or that is not certain.
 

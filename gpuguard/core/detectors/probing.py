@@ -2,8 +2,12 @@
 
 A sequential test over first contacts, after Jung, Paxson, Berger, Balakrishnan 2004, "Fast Portscan Detection Using
 Sequential Hypothesis Testing": whoever knows where its services are mostly succeeds, whoever looks for them mostly
-fails. A target is an address and port; what counts is the first attempt on each. No port or address is special:
-a metadata service (169.254.169.254) is asked by every cloud library, and is a target like any other.
+fails. A target is an address and port; what counts is the first attempt on each.
+
+No target accuses by its number alone, but some are known to everybody: where a cloud tells an instance of its keys, and
+where containers and clusters are administered (`PLACES`). A program has business with one or two kinds of them, whoever
+looks for a way out tries them in turn. So the first failure at a further kind weighs as much as three elsewhere, and
+the first answer of a kind takes nothing away, for finding it took no knowledge.
 
 Benign look-alikes, and what keeps them out:
 
@@ -12,6 +16,8 @@ Benign look-alikes, and what keeps them out:
 - waiting for a master that does not listen yet: one target, however often;
 - monitoring with half a rack down (Prometheus, health checks): the same targets again and again; a repeat takes away;
 - health checks that open and close without a word: they were answered;
+- libraries of clouds (boto3, google-auth, all of them in one program), off a cloud: many addresses, one kind;
+- agents of nodes and monitoring of clusters: two or three kinds, that answer on most of many nodes;
 - peers of file sharing and coins, many of which are gone: public addresses weigh half;
 - what comes in from outside: the host that is scanned did nothing.
 
@@ -27,7 +33,7 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuguard._attempts import Tried, succeed
+from gpuguard._attempts import Places, Tried, succeed
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.flows import address_bytes, closed_flows
 from gpuguard.core.fusion import SUSPECT_NATS
@@ -55,15 +61,42 @@ ANSWERED_NATS = -1.2
 #: A target tried before: monitors and retries do little else, scanners hardly ever.
 AGAIN_NATS = -0.25
 NATS_MAX = 40.0
+#: A failure at a place of another kind than those tried before, in failures elsewhere: five kinds are suspect.
+FURTHER_KIND = 3.0
 
-#: Fewer failures than this are never told, whatever they weigh.
-FAILED_MIN = 12
 FAILED_OF_PROCESS_MIN = 3
 #: A list of sockets is read when a connection is opened, and every few seconds.
 LISTED_WITHIN_NS = 12_000_000_000
 FORGOTTEN_AFTER_NS = 600_000_000_000
 #: SYN and RST with one repeat of each: nobody was there, or only a half-open look was taken.
 REFUSED_PACKETS_MAX = 4
+
+
+class Place(NamedTuple):
+    """A kind of place that everybody knows, and what ATT&CK calls looking there."""
+
+    name: str
+    attack: str
+    ports: tuple[int, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+
+#: EC2, Azure, Google, Oracle and OpenStack share 169.254.169.254; then ECS, EKS, IPv6 of EC2, EKS and Google, Azure's
+#: WireServer, Alibaba and Tencent. Ports are of Docker, of the kubelet when it may only be read, and else of
+#: https://kubernetes.io/docs/reference/networking/ports-and-protocols.
+PLACES = (
+    Place("cloud metadata", "T1552.005", addresses=(
+        "169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254",
+        "168.63.129.16", "100.100.100.200", "169.254.0.23")),
+    Place("container runtime", "T1613", (2375, 2376)),
+    Place("kubelet", "T1613", (10250, 10255)),
+    Place("etcd", "T1613", (2379, 2380)),
+    Place("Kubernetes control plane", "T1613", (6443, 10257, 10259)),
+)
+_PLACES = Places(
+    {address_bytes(address): kind for kind, place in enumerate(PLACES, 1) for address in place.addresses},
+    {port: kind for kind, place in enumerate(PLACES, 1) for port in place.ports},
+)
 
 _TCP, _ICMP, _ICMPV6 = 6, 1, 58
 _SPOTS = ("less than one new target in ten minutes", "neighbours on the same link that nobody answers for (ARP only)",
@@ -84,6 +117,13 @@ class _Unit(NamedTuple):
         return self if self.process else self.source
 
 
+class _Judged(NamedTuple):
+    """An attempt that may still be answered, and what was added for it: nothing where its target was tried before."""
+
+    unit: _Unit
+    nats: float
+
+
 class _Source(Tried):
     """What one unit tried."""
 
@@ -101,6 +141,17 @@ class _Source(Tried):
     def add(self, nats: float) -> None:
         self.nats = min(max(0.0, self.nats + nats), NATS_MAX)
 
+    def meet(self, kind: int) -> float:
+        """Note that a place of this kind was tried, 0 being any other; return what that multiplies the weight by."""
+        further = kind and self.kinds and not self.kinds >> kind & 1
+        self.kinds |= bool(kind) << kind
+        return FURTHER_KIND if further else 1.0
+
+    def known(self) -> str:
+        """Return which places it tried that everybody knows, as the end of a sentence."""
+        tried = [f"{place.name} ({place.attack})" for kind, place in enumerate(PLACES, 1) if self.kinds >> kind & 1]
+        return f"; it tried {', '.join(tried)}" if tried else ""
+
 
 class Detector:
     """Counts first contacts that failed, for each process or source."""
@@ -111,7 +162,7 @@ class Detector:
         # When the sockets of a namespace were last listed, and unanswered attempts that were not on a list yet.
         self._listed: BoundedTable[int, int] = BoundedTable(NAMESPACES_MAX)
         self._waiting: OrderedDict[FlowId, None] = OrderedDict()
-        self._judged: BoundedTable[FlowId, _Unit] = BoundedTable(ATTEMPTS_MAX)
+        self._judged: BoundedTable[FlowId, _Judged] = BoundedTable(ATTEMPTS_MAX)
         self._sources: BoundedTable[_Unit | bytes, _Source] = BoundedTable(SOURCES_MAX)
         # Addresses behind which something failed: what succeeds elsewhere is no business of ours. With the time at
         # which a process was last seen at it, 0 if none was.
@@ -145,14 +196,14 @@ class Detector:
         # Where owners are known, it is looked up which process of an address was answered.
         sources: dict[Any, Any] = self._failing.entries if len(self._listed) else self._sources.entries
         at, rows = 0, item.rows
-        while (at := succeed(rows, at, sources, ANSWERED_NATS, AGAIN_NATS)) < len(rows):
+        while (at := succeed(rows, at, sources, _PLACES, ANSWERED_NATS, AGAIN_NATS)) < len(rows):
             found += self._close(next(closed_flows(rows[at:at + 1])), host, missed=bool(rows["missed"][at]))
             at += 1
         return found
 
     def _tried(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
         """Judge an attempt that nobody answered in time, once the list of sockets had its chance to name its owner."""
-        if not flow.initiator_known or not _weight(flow.responder) or host.is_inbound(flow):
+        if not flow.initiator_known or not _weight(flow.responder) or _from_outside(flow, host):
             return []
         listed_ns = self._listed.get(flow.netns)
         if listed_ns is None or listed_ns >= flow.start_ns or not host.is_local(flow.netns, flow.initiator):
@@ -163,27 +214,23 @@ class Detector:
         return []
 
     def _judge(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
-        self._judged[flow] = _unit(flow, host)
-        return self._failed(flow, time_ns, host)
+        unit = _unit(flow, host)
+        nats = self._failed(flow, unit, time_ns)
+        self._judged[flow] = _Judged(unit, nats)
+        return self._tell(flow, unit, time_ns) if nats else []
 
     def _answered(self, flow: FlowId, host: Host) -> None:
         self._waiting.pop(flow, None)
         if _source(flow) not in self._failing:
             return
-        unit = self._judged.pop(flow)
-        if unit is None:
-            self._succeeded(_unit(flow, host), _target(flow))
-            return
-        source = self._sources.get(unit.key)
-        if source:
+        judged = self._judged.pop(flow) or _Judged(_unit(flow, host), 0.0)
+        source = self._sources.get(judged.unit.key)
+        if source and judged.nats:
             # It spoke late: what was held against it is taken back, and its success counts.
             source.failed -= 1
-            source.add(ANSWERED_NATS - _weight(flow.responder))
-
-    def _succeeded(self, unit: _Unit, target: Target) -> None:
-        source = self._sources.get(unit.key)
-        if source:
-            source.succeed(target, ANSWERED_NATS, AGAIN_NATS)
+            source.add(ANSWERED_NATS - judged.nats)
+        elif source:
+            source.succeed(_target(flow), _PLACES, ANSWERED_NATS, AGAIN_NATS)
 
     def _close(self, item: FlowClosed, host: Host, *, missed: bool = False) -> list[Evidence]:
         flow = item.flow
@@ -198,9 +245,11 @@ class Detector:
             self._answered(flow, host)
         elif self._judged.pop(flow) or (missed and flow not in self._waiting):
             pass  # counted when it was missed
-        elif flow.initiator_known and _weight(flow.responder) and not host.is_inbound(flow):
+        elif flow.initiator_known and _weight(flow.responder) and not _from_outside(flow, host):
             self._waiting.pop(flow, None)
-            return self._failed(flow, item.time_ns, host)
+            unit = _unit(flow, host)
+            if self._failed(flow, unit, item.time_ns):
+                return self._tell(flow, unit, item.time_ns)
         return []
 
     def _overdue(self, now_ns: int, host: Host) -> list[Evidence]:
@@ -220,36 +269,38 @@ class Detector:
         self._sources[unit.key] = source
         return source
 
-    def _failed(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
-        unit = _unit(flow, host)
+    def _failed(self, flow: FlowId, unit: _Unit, time_ns: int) -> float:
+        """Count a failure; return what it adds, nothing where its target was tried before."""
         source = self._of(unit, flow.start_ns)
         source.start_ns = min(source.start_ns, flow.start_ns)
         target = _target(flow)
         if target in source.targets:
             source.add(AGAIN_NATS)
-            return []
+            return 0.0
         source.targets.put(target, 0)
         source.addresses[flow.responder] = None
         source.ports[flow.responder_port if flow.protocol == _TCP else 0] = None
         source.failed += 1
-        source.add(_weight(flow.responder))
+        nats = _weight(flow.responder) * source.meet(_PLACES.kind(target))
+        source.add(nats)
         seen_ns = self._failing.get(unit.source) or 0
         if unit.process is not None and source.failed >= FAILED_OF_PROCESS_MIN:
             seen_ns = time_ns
         self._failing[unit.source] = seen_ns
-        # Where a process was seen at it, what has no owner is most likely its. That is not certain enough to be added
-        # to the process, and no other scan either.
-        somebodys = unit.process is None and seen_ns and time_ns - seen_ns < FORGOTTEN_AFTER_NS
-        if source.failed < FAILED_MIN or source.nats < SUSPECT_NATS or somebodys:
-            return []
-        return self._tell(flow, unit, source, time_ns)
+        return nats
 
-    @staticmethod
-    def _tell(flow: FlowId, unit: _Unit, source: _Source, time_ns: int) -> list[Evidence]:
+    def _tell(self, flow: FlowId, unit: _Unit, time_ns: int) -> list[Evidence]:
         """A process is told of as its weight grows; without one, the attempt at hand stands for all, at each doubling.
 
         So a scan of ten thousand addresses does not make ten thousand findings.
         """
+        source = self._of(unit, flow.start_ns)
+        seen_ns = self._failing.get(unit.source) or 0
+        # Where a process was seen at it, what has no owner is most likely its. That is not certain enough to be added
+        # to the process, and no other scan either.
+        somebodys = unit.process is None and seen_ns and time_ns - seen_ns < FORGOTTEN_AFTER_NS
+        if source.nats < SUSPECT_NATS or somebodys:
+            return []
         subject: Subject = unit.process or flow
         change = source.nats - source.told if unit.process else source.nats
         grown = source.failed >= 2 * source.told_failed
@@ -259,7 +310,7 @@ class Detector:
         ports = f"{len(source.ports)} port{'s' if len(source.ports) != 1 else ''}"
         within_s = (source.last_ns - source.start_ns) / 1e9
         text = (f"{unit.process or flow.initiator} tried {source.failed} places in vain that it had not tried before, "
-                f"on {len(source.addresses)} addresses and {ports}, within {within_s:.0f} s")
+                f"on {len(source.addresses)} addresses and {ports}, within {within_s:.0f} s{source.known()}")
         return [Evidence(
             time_ns=time_ns,
             subject=subject,
@@ -272,6 +323,11 @@ class Detector:
             carrier="icmp" if flow.protocol != _TCP else "tcp",
             blind_spots=_SPOTS,
         )]
+
+
+def _from_outside(flow: FlowId, host: Host) -> bool:
+    """Return whether this host was called from elsewhere; a container of its own that tries its ports is not."""
+    return host.is_inbound(flow) and not host.houses(flow.initiator)
 
 
 def _unit(flow: FlowId, host: Host) -> _Unit:
