@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gpuguard.cli.commands.classify import Unreadable, command, judge, read_launches, summarise
+from gpuguard.cli.commands import classify
+from gpuguard.cli.commands.classify import BEGIN_NS, blocks_of, command, judge, read_launches, summarise
+from gpuguard.core.records import Launches
+from gpuguard.core.subjects import ProcessId
+from gpuguard.counters import table
+from gpuguard.counters.table import Table, Unreadable
 
 HEADER = "t_host_us,t_dev_us,dur_us,name,gx,gy,gz,bx,by,bz,shmem,regs,stream,device,launch_api"
 DATA = os.environ.get("GPUGUARD_DATA_DIR", "")
@@ -119,16 +128,65 @@ def test_the_table_is_for_people(tmp_path):
 
 def test_a_line_without_end_is_refused():
     with pytest.raises(Unreadable):
-        read_launches(iter([HEADER, '1,,,"' + "x" * 1_000_000]))
+        read_launches(Table(io.StringIO(HEADER + "\n" + '1,,,"' + "x" * 1_000_000)))
 
 
 @pytest.mark.skipif(not TRACES, reason="GPUGUARD_DATA_DIR is not set: no recorded training to judge")
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name[:40])
 def test_no_recorded_training_is_accused(path):
     with gzip.open(path, "rt") as lines:
-        recorded = read_launches(lines)
+        recorded = read_launches(Table(lines))
     windows, finding = judge(recorded)
     assert finding is None
     summary = summarise(windows, finding, recorded.gaps)
     assert summary.verdict == ("clear" if len(recorded.times_ns) > 1 else "unknown")
     assert all(one.verdict in ("clear", "unknown") for one in windows)
+
+
+def launches(*rows):
+    return "\n".join(["t_host_us,name,gx", *rows])
+
+
+def test_a_line_that_cannot_be_read_ends_the_recording_and_loses_nothing_before_it(tmp_path):
+    rows = [f"{i * 20_000},ethash_search,8192" for i in range(300)]
+    for odd in ('7000000,"void f(' + "\n5,6,7" * 20_000, "," * (table.LINE_MAX + 1)):
+        done = run(launches(*rows, odd, *rows), tmp_path, "-o", "json")
+        windows, summary = objects(done)
+        assert sum(one["launches"] for one in windows) == 300
+        assert summary["verdict"] == "confirmed"
+        assert "what comes after is left out" in summary["gaps"][0]
+
+
+def test_a_device_without_an_end_is_refused(monkeypatch):
+    monkeypatch.setattr(classify, "BYTES_MAX", 1_000_000)
+    done = CliRunner().invoke(command, ["/dev/zero"])
+    assert done.exit_code == 3
+    assert "more than 1000000 bytes" in done.stderr
+
+
+def test_different_launches_are_bounded_and_those_beyond_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(classify, "KINDS_MAX", 50)
+    _, summary = objects(run(launches(*(f"{i},kernel {i % 80},1" for i in range(160))), tmp_path, "-o", "json"))
+    assert summary["gaps"] == ["60 rows beyond 20000000 or 50 different launches were left out"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_launches_are_read_by_the_separator_and_the_coding_they_have(tmp_path, separator, coding):
+    text = launches(*(f"{i * 20_000},ethash_search,8192" for i in range(300))).replace(",", separator)
+    assert objects(run(text.encode(coding), tmp_path, "-o", "json"))[1]["verdict"] == "confirmed"
+
+
+@given(st.lists(st.tuples(st.integers(0, 2_000_000), st.integers(0, 5)), min_size=1, max_size=60))
+def test_rows_of_an_interval_are_those_of_each_launch_by_itself(launched):
+    text = launches(*(f"{at},kernel {which},{which}" for at, which in launched))
+    blocks = blocks_of(read_launches(Table(io.StringIO(text))), ProcessId("recorded", 1, 1))
+    rows = np.concatenate([one.rows for one in blocks if isinstance(one, Launches)])
+    origin = min(at for at, _ in launched)
+    for which in {which for _, which in launched}:
+        own = rows[rows["grid"][:, 0] == which]
+        times = sorted(BEGIN_NS + (at - origin) * 1000 for at, one in launched if one == which)
+        assert (own["first_ns"][0], own["last_ns"][-1]) == (times[0], times[-1])
+        assert own["launches"].sum() == len(times)
+        gaps = np.bincount([int(np.log2(max(gap, 1))) for gap in np.diff(times).tolist()], minlength=40)
+        assert own["gaps_log2"].sum(axis=0).tolist() == gaps.tolist()

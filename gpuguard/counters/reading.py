@@ -7,7 +7,6 @@ is no number is missing, and a ratio outside 0..1 is no ratio.
 
 from __future__ import annotations
 
-import csv
 import math
 from array import array
 from datetime import UTC, datetime
@@ -16,17 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuguard.core.records import Device, DeviceSample, Gpm
+from gpuguard.counters.table import COLUMNS_MAX, Table, Unreadable
 
 if TYPE_CHECKING:
-    import io
-    from _csv import Reader
     from collections.abc import Iterator, Sequence
 
 SECOND_NS = 1_000_000_000
 ROWS_MAX = 20_000_000
 DEVICES_MAX = 256
 TEXT_MAX = 128
-HEADER_MAX = 64 * 1024
+#: A row group of Parquet may be unpacked as a whole.
+GROUP_BYTES_MAX = 2 * 1024**3
 #: Rows that become records at once: the objects of all would be several times what is read.
 ROWS_AT_ONCE = 8_192
 TIME_NS_MAX = 6.3e18
@@ -92,10 +91,6 @@ POWER_LIMITS_W = (("H100 80GB HBM3", 700.0), ("H200", 700.0), ("B200", 1000.0), 
                   ("RTX 3090", 350.0))
 
 
-class Unreadable(Exception):
-    """This input cannot be judged; the message says why."""
-
-
 class Telemetry(NamedTuple):
     """Samples of all devices in order of time, by column: NaN is missing. ``device`` is an index into ``names``."""
 
@@ -113,57 +108,70 @@ def is_telemetry(columns: Sequence[str]) -> bool:
     return sum(name in COLUMNS for name in known) + any(name in TIMES for name in known) >= 2
 
 
-def reader_of(text: io.TextIOBase) -> Reader:
-    """Return a reader from the beginning of a text, by the separator that its header has most of."""
-    header = text.readline(HEADER_MAX)
-    text.seek(0)
-    return csv.reader(text, delimiter=max(",;\t", key=header.count))
-
-
 def _plain(column: str) -> str:
     """Return the name of a column in lower case, without the unit that nvidia-smi adds."""
     return column.partition(" [")[0].strip().lower()
 
 
-def read_csv(text: io.TextIOBase) -> Telemetry:
-    """Read counters from CSV with a header. Raises Unreadable."""
-    reader = reader_of(text)
-    try:
-        header = [_plain(name) for name in next(reader, [])]
-        wanted = _wanted(header)
-        rows = _Rows(wanted)
-        for row in reader:
-            if not rows.add(row):
-                break
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise Unreadable(f"line {reader.line_num}: {error}") from error
-    return rows.telemetry()
+def read_csv(table: Table) -> Telemetry:
+    """Read counters from CSV. Raises Unreadable."""
+    rows = _Rows(_wanted([_plain(name) for name in table.header]))
+    for row in table.rows():
+        if not rows.add(row):
+            break
+    return rows.telemetry(table.broken)
 
 
 def read_parquet(raw: bytes) -> Telemetry:
     """Read counters from Parquet. Raises Unreadable, also where the extra is not installed."""
     try:
-        from pyarrow import ArrowException, BufferReader, parquet, timestamp, types
+        from pyarrow import ArrowException, BufferReader, parquet
     except ImportError as error:
         raise Unreadable("Parquet needs the extra `parquet`: pip install 'gpuguard[parquet]'") from error
     try:
-        file = parquet.ParquetFile(BufferReader(raw))
-        names = file.schema_arrow.names
+        schema = parquet.read_schema(BufferReader(raw))
+        names = schema.names
         wanted = _wanted([_plain(name) for name in names])
         rows = _Rows(wanted._replace(at={at: i for i, at in enumerate(sorted(wanted.at))}))
         some = [names[at] for at in sorted(wanted.at)]
         if twice := [name for name in some if names.count(name) > 1]:
             raise Unreadable(f"two columns are named {twice[0]}")
+        # A text that is written once and told in each row is also held once: as many of it may be more than any memory.
+        file = parquet.ParquetFile(BufferReader(raw), read_dictionary=_texts(schema, some))
+        groups = (file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        if (most := max(groups, default=0)) > GROUP_BYTES_MAX:
+            raise Unreadable(f"a row group of {most} bytes")
         for batch in file.iter_batches(batch_size=8192, columns=some):
-            # Nanoseconds are more than a datetime holds.
-            columns = [(one.cast(timestamp("us", one.type.tz), safe=False) if types.is_timestamp(one.type) else one)
-                       .to_pylist() for one in batch.columns]
-            for row in zip(*columns, strict=True):
+            for row in zip(*map(_listed, batch.columns), strict=True):
                 if not rows.add(["" if one is None else one for one in row]):
                     return rows.telemetry()
     except (ArrowException, OSError, ValueError, OverflowError) as error:
         raise Unreadable(f"not a Parquet file that can be read: {str(error).strip()}") from error
     return rows.telemetry()
+
+
+def _texts(schema: Any, some: Sequence[str]) -> list[str]:
+    """Return which of the columns hold texts; raises Unreadable for one whose values are not single."""
+    from pyarrow import types
+
+    kinds = {name: schema.field(name).type for name in some}
+    if nested := [name for name, kind in kinds.items() if types.is_nested(kind)]:
+        raise Unreadable(f"the column {nested[0]} holds more than one value a row")
+    return [name for name, kind in kinds.items() if any(is_text(kind) for is_text in (
+        types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_dictionary))]
+
+
+def _listed(column: Any) -> list[Any]:
+    """Return the values of one column of a batch."""
+    from pyarrow import timestamp, types
+
+    if types.is_dictionary(column.type):
+        values = column.dictionary.to_pylist()
+        return [None if at is None else values[at] for at in column.indices.to_pylist()]
+    if types.is_timestamp(column.type):  # nanoseconds are more than a datetime holds
+        column = column.cast(timestamp("us", column.type.tz), safe=False)
+    listed: list[Any] = column.to_pylist()
+    return listed
 
 
 class _Wanted(NamedTuple):
@@ -177,7 +185,7 @@ class _Wanted(NamedTuple):
 
 
 def _wanted(header: Sequence[str]) -> _Wanted:
-    if len(header) > 4_096:
+    if len(header) > COLUMNS_MAX:
         raise Unreadable(f"{len(header)} columns")
 
     def first(names: Sequence[str]) -> int | None:
@@ -236,11 +244,13 @@ class _Rows:
         self._cut = len(self._times) >= ROWS_MAX
         return not self._cut
 
-    def telemetry(self) -> Telemetry:
-        """Return everything in order of time."""
+    def telemetry(self, broken: str = "") -> Telemetry:
+        """Return everything in order of time; ``broken`` says why there is no more of it. Raises Unreadable."""
         if not self._times:
-            raise Unreadable(f"no row with a time among {self._skipped}" if self._skipped else "no row but the header")
+            raise Unreadable(broken or (f"no row with a time among {self._skipped}" if self._skipped else
+                                        "no row but the header"))
         gaps = [text for text, said in (
+            (f"{broken}; what comes after is left out", broken),
             (f"{self._skipped} rows that were cut short or have no usable time were left out", self._skipped),
             (f"{self._foreign} rows of devices beyond the first {DEVICES_MAX} were left out", self._foreign),
             (f"rows beyond the first {ROWS_MAX} were left out", self._cut)) if said]
@@ -279,15 +289,15 @@ def _number(value: Any) -> float:
 
 def _time(value: Any) -> int | None:
     """Return Unix nanoseconds of seconds, milli-, micro- or nanoseconds, told apart by their size, or of ISO 8601."""
-    if isinstance(value, datetime):
-        return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1e9)
-    number = _number(value)
+    number = math.nan if isinstance(value, datetime) else _number(value)
+    scale = next((scale for scale, above in ((1.0, 1e17), (1e3, 1e14), (1e6, 1e11)) if number > above), 1e9)
     if math.isnan(number):
         try:
-            return _time(datetime.fromisoformat(str(value)[:TEXT_MAX].strip().replace("/", "-")))
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(
+                str(value)[:TEXT_MAX].strip().replace("/", "-"))
+            number = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
             return None
-    scale = next((scale for scale, above in ((1.0, 1e17), (1e3, 1e14), (1e6, 1e11)) if number > above), 1e9)
     # Two hundred years from 1970 on: what is added to a time is still one of 64 bits.
     return int(number * scale) if 0 <= number * scale < TIME_NS_MAX else None
 

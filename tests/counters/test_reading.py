@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from gpuguard.cli.commands import classify
 from gpuguard.core.records import DeviceSample
 from gpuguard.counters import reading
-from gpuguard.counters.reading import Unreadable, blocks_of, read_csv
+from gpuguard.counters.reading import blocks_of, read_csv
+from gpuguard.counters.table import Table, Unreadable
 from gpuguard.lab import telemetry
 
 HEADER = ["timestamp", "gpu", "gpu_model", "power_w", "mem_used_mib", "mem_total_mib", "gpu_util_pct", "mem_util_pct",
@@ -170,7 +172,7 @@ def test_activities_as_per_cent_are_read_as_such():
     read = []
     for scale in (1, 100):
         rows = [",".join(map(str, [i, *(scale * row)])) for i, row in enumerate(ratios)]
-        read.append(read_csv(io.StringIO("\n".join([",".join(["timestamp", *columns]), *rows]))))
+        read.append(read_csv(Table(io.StringIO("\n".join([",".join(["timestamp", *columns]), *rows])))))
     for name, values in read[0].fields.items():
         np.testing.assert_allclose(read[1].fields[name], values)
     assert not any("per cent" in gap for gap in read[0].gaps)
@@ -178,13 +180,14 @@ def test_activities_as_per_cent_are_read_as_such():
 
 
 def test_one_activity_that_cannot_be_is_not_per_cent():
-    told = read_csv(io.StringIO("timestamp,sm_active\n" + "".join(f"{i},{90 if i == 3 else 0.5}\n" for i in range(9))))
+    rows = "".join(f"{i},{90 if i == 3 else 0.5}\n" for i in range(9))
+    told = read_csv(Table(io.StringIO("timestamp,sm_active\n" + rows)))
     assert told.fields["sm_ratio"].max() == 90
     assert sum(one.gpm is None for one in blocks_of(told) if isinstance(one, DeviceSample)) == 1
 
 
 def test_records_are_the_same_however_many_are_made_at_once(monkeypatch):
-    told = read_csv(io.StringIO(text_of([workload("ddp"), workload("ethash")], 30)))
+    told = read_csv(Table(io.StringIO(text_of([workload("ddp"), workload("ethash")], 30))))
     whole = list(blocks_of(told))
     monkeypatch.setattr(reading, "ROWS_AT_ONCE", 7)
     assert list(blocks_of(told)) == whole
@@ -198,14 +201,16 @@ def test_times_are_told_apart_by_their_size():
         assert reading._time(value) == pytest.approx(want, abs=1000)
     assert reading._time("nan") is None
     assert reading._time("-5") is None
+    for far in ("0001-01-01", "1969-12-31T23:59:59", "2400-01-01", "9999-12-31T23:59:59-14:00"):
+        assert reading._time(far) is None
 
 
 def test_devices_and_rows_are_bounded(monkeypatch):
     monkeypatch.setattr(reading, "ROWS_MAX", 50)
     text = "timestamp,gpu,power_w,sm_active\n" + "".join(f"{i},{i % 7},1,0.5\n" for i in range(90))
-    assert len(read_csv(io.StringIO(text)).time_ns) == 50
+    assert len(read_csv(Table(io.StringIO(text))).time_ns) == 50
     monkeypatch.setattr(reading, "DEVICES_MAX", 3)
-    told = read_csv(io.StringIO(text))
+    told = read_csv(Table(io.StringIO(text)))
     assert told.names == ["0", "1", "2"]
     assert any("devices beyond" in gap for gap in told.gaps)
 
@@ -217,7 +222,7 @@ def test_devices_and_rows_are_bounded(monkeypatch):
     max_size=12).map(lambda rows: "\n".join(",".join(row) for row in rows)))
 def test_any_text_is_read_or_refused_by_name(text):
     try:
-        told = read_csv(io.StringIO(text))
+        told = read_csv(Table(io.StringIO(text)))
     except Unreadable:
         return
     for block in blocks_of(told):
@@ -265,7 +270,7 @@ def test_power_alone_does_not_clear_a_device(tmp_path):
 def test_what_the_vendors_tools_write_is_read_as_it_is(tmp_path, header):
     rows = "".join(f"2026/01/01 00:{second // 60:02d}:{second % 60:02d}.250, 3, NVIDIA H100, 99 %, 300.5 W, 1024 MiB, "
                    "81559 MiB\n" for second in range(120))
-    samples = [one for one in blocks_of(read_csv(io.StringIO(f"{header.lstrip(chr(0xfeff))}\n{rows}")))
+    samples = [one for one in blocks_of(read_csv(Table(io.StringIO(f"{header.lstrip(chr(0xfeff))}\n{rows}"))))
                if isinstance(one, DeviceSample)]
     assert (samples[0].uuid, samples[0].gpu_ratio, samples[0].power_w, samples[0].memory_used_bytes) == (
         "3", pytest.approx(0.99), 300.5, 2**30)
@@ -300,3 +305,35 @@ def test_odd_parquet_is_read_or_refused_in_words(tmp_path):
         said(pa.array(exact), ("timestamp", "power_w", "power_w"))
     with pytest.raises(Unreadable, match="no row"):
         said(pa.array([], pa.int64()))
+
+
+def test_a_text_that_many_rows_share_is_held_once(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = 4_096
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 100_000]))
+    times = pa.array([1_700_000_000 + second for second in range(rows)])
+    columns = {"timestamp": times, "gpu": shared, "power_w": [300.0] * rows, "sm_active": [0.5] * rows}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet", store_schema=False)
+    tracemalloc.start()
+    told = reading.read_parquet((tmp_path / "t.parquet").read_bytes())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (told.names, len(told.time_ns)) == (["x" * reading.TEXT_MAX], rows)
+    assert most < 20_000_000
+
+
+def test_parquet_of_lists_and_of_too_large_groups_is_refused(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"timestamp": [1_700_000_000] * 9, "gpu": [[1, 2]] * 9, "power_w": [300.0] * 9}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(Unreadable, match="the column gpu holds more than one value a row"):
+        reading.read_parquet((tmp_path / "t.parquet").read_bytes())
+    parquet.write_table(pa.table({**columns, "gpu": ["a"] * 9}), tmp_path / "t.parquet")
+    assert reading.read_parquet((tmp_path / "t.parquet").read_bytes()).names == ["a"]
+    monkeypatch.setattr(reading, "GROUP_BYTES_MAX", 100)
+    with pytest.raises(Unreadable, match="a row group of"):
+        reading.read_parquet((tmp_path / "t.parquet").read_bytes())

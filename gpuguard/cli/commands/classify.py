@@ -8,7 +8,9 @@ import itertools
 import math
 import sys
 import zlib
+from array import array
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,14 +26,16 @@ from gpuguard.core.records import LAUNCH, LAUNCH_APIS, SCHEMA_VERSION, HostInfo,
 from gpuguard.core.subjects import ProcessId
 from gpuguard.counters import judging, reading
 from gpuguard.counters.judging import Episode
-from gpuguard.counters.reading import Unreadable
 from gpuguard.counters.shipped import shipped_model
+from gpuguard.counters.table import Table, Unreadable
 from gpuguard.kernels.launches import features
 from gpuguard.signature_files import shipped
 from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from gpuguard.counters.reading import Telemetry
 
 SECOND_NS = 1_000_000_000
 INTERVAL_NS = 250_000_000
@@ -42,14 +46,19 @@ BYTES_MAX = 2 * 1024**3
 LINE_BYTES_MAX = 64 * 1024
 ROWS_MAX = 20_000_000
 NAMES_MAX = 60_000
+#: Different launches, by name, API and geometry.
+KINDS_MAX = 1_000_000
 EVIDENCE_SHOWN = 16
 PARQUET = b"PAR1"
+#: What begins a text that PowerShell wrote.
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 GZIP = zlib.MAX_WBITS | 16
 #: Packed bytes that are unpacked at once: what is left of them is copied for each of many small members.
 PIECE = 16 * 1024
 
 TIMES = ("t_host_us", "t_dev_us")
 GEOMETRY = ("gx", "gy", "gz", "bx", "by", "bz", "shmem")
+COLUMNS = (*TIMES, "name", *GEOMETRY, "launch_api")
 RUNTIME_APIS = {
     "cudaLaunchKernel": "cuLaunchKernel",
     "cudaLaunchKernelExC": "cuLaunchKernelEx",
@@ -67,41 +76,41 @@ class Recorded(Struct):
     gaps: list[str]
 
 
-def read_launches(lines: Iterator[str]) -> Recorded:
-    """Read launches from CSV lines with a header. Host times are preferred; a row without one has its device time.
+def read_launches(table: Table) -> Recorded:
+    """Read launches from CSV. Host times are preferred; a row without one has its device time.
 
     Raises
     ------
     Unreadable
         If the columns are not those of launches, or no row has a time.
     """
-    reader = csv.DictReader(lines)
-    columns = reader.fieldnames or []
-    _check_columns(columns)
-    host_us: list[float] = []
-    device_us: list[float] = []
-    keys: list[int] = []
+    _check_columns(table.header)
+    told = {name: table.header.index(name) for name in COLUMNS if name in table.header}
+    host_us, device_us, keys = array("d"), array("d"), array("I")
     known: dict[tuple[str, str, tuple[int, ...]], int] = {}
-    skipped = 0
-    try:
-        for row in reader:
-            times = [_number(row.get(name)) for name in TIMES]
-            key = _key(row)
-            if all(math.isnan(one) for one in times) or key is None or len(keys) >= ROWS_MAX:
-                skipped += 1
-                continue
-            host_us.append(times[0])
-            device_us.append(times[1])
-            keys.append(known.setdefault(key, len(known)))
-    except csv.Error as error:
-        raise Unreadable(f"line {reader.line_num}: {error}") from error
+    skipped = beyond = 0
+    for row in table.rows():
+        found = {name: row[at] for name, at in told.items() if at < len(row)}
+        times = [_number(found.get(name)) for name in TIMES]
+        key = _key(found)
+        if all(math.isnan(one) for one in times) or key is None:
+            skipped += 1
+            continue
+        if len(keys) >= ROWS_MAX or (len(known) >= KINDS_MAX and key not in known):
+            beyond += 1
+            continue
+        host_us.append(times[0])
+        device_us.append(times[1])
+        keys.append(known.setdefault(key, len(known)))
     if not keys:
-        raise Unreadable(f"no launch with a time in {reader.line_num} lines")
-    gaps = [f"{skipped} rows without a usable time or geometry were left out"] if skipped else []
-    if len(known) > NAMES_MAX:
-        gaps.append(f"{len(known)} different launches: names beyond {NAMES_MAX} may be forgotten")
+        raise Unreadable(table.broken or f"no launch with a time in {table.lines} lines")
     placed_us, gap = _placed(np.array(host_us), np.array(device_us))
-    gaps += [gap] if gap else []
+    gaps = [text for text, said in (
+        (f"{table.broken}; what comes after is left out", table.broken),
+        (f"{skipped} rows without a usable time or geometry were left out", skipped),
+        (f"{beyond} rows beyond {ROWS_MAX} or {KINDS_MAX} different launches were left out", beyond),
+        (f"{len(known)} different launches: names beyond {NAMES_MAX} may be forgotten", len(known) > NAMES_MAX),
+        (gap, gap)) if said]
     order = np.argsort(placed_us, kind="stable")
     times_ns = ((placed_us[order] - placed_us[order[0]]) * 1e3).astype(np.int64) + BEGIN_NS
     return Recorded(times_ns, np.array(keys)[order], list(known), gaps)
@@ -169,10 +178,10 @@ def _aggregate(
     times: np.ndarray, keys: np.ndarray, recorded: Recorded, handles: dict[str, int], last_ns: dict[int, int],
 ) -> np.ndarray:
     """Return LAUNCH rows of one interval, as the kernel-side table would have them."""
-    present = np.unique(keys)
+    by_key = np.argsort(keys, kind="stable")
+    present, starts = np.unique(keys[by_key], return_index=True)
     rows = np.zeros(len(present), LAUNCH)
-    for row, key in zip(rows, present.tolist(), strict=True):
-        own = times[keys == key]
+    for row, key, own in zip(rows, present.tolist(), np.split(times[by_key], starts[1:]), strict=True):
         name, api, geometry = recorded.table[key]
         before = [last_ns[key]] if key in last_ns else []
         gaps = np.maximum(np.diff(np.concatenate([np.array(before, np.int64), own])), 1)
@@ -267,7 +276,8 @@ def _open(path: str) -> tuple[bytes, list[str]]:
     """Return the bytes of a file, unpacked, and what could not be had of it. Raises Unreadable."""
     gaps: list[str] = []
     try:
-        raw = sys.stdin.buffer.read(BYTES_MAX + 1) if path == "-" else Path(path).read_bytes()
+        with nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb") as file:
+            raw = file.read(BYTES_MAX + 1)  # a device has no end
         if raw[:2] == b"\x1f\x8b":
             raw, whole = _unpacked(raw)
             if not (raw or whole):
@@ -277,9 +287,7 @@ def _open(path: str) -> tuple[bytes, list[str]]:
         raise Unreadable(str(error)) from error
     if len(raw) > BYTES_MAX:
         raise Unreadable(f"more than {BYTES_MAX} bytes")
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell writes
-        raw = raw.decode("utf-16", "replace").encode()
-    if b"\0" in raw[:4096] and raw[:4] != PARQUET:
+    if b"\0" in raw[:4096] and raw[:4] != PARQUET and raw[:2] not in UTF_16:
         raise Unreadable("neither text nor Parquet")
     return raw, gaps
 
@@ -300,21 +308,23 @@ def _unpacked(raw: bytes) -> tuple[bytes, bool]:
     return bytes(out), member.eof
 
 
-def _text(raw: bytes) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", "replace", newline="")
+def _table(raw: bytes) -> Table:
+    text = io.TextIOWrapper(io.BytesIO(raw), "utf-16" if raw[:2] in UTF_16 else "utf-8-sig", "replace", newline="")
+    return Table(text)
 
 
-def judge_counters(raw: bytes, alarms_per_gpu_year: float) -> tuple[list[Episode], Summary] | None:
-    """Return what became of counters, None where these are not counters. Raises Unreadable."""
-    if raw[:4] == PARQUET:
-        telemetry = reading.read_parquet(raw)
-    else:
-        text = _text(raw)
-        if not reading.is_telemetry(next(reading.reader_of(text), [])):
-            return None
-        telemetry = reading.read_csv(text)
+def judge_counters(telemetry: Telemetry, alarms_per_gpu_year: float) -> tuple[list[Episode], Summary]:
+    """Return what became of counters."""
     judged = judging.judge(reading.blocks_of(telemetry), shipped_model(), alarms_per_gpu_year)
     return judged.episodes, _summarise_counters(judged, telemetry.gaps)
+
+
+def _read(raw: bytes) -> Recorded | Telemetry:
+    """Return the launches or the counters that these are. Raises Unreadable."""
+    if raw[:4] == PARQUET:
+        return reading.read_parquet(raw)
+    table = _table(raw)
+    return reading.read_csv(table) if reading.is_telemetry(table.header) else read_launches(table)
 
 
 def _summarise_counters(judged: judging.Judged, gaps: list[str]) -> Summary:
@@ -352,20 +362,19 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
     csv.field_size_limit(LINE_BYTES_MAX)
     try:
         raw, gaps = _open(file)
-        counters = judge_counters(raw, alarms_per_gpu_year)
-        recorded = None if counters else read_launches(_text(raw))
+        recorded = _read(raw)
         del raw
-    except (Unreadable, csv.Error) as error:
+    except Unreadable as error:
         click.echo(visible(f"{file}: {error}"), err=True)
         if output == "json":
             write_summary(Summary("unknown", "", 0.0, [], {}, [str(error)]))
         raise SystemExit(EXIT_UNREADABLE) from error
     lines: Sequence[Line | Episode]
-    if recorded:
+    if isinstance(recorded, Recorded):
         lines, finding = judge(recorded)
         summary = summarise(lines, finding, recorded.gaps)
     else:
-        lines, summary = counters or ((), Summary("unknown", "", 0.0, [], {}, []))
+        lines, summary = judge_counters(recorded, alarms_per_gpu_year)
     summary.gaps += gaps
     if output == "json":
         for line in lines:

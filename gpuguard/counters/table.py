@@ -1,0 +1,55 @@
+"""CSV as tools write it, and as nobody should: the separator is that which its header has most of.
+
+A line is bounded, so that one without an end takes no memory. What cannot be read ends the table: the rows before it
+stand, and why there are no more is told.
+"""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
+
+HEADER_MAX = 64 * 1024
+LINE_MAX = 1024 * 1024
+COLUMNS_MAX = 4_096
+
+
+class Unreadable(Exception):
+    """This input cannot be judged; the message says why."""
+
+
+class Table:
+    """The rows of a text. ``broken`` says why they ended before it did, "" where they did not."""
+
+    def __init__(self, text: io.TextIOBase) -> None:
+        """Read the header; raises Unreadable."""
+        begin = text.readline(HEADER_MAX)
+        text.seek(0)
+        self._reader = csv.reader(_lines(text), delimiter=max(",;\t", key=begin.count))
+        self.broken = ""
+        self.header = next(self.rows(), [])
+        if self.broken or len(self.header) > COLUMNS_MAX:
+            raise Unreadable(self.broken or f"{len(self.header)} columns")
+
+    @property
+    def lines(self) -> int:
+        """Return how many lines were read."""
+        return self._reader.line_num
+
+    def rows(self) -> Iterator[list[str]]:
+        """Yield the rows that are left."""
+        try:
+            yield from self._reader
+        except (csv.Error, UnicodeDecodeError) as error:
+            self.broken = f"line {self.lines}: {error}"
+
+
+def _lines(text: io.TextIOBase) -> Iterator[str]:
+    while line := text.readline(LINE_MAX + 1):
+        if len(line) > LINE_MAX:
+            raise csv.Error(f"the next is longer than {LINE_MAX} characters")
+        yield line
