@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gzip
 import io
@@ -105,6 +106,35 @@ def test_a_broken_file_is_told_and_the_rest_is_read(tmp_path):
     assert lines[-1]["summary"]["gaps"]
     for name in ("cut.pcap", "missing.pcap"):
         assert name in result.stderr
+
+
+def test_a_file_that_may_not_be_read_keeps_no_other_from_it(tmp_path, monkeypatch):
+    """As root everything may be read: so the refusal is played, where the kernel would give it."""
+    whole, secret = tmp_path / "whole.pcap", tmp_path / "secret.pcap"
+    for file in (whole, secret):
+        file.write_bytes(pcap(shell()))
+    secret.chmod(0)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: os.fspath(path) != str(secret) or mode == os.F_OK)
+    opened = type(whole).open
+
+    def refused(path, *rest, **options):
+        if path == secret:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *rest, **options)
+
+    monkeypatch.setattr(type(whole), "open", refused)
+    result, lines = run(secret, whole, "-o", "json")
+    assert result.exit_code == 1
+    assert [one["file"] for one in lines[:-1]] == [str(whole)]
+    assert "secret.pcap: Permission denied" in result.stderr
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+def test_a_dash_is_standard_input(packed):
+    result = CliRunner().invoke(command, ["-", "-o", "json"], input=packed(pcap(shell())))
+    assert result.exit_code == 1
+    flow = json.loads(result.stdout.splitlines()[0])
+    assert (flow["file"], flow["label"]) == ("-", "reverse-shell")
 
 
 def test_what_a_damaged_archive_still_holds_is_judged(tmp_path):

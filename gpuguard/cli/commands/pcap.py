@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path))
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True,
               help="json: one flow a line and a summary; table: what was found, for people.")
 @click.option("--policy", "policy_files", type=click.Path(exists=True, path_type=Path), multiple=True,
@@ -44,7 +45,7 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 @click.option("--host", "hosts", metavar="ADDR", multiple=True,
               help="An address of the host that is judged: connections into it are not its own doing. May be repeated.")
 def command(files: tuple[Path, ...], output: str, policy_files: tuple[Path, ...], hosts: tuple[str, ...]) -> None:
-    """Judge every conversation in FILE... (pcap, pcapng, gzipped or not).
+    """Judge every conversation in FILE... (pcap, pcapng, gzipped or not; - is standard input).
 
     \b
     Examples:
@@ -52,6 +53,7 @@ def command(files: tuple[Path, ...], output: str, policy_files: tuple[Path, ...]
       gpuguard pcap *.pcapng.gz -o json | jq 'select(.verdict == "confirmed")'
       gpuguard pcap capture.pcap --host 10.0.0.7 --host 2001:db8::7
       gpuguard pcap capture.pcap --policy egress.yaml
+      tcpdump -i any -w - -c 100000 | gpuguard pcap -
 
     Exit status: 0 clear, 1 found, 3 could not read all of it, 2 wrong usage.
     """
@@ -168,11 +170,12 @@ def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[st
 
     guard = Guard(policy, quiet=True)
     now_ns = 0
+    source = sys.stdin.buffer if file == Path("-") else file
     if addresses:
         guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="", clock_ticks_per_s=100,
                                addresses=addresses))
     try:
-        for block in read_capture(file, brief=not policy.egress):
+        for block in read_capture(source, brief=not policy.egress):
             if isinstance(block, Gap):
                 _add_gap(gaps, block)
                 continue
