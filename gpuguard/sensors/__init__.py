@@ -17,6 +17,11 @@ class EyeClosed(Exception):
     """This sensor cannot look here; the message says why and what would open it."""
 
 
+def is_due(now_ns: int, since_ns: int, period_ns: int) -> bool:
+    """Return whether so much time has passed by the host's clock; also where that was set back, and nobody knows."""
+    return not since_ns <= now_ns < since_ns + period_ns
+
+
 class Sensor(Protocol):
     """What the daemon drives: it waits on ``descriptor`` if there is one, and calls `read` at least each period.
 

@@ -451,6 +451,21 @@ def test_a_clock_that_is_set_moves_the_times_of_launches_with_it(monkeypatch):
     assert second["last_ns"][0] - first["last_ns"][0] == after - before + 800
 
 
+def test_a_clock_that_is_set_back_does_not_close_the_eye(eye, standins):
+    child = ProcessId("boot", os.getpid(), 1)
+    ahead_ns = time.time_ns() + 3600 * SECOND
+    eye.read(ahead_ns)
+    eye.notice(ProcessStarted(ahead_ns, child, None, "p", ()))
+    process = run(standins["hasher"], "--launches", 500, "--interval-us", 0)
+    said = json.loads(process.communicate()[0])
+    asked = eye._broker.asked
+    asked.clear()
+    blocks = eye.read(time.time_ns())
+    assert rows_of(blocks, process)["launches"].sum() == said["launches"]
+    assert [one for one in asked if isinstance(one, ScanLaunches)] == [ScanLaunches(())]
+    assert not eye._young
+
+
 def test_a_library_that_takes_the_place_of_another_mapping_is_found(standins):
     """The address space keeps its size: nothing about the process changed that is cheap to see."""
     code = (

@@ -19,6 +19,7 @@ from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Found, ReadProcess, Refused
 from gpuguard.sensors import EyeClosed
 from gpuguard.sensors.nvml import open_sensor
+from gpuguard.sensors.nvml.calls import UNINITIALIZED
 from gpuguard.sensors.nvml.fields import ratio
 from gpuguard.sensors.nvml.names import Names, parse_start_ticks, start_ticks
 from tests.sensors.nvml_play import STANDIN, SWEEPS, library, of, play
@@ -161,6 +162,41 @@ def test_eight_lost_gpus_are_each_told_and_all_taken_back(play):
     assert sum("answers again" in reason for reason in reasons) == 8
 
 
+def test_a_clock_that_is_set_back_blinds_nobody(play):
+    two = ONE_GPU + OTHER + " gpu 5\nfail 7201 gpu_lost device 1 until 7202\n"
+    records = play(two, SWEEPS.format(seconds=(7200, 7201, 3600, 3601)))
+    seconds = {uuid: [s["time_ns"] // 10**9 - 1760000000 for s in of(records, "device_sample") if s["uuid"] == uuid]
+               for uuid in ("GPU-a", "GPU-b")}
+    assert seconds == {"GPU-a": [7200, 7201, 3600, 3601], "GPU-b": [7200, 3600, 3601]}
+    used = [s["time_ns"] // 10**9 - 1760000000 for s in of(records, "process_sample") if s["sm_ratio"] is not None]
+    assert used == [7200, 7201, 3600, 3601]
+
+
+DIES = """
+import pynvml
+from gpuguard.sensors.nvml.driver import Driver
+story = Path(os.environ["GPUGUARD_STANDIN_NVML_SCRIPT"]).read_text()
+driver = Driver(pynvml)
+driver.open(at(0))
+script(story + "refuse nvmlDeviceGetCount_v2 driver_dead\\nfail 1 driver_dead until 2\\n")
+for second in (1, 3, 6):
+    show(driver.sweep(at(second)).blocks)
+script(story)
+show(driver.sweep(at(20)).blocks)
+driver.close()
+import ctypes
+print(json.dumps({"again": ctypes.CDLL("libnvidia-ml.so.1").nvmlShutdown()}))
+"""
+
+
+def test_a_driver_that_dies_while_it_is_reopened_is_let_go_of_each_time(play):
+    records = play(ONE_GPU, DIES)
+    assert [gap["reason"].partition(":")[0] for gap in of(records, "gap")] == [
+        "the driver does not answer any more", *["the driver still does not answer"] * 2, "the driver answers again"]
+    assert [sample["time_ns"] // 10**9 - 1760000000 for sample in of(records, "device_sample")] == [20]
+    assert records[-1] == {"again": UNINITIALIZED}  # nobody is left who initialised it
+
+
 def test_a_gpu_that_was_dead_at_the_start_is_taken_in_when_it_answers(play):
     two = ONE_GPU + OTHER + " gpu 5\nfail 0 gpu_lost device 1 until 2\n"
     records = play(two, SWEEPS.format(seconds=(1, 2, 3)))
@@ -295,7 +331,7 @@ def test_a_reused_pid_is_another_process(monkeypatch):
     assert len(gaps) == 1
     assert broker.asked == 3
     names.keep(set())
-    assert (names._known, names._unnamed_until_ns) == ({}, {})
+    assert (names._known, names._unnamed_ns) == ({}, {})
 
 
 @given(st.binary(max_size=15), st.integers(0, 2**63 - 1))

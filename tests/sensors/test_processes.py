@@ -225,6 +225,18 @@ def test_processes_that_were_there_are_listed_oldest_first():
     assert [block.process for block in blocks] == [older, younger]
 
 
+def test_forks_are_told_though_the_clock_was_set_back():
+    script = Script()
+    parent = script.put(10, 1)
+    sensor, _ = sensor_of(script)
+    lasts, later = script.put(11, 2, parent), script.put(12, 3, parent)
+    script.queue = [fork(3600 * SECOND_NS, 11, 2, parent)]
+    assert sensor.read(3600 * SECOND_NS) == []
+    script.queue = [fork(2 * SECOND_NS, 12, 3, parent)]
+    assert [block.process for block in sensor.read(2 * SECOND_NS)] == [lasts]
+    assert [block.process for block in sensor.read(3 * SECOND_NS)] == [later]
+
+
 def test_ancestry_survives_the_parents_end():
     script = Script()
     agent = script.put(10, 1)

@@ -17,6 +17,7 @@ from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import LAUNCH_APIS, Block, KernelName, Launches, ProcessStarted
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, Refused, ScanLaunches
+from gpuguard.sensors import is_due
 from gpuguard.sensors.launches.gaps import NAME, Gaps
 from gpuguard.sensors.launches.images import HEADER_BYTES
 from gpuguard.sensors.launches.modules import Image, Modules
@@ -99,7 +100,7 @@ class LaunchSensor:
         blocks = self._read_events()
         blocks += self._modules.read()
         blocks += self._modules.judged()
-        if self.period_ns is None or now_ns - self._rows_read_ns >= self.period_ns // 2:
+        if self.period_ns is None or is_due(now_ns, self._rows_read_ns, self.period_ns // 2):
             self._rows_read_ns = now_ns
             blocks += self._read_rows(now_ns)
             self._count_gaps(now_ns)
@@ -119,9 +120,11 @@ class LaunchSensor:
         return ProcessId(self._boot_id, int(event["pid"]), int(event["start_ns"]) * self._ticks_per_s // SECOND_NS)
 
     def _scan(self, now_ns: int) -> None:
-        due = tuple({pid for at_ns, pid in self._young if at_ns <= now_ns})
-        self._young = [one for one in self._young if one[0] > now_ns]
-        everywhere = now_ns - self._scanned_ns >= SCAN_PERIOD_NS
+        # What lies far ahead is of before the clock was set back.
+        later_ns = range(now_ns + 1, now_ns + 2 * YOUNG_LOOKS_NS[-1])
+        due = tuple({pid for at_ns, pid in self._young if at_ns not in later_ns})
+        self._young = [one for one in self._young if one[0] in later_ns]
+        everywhere = is_due(now_ns, self._scanned_ns, SCAN_PERIOD_NS)
         if not due and not everywhere:
             return
         if everywhere:
@@ -188,7 +191,7 @@ class LaunchSensor:
             return []
         rows = self._deltas.take(self._keys[:count], self._values[:count], boot_ns)
         names = self._tell_nameless(rows, now_ns)
-        if not len(rows) and now_ns - self._told_alive_ns < ALIVE_PERIOD_NS:
+        if not len(rows) and not is_due(now_ns, self._told_alive_ns, ALIVE_PERIOD_NS):
             return []
         # A block without rows says that the eye is open and saw nothing: silence must not look like blindness.
         self._told_alive_ns = now_ns
@@ -223,7 +226,7 @@ class LaunchSensor:
         counted = _launches.read_counters(self._counters_fd)
         for i, (now, before) in enumerate(zip(counted, self._counted, strict=True)):
             # The first time at once; what goes on for long is said now and then, with all that was lost meanwhile.
-            if now == before or now_ns - self._told_lost_ns[i] < LOST_PERIOD_NS:
+            if now == before or not is_due(now_ns, self._told_lost_ns[i], LOST_PERIOD_NS):
                 continue
             self._gaps.tell(now_ns, COUNTERS[i], lost=now - before)
             self._counted[i] = now

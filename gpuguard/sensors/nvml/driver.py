@@ -17,6 +17,7 @@ from msgspec import Struct, field
 
 from gpuguard._nvml import Rounds
 from gpuguard.core.records import Block, Device, DeviceSample, Gap, Gpm
+from gpuguard.sensors import is_due
 from gpuguard.sensors.nvml import describe
 from gpuguard.sensors.nvml.calls import (
     ABSENT,
@@ -50,7 +51,7 @@ from gpuguard.sensors.nvml.fields import (
 )
 from gpuguard.sensors.nvml.gpm import Window
 from gpuguard.sensors.nvml.gpu import BackOff, Gpu
-from gpuguard.sensors.nvml.processes import LISTS, Account, ProcessCalls, Use, account, held_by, shares_of
+from gpuguard.sensors.nvml.processes import AHEAD_US_MAX, LISTS, Account, ProcessCalls, Use, account, held_by, shares_of
 from gpuguard.sensors.nvml.rounds import Plan, Sheet
 
 if TYPE_CHECKING:
@@ -129,13 +130,18 @@ class Driver:
         """Initialise NVML and name its devices; raises NVMLError."""
         nvml = self._nvml
         nvml.nvmlInit()
-        self._library = Library(nvml)
-        self._processes = ProcessCalls(self._library)
-        self._system = describe.system(nvml)
         self._gpus = []
-        self._unopened = {index: BackOff() for index in range(min(nvml.nvmlDeviceGetCount(), DEVICES_MAX))}
         sweep = Sweep(time_ns=now_ns)
-        self._open_rest(sweep)
+        try:
+            self._library = Library(nvml)
+            self._processes = ProcessCalls(self._library)
+            self._system = describe.system(nvml)
+            self._unopened = {index: BackOff() for index in range(min(nvml.nvmlDeviceGetCount(), DEVICES_MAX))}
+            self._open_rest(sweep)
+        except BaseException:
+            # NVML counts who initialised it: while one has not shut it down, no other init looks for the driver anew.
+            self._shutdown()
+            raise
         return sweep.blocks
 
     def sweep(self, now_ns: int) -> Sweep:
@@ -143,7 +149,7 @@ class Driver:
         sweep = self._swept = Sweep(time_ns=now_ns)
         if self._gone and not self._reopen(self._gone, sweep):
             return sweep
-        if now_ns - self._processes_ns >= PROCESS_PERIOD_NS:
+        if is_due(now_ns, self._processes_ns, PROCESS_PERIOD_NS):
             self._processes_ns = now_ns
             sweep.uses = []
         try:
@@ -184,7 +190,7 @@ class Driver:
         """Open every device that is not open yet, and is not to be left alone for a while."""
         nvml = self._nvml
         for index, back_off in list(self._unopened.items()):
-            if sweep.time_ns < back_off.until_ns:
+            if not back_off.is_over(sweep.time_ns):
                 continue
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -199,7 +205,7 @@ class Driver:
 
     def _find_again(self, gpu: Gpu, lost: BackOff, sweep: Sweep) -> bool:
         """Return whether a lost device answers again, and take it back."""
-        if sweep.time_ns < lost.until_ns:
+        if not lost.is_over(sweep.time_ns):
             return False
         try:
             handle = self._nvml.nvmlDeviceGetHandleByIndex(gpu.index)
@@ -220,7 +226,7 @@ class Driver:
 
     def _reopen(self, gone: BackOff, sweep: Sweep) -> bool:
         """Return whether a driver that was gone answers again, and take it back."""
-        if sweep.time_ns < gone.until_ns:
+        if not gone.is_over(sweep.time_ns):
             return False
         try:
             blocks = self.open(sweep.time_ns)
@@ -352,7 +358,7 @@ class Driver:
         if gpu.lost and not self._find_again(gpu, gpu.lost, sweep):
             return False
         try:
-            if sweep.time_ns - gpu.context_ns >= CONTEXT_PERIOD_NS:
+            if is_due(sweep.time_ns, gpu.context_ns, CONTEXT_PERIOD_NS):
                 self._context(gpu, sweep)
                 self._accounts(gpu, sweep)
             for one in (gpu, *gpu.instances):
@@ -503,7 +509,7 @@ class Driver:
         """
         answering = [one for one in self._gpus if not one.lost]
         turn = self._throughput_turn % (2 * max(1, len(answering)))
-        if sweep.time_ns - self._throughput_ns < THROUGHPUT_PERIOD_NS or answering[turn // 2] is not gpu:
+        if not is_due(sweep.time_ns, self._throughput_ns, THROUGHPUT_PERIOD_NS) or answering[turn // 2] is not gpu:
             return {}
         self._throughput_turn, self._throughput_ns = self._throughput_turn + 1, sweep.time_ns
         counter, name = ((PCIE_TX, "pcie_tx_bytes_per_s"), (PCIE_RX, "pcie_rx_bytes_per_s"))[turn % 2]
@@ -521,6 +527,8 @@ class Driver:
         """
         instances = {one.instance: one.uuid for one in gpu.instances if one.instance}
         held = held_by(self._running(gpu, sweep), gpu.uuid, instances)
+        if gpu.use_seen_us > sweep.time_ns // 1_000 + AHEAD_US_MAX:
+            gpu.use_seen_us = 0  # the clock was set back
         read = functools.partial(self._processes.samples, gpu.handle, gpu.use_seen_us)
         samples = self._ask(gpu, sweep, "process utilization", read) or ()
         shares, gpu.use_seen_us = shares_of(samples, gpu.use_seen_us, sweep.time_ns // 1_000)

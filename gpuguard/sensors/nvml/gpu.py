@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpuguard.core.records import Device
+from gpuguard.sensors import is_due
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,13 +21,16 @@ class BackOff:
     """When to try again: after 1, 2, 4, ... 60 s."""
 
     def __init__(self) -> None:
-        self._wait_ns = BACK_OFF_MIN_NS
-        self.until_ns = 0
+        self._failed_ns = self._wait_ns = 0
 
     def failed(self, now_ns: int) -> None:
         """Set the next try."""
-        self.until_ns = now_ns + self._wait_ns
-        self._wait_ns = min(2 * self._wait_ns, BACK_OFF_MAX_NS)
+        self._failed_ns = now_ns
+        self._wait_ns = min(max(2 * self._wait_ns, BACK_OFF_MIN_NS), BACK_OFF_MAX_NS)
+
+    def is_over(self, now_ns: int) -> bool:
+        """Return whether to try now."""
+        return is_due(now_ns, self._failed_ns, self._wait_ns)
 
 
 class Gpu:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gpuguard.core.records import Gap
 from gpuguard.messages import Answer, Found, ReadProcess, Request
+from gpuguard.sensors import is_due
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,30 +32,31 @@ class Names:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._known: dict[int, ProcessId] = {}
-        self._unnamed_until_ns: dict[int, int] = {}
+        self._unnamed_ns: dict[int, int] = {}
 
     def process(self, pid: int, now_ns: int, gaps: list[Gap]) -> ProcessId | None:
         """Return who has this pid, None with one `Gap` if nobody can say."""
         known = self._known.get(pid)
         if known and start_ticks(pid) == known.start_ticks:
             return known
-        if self._unnamed_until_ns.get(pid, 0) > now_ns:
+        asked_ns = self._unnamed_ns.get(pid)
+        if asked_ns is not None and not is_due(now_ns, asked_ns, UNNAMED_RETRY_NS):
             return None
         answer, _ = self._broker.ask(ReadProcess(pid=pid))
         if isinstance(answer, Found) and answer.processes:
-            self._unnamed_until_ns.pop(pid, None)
+            self._unnamed_ns.pop(pid, None)
             self._known[pid] = answer.processes[0].process
             return self._known[pid]
         self._known.pop(pid, None)
-        if pid not in self._unnamed_until_ns:
+        if pid not in self._unnamed_ns:
             why = getattr(answer, "reason", "") or "no such process here"
             gaps.append(Gap(now_ns, "nvml", f"NVML lists pid {pid}, and nobody can say who that is: {why}"))
-        self._unnamed_until_ns[pid] = now_ns + UNNAMED_RETRY_NS
+        self._unnamed_ns[pid] = now_ns
         return None
 
     def keep(self, pids: set[int]) -> None:
         """Forget every pid that NVML does not list any more."""
-        for table in (self._known, self._unnamed_until_ns):
+        for table in (self._known, self._unnamed_ns):
             for pid in table.keys() - pids:
                 table.pop(pid)
 

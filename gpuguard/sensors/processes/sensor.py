@@ -14,6 +14,7 @@ import msgspec
 from gpuguard.core.records import Block, Gap, ProcessExited, ProcessStarted
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Answer, Found, ListProcesses, ReadProcess, Refused, Request
+from gpuguard.sensors import is_due
 from gpuguard.sensors.processes.events import EVENTS_MAX, Event, Kind
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class ProcessSensor:
         self.descriptor = None
 
     def _unread_gaps(self, now_ns: int) -> list[Block]:
-        if not self._unread or now_ns - self._unread_told_ns < UNREAD_PERIOD_NS:
+        if not self._unread or not is_due(now_ns, self._unread_told_ns, UNREAD_PERIOD_NS):
             return []
         gaps: list[Block] = [Gap(now_ns, NAME, reason, lost=count) for reason, count in self._unread.items()]
         self._unread.clear()
@@ -253,7 +254,8 @@ class ProcessSensor:
         for pid in list(self._ending):
             blocks += self._end_if_gone(pid)
         for _ in range(min(len(self._settling), EVENTS_MAX)):
-            if self._settling[0].time_ns > now_ns - SETTLE_NS:
+            # One that is further ahead is of before the clock was set back.
+            if abs(self._settling[0].time_ns - now_ns) < SETTLE_NS:
                 break
             event = self._settling.popleft()
             if self._born.get(event.pid) is not event:
