@@ -23,9 +23,9 @@ SUSPECT = 6.0
 
 
 def talk(rows, *, carrier="tls", flow=FLOW, rtt_ns=30 * MS, out=100, into=100):
-    """Exchanges of (who spoke first, gap ms, question, answer, delay ms); bytes grow by question and answer."""
+    """Exchanges of (who spoke first, gap ms, question, answer, delay ms, what stood before); bytes grow by the two."""
     now, counts, seen = START, [0, 0], []
-    for first, gap_ms, question, answer, delay_ms in rows:
+    for first, gap_ms, question, answer, delay_ms, *before in rows:
         now += round(gap_ms * MS)
         counts[first == "responder"] += 1
         near, far = (answer, question) if first == "responder" else (question, answer)
@@ -34,7 +34,7 @@ def talk(rows, *, carrier="tls", flow=FLOW, rtt_ns=30 * MS, out=100, into=100):
             time_ns=now + round(delay_ms * MS), flow=flow, first=first, answer_delay_ns=round(delay_ms * MS),
             question_bytes=question, answer_bytes=answer, initiator_first=counts[0], responder_first=counts[1],
             answered=sum(counts), rtt_ns=rtt_ns, carrier=carrier, payload_bytes_initiator=out,
-            payload_bytes_responder=into,
+            payload_bytes_responder=into, before_bytes=sum(before),
         ))
     return seen
 
@@ -57,6 +57,21 @@ def typing(count, size=98, seed=1):
     return [("responder", min(1400, 90 + rng.lognormvariate(4.3, 0.8)), size, size, 0.4) for _ in range(count)]
 
 
+def polled(count, before=240, seed=5):
+    """A bot's long polls: an event of any size, at once a reply of any size or the next poll, which then stands open."""
+    rng = random.Random(seed)
+    return [("responder", rng.uniform(600, 4000), rng.choice((94, rng.randint(200, 260))),
+             rng.choice((before, rng.randint(300, 480))), rng.choice((0.7, 1, 3, 13, 27)),
+             before - 8 if i == 1 else before + rng.randint(-1, 1)) for i in range(count)]
+
+
+def commands(count, seed=3, delays=(0.2, 1, 3, 20)):
+    """Lines of a shell that is no terminal, each after the last one's output and prompt."""
+    rng = random.Random(seed)
+    return [("responder", rng.uniform(800, 4000), rng.randint(5, 25), rng.randint(5, 90), rng.choice(delays),
+             rng.choice((2, rng.randint(20, 900)))) for _ in range(count)]
+
+
 LOOK_ALIKES = {
     "heartbeat": [("responder", 5000 + 3 * (i % 2), 40, 40, 0.3) for i in range(200)],
     "fast heartbeat": [("responder", 250, 40, 40, 0.3) for _ in range(200)],
@@ -76,6 +91,18 @@ LOOK_ALIKES = {
     "a worker whose poll is empty after two seconds": [
         ("responder", 300 + 217 * (i % 7), 90 + 11 * (i % 5), 240 + 31 * (i % 7), 1 + 7 * (i % 6)) if i % 3 == 1 else
         ("responder", 2_040 + i % 4, 25, 61, 0.3 + i % 3 / 20) for i in range(200)],
+    "events of a chat, acknowledged, and every third answered besides": [
+        ("responder", 700 + 487 * (i % 7), 62 + 7 * (i % 9), 66 + i % 5 if i % 7 else 100 + i % 40, 0.4 + 4 * (i % 3 == 0))
+        for i in range(60)],
+    "long polls, the head of each request in a segment of its own": [
+        ("responder", 600 + 911 * (i % 5), 190 + 7 * (i % 8), 103 + i % 2, 1 + 5 * (i % 4)) for i in range(60)],
+    "long polls": polled(60),
+    "a stream of HTTP/2: windows grow before the answer comes": [
+        ("responder", 700 + 487 * (i % 7), 59 + 13 * (i % 14), 65 if i % 5 else 90 + 31 * (i % 12), 0.2 + 7 * (i % 5 == 0))
+        for i in range(60)],
+    "a service that works for a while, and seldom answers at once": [
+        ("responder", 900 + 487 * (i % 13), 95 + 7 * (i % 11), 80 + 41 * (i % 17), (0.3, 2, 9, 25)[i // 4 % 4] if i % 4 == 0
+         else 70 + i % 60) for i in range(200)],
     "a busy service: nobody types that fast": [("responder", 90 + 131 * (i % 11), 95 + 7 * (i % 11), 80 + 41 * (i % 17),
                                                 0.3 * (1 + i % 40)) for i in range(200)],
 }
@@ -97,11 +124,44 @@ def test_typing_from_the_far_side_is_confirmed():
     assert judge(talk(typing(30)))["reverse-shell"] >= CONFIRMED
 
 
-def test_a_line_shell_is_suspect():
-    rng = random.Random(3)
-    rows = [("responder", rng.uniform(800, 4000), rng.randint(5, 25), rng.randint(5, 90), rng.choice((0.2, 1, 3, 20)))
-                for _ in range(10)]
-    assert SUSPECT <= judge(talk(rows, carrier="tcp", rtt_ns=None))["reverse-shell"] < CONFIRMED
+@pytest.mark.parametrize("carrier", ["tcp", "tls"])
+def test_a_line_shell_is_suspect(carrier):
+    assert SUSPECT <= judge(talk(commands(10), carrier=carrier, rtt_ns=None))["reverse-shell"] < CONFIRMED
+
+
+def test_in_clear_short_commands_need_not_take_different_times():
+    """On a fast network each takes as long as it takes to start a program. So does a service's one function, in TLS."""
+    rows = commands(10, delays=(1.1, 1.3, 1.6))
+    assert judge(talk(rows, carrier="tcp", rtt_ns=None))["reverse-shell"] >= SUSPECT
+    assert judge(talk(rows, carrier="tls", rtt_ns=None)) == {}
+    steps = [("responder", 1500 + 487 * (i % 7), 21, 6, 0.14) if i % 3 else
+             ("responder", 1500, 12 + i % 9, 70 + 11 * i, 0.14) for i in range(60)]
+    assert judge(talk(steps, carrier="tcp")) == {}, "a debugger that steps through a stub"
+
+
+def test_commands_are_not_polls_for_being_short_at_first():
+    """The first few print nothing but the prompt; then it is seen that no request stands open."""
+    quiet = [(*row[:5], 2) for row in commands(6)]
+    assert judge(talk(quiet)) == {}
+    assert judge(talk([*quiet, *commands(6)]))["reverse-shell"] >= SUSPECT
+
+
+def test_who_was_echoed_goes_on_typing_in_a_program_that_fills_the_screen():
+    keys = typing(40, size=1)
+    screen = [(*row[:3], 20 + i % 13, row[4]) for i, row in enumerate(typing(80, size=1, seed=2))]
+    assert judge(talk(keys + screen, carrier="tcp"))["reverse-shell"] >= CONFIRMED
+    assert judge(talk(screen, carrier="tcp", rtt_ns=None)) == {}, "who was never echoed"
+    away = [("initiator", 300, 60, 60, 30)] * 80
+    assert judge(talk(keys + away, carrier="tcp"))["reverse-shell"] == pytest.approx(0.0, abs=1e-9)
+    lines = [("responder", 90 + 31 * (i % 13), 90 + 29 * (i % 11), 200 + 8 * (i % 9), 1) for i in range(80)]
+    assert judge(talk(keys + lines, carrier="tls"))["reverse-shell"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_lines_that_are_echoed_are_a_shells_by_the_clock_too():
+    rows = [("responder", 8_000 + 300 * (i % 3), 5 + 3 * (i % 7), 6 + 3 * (i % 7), 0.2) for i in range(10)]
+    assert judge(talk(rows, carrier="tcp", rtt_ns=None))["reverse-shell"] >= SUSPECT
+    beats = [("responder", 8_000 + 300 * (i % 3), 20 + len(str(i)), 20 + len(str(i)), 0.2) for i in range(200)]
+    assert judge(talk(beats, carrier="tcp", rtt_ns=None)) == {}, "a number that grows"
 
 
 def test_ssh_is_named_as_such_and_a_tunnel_adds_to_it():
@@ -316,6 +376,7 @@ def test_one_process_that_holds_both_ends():
     assert [one.kind for one in seen] == ["one-process-both-ends", "like-amounts"]
     assert {(one.subject, one.label, one.evidence_class) for one in seen} == {(FLOW, "ssh-reverse-tunnel", "process")}
     assert "pid 4170" in seen[0].text
+    assert "opened 1.0 ms before bytes from its far side" in seen[0].text
     assert seen[0].nats >= SUSPECT
 
 

@@ -135,13 +135,14 @@ class Detector:
     def _inner(self, seen: Sockets, outer: _Outer, owner: ProcessId, socket: Socket, host: Host) -> list[Evidence]:
         found: list[Evidence] = []
         for netns, inner in host.sockets_of(owner):
-            if not self._opened_for(outer, socket, netns, inner):
+            delay_ns = self._opened_after_ns(outer, socket, netns, inner)
+            if delay_ns is None:
                 continue
             where = f"{inner.remote}:{inner.remote_port}"
             if "opened" not in outer.said:
                 outer.said.add("opened")
-                text = (f"{owner} holds this connection and, opened within {OPENS_WITHIN_NS // 1_000_000} ms of bytes "
-                        f"from its far side, one to {where}")
+                moment = f"{abs(delay_ns) / 1e6:.1f} ms {'after' if delay_ns >= 0 else 'before'}"
+                text = f"{owner} holds this connection and, opened {moment} bytes from its far side, one to {where}"
                 nats = OPENED_NATS if outer.flow.initiator_known else UNSEEN_OPENED_NATS
                 found.append(_evidence(seen, outer, "one-process-both-ends", nats, text))
             less, more = sorted((socket.received_bytes, inner.sent_bytes))
@@ -153,14 +154,20 @@ class Detector:
                 found.append(_evidence(seen, outer, "like-amounts", LIKE_AMOUNTS_NATS, text))
         return found
 
-    def _opened_for(self, outer: _Outer, socket: Socket, netns: int, inner: Socket) -> bool:
-        """Return whether an inner connection was opened when the far side spoke on the outer one."""
+    def _opened_after_ns(self, outer: _Outer, socket: Socket, netns: int, inner: Socket) -> int | None:
+        """Return how long after the far side spoke on the outer connection an inner one was opened for it, if it was.
+
+        It may have been before: a channel's confirmation goes out when the inner connection stands.
+        """
         if inner.protocol != 6 or not _is_private(inner.remote):
-            return False
+            return None
         if (inner.local, inner.local_port) == (socket.local, socket.local_port):
-            return False
+            return None
         opened_ns = self._opened_ns(netns, inner)
-        return opened_ns is not None and any(abs(opened_ns - led) <= OPENS_WITHIN_NS for led in outer.led_ns)
+        if opened_ns is None or not outer.led_ns:
+            return None
+        delay_ns = min((opened_ns - led for led in outer.led_ns), key=abs)
+        return delay_ns if abs(delay_ns) <= OPENS_WITHIN_NS else None
 
     def _opened_ns(self, netns: int, inner: Socket) -> int | None:
         """Return when a connection was last seen to be opened from the one end of a socket to the other."""
