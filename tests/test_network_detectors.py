@@ -58,7 +58,7 @@ def typing(count, size=98, seed=1):
 
 
 def polled(count, before=240, seed=5):
-    """A bot's long polls: an event of any size, at once a reply of any size or the next poll, which then stands open."""
+    """A bot's long polls: an event, at once a reply of any size or the next poll, which then stands open."""
     rng = random.Random(seed)
     return [("responder", rng.uniform(600, 4000), rng.choice((94, rng.randint(200, 260))),
              rng.choice((before, rng.randint(300, 480))), rng.choice((0.7, 1, 3, 13, 27)),
@@ -91,18 +91,13 @@ LOOK_ALIKES = {
     "a worker whose poll is empty after two seconds": [
         ("responder", 300 + 217 * (i % 7), 90 + 11 * (i % 5), 240 + 31 * (i % 7), 1 + 7 * (i % 6)) if i % 3 == 1 else
         ("responder", 2_040 + i % 4, 25, 61, 0.3 + i % 3 / 20) for i in range(200)],
-    "events of a chat, acknowledged, and every third answered besides": [
-        ("responder", 700 + 487 * (i % 7), 62 + 7 * (i % 9), 66 + i % 5 if i % 7 else 100 + i % 40, 0.4 + 4 * (i % 3 == 0))
-        for i in range(60)],
-    "long polls, the head of each request in a segment of its own": [
-        ("responder", 600 + 911 * (i % 5), 190 + 7 * (i % 8), 103 + i % 2, 1 + 5 * (i % 4)) for i in range(60)],
+    "events of a chat, acknowledged, now and then by an answer": [
+        ("responder", 700 + 487 * (i % 7), 62 + 7 * (i % 9), 66 + i % 5 if i % 7 else 100 + i % 40,
+         0.4 + 4 * (i % 3 == 0)) for i in range(60)],
     "long polls": polled(60),
     "a stream of HTTP/2: windows grow before the answer comes": [
-        ("responder", 700 + 487 * (i % 7), 59 + 13 * (i % 14), 65 if i % 5 else 90 + 31 * (i % 12), 0.2 + 7 * (i % 5 == 0))
-        for i in range(60)],
-    "a service that works for a while, and seldom answers at once": [
-        ("responder", 900 + 487 * (i % 13), 95 + 7 * (i % 11), 80 + 41 * (i % 17), (0.3, 2, 9, 25)[i // 4 % 4] if i % 4 == 0
-         else 70 + i % 60) for i in range(200)],
+        ("responder", 700 + 487 * (i % 7), 59 + 13 * (i % 14), 65 if i % 5 else 90 + 31 * (i % 12),
+         0.2 + 7 * (i % 3 == 0)) for i in range(60)],
     "a busy service: nobody types that fast": [("responder", 90 + 131 * (i % 11), 95 + 7 * (i % 11), 80 + 41 * (i % 17),
                                                 0.3 * (1 + i % 40)) for i in range(200)],
 }
@@ -137,6 +132,13 @@ def test_in_clear_short_commands_need_not_take_different_times():
     steps = [("responder", 1500 + 487 * (i % 7), 21, 6, 0.14) if i % 3 else
              ("responder", 1500, 12 + i % 9, 70 + 11 * i, 0.14) for i in range(60)]
     assert judge(talk(steps, carrier="tcp")) == {}, "a debugger that steps through a stub"
+
+
+@pytest.mark.parametrize(("asked", "accused"), [(2, True), (4, False)])
+def test_most_that_a_service_is_asked_it_works_on(asked, accused):
+    """Of so many questions one was answered shortly and within a second."""
+    items = [msgspec.structs.replace(one, responder_first=asked * one.responder_first) for one in talk(commands(12))]
+    assert (judge(items).get("reverse-shell", 0.0) >= SUSPECT) == accused
 
 
 def test_commands_are_not_polls_for_being_short_at_first():

@@ -9,15 +9,21 @@ Benign look-alikes, and what keeps them out:
 - servers that speak first (SMTP, FTP, SSH banners): the opening does not count, only silences broken later;
 - pushes without an answer (``watch``, notifications, market data): answers are required;
 - symmetric protocols (peers, NCCL, databases' replication, keepalives of VPNs): the near side asks as often;
-- heartbeats (MQTT, IRC, AMQP, HTTP/2 PING, mtalk): one size, and as regular as a clock;
-- acknowledged pushes (VNC and RDP updates, event streams): the answers are all of one size, the questions are not;
+- heartbeats (MQTT, IRC, AMQP, HTTP/2 PING, mtalk): one size, and as regular as a clock; lines of all lengths that are
+  echoed are none, however regular;
+- acknowledged pushes (VNC and RDP updates, event streams, events of chat services, HTTP/2's windows): most answers are
+  of nearly one size, the questions are not;
+- long polls (bots, CI runners, agents; in clear, in TLS): each word of the far side answers a request that this host
+  has open, and what stands open is always the same request. Before a shell's next command stands the last one's output.
+  Who puts a shell into such polls is not told by this rule;
 - workers that wait for tasks (Redis' BLPOP and the like): after each answer the far side says one thing more, short and
   of one length, and lets this host wait again; a shell's far side has nothing to confirm. Or there was no task: that
   comes by the clock, and this host asks again after always the same time;
 - services behind a message broker (NATS, AMQP, MQTT, Redis): whoever asks, this host answers at once, line by line.
   In clear the broker's protocol is known by its first bytes, and what looks like typed lines is then a request. Inside
   TLS requests come closer together than anybody types lines, or are all answered after the same time, as one function
-  takes it; the commands of a shell are different programs;
+  takes it; the commands of a shell are different programs. Or most are not answered at once: they are worked on;
+- a debugger's steps, to a stub that dialled it: most are the same question and the same answer;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
 - steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began
@@ -44,6 +50,8 @@ from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowUse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation, Speaker
     from gpuguard.core.records import Block
@@ -83,14 +91,29 @@ CHAFF_NATS = (7.0, 12.0, 17.0, 21.0)
 UNSEEN_NATS_MAX = 6.9
 UNSEEN_LED_MIN = 8
 
-#: What is said to a worker after its answer: nearly always, and of nearly one length.
+#: Of nearly one length: numbers and offsets in a message differ by some digits.
+ALIKE_BYTES = 4
+#: What is said to a worker after its answer, and what stands open before the far side's word: nearly always so.
 CONFIRMED_SHARE = 0.9
-CONFIRMED_ALIKE_BYTES = 4
+STANDING_SHARE = 0.9
+STANDING_MIN = 3
+#: Acknowledgements: events now and then get an answer of their own instead (a bot's; 3 of 10 in Slack's socket mode).
+#: Of shells on all sorts of carriers at most 43 % of the answers were alike where the questions were not.
+ACKNOWLEDGED_SHARE = 0.75
+
+# Who was echoed key by key for so long goes on typing in a program that fills the screen (vi, less, top): it answers
+# one key by this and the next by that.
+TYPED_LONG_NATS = 16 * TYPED_NATS_EACH
 
 # Lines (what is not typed key by key) are a shell's if they are echoed: questions of several lengths, and answers that
 # differ from them by one number. Or if they lie as far apart as it takes a person to type one, and the answers take
 # different times, as programs do: the 90th percentile at least three times the 10th. Services behind Redis, NATS and
-# Mosquitto took 0.3 to 0.7 ms for all requests but the first; commands 0.2 to 30 ms.
+# Mosquitto took 0.3 to 0.7 ms for all requests but the first; commands 0.2 to 30 ms. In clear it suffices that the
+# lines and what they print differ: brokers are known there, and short commands on a fast network all take as long as it
+# takes to start a program (most of them 1.1 to 1.7 ms). At least a third of what the far side says is answered at once,
+# and shortly: Meterpreter's own questions by the clock halve that; where a service works for a while, it is less.
+ANSWERED_SHARE = 1 / 3
+SAME_SHARE_MAX = 0.5
 ECHOED_SHARE = 0.8
 ECHOED_LENGTHS_MIN = 3
 LINE_GAP_NS = 500_000_000
@@ -109,17 +132,18 @@ PACE_NS = (80_000_000, 1_500_000_000)
 IRREGULAR_MIN = 0.25
 CLOCKWORK_MAX = 0.15
 
-_SPOTS = ("commands carried by a message broker in clear", "pasted scripts that answer with files only",
-          "commands paced by a timer", "padding of every record",
-          "traffic merged with other channels of the same connection")
+_SPOTS = ("commands carried by a message broker in clear", "commands that answer polls, and shells over UDP",
+          "pasted scripts that answer with files only", "commands paced by a timer and not echoed",
+          "padding of every record", "traffic merged with other channels of the same connection")
 _UNSEEN_SPOT = "who dialled, where the listener of an accepted connection has gone"
 
 
 class _Led:
     """What is known of one flow."""
 
-    __slots__ = ("answered", "base_far", "base_near", "broken", "chaff", "delays_ns", "far_bytes", "last_ns", "led",
-                 "more", "near", "pairs", "slow", "times_ns", "told", "tunnel", "undo", "visited")
+    __slots__ = ("answered", "base_far", "base_near", "before", "broken", "chaff", "delays_ns", "far_bytes", "key",
+                 "last_ns", "led", "more", "near", "pairs", "slow", "times_ns", "told", "tunnel", "typed", "undo",
+                 "visited")
 
     def __init__(self) -> None:
         self.led = 0
@@ -137,6 +161,11 @@ class _Led:
         self.pairs: deque[tuple[int, int]] = deque(maxlen=RECENT_MAX)
         self.times_ns: deque[int] = deque(maxlen=RECENT_MAX)
         self.delays_ns: deque[int] = deque(maxlen=RECENT_MAX)
+        #: What this host had said last before each question, in bytes; 0 where it had not, or that is not known.
+        self.before: deque[int] = deque(maxlen=RECENT_MAX)
+        #: What typing weighed when keys were echoed last, and the size of a key.
+        self.typed = 0.0
+        self.key = 0
         self.far_bytes = -1
         self.more: deque[int] = deque(maxlen=RECENT_MAX)
         self.undo = 0
@@ -212,6 +241,7 @@ class Detector:
         led.pairs.append((item.question_bytes, item.answer_bytes))
         led.times_ns.append(item.time_ns)
         led.delays_ns.append(item.answer_delay_ns)
+        led.before.append(item.before_bytes)
         led.undo = item.time_ns
         if led.far_bytes >= 0:
             led.more.append(item.payload_bytes_responder - led.far_bytes - item.question_bytes)
@@ -256,6 +286,7 @@ class Detector:
             led.pairs.pop()
             led.times_ns.pop()
             led.delays_ns.pop()
+            led.before.pop()
             if led.more:
                 led.more.pop()
             led.undo = 0
@@ -326,15 +357,14 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     ours = item.payload_bytes_initiator - led.base_near
     theirs = item.payload_bytes_responder - led.base_far
     pace_ns, spread = _pace(led)
-    pair, share = _usual_pair(led)
-    typed = share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
+    typed = _typed(led, pace_ns, spread)
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < BYTES_RATIO_MIN * theirs
-            or spread < CLOCKWORK_MAX or item.carrier == "broker" or _acknowledges(led) or _confirms(led)
-            or not (typed or led.tunnel or _echoes(led) or (_commands(led) and not _polls(led)))):
+            or _ticks(led, spread) or item.carrier == "broker" or _acknowledges(led) or _confirms(led)
+            or not (typed or led.tunnel or _echoes(led) or _commands(led, item))):
         return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
                      f"pace varies by {spread:.2f}: not as a shell on this host would have it")
-    if typed:
-        nats += min(TYPED_NATS_MAX, TYPED_NATS_EACH * led.led * share)
+    pair, _ = _usual_pair(led)
+    nats += typed
     nats += led.tunnel
     text = (f"on the connection that this host opened the far side broke the silence {led.led} times with "
             f"{'a key' if typed else 'something small'} (mostly {pair[0]} bytes) and was answered at once (mostly "
@@ -363,6 +393,27 @@ def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
     return pair, count / max(1, len(led.pairs))
 
 
+def _typed(led: _Led, pace_ns: int, spread: float) -> float:
+    """Return what the keys weigh that somebody types on the far side, 0.0 where nobody does."""
+    pair, share = _usual_pair(led)
+    if share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN:
+        led.typed = min(TYPED_NATS_MAX, TYPED_NATS_EACH * led.led * share)
+        led.key = pair[0]
+        return led.typed
+    keys = _alike((question for question, _ in led.pairs), led.key)
+    return led.typed if led.typed >= TYPED_LONG_NATS and keys >= 0.5 * len(led.pairs) else 0.0
+
+
+def _ticks(led: _Led, spread: float) -> bool:
+    """Return whether the far side speaks by the clock; what it says is not lines of all lengths that are echoed."""
+    return spread < CLOCKWORK_MAX and not (_differ(led) and _echoes(led))
+
+
+def _differ(led: _Led) -> bool:
+    """Return whether no question with its answer makes up half of all."""
+    return _usual_pair(led)[1] < SAME_SHARE_MAX
+
+
 def _echoes(led: _Led) -> bool:
     """Return whether answers repeat the question, whatever its length, with the same framing; each pair counts once."""
     pairs = set(led.pairs)
@@ -370,11 +421,13 @@ def _echoes(led: _Led) -> bool:
     return count >= ECHOED_SHARE * len(pairs) and len({question for question, _ in pairs}) >= ECHOED_LENGTHS_MIN
 
 
-def _commands(led: _Led) -> bool:
-    """Return whether lines come as somebody types them, and take different times to answer, as programs do."""
+def _commands(led: _Led, item: Exchange) -> bool:
+    """Return whether lines come as somebody types them, and are answered as by programs that run one by one."""
     gaps = [later - earlier for earlier, later in itertools.pairwise(led.times_ns)]
     hurried = sum(gap < LINE_GAP_NS for gap in gaps)
-    return hurried <= HURRIED_MAX * len(gaps) and _varies(sorted(led.delays_ns))
+    return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * item.responder_first
+            and (_varies(sorted(led.delays_ns)) or (item.carrier == "tcp" and _differ(led)))
+            and not _polls(led) and not _stands(led))
 
 
 def _varies(delays: list[int]) -> bool:
@@ -397,17 +450,31 @@ def _polls(led: _Led) -> bool:
     return len(empty) >= POLLS_MIN and _spread(empty) < CLOCKWORK_MAX and not _varies(delays)
 
 
+def _stands(led: _Led) -> bool:
+    """Return whether what this host had said last was always of one length: a request that it has open."""
+    before = [one for one in led.before if one]
+    usual = Counter(before).most_common(1)[0][0] if before else 0
+    alike = _alike(before, usual)
+    return len(before) >= STANDING_MIN and alike >= min(len(before) - 1, STANDING_SHARE * len(before))
+
+
 def _confirms(led: _Led) -> bool:
     """Return whether the far side says one thing more after each answer, of one length, shorter than its questions."""
     usual, count = Counter(led.more).most_common(1)[0] if led.more else (0, 0)
-    alike = sum(abs(one - usual) <= CONFIRMED_ALIKE_BYTES for one in led.more) if usual > 0 else 0
+    alike = _alike(led.more, usual) if usual > 0 else 0
     questions = sorted(question for question, _ in led.pairs)
     return count > 0 and alike >= CONFIRMED_SHARE * len(led.more) and usual < questions[len(questions) // 2]
 
 
 def _acknowledges(led: _Led) -> bool:
-    """Return whether all sorts of questions get one and the same answer: a protocol's acknowledgement."""
+    """Return whether all sorts of questions get nearly one and the same answer: a protocol's acknowledgement."""
     questions = Counter(question for question, _ in led.pairs)
-    answers = Counter(answer for _, answer in led.pairs)
+    answers = [answer for _, answer in led.pairs]
+    usual = Counter(answers).most_common(1)[0][0]
     size = len(led.pairs)
-    return max(answers.values()) >= 0.9 * size and max(questions.values()) <= 0.5 * size
+    return _alike(answers, usual) >= ACKNOWLEDGED_SHARE * size and max(questions.values()) <= SAME_SHARE_MAX * size
+
+
+def _alike(sizes: Iterable[int], usual: int) -> int:
+    """Return how many of the sizes are nearly the usual one."""
+    return sum(abs(one - usual) <= ALIKE_BYTES for one in sizes)
