@@ -54,10 +54,12 @@ def script() -> str:
 
 def paced(period_s: float, step: Callable[[], int]) -> tuple[float, float]:
     """Return CPU seconds, and what the steps counted, for each second of wall time."""
+    from gpuguard.sensors import next_ns
+
     step()
     cpu_s, start_s, counted = time.process_time(), time.monotonic(), 0
     while time.monotonic() - start_s < SECONDS:
-        time.sleep(period_s)
+        time.sleep(next_ns(time.monotonic_ns(), int(period_s * 1e9)) / 1e9 - time.monotonic())
         counted += step()
     wall_s = time.monotonic() - start_s
     return (time.process_time() - cpu_s) / wall_s, counted / wall_s

@@ -35,6 +35,7 @@ from gpuguard.counters.shipped import shipped_model
 from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
+from gpuguard.sensors import next_ns
 from gpuguard.signature_files import shipped, shipped_texts
 
 if TYPE_CHECKING:
@@ -193,15 +194,15 @@ class Daemon:
 
     def _on_timer(self, name: str, now_ns: int) -> None:
         if name == "tick":
-            self._due_ns[name] = _next_ns(now_ns, self._start.config.guard.tick_ms * 1_000_000)
+            self._due_ns[name] = next_ns(now_ns, self._start.config.guard.tick_ms * 1_000_000)
             self.feed(Tick(time_ns=time.time_ns()))
             return
         if name == "news":
-            self._due_ns[name] = _next_ns(now_ns, NEWS_NS)
+            self._due_ns[name] = next_ns(now_ns, NEWS_NS)
             self._hear_news()
             return
         if name == "metrics" and self._metrics and self._textfile:
-            self._due_ns[name] = _next_ns(now_ns, TEXTFILE_NS)
+            self._due_ns[name] = next_ns(now_ns, TEXTFILE_NS)
             try:
                 self._metrics.write_textfile(self._textfile)
             except OSError as error:
@@ -218,7 +219,7 @@ class Daemon:
         if sensor is None:
             return
         if sensor.period_ns is not None:
-            self._due_ns[name] = _next_ns(time.monotonic_ns(), sensor.period_ns)
+            self._due_ns[name] = next_ns(time.monotonic_ns(), sensor.period_ns)
         try:
             blocks = sensor.read(time.time_ns())
         except BrokerGone:
@@ -468,11 +469,6 @@ class Daemon:
                 for gap in self._recorder.close(now_ns):
                     self._events.write(gap)
             self._events.close()
-
-
-def _next_ns(now_ns: int, period_ns: int) -> int:
-    """Return the next multiple of a period: what falls due together wakes the guard once."""
-    return now_ns - now_ns % period_ns + period_ns
 
 
 def _close_sensor(name: str, sensor: Sensor) -> None:

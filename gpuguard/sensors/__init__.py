@@ -22,8 +22,13 @@ def is_due(now_ns: int, since_ns: int, period_ns: int) -> bool:
     return not since_ns <= now_ns < since_ns + period_ns
 
 
+def next_ns(now_ns: int, period_ns: int) -> int:
+    """Return the next multiple of a period, of CLOCK_MONOTONIC: what falls due together wakes the guard once."""
+    return now_ns - now_ns % period_ns + period_ns
+
+
 class Sensor(Protocol):
-    """What the daemon drives: it waits on ``descriptor`` if there is one, and calls `read` at least each period.
+    """What the daemon drives: it waits on ``descriptor`` if there is one, and calls `read` at each `next_ns`, or later.
 
     A sensor that also has ``notice(block)`` is shown every block of the others, to know where to look next.
     """

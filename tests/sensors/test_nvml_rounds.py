@@ -152,21 +152,25 @@ process device 0 pid_env STANDIN_PID used_mib 512 sm 97
 
 #: By the real clock: a stream keeps its own time.
 STREAM = """
+from gpuguard.sensors import next_ns
+del os.environ["GPUGUARD_STANDIN_NVML_CLOCK"]
+nvml.ANSWER_WAIT_S = 0.5
 sensor = nvml.open_sensor(broker, Config(nvml=NvmlSettings(rate_hz=10.0)))
-print(json.dumps({"period_ns": sensor.period_ns}))
-for _ in range(3):
-    show(sensor.read(time.time_ns()))
-    time.sleep(sensor.period_ns / 1e9)
-show(sensor.read(time.time_ns()))
+print(json.dumps({{"period_ns": sensor.period_ns}}))
+for late_s in {late_s}:
+    time.sleep(next_ns(time.monotonic_ns(), sensor.period_ns) / 1e9 - time.monotonic() + late_s)
+    blocks = sensor.read(time.time_ns())
+    print(json.dumps({{"read": len(blocks)}}))
+    show(blocks)
 sensor.close()
 time.sleep(0.15)
 import ctypes
-print(json.dumps({"samples": ctypes.CDLL("libnvidia-ml.so.1").standin_gpm_samples()}))
+print(json.dumps({{"samples": ctypes.CDLL("libnvidia-ml.so.1").standin_gpm_samples()}}))
 """
 
 
 def test_ten_looks_a_second_in_one_read(play):
-    records = play(TWO_GPUS, "del os.environ['GPUGUARD_STANDIN_NVML_CLOCK']\n" + STREAM)
+    records = play(TWO_GPUS, STREAM.format(late_s=(0, 0, 0, 0)))
     assert records[0] == {"period_ns": 10 * TICK_MIN_NS}
     samples = [sample for sample in of(records, "device_sample") if sample["uuid"] == "GPU-a"]
     times_ns = [sample["time_ns"] for sample in samples]
@@ -191,6 +195,18 @@ def test_ten_looks_a_second_in_one_read(play):
     assert of(records, "gap") == []
     assert records[-1] == {"samples": 0}
 
+
+def test_a_late_read_takes_nothing_from_the_next(play):
+    """The next is no later for it: a stream that went on would be heard a whole period after that."""
+    records = play(TWO_GPUS, STREAM.format(late_s=(0, 0.35, 0, 0)))
+    reads = [index for index, record in enumerate(records) if "read" in record]
+    samples = [sum(sample["uuid"] == "GPU-a" for sample in of(records[start:end], "device_sample"))
+               for start, end in zip(reads, [*reads[1:], len(records)], strict=True)]
+    assert samples[0] == 1
+    assert all(2 <= read <= 10 for read in samples[1:])
+    assert samples[2] <= 1 + 7  # from 0.35 s on
+
+
 #: The script's clock stands still while rounds are made, so what becomes of them is the same each time.
 ROUNDS = """
 import pynvml
@@ -201,7 +217,7 @@ show(driver.sweep(at(1)).blocks)
 for second in (2, 3, 4):
     at(second)
     print(json.dumps(second))
-    show(driver.stream(3, 1_000_000).blocks)
+    show(driver.stream(3, 1_000_000, 1 << 62).blocks)
 show(driver.sweep(at(10)).blocks)
 driver.close()
 import ctypes
@@ -263,7 +279,7 @@ def test_a_board_whose_calls_changed_is_streamed_all_the_same(play):
         for second in (1, 2):
             show(driver.sweep(at(second)).blocks)
         at(3)
-        show(driver.stream(1, 1_000_000).blocks)
+        show(driver.stream(1, 1_000_000, 1 << 62).blocks)
     """)
     assert [gap["reason"].partition(": ")[2] for gap in of(records, "gap")] == [
         "context_switches_per_s, integer_active_cycles"] * 2

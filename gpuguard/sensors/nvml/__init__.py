@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gpuguard.core.records import Block, Gap, ProcessAccounting, ProcessSample
-from gpuguard.sensors import EyeClosed
+from gpuguard.sensors import EyeClosed, next_ns
 from gpuguard.sensors.nvml.calls import remedy
 from gpuguard.sensors.nvml.driver import NAME, SECOND_NS, Driver, Sweep
 from gpuguard.sensors.nvml.driver import gap as _gap
@@ -55,7 +55,7 @@ class NvmlSensor:
         # Between one `read` and the next the thread makes the other rounds of that second by itself, and wakes nobody.
         rounds = math.ceil(max(1.0, rate_hz))
         self._more, self._tick_ns = rounds - 1, max(int(SECOND_NS / rate_hz), TICK_MIN_NS)
-        self.period_ns: int | None = rounds * self._tick_ns
+        self.period_ns = rounds * self._tick_ns
         self._driver = driver
         self._names = Names(broker)
         self._accounted: dict[tuple[int, int], ProcessId] = {}
@@ -93,7 +93,9 @@ class NvmlSensor:
             return blocks
         self._ask(now_ns, lambda: self._driver.sweep(now_ns))
         if self._hear(now_ns, blocks) and self._more:
-            self._ask(now_ns, lambda: self._driver.stream(self._more, self._tick_ns))
+            # By the time of the next `read` it is over, also where this one comes late.
+            until_ns = next_ns(time.monotonic_ns(), self.period_ns) - 3 * self._tick_ns // 4
+            self._ask(now_ns, lambda: self._driver.stream(self._more, self._tick_ns, until_ns))
         return blocks
 
     def close(self) -> None:

@@ -68,6 +68,7 @@ CONTEXT_PERIOD_NS = 10 * SECOND_NS
 #: A call of nvmlDeviceGetPcieThroughput takes the 20 ms that it measures over: one direction of one device each time.
 THROUGHPUT_PERIOD_NS = SECOND_NS
 DEVICES_MAX = 64
+FOREVER = 1 << 62
 #: Accounting takes one call a pid, and keeps thousands.
 ACCOUNTS_PER_ROUND = 64
 
@@ -162,15 +163,17 @@ class Driver:
             self._lose_driver(gone, sweep)
         return sweep
 
-    def stream(self, rounds: int, period_ns: int) -> Sweep:
+    def stream(self, rounds: int, period_ns: int, until_ns: int) -> Sweep:
         """Ask every device for what changes fast, in rounds that follow the last `sweep`. Never raises.
 
-        None is nearer to the one before than ``period_ns``: what would come late is left out.
+        None is nearer to the one before than ``period_ns``, and none begins after ``until_ns`` of CLOCK_MONOTONIC: what
+        would come late is left out.
         """
         sweep = Sweep(self._swept.time_ns, self._swept.began_ns)
         try:
             ready = [gpu for gpu in self._gpus if not (gpu.lost or self._gone)]
-            self._make_rounds(ready, sweep, full=False, rounds=rounds, period_ns=period_ns)
+            self._make_rounds(ready, sweep, full=False, rounds=rounds, period_ns=period_ns,
+                              until_ns=until_ns)
         except DriverGone as gone:
             self._lose_driver(gone, sweep)
         return sweep
@@ -390,12 +393,12 @@ class Driver:
 
     def _make_rounds(
         self, ready: Sequence[Gpu], sweep: Sweep, *, full: bool, rounds: int = 1, period_ns: int = 0,
+        until_ns: int = FOREVER,
     ) -> None:
         """Make rounds of calls, and tell what was answered; raises DriverGone."""
         plans = [self._plan(gpu, sweep) for gpu in ready]
         sheets = [plan.full if full else plan.short for plan in plans]
         first_ns = self._next_round_ns if full else self._round_ns + period_ns
-        until_ns = first_ns + (rounds - 1) * period_ns + period_ns // 4
         made = self._rounds.run([sheet.calls for sheet in sheets], [plan.turn for plan in plans], rounds, first_ns,
                                 period_ns, until_ns)
         for rows in made:
