@@ -348,7 +348,8 @@ def test_workers_are_no_shells(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_worker_of_an_unknown_protocol_is_suspect_where_its_work_differs(seed):
-    """By its turns it is a shell, and its times are those of several programs: said here, so that it is known."""
+def test_a_worker_of_an_unknown_protocol_is_suspect_where_its_work_takes_time(seed):
+    """By its turns it is a shell, and its times are those of programs: said here, so that it is known."""
     assert shells(tasks(WORKER, confirmed=False, seed=seed)) == {}
+    assert shells(tasks(WORKER, confirmed=False, seed=seed, work_s=(0.002, 0.002))) == {"reverse-shell": "suspect"}
     assert shells(tasks(WORKER, confirmed=False, seed=seed, work_s=(0.001, 0.03))) == {"reverse-shell": "suspect"}

@@ -129,6 +129,7 @@ def test_in_clear_short_commands_need_not_take_different_times():
     rows = commands(10, delays=(1.1, 1.3, 1.6))
     assert judge(talk(rows, carrier="tcp", rtt_ns=None))["reverse-shell"] >= SUSPECT
     assert judge(talk(rows, carrier="tls", rtt_ns=None)) == {}
+    assert judge(talk(commands(10, delays=(0.3, 0.5, 0.7)), carrier="tcp", rtt_ns=None)) == {}, "nothing was started"
     steps = [("responder", 1500 + 487 * (i % 7), 21, 6, 0.14) if i % 3 else
              ("responder", 1500, 12 + i % 9, 70 + 11 * i, 0.14) for i in range(60)]
     assert judge(talk(steps, carrier="tcp")) == {}, "a debugger that steps through a stub"

@@ -109,11 +109,12 @@ TYPED_LONG_NATS = 16 * TYPED_NATS_EACH
 # differ from them by one number. Or if they lie as far apart as it takes a person to type one, and the answers take
 # different times, as programs do: the 90th percentile at least three times the 10th. Services behind Redis, NATS and
 # Mosquitto took 0.3 to 0.7 ms for all requests but the first; commands 0.2 to 30 ms. In clear it suffices that the
-# lines and what they print differ: brokers are known there, and short commands on a fast network all take as long as it
-# takes to start a program (most of them 1.1 to 1.7 ms). At least a third of what the far side says is answered at once,
-# and shortly: Meterpreter's own questions by the clock halve that; where a service works for a while, it is less.
+# lines and what they print differ, and that most take as long as it takes to start a program: brokers are known there,
+# and short commands on a fast network mostly took 1.1 to 1.7 ms. At least a third of what the far side says is answered
+# at once, and shortly: Meterpreter's own questions by the clock halve that, and of a service that works it is less.
 ANSWERED_SHARE = 1 / 3
 SAME_SHARE_MAX = 0.5
+PROGRAM_NS = 800_000
 ECHOED_SHARE = 0.8
 ECHOED_LENGTHS_MIN = 3
 LINE_GAP_NS = 500_000_000
@@ -425,9 +426,10 @@ def _commands(led: _Led, item: Exchange) -> bool:
     """Return whether lines come as somebody types them, and are answered as by programs that run one by one."""
     gaps = [later - earlier for earlier, later in itertools.pairwise(led.times_ns)]
     hurried = sum(gap < LINE_GAP_NS for gap in gaps)
+    delays = sorted(led.delays_ns)
+    started = item.carrier == "tcp" and _differ(led) and delays[len(delays) // 2] >= PROGRAM_NS
     return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * item.responder_first
-            and (_varies(sorted(led.delays_ns)) or (item.carrier == "tcp" and _differ(led)))
-            and not _polls(led) and not _stands(led))
+            and (started or _varies(delays)) and not _polls(led) and not _stands(led))
 
 
 def _varies(delays: list[int]) -> bool:
