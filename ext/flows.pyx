@@ -11,6 +11,8 @@ Most flows are dull: nothing that anybody listens for was seen, be it that both 
 Where that is asked for, exchanges that the initiator led only count before the responder has led one.
 Echoes that bring back what was sent are dull as well. What must be known of them should they not stay so is kept, for
 ECHOES_MAX flows, and told when the flow is named; of more flows each exchange is told, as of any that is named.
+The question that was asked last is kept in the hot part, where an answer of its sequence number and size ends it; those
+still open when the next is asked, and what answers held beyond their questions, are cold.
 
 Hot and cold are apart. A packet within a conversation touches the two cache lines of `Hot` and one of `heads`, and no
 other. Floor, by the bytes: 64 of its row, 128 of the flow, 64 of the bucket's line. When the flows fit no cache, the
@@ -128,6 +130,10 @@ cdef enum:
     ECHO_SIZES_MAX = 16
     ECHO_TIMES_MAX = 32
     ECHO_EXCESS_BYTES = 256
+    ECHO_OPEN_MAX = 16
+    ECHO_LONGER_MIN = 4
+    ECHO_LENGTHS_MIN = 3
+    ECHO_FRAGMENT_BYTES = 544
 
 cdef packed struct Packet:
     int64_t time_ns
@@ -179,6 +185,12 @@ cdef struct Echoes:
     uint32_t answered
     uint32_t sizes          # of questions, how many
     int32_t next            # of those that are free, plus one
+    uint32_t opened
+    int64_t open[ECHO_OPEN_MAX][2]  # a ring of sequence numbers, plus one, and sizes; 0: answered
+    uint64_t surplus_bytes  # what answers held more than their question did
+    uint32_t longer         # how many did
+    uint32_t longer_told    # how many had when that was told
+    uint32_t lengths[ECHO_LENGTHS_MIN]  # of such answers, the first that differ
 
 # The queues by which flows leave, in an array of their own: a neighbour is moved without touching its flow.
 cdef struct Link:
@@ -226,6 +238,7 @@ cdef enum:
     UNANSWERED = 7
     BEGUN = 8
     ECHOED = 9
+    LONGER = 10
 
 cdef enum:
     QUEUE_CLOSED = 0
@@ -706,7 +719,7 @@ cdef class Table:
         ends = high + low if flow.initiator_is_high else low + high
         self.say((OPENED, self.colds[slot].start_ns, slot, flow.netns, flow.protocol, *ends, flow.marks & KNOWN != 0,
                   self.colds[slot].carrier))
-        if self.colds[slot].echoes:
+        if self.colds[slot].echoes and self.echoes[self.colds[slot].echoes - 1].answered:
             self.say(self.echoed(slot))
         return 0
 
@@ -721,22 +734,15 @@ cdef class Table:
     cdef bint keep(self, int32_t slot, uint32_t size, int64_t time_ns) noexcept:
         """Note an exchange of dull echoes instead of telling of it; return whether that was done."""
         cdef Hot *flow = &self.flows[slot]
-        cdef Cold *cold = &self.colds[slot]
         cdef Echoes *echoes
         cdef uint32_t asked = flow.question_bytes - 1, answer = size - 1
         if not self.quiet_flows or not icmp(flow.protocol) or flow.asker or flow.marks & (NAMED | MISSED):
             return False
-        if self.excess(slot) or (not cold.echoes and not self.echoes_free and self.echoes_used == ECHOES_MAX):
+        if self.excess(slot):
             return False
-        if not cold.echoes:
-            if self.echoes_free:
-                cold.echoes = self.echoes_free
-                self.echoes_free = self.echoes[cold.echoes - 1].next
-            else:
-                self.echoes_used += 1
-                cold.echoes = self.echoes_used
-            memset(&self.echoes[cold.echoes - 1], 0, sizeof(Echoes))
-        echoes = &self.echoes[cold.echoes - 1]
+        echoes = self.echoes_of(slot)
+        if echoes == NULL:
+            return False
         if echoes.sizes < ECHO_SIZES_MAX:
             echoes.sizes += not echoes.questions[asked >> 6] >> (asked & 63) & 1
             echoes.questions[asked >> 6] |= <uint64_t>1 << (asked & 63)
@@ -745,8 +751,23 @@ cdef class Table:
         echoes.answered += 1
         return True
 
+    cdef Echoes *echoes_of(self, int32_t slot) noexcept:
+        """Return where a flow's echoes are kept, NULL where ECHOES_MAX others are."""
+        cdef Cold *cold = &self.colds[slot]
+        if not cold.echoes:
+            if self.echoes_free:
+                cold.echoes = self.echoes_free
+                self.echoes_free = self.echoes[cold.echoes - 1].next
+            elif self.echoes_used < ECHOES_MAX:
+                self.echoes_used += 1
+                cold.echoes = self.echoes_used
+            else:
+                return NULL
+            memset(&self.echoes[cold.echoes - 1], 0, sizeof(Echoes))
+        return &self.echoes[cold.echoes - 1]
+
     cdef tuple echoed(self, int32_t slot):
-        """Return what was kept of echoes, and forget it."""
+        """Return what was kept of exchanges of echoes, and forget it."""
         cdef Echoes *echoes = &self.echoes[self.colds[slot].echoes - 1]
         cdef uint32_t i, first = 0
         if echoes.answered > ECHO_TIMES_MAX:
@@ -754,7 +775,7 @@ cdef class Table:
         questions = tuple([i + 1 for i in range(SMALL_BYTES) if echoes.questions[i >> 6] >> (i & 63) & 1])
         answers = tuple([i + 1 for i in range(SMALL_BYTES) if echoes.answers[i >> 6] >> (i & 63) & 1])
         times_ns = tuple([echoes.times_ns[i % ECHO_TIMES_MAX] for i in range(first, echoes.answered)])
-        self.forget_echoes(slot)
+        echoes.answered = 0
         return ECHOED, slot, questions, answers, times_ns
 
     cdef void forget_echoes(self, int32_t slot) noexcept:
@@ -763,6 +784,71 @@ cdef class Table:
             self.echoes[cold.echoes - 1].next = self.echoes_free
             self.echoes_free = cold.echoes
             cold.echoes = 0
+
+    # -- each echo and its own question -------------------------------------------------------------------------------
+
+    cdef inline int pair(self, int32_t slot, int side, const Packet *packet) except -1:
+        cdef Hot *flow = &self.flows[slot]
+        cdef uint8_t kind = packet.source_port >> 8
+        if side == 0 and kind == (8 if packet.protocol == 1 else 128):
+            self.ask_echo(slot, packet.sequence & 0xFFFF, packet.payload_bytes)
+        elif side == 1 and kind == (0 if packet.protocol == 1 else 129):
+            if flow.order & EXPECTED and flow.expected[0] == packet.sequence & 0xFFFF:
+                flow.order &= ~EXPECTED
+                if packet.payload_bytes > flow.expected[1]:
+                    return self.answer_echo(slot, packet, flow.expected[1])
+            elif self.colds[slot].echoes:
+                return self.answer_echo(slot, packet, -1)
+        return 0
+
+    cdef inline void ask_echo(self, int32_t slot, uint32_t sequence, uint32_t size) noexcept:
+        """Note a question. What may be the first fragment of one does not tell its size: it is taken as endless."""
+        cdef Hot *flow = &self.flows[slot]
+        cdef Echoes *echoes
+        if size >= ECHO_FRAGMENT_BYTES and size % 8 == 0:
+            size = 0xFFFFFFFF
+        if flow.order & EXPECTED:
+            if flow.expected[0] == sequence:
+                if flow.expected[1] > size:
+                    size = flow.expected[1]
+            elif flow.marks & HEARD:
+                echoes = self.echoes_of(slot)
+                if echoes != NULL:
+                    echoes.open[echoes.opened % ECHO_OPEN_MAX][0] = flow.expected[0] + 1
+                    echoes.open[echoes.opened % ECHO_OPEN_MAX][1] = flow.expected[1]
+                    echoes.opened += 1
+        flow.order |= EXPECTED
+        flow.expected[0] = sequence
+        flow.expected[1] = size
+
+    cdef int answer_echo(self, int32_t slot, const Packet *packet, int64_t asked) except -1:
+        """Find the largest question that this may be the answer to (-1: none was found yet), and compare."""
+        cdef Echoes *echoes = self.echoes_of(slot)
+        cdef uint32_t size = packet.payload_bytes
+        cdef int i
+        if echoes == NULL:
+            return 0
+        for i in range(ECHO_OPEN_MAX):
+            if echoes.open[i][0] == (packet.sequence & 0xFFFF) + 1:
+                echoes.open[i][0] = 0
+                asked = max(asked, echoes.open[i][1])
+        if asked < 0 or size <= asked:
+            return 0
+        echoes.longer += 1
+        echoes.surplus_bytes += size - asked
+        for i in range(ECHO_LENGTHS_MIN):
+            if echoes.lengths[i] == 0:
+                echoes.lengths[i] = size
+            if echoes.lengths[i] == size:
+                break
+        if (echoes.longer < ECHO_LONGER_MIN or not echoes.lengths[ECHO_LENGTHS_MIN - 1]
+                or echoes.longer < 2 * echoes.longer_told):
+            return 0
+        echoes.longer_told = echoes.longer
+        self.name(slot)
+        self.say((LONGER, packet.time_ns, slot, echoes.longer, echoes.surplus_bytes,
+                  <uint64_t>self.colds[slot].packets_high << 32 | self.flows[slot].packets))
+        return 0
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
@@ -942,6 +1028,8 @@ cdef class Table:
             if packet.tcp_flags & SYN or flow.marks & AWAIT_ACK:
                 self.handshake(slot, packet, side)
             fresh = self.new_bytes(slot, side, packet, &start)
+        elif icmp(packet.protocol):
+            self.pair(slot, side, packet)
         if fresh:
             flow.spoke |= 1 << side
             flow.payload_bytes[side] += fresh

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 FIN, SYN, RST, ACK, TCP, UDP = 1, 2, 4, 16, 6, 17
-OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN, ECHOED = range(10)
+OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN, ECHOED, LONGER = range(11)
 SHUT, BRIEF, LONG = range(3)
 BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
 TIMEOUT_NS = (10 * 10**9, 180 * 10**9, 86_400 * 10**9)
@@ -36,6 +36,11 @@ class Echoes:
     questions: set[int] = field(default_factory=set)
     answers: set[int] = field(default_factory=set)
     times_ns: deque[int] = field(default_factory=lambda: deque(maxlen=32))
+    open: deque[tuple[int, int] | None] = field(default_factory=lambda: deque([None] * 16, maxlen=16))
+    longer: int = 0
+    longer_told: int = 0
+    surplus_bytes: int = 0
+    lengths: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -69,6 +74,7 @@ class Flow:
     missed: bool = False
     carrier: int = 0
     echoes: Echoes | None = None
+    question: tuple[int, int] | None = None  # of an echo, not answered
     sides: tuple[Side, Side] = field(default_factory=lambda: (Side(), Side()))
 
 
@@ -216,8 +222,8 @@ class Table:
             flow.named = True
             self.told.append((OPENED, flow.start_ns, flow.slot, *flow.key[:2], *self.ends(flow), flow.known,
                               flow.carrier))
-            if flow.echoes:
-                kept, flow.echoes = flow.echoes, None
+            kept = flow.echoes
+            if kept and kept.times_ns:
                 self.told.append((ECHOED, flow.slot, tuple(sorted(kept.questions)), tuple(sorted(kept.answers)),
                                   tuple(kept.times_ns)))
 
@@ -229,15 +235,53 @@ class Table:
     def keep(self, flow, size, time_ns):
         if not self.quiet_flows or flow.key[1] not in (1, 58) or flow.asker == 1 or flow.named or flow.missed:
             return False
-        full = flow.echoes is None and sum(one.echoes is not None for one in self.flows.values()) == ECHOES_MAX
-        if self.excess(flow) or full:
+        if self.excess(flow):
             return False
-        echoes = flow.echoes = flow.echoes or Echoes()
+        echoes = self.echoes_of(flow)
+        if echoes is None:
+            return False
         if len(echoes.questions) < 16:
             echoes.questions.add(flow.question_bytes)
             echoes.answers.add(size)
         echoes.times_ns.append(time_ns)
         return True
+
+    def echoes_of(self, flow):
+        if flow.echoes is None and sum(one.echoes is not None for one in self.flows.values()) < ECHOES_MAX:
+            flow.echoes = Echoes()
+        return flow.echoes
+
+    def pair(self, flow, number, row):
+        icmp_type, sequence, size = int(row["source_port"]) >> 8, int(row["sequence"]) & 0xFFFF, row["payload_bytes"]
+        request, reply = (8, 0) if flow.key[1] == 1 else (128, 129)
+        if number == 0 and icmp_type == request:
+            size = 2**32 - 1 if size >= 544 and size % 8 == 0 else int(size)
+            if flow.question and flow.question[0] == sequence:
+                size = max(size, flow.question[1])
+            elif flow.question and flow.heard and (echoes := self.echoes_of(flow)):
+                echoes.open.append(flow.question)
+            flow.question = (sequence, size)
+        elif number == 1 and icmp_type == reply:
+            last = flow.question if flow.question and flow.question[0] == sequence else None
+            flow.question = None if last else flow.question
+            if (last and size > last[1]) or (last is None and flow.echoes):
+                self.answer_echo(flow, sequence, int(size), last, int(row["time_ns"]))
+
+    def answer_echo(self, flow, sequence, size, last, time_ns):
+        echoes = self.echoes_of(flow)
+        if echoes is None:
+            return
+        asked = [one[1] for one in (*echoes.open, last) if one and one[0] == sequence]
+        echoes.open = deque([one if one and one[0] != sequence else None for one in echoes.open], maxlen=16)
+        if not asked or size <= max(asked):
+            return
+        echoes.longer += 1
+        echoes.surplus_bytes += size - max(asked)
+        echoes.lengths.add(size)
+        if echoes.longer >= max(4, 2 * echoes.longer_told) and len(echoes.lengths) >= 3:
+            echoes.longer_told = echoes.longer
+            self.name(flow)
+            self.told.append((LONGER, time_ns, flow.slot, echoes.longer, echoes.surplus_bytes, flow.packets))
 
     def enqueue(self, flow, queue, time_ns):
         self.queues[flow.queue].pop(flow.key, None)
@@ -286,6 +330,8 @@ class Table:
         if tcp:
             self.handshake(flow, row, number)
             start, fresh = self.new_bytes(side, row)
+        elif row["protocol"] in (1, 58):
+            self.pair(flow, number, row)
         if fresh:
             side.payload_bytes += fresh
             self.talk(flow, number, fresh, time_ns)

@@ -453,6 +453,51 @@ def test_a_tunnel_through_echoes_does_not_clear_itself_by_what_it_sends_later():
     assert standings(echoes(uploads), icmp_tunnel.Detector()) == {}
 
 
+def echo_rows(pairs, *, late=0):
+    """The packets of (question, answers) once a second; of ``late`` the answers come so many questions later."""
+    asked = [(number + 1.0, 0, number, question) for number, (question, _) in enumerate(pairs)]
+    came = [(number + late + 1.03, 1, number, size) for number, (_, answers) in enumerate(pairs) for size in answers]
+    rows = np.zeros(len(asked) + len(came), PACKET)
+    for row, (at_s, back, number, size) in zip(rows, sorted(asked + came), strict=True):
+        ends = [list(address_bytes(one)) for one in (HERE, "203.0.113.9")]
+        row["source"], row["destination"] = ends[::-1] if back else ends
+        row["time_ns"], row["source_port"], row["destination_port"] = START + round(at_s * S), 0 if back else 8 << 8, 7
+        row["sequence"], row["payload_bytes"], row["protocol"], row["ip_version"] = number, size, 1, 4
+    return rows
+
+
+PAIRS = {
+    "sweep": [(size, (size,)) for size in range(8, 1400, 8)],
+    "truncated": [(size, (min(size, 64),)) for size in range(8, 1400, 8)],
+    "lost": [(size, (size,) * (size % 3 > 0)) for size in range(8, 543, 5)],
+    "duplicated": [(56, (56, 56))] * 200,
+    "padded to one length": [(size, (46,)) for size in range(26, 56)][:20],
+    "padded by one amount": [(56, (60,))] * 60,
+    "fragmented on one way": [(1472, (1480 + number % 3 * 8,)) for number in range(12)],
+}
+
+
+@pytest.mark.parametrize("late", [0, 3])
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_of_echoes_are_no_tunnel(name, late):
+    flows = FlowTable(quiet=True)
+    seen = flows.receive(Packets(START, 0, echo_rows(PAIRS[name], late=late)))
+    assert standings([*seen, *flows.close(START + 10**12)], icmp_tunnel.Detector()) == {}
+
+
+@pytest.mark.parametrize("late", [0, 3])
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_shell_whose_commands_come_in_answers_is_found_whatever_it_sends(quiet, late):
+    # A client that asks with nothing; commands come back, and far more goes out in questions that nothing answers.
+    commands = [(0, (len(one),)) for one in ("id", "uname -a", "ps aux", "ls -la /etc", "whoami", "df -h")]
+    pairs = [one for command in commands for one in (*[(0, (0,))] * 7, command, *[(64, (0,))] * 20)]
+    flows = FlowTable(quiet=quiet)
+    seen = flows.receive(Packets(START, 0, echo_rows(pairs, late=late)))
+    (text, *_) = [one.text for item in seen for one in (icmp_tunnel.Detector().receive(item, Host()))]
+    assert text == "4 answers held 27 bytes more than the echoes that they answer"
+    assert standings([*seen, *flows.close(START + 10**12)], icmp_tunnel.Detector()) == {"icmp-tunnel": "suspect"}
+
+
 def test_who_types_in_a_tunnel_through_echoes_is_said():
     def said(detector, **how):
         items = [msgspec.structs.replace(one, **how) if isinstance(one, Exchange) else one

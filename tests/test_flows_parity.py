@@ -181,6 +181,31 @@ def test_echoes(echoes, cuts, version_6, options):
     check(*both(64, **options), rows, sorted(min(cut, len(rows)) for cut in cuts), watch=False)
 
 
+paired = st.tuples(st.booleans(), st.integers(0, 24), st.sampled_from((0, 8, 56, 57, 543, 544, 552)),
+                   st.sampled_from((0, 1, 56, 57, 70, 560, 1400)), st.sampled_from((1, 5, 200)))
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(paired, max_size=120), st.booleans(), st.sampled_from((0, 65_530)), st.booleans())
+def test_echoes_and_their_own_questions(echoes, version_6, first, quiet):
+    """Questions and answers of some sequence numbers in any order: late, lost, twice, never asked."""
+    protocol, kinds = (58, (128 << 8, 129 << 8)) if version_6 else (1, (8 << 8, 0))
+    packets = [(gap_ms, int(not back), int(back), kinds[back], 7, (first + number) % 2**16, answer if back else asked,
+                protocol, 16, 4) for back, number, asked, answer, gap_ms in echoes]
+    rows = rows_of(packets)
+    check(*both(64, quiet_flows=quiet), rows, [len(rows) // 2], watch=False, mark=1)
+
+
+def test_answers_longer_than_their_questions_are_told_at_the_fourth_and_doubled():
+    sizes = [(0, 0), (56, 56), *[(0, 3 + count) for count in range(16)]]
+    rows = rows_of([(200, 1 - back, back, 0 if back else 8 << 8, 7, number, size[back], 1, 16, 4)
+                    for number, size in enumerate(sizes) for back in (0, 1)])
+    fast, plain = both(4, quiet_flows=True)
+    told = fast.run(rows, 0, len(rows), 7)
+    assert same(told) == same(plain.run(rows, 0, len(rows), 7))
+    assert [one[3:5] for one in told if one[0] == reference_flows.LONGER] == [(4, 18), (8, 52), (16, 168)]
+
+
 def test_of_more_dull_echoes_than_are_kept_each_is_told():
     flows = reference_flows.ECHOES_MAX + 20
     asked = [(1, 0, 1, 8 << 8, number, 0, 56, 1, 16, 4) for number in range(flows)]

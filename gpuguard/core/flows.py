@@ -16,7 +16,9 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
 
 - An attempt (a SYN, an echo request) is unanswered after 4 s without a packet of the other side: by then Linux has sent
   its SYN again twice, and no path on Earth takes that long.
-- Echoes are dull while 255 bytes at most came back beyond what was sent (see `detectors.icmp_tunnel`).
+- Echoes are dull while 255 bytes at most came back beyond what was sent, and fewer than four answers of three lengths
+  held more than their own question (see `detectors.icmp_tunnel`). Questions of 544 bytes and more whose size fits a
+  fragment's (a multiple of 8, RFC 791 section 3.2) may be one, and are compared with no answer.
 
 A quiet table tells of a flow when there is something to tell (see `ext/flows.pyx`); the others are rows of
 `FlowsClosed` when they end.
@@ -36,6 +38,7 @@ from gpuguard.core.observations import (
     OPENED_FLOW,
     DnsRead,
     Echoes,
+    EchoesLonger,
     Exchange,
     FlowClosed,
     FlowOpened,
@@ -75,7 +78,7 @@ CARRIERS = ("", "ssh", "tls", "dns", "broker")
 
 FLOWS_MAX = 131_072
 
-_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES, _UNANSWERED, _BEGUN, _ECHOED = range(10)
+_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES, _UNANSWERED, _BEGUN, _ECHOED, _LONGER = range(11)
 _SPEAKERS: tuple[Speaker, Speaker] = ("initiator", "responder")
 REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
 _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
@@ -153,6 +156,7 @@ class FlowTable:
         self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {
             _OPENED: self._open, _EXCHANGE: self._exchange, _CLOSED: self._close, _SEGMENT: self._segment,
             _RHYTHM: self._rhythm, _UNANSWERED: self._unanswered, _BEGUN: self._begun, _ECHOED: self._echoed,
+            _LONGER: self._longer,
         }
 
     def __len__(self) -> int:
@@ -258,6 +262,9 @@ class FlowTable:
 
     def _echoed(self, slot: Any, questions: Any, answers: Any, times_ns: Any) -> Seen:
         return [Echoes(times_ns[-1], self._conversations[slot].flow, questions, answers, times_ns)]
+
+    def _longer(self, time_ns: Any, slot: Any, answers: Any, surplus_bytes: Any, packets: Any) -> Seen:
+        return [EchoesLonger(time_ns, self._conversations[slot].flow, answers, surplus_bytes, packets)]
 
     @staticmethod
     def _unanswered(data: bytes) -> Seen:

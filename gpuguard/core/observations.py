@@ -81,6 +81,19 @@ class Echoes(Struct, frozen=True, tag="echoes"):
     times_ns: tuple[int, ...]
 
 
+class EchoesLonger(Struct, frozen=True, tag="echoes_longer"):
+    """Answers to echoes of the initiator held more than the questions with their sequence numbers; counts so far.
+
+    Told of the fourth such answer, or later once there were three lengths of them, and whenever they have doubled.
+    """
+
+    time_ns: int
+    flow: FlowId
+    answers: int
+    surplus_bytes: int
+    packets: int
+
+
 class FlowClosed(Struct, frozen=True, tag="flow_closed"):
     """A flow ended (FIN, RST), fell idle, or was evicted to keep the table bounded. Totals of its whole life."""
 
@@ -240,6 +253,7 @@ Observation = (
     | FlowUse
     | Exchange
     | Echoes
+    | EchoesLonger
     | FlowClosed
     | FlowsClosed
     | FlowsUnanswered

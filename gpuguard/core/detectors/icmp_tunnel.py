@@ -1,17 +1,21 @@
 """Data in ICMP echo: answers that hold what was not asked, and questions of many sizes at no one's pace.
 
 "The data received in the echo message must be returned in the echo reply message" (RFC 792, RFC 4443 section 4.2): an
-echo answers with exactly as many bytes as it was sent, so more from the far side than went there is not an echo's.
+echo answers with exactly as many bytes as it was sent. An answer that is longer than the question with its sequence
+number is not an echo's, however little it holds and however much else went out. Answers whose own question was not seen
+(ptunnel sends several to one) are compared in sum: at no time have echoes brought back more than had gone out by then,
+and the most that there ever was in excess counts, so that a tunnel does not clear itself by what it uploads.
 ping sends one size, once a second or as fast as answers come. A tunnel (ptunnel, icmptunnel, Hans, a shell over ICMP)
-sends what it has, when it has it. At no time have echoes brought back more than had gone out by then: the most that
-there ever was in excess counts, so that a tunnel does not clear itself by what it uploads.
+sends what it has, when it has it.
 
 Benign look-alikes, and what keeps them out:
 
 - ping, smokeping, monitors, load balancers' health checks: one size, and the same both ways;
 - lost answers: then less comes back than went out, never more;
-- duplicated answers (DUP!): more comes back, in whole answers of the one size;
-- path MTU probes, sweeps of sizes (``ping -g``, mtr): many sizes, but as many bytes back as went out.
+- duplicated answers (DUP!): more comes back, in whole answers of the one size, and the first has ended its question;
+- path MTU probes, sweeps of sizes (``ping -g``, mtr): many sizes, but as many bytes back as went out;
+- fragments: of a large question only the first part may be seen; it is compared with nothing (`core.flows`);
+- a broken host that pads short answers a little: to one length, so that there are no three of them.
 
 Who leads inside a tunnel shows as anywhere else: where the far side breaks silences and this host answers sooner than a
 round trip, someone types there in a program that runs here, which is then said.
@@ -26,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import Echoes, Exchange, FlowClosed
+from gpuguard.core.observations import Echoes, EchoesLonger, Exchange, FlowClosed
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -38,8 +42,9 @@ FLOWS_MAX = 2_048
 SIZES_MAX = 16
 TIMES_MAX = 32
 
-# More bytes back than sent, beyond what one repeated answer explains: duplicating hosts are one in some thousands, and
-# duplicate whole answers of one size (SIZES tells those apart). Each doubling beyond makes it half as likely.
+# Answers longer than their own questions, four or more of three lengths (`EchoesLonger`), however little they held.
+# Or more bytes back than sent, beyond what one repeated answer explains: duplicating hosts are one in some thousands,
+# and duplicate whole answers of one size (SIZES tells those apart). Each doubling beyond makes it half as likely.
 EXCESS_BYTES_MIN = 256
 EXCESS_NATS = 8.0
 EXCESS_DOUBLING_NATS = 0.7
@@ -68,10 +73,15 @@ _SPOTS = ("data in questions of one size, answered alike", "data in other ICMP t
 class _Echo:
     """What is known of one conversation."""
 
-    __slots__ = ("answers", "excess", "far_first", "led", "questions", "times_ns", "told")
+    __slots__ = ("answers", "came", "excess", "far_first", "led", "longer", "questions", "sent", "surplus", "times_ns",
+                 "told")
 
     def __init__(self) -> None:
+        self.sent = 0
+        self.came = 0
         self.excess = 0
+        self.longer = 0
+        self.surplus = 0
         self.far_first = 0
         self.led = 0
         self.questions: set[int] = set()
@@ -83,14 +93,14 @@ class _Echo:
 class Detector:
     """Weighs each conversation of echoes."""
 
-    takes = (Echoes, Exchange, FlowClosed)
+    takes = (Echoes, EchoesLonger, Exchange, FlowClosed)
 
     def __init__(self) -> None:
         self._flows: BoundedTable[FlowId, _Echo] = BoundedTable(FLOWS_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return by how much what was exchanged moves the conversation's standing."""
-        if not isinstance(item, Echoes | Exchange | FlowClosed) or item.flow.protocol not in _PROTOCOLS:
+        if not isinstance(item, Echoes | EchoesLonger | Exchange | FlowClosed) or item.flow.protocol not in _PROTOCOLS:
             return []
         flow = item.flow
         if not flow.initiator_known or host.is_local(flow.netns, flow.responder):
@@ -103,6 +113,12 @@ class Detector:
             echo.times_ns.extend(item.times_ns)
             self._flows[flow] = echo
             return []
+        if isinstance(item, EchoesLonger):
+            self._flows[flow] = echo
+            echo.longer, echo.surplus = item.answers, item.surplus_bytes
+            return _tell(item, echo)
+        echo.sent, echo.came = item.payload_bytes_initiator, item.payload_bytes_responder
+        echo.excess = max(echo.excess, echo.came - echo.sent)
         if isinstance(item, Exchange):
             self._flows[flow] = echo
             if item.first == "initiator" and len(echo.questions) < SIZES_MAX:
@@ -116,8 +132,8 @@ class Detector:
         return _tell(item, echo)
 
 
-def _tell(item: Exchange | FlowClosed, echo: _Echo) -> list[Evidence]:
-    nats, text = _weigh(item, echo)
+def _tell(item: EchoesLonger | Exchange | FlowClosed, echo: _Echo) -> list[Evidence]:
+    nats, text = _weigh(echo)
     change = nats - echo.told
     if abs(change) < TOLD_NATS_MIN:
         return []
@@ -136,22 +152,19 @@ def _tell(item: Exchange | FlowClosed, echo: _Echo) -> list[Evidence]:
     )]
 
 
-def _weigh(item: Exchange | FlowClosed, echo: _Echo) -> tuple[float, str]:
+def _weigh(echo: _Echo) -> tuple[float, str]:
     """Return the weight of all that was seen so far, and its words."""
-    sent, came = item.payload_bytes_initiator, item.payload_bytes_responder
-    echo.excess = excess = max(echo.excess, came - sent)
-    if excess < EXCESS_BYTES_MIN:
+    parts = []
+    if echo.longer:
+        parts.append(f"{echo.longer} answers held {echo.surplus} bytes more than the echoes that they answer")
+    if beyond := _beyond(echo):
+        parts.append(f"{echo.sent} bytes of echo data went out and {echo.came} came back")
+        if beyond > echo.came - echo.sent:
+            parts.append(f"at one time {beyond} more than had gone out")
+    if not parts:
         return 0.0, ""
-    parts = [f"{sent} bytes of echo data went out and {came} came back"]
-    if excess > came - sent:
-        parts[0] += f", at one time {excess} more than had gone out"
-    # One size, and whole answers of it repeated: that is a host that duplicates.
-    size = max(echo.questions, default=0)
-    duplicates = len(echo.questions) == 1 and size > 0 and not any(one % size for one in (excess, *echo.answers))
-    if sent == 0 or duplicates:
-        return 0.0, parts[0]
-    doublings = min(EXCESS_DOUBLINGS_MAX, math.log2(excess / EXCESS_BYTES_MIN))
-    nats = EXCESS_NATS + EXCESS_DOUBLING_NATS * doublings
+    doublings = math.log2(max(1, echo.surplus / EXCESS_BYTES_MIN, beyond / EXCESS_BYTES_MIN))
+    nats = EXCESS_NATS + EXCESS_DOUBLING_NATS * min(EXCESS_DOUBLINGS_MAX, doublings)
     if len(echo.questions) >= SIZES_MIN:
         nats += SIZES_NATS
         parts.append(f"in questions of {len(echo.questions)} sizes")
@@ -164,6 +177,14 @@ def _weigh(item: Exchange | FlowClosed, echo: _Echo) -> tuple[float, str]:
         parts.append(f"the far side broke the silence {echo.led} times and was answered at once, as someone is who "
                      f"types in a shell of this host")
     return nats, ", ".join(parts)
+
+
+def _beyond(echo: _Echo) -> int:
+    """Return by how much more came back than had gone out, 0 where that is what a host that duplicates does."""
+    # One size, and whole answers of it repeated.
+    size = max(echo.questions, default=0)
+    duplicates = len(echo.questions) == 1 and size > 0 and not any(one % size for one in (echo.excess, *echo.answers))
+    return 0 if echo.excess < EXCESS_BYTES_MIN or echo.sent == 0 or duplicates else echo.excess
 
 
 def _spread(times_ns: deque[int]) -> float:
