@@ -177,6 +177,31 @@ def test_processes_of_instances_are_found_where_the_board_does_not_list_them(pla
         ("MIG-1", os.getpid())] * 2
 
 
+def test_a_board_that_is_whole_again_tells_what_it_did_before(play):
+    records = play(MIG, f"""
+sensor = nvml.open_sensor(broker, Config(), now_ns=at(0))
+show(sensor.read(at(1)))
+script({HOPPER!r})
+for second in (11, 12):
+    show(sensor.read(at(second)))
+{CLOSED}""")
+    assert [reason for reason in reasons(records) if "destroyed" in reason] == [
+        f"GPU 0 (MIG-{one}) is no more: the MIG instance was destroyed" for one in (1, 2)]
+    last = of(records, "device_sample")[-1]
+    assert (last["uuid"], last["gpu_ratio"]) == ("GPU-a", 0.98)
+    assert not any("cannot be read" in reason for reason in reasons(records))
+    assert records[-1] == {"samples": 0}
+
+
+def test_a_board_that_is_lost_while_its_limits_are_read_leaves_the_others_alone(play):
+    """One that tells no power limit, as in a vGPU guest: the loss shows where nothing else is made of a refusal."""
+    two = HOPPER + "device 1 uuid GPU-b\nnot_supported nvmlDeviceGetEnforcedPowerLimit\n"
+    records = play(two + "fail 11 gpu_lost device 1 until 30\n", SWEEPS.format(seconds=(1, 11, 12)))
+    sampled = [(s["uuid"], s["time_ns"] // 10**9 - 1760000000) for s in of(records, "device_sample")]
+    assert sampled == [("GPU-a", 1), ("GPU-b", 1), ("GPU-a", 11), ("GPU-a", 12)]
+    assert [reason for reason in reasons(records) if "failed" in reason] == []
+
+
 def test_instances_come_and_go(play):
     records = play(MIG, """
         sensor = nvml.open_sensor(broker, Config(), now_ns=at(0))

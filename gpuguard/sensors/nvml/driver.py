@@ -281,7 +281,7 @@ class Driver:
             raise
 
     def _look(self, gpu: Gpu, sweep: Sweep) -> None:
-        gpu.held, gpu.instances, gpu.plan = {}, [], None
+        gpu.held, gpu.instances, gpu.absent, gpu.plan = {}, [], set(), None
         whole = gpu.parent is None
         gpu.memory = self._ask(gpu, sweep, "memory", functools.partial(memory_info, self._library, gpu.handle))
         known = describe.fixed(self._asker(gpu, sweep), self._nvml, self._library, gpu)
@@ -326,17 +326,20 @@ class Driver:
         gpu.context_ns = sweep.time_ns
         now = describe.changing(self._asker(gpu, sweep), self._nvml, gpu)
         device = msgspec.structs.replace(gpu.device, **now)
+        if told and device.mig_mode != gpu.device.mig_mode:
+            gpu.absent, gpu.plan = set(), None  # what a whole board tells, one in parts does not
         if not told or device != gpu.device:
             gpu.device = msgspec.structs.replace(device, time_ns=sweep.time_ns)
             sweep.blocks.append(gpu.device)
         for one in (gpu, *gpu.instances):
             self._open_window(one, sweep)
-        if gpu.device.mig_mode and gpu.parent is None:
+        if gpu.parent is None and gpu.device.mig_mode is not None:
             self._find_instances(gpu, sweep)
 
     def _find_instances(self, gpu: Gpu, sweep: Sweep) -> None:
         """Take in new MIG instances, and let go of those that were destroyed."""
-        found = self._ask(gpu, sweep, "MIG instances", lambda: describe.instances(self._nvml, gpu.handle))
+        listed = functools.partial(describe.instances, self._nvml, gpu.handle)
+        found = self._ask(gpu, sweep, "MIG instances", listed) if gpu.device.mig_mode else {}
         if found is None:
             return
         known = {one.uuid for one in gpu.instances}
@@ -368,7 +371,9 @@ class Driver:
                 info = one.memory and self._ask(one, sweep, "memory", one.memory)
                 one.held = {"memory_used_bytes": info[1]} if info else {}
                 self._drop_implausible(one, sweep, one.held)
-        except DeviceGone as gone:
+        except (self._nvml.NVMLError, DeviceGone) as gone:
+            if getattr(gone, "value", 0) in DRIVER_GONE:
+                raise DriverGone(str(gone)) from gone
             self._lose(gpu, sweep, gone)
             return False
         return True
