@@ -149,6 +149,16 @@ def test_commands_are_not_polls_for_being_short_at_first():
     assert judge(talk([*quiet, *commands(6)]))["reverse-shell"] >= SUSPECT
 
 
+def test_polls_that_come_back_empty_at_the_pace_of_keys_are_not_typed():
+    """A busy room: most words are of one length and get the next poll at once, others a reply first."""
+    rng = random.Random(7)
+    rows = [("responder", min(1400, 90 + rng.lognormvariate(6, 0.8)), 116 if i % 3 else 250 + i % 20,
+             245 if i % 3 else 300 + 37 * i % 180, 0.9 + i % 3, 245) for i in range(60)]
+    assert judge(talk(rows)) == {}
+    keys = [(*row[:2], 116, row[3], 0.9, rows[i - 1][3]) for i, row in enumerate(rows)]
+    assert judge(talk(keys))["reverse-shell"] >= CONFIRMED, "before the next key stands what the last one printed"
+
+
 def test_who_was_echoed_goes_on_typing_in_a_program_that_fills_the_screen():
     keys = typing(40, size=1)
     screen = [(*row[:3], 20 + i % 13, row[4]) for i, row in enumerate(typing(80, size=1, seed=2))]

@@ -397,7 +397,7 @@ def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
 def _typed(led: _Led, pace_ns: int, spread: float) -> float:
     """Return what the keys weigh that somebody types on the far side, 0.0 where nobody does."""
     pair, share = _usual_pair(led)
-    if share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN:
+    if share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN and not _polls_on(led):
         led.typed = min(TYPED_NATS_MAX, TYPED_NATS_EACH * led.led * share)
         led.key = pair[0]
         return led.typed
@@ -458,6 +458,19 @@ def _stands(led: _Led) -> bool:
     usual = Counter(before).most_common(1)[0][0] if before else 0
     alike = _alike(before, usual)
     return len(before) >= STANDING_MIN and alike >= min(len(before) - 1, STANDING_SHARE * len(before))
+
+
+def _polls_on(led: _Led) -> bool:
+    """Return whether after other answers than the usual one there stands what always does: the next poll.
+
+    Before the next key stands what the last one had printed, be it an echo or something else.
+    """
+    (_, usual), _ = _usual_pair(led)
+    standing = Counter(led.before).most_common(1)[0][0]
+    others = [after for (_, answer), after in zip(led.pairs, itertools.islice(led.before, 1, None), strict=False)
+              if abs(answer - usual) > ALIKE_BYTES]
+    alike = _alike(others, standing) if standing else 0
+    return len(others) >= POLLS_MIN and alike >= STANDING_SHARE * len(others)
 
 
 def _confirms(led: _Led) -> bool:
