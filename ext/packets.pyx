@@ -19,7 +19,8 @@ waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its pay
 place in the table lasts, once it has sent NEWKEYS, or its first messages are of none of the protocols that are known
 here. Of TLS the headers of the first RECORDS_MAX records are read on, to the second that is large: who sends many small
 ones, slowly, is told of with their times and sizes, and so is who sends cells. Of JSON the first line is looked at for
-the words of mining pools; what a proxy was asked to carry is read as a stream of its own. The table is
+the words of mining pools, and what came at once of the body of a first POST for a miner's calls of a node; what a
+proxy was asked to carry is read as a stream of its own. The table is
 set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted.
 Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
 A datagram is compared with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data,
@@ -198,6 +199,11 @@ cdef enum:
     CARRIES_BROKER = 4 << 4
     BRIEF_NAME_BYTES = 27
 
+# How far the request of a first POST was read.
+cdef enum:
+    POST_HEAD = 1
+    POST_BODY = 2
+
 # Of what a DNS answer says.
 cdef enum:
     ANSWERS_MAX = 64
@@ -231,6 +237,7 @@ cdef struct Stream:
     uint8_t proxied     # text is the head of a request to a proxy
     uint8_t told        # said which protocol this is
     uint8_t called      # of the side that was called: its SYN answers one
+    uint8_t posted      # POST_HEAD, POST_BODY: text is that of a POST
 
 cdef struct FactNote:
     uint32_t row
@@ -546,27 +553,50 @@ cdef uint32_t behind(const uint8_t* p, uint32_t n, const char* what, uint32_t si
     return 0
 
 
+cdef uint32_t method(const uint8_t* p, uint32_t n, uint32_t* size) noexcept nogil:
+    """Return where the name of the first method of JSON-RPC begins, 0 if there is none."""
+    cdef uint32_t at = behind(p, n, b'"method":', 9)
+    if at == 0 or at >= n or p[at] != 34:
+        return 0
+    at += 1
+    size[0] = 0
+    while at + size[0] < n and size[0] < METHOD_MAX and p[at + size[0]] != 34:
+        size[0] += 1
+    return at
+
+
+cdef bint called(const uint8_t* p, uint32_t n, const char* name, uint32_t size) noexcept nogil:
+    return n == size and memcmp(p, name, size) == 0
+
+
+cdef bint work(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
+    """The body of a POST in which a node is asked for a block to find, or given one: BIP 22 and 23, Monero, Ethereum."""
+    cdef uint32_t size = 0, at = method(p, n, &size)
+    if at == 0 or not (called(p + at, size, b"getblocktemplate", 16) or called(p + at, size, b"submitblock", 11)
+                       or called(p + at, size, b"get_block_template", 18) or called(p + at, size, b"submit_block", 12)
+                       or called(p + at, size, b"getwork", 7) or called(p + at, size, b"eth_getWork", 11)
+                       or size > 10 and memcmp(p + at, b"eth_submit", 10) == 0):
+        return False
+    put(s, note(s, STRATUM, 0, 0), p + at, size)
+    return True
+
+
 cdef bint stratum(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
     """A line of JSON-RPC in the words of mining pools: Stratum V1, the dialect of CryptoNote coins, or ethproxy's."""
-    cdef uint32_t size = 0, at = behind(p, n, b'"method":', 9)
-    if at == 0:
+    cdef uint32_t size = 0, at = method(p, n, &size)
+    if at == 0 and not behind(p, n, b'"method":', 9):
         # The first job comes with the answer to a login.
         if behind(p, n, b'"job":', 6) and behind(p, n, b'"blob":', 7) and behind(p, n, b'"target":', 9):
             put(s, note(s, STRATUM, 0, 0), b"job", 3)
             return True
         return False
-    if at >= n or p[at] != 34:
-        return False
-    at += 1
-    while at + size < n and size < METHOD_MAX and p[at + size] != 34:
-        size += 1
-    if not (size > 7 and memcmp(p + at, b"mining.", 7) == 0
-            or size > 10 and memcmp(p + at, b"eth_submit", 10) == 0
-            or size == 11 and memcmp(p + at, b"eth_getWork", 11) == 0
-            or size == 5 and memcmp(p + at, b"login", 5) == 0 and behind(p, n, b'"login":', 8)
-            and behind(p, n, b'"pass":', 7)
-            or size == 6 and memcmp(p + at, b"submit", 6) == 0 and behind(p, n, b'"nonce":', 8)
-            or size == 3 and memcmp(p + at, b"job", 3) == 0 and behind(p, n, b'"blob":', 7)):
+    if at == 0 or not (size > 7 and memcmp(p + at, b"mining.", 7) == 0
+                       or size > 10 and memcmp(p + at, b"eth_submit", 10) == 0
+                       or called(p + at, size, b"eth_getWork", 11)
+                       or called(p + at, size, b"login", 5) and behind(p, n, b'"login":', 8)
+                       and behind(p, n, b'"pass":', 7)
+                       or called(p + at, size, b"submit", 6) and behind(p, n, b'"nonce":', 8)
+                       or called(p + at, size, b"job", 3) and behind(p, n, b'"blob":', 7)):
         return False
     put(s, note(s, STRATUM, 0, 0), p + at, size)
     return True
@@ -683,6 +713,8 @@ cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
             spoken(s, HTTP_CONNECT)
             t.proxied = 1
         return
+    if n > 5 and memcmp(p, b"POST ", 5) == 0 and behind(p, n, b" HTTP/1.", 8):
+        t.posted = POST_HEAD
     while at < n and at < 8 and 65 <= p[at] <= 90:
         at += 1
     if at >= 3 and n > at + 8 and memcmp(p + at, b" http://", 8) == 0:
@@ -786,8 +818,12 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
                 return took
     end = <const uint8_t*>memchr(p, 10, n)
     size = n if end == NULL else <uint32_t>(end - p) + 1
-    if t.proxied and not t.mid_line and p[0] == 13 and n == 1:
+    if (t.proxied or t.posted == POST_HEAD) and not t.mid_line and p[0] == 13 and n == 1:
         return 0
+    if t.posted == POST_BODY:
+        t.posted = 0
+        if (p[0] == 123 or p[0] == 91) and work(s, p, least(n, LINE_MAX)):
+            return -1
     if t.text == 0:
         if p[0] == 123:
             if end == NULL and n < LINE_MAX:
@@ -798,10 +834,13 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
             spoken(s, RFB_VERSION)  # RFC 6143, 7.1.1
         elif 65 <= p[0] <= 90:
             proxy_request(s, t, p, least(size, LINE_MAX))
-    if t.proxied and not t.mid_line and end != NULL and (size == 1 or size == 2 and p[0] == 13):
-        t.proxied = 0  # the end of the request: what follows is for whoever is behind the proxy
-        t.text = 0
-        return <int32_t>size
+    if not t.mid_line and end != NULL and (size == 1 or size == 2 and p[0] == 13):
+        if t.proxied:
+            t.proxied = 0  # the end of the request: what follows is for whoever is behind the proxy
+            t.text = 0
+            return <int32_t>size
+        if t.posted:
+            t.posted = POST_BODY
     t.text += size
     t.mid_line = end == NULL
     if t.text > TEXT_MAX or memchr(p, 0, size) != NULL:
@@ -1013,6 +1052,7 @@ cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     t.proxied = 0
     t.told = 0
     t.called = 0
+    t.posted = 0
 
 
 cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:

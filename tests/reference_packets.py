@@ -169,7 +169,7 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         if not seen or (b"SSH-".startswith(seen) and len(seen) < 4):
             continue
         if seen.startswith(b"SSH-"):
-            return text_or_ssh(data, at, first, row, facts)
+            return text_or_ssh(data, at, first, row, facts, connects=False, posts=[])
         if broker(seen):
             facts.append(Spoken(row, "message-broker"))
         if len(seen) in {64, 234} and seen[:2] != b"\x16\3" and len(seen) < 4 * high(seen) < 3 * len(seen):
@@ -205,7 +205,8 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         line = seen[:seen.find(b"\n") + 1] or seen
         if what := proxy_request(line[:2048], called=called):
             facts.append(Spoken(row, what))
-        return text_or_ssh(data, at, first, row, facts, connects=what == "http-connect")
+        posts = line.startswith(b"POST ") and b" HTTP/1." in line[:2048]
+        return text_or_ssh(data, at, first, row, facts, connects=what == "http-connect", posts=edges if posts else [])
     return None
 
 
@@ -301,8 +302,9 @@ def openvpn(message: bytes) -> bool:
     return False
 
 
-def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *, connects: bool = False) -> int | None:
-    """Lines up to a banner; of a request to a proxy, up to the empty one."""
+def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *, connects: bool, posts: Edges,
+                ) -> int | None:
+    """Lines up to a banner; of a request to a proxy, up to the empty one; of a POST, what came at once of its body."""
     start = at
     while not data[at:].startswith(b"SSH-"):
         if b"SSH-".startswith(data[at:]):
@@ -314,6 +316,12 @@ def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *
         if b"\0" in line or at - start + len(line) > 16384 or end < 0:
             return None
         at = end + 1
+        if posts and line in {b"\n", b"\r\n"}:
+            body = data[at:next((edge for edge, _ in posts if edge > at), at)][:2048]
+            posts = []
+            if body[:1] in {b"{", b"["} and (method := work(body)):
+                facts.append(Stratum(row, method))
+                return None
     end = data.find(b"\n", at)
     if end < 0 or end - at >= 8192:
         return None
@@ -340,6 +348,15 @@ def dns_stream(data: bytes, edges: Edges, at: int, edge: int, row: int) -> list[
         facts += [message] if facts else [Spoken(row, "dns-over-tcp"), message]
         at += 2 + size
     return facts
+
+
+def work(body: bytes) -> str:
+    """The method of JSON-RPC, "" if it is none by which blocks are mined."""
+    value = body.partition(b'"method":')[2].lstrip(b" ")
+    method = value[1:].partition(b'"')[0][:32] if value.startswith(b'"') else b""
+    known = method in {b"getblocktemplate", b"get_block_template", b"submitblock", b"submit_block", b"getwork",
+                       b"eth_getWork"} or (method.startswith(b"eth_submit") and len(method) > 10)
+    return text(method) if known else ""
 
 
 def stratum(line: bytes) -> str:

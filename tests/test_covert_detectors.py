@@ -588,6 +588,22 @@ TALK_OF_OTHERS = [
 ]
 
 
+POST = b"POST / HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n\r\n"
+CALLS_OF_OTHERS = [
+    POST + b'{"id":1,"method":"%s","params":[]}' % one for one in (
+        b"getblockchaininfo", b"getblock", b"getrawmempool", b"getmininginfo", b"sendrawtransaction", b"eth_call",
+        b"eth_sendRawTransaction", b"eth_submit", b"login", b"submit", b"getworkspace", b"get_info", b"mining.list")
+] + [
+    POST.replace(b"POST", b"PUT") + b'{"id":1,"method":"getblocktemplate"}',
+    POST + b'x={"method":"getblocktemplate"}',
+    POST + b'{"method":getblocktemplate}',
+    POST + b'{"text":"' + b" " * 2100 + b'","method":"getblocktemplate"}',
+    POST + b'\r\n{"method":"getblocktemplate"}',
+    b"POST the method: getblocktemplate\n\n" + b'{"method":"getblocktemplate"}',
+    b'HTTP/1.1 200 OK\r\n\r\n{"method":"getblocktemplate"}',
+]
+
+
 def opened_with(*lines, cut=10**6):
     """The rows and facts of a connection whose sides begin with these lines, in segments of at most ``cut`` bytes."""
     parser, time_ns = Parser(), START
@@ -628,6 +644,25 @@ def test_the_first_line_of_a_miner_names_it(lines, methods, verdict, cut):
     plain = [fact for line in lines for fact in reference_packets.stream_facts(line, [(len(line), 0)], 1, 0)]
     assert [fact.method for fact in plain] == methods
     assert told_of(block) == {"mining-pool": verdict}
+
+
+@pytest.mark.parametrize("line", CALLS_OF_OTHERS)
+def test_calls_of_others_over_http_are_no_miners(line):
+    assert opened_with(line).facts == ()
+    assert reference_packets.stream_facts(line, [(len(line), 0)], 1, 0) == []
+
+
+@pytest.mark.parametrize("method", ["getblocktemplate", "get_block_template", "getwork", "submitblock", "submit_block",
+                                    "eth_getWork", "eth_submitWork", "eth_submitHashrate"])
+@pytest.mark.parametrize("body", ['{"jsonrpc": "2.0", "id": 0, "method": "%s", "params": []}', '[{"method":"%s"}]'])
+def test_who_asks_a_node_for_work_over_http_mines(method, body):
+    line = POST + (body % method).encode()
+    for cut in (len(POST), 10**6):
+        block = opened_with(line, cut=cut)
+        assert [fact.method for fact in block.facts] == [method]
+        assert told_of(block) == {"mining-pool": "suspect"}
+    edges = [(len(POST), 0), (len(line), 0)]
+    assert [fact.method for fact in reference_packets.stream_facts(line, edges, 1, 0)] == [method]
 
 
 def test_a_pool_of_this_host_is_dialled_by_others():

@@ -239,7 +239,8 @@ PIECES = st.sampled_from([
     tls_record(client_hello("a.example", ("h2",))), SERVER_HELLO, SERVER_HELLO[:7], application(300), application(531),
     application(300)[:4], b'{"method":"mining.subscribe"}\n', b'{"method":', b"{", b"\x16\3\1", b"\x17\3\3",
     b"\x14\3\3\0\1\1", b"*3\r\n$5\r\nBLPOP\r\n", b'INFO {"a":1}\r\n', b"AMQP\0\0\x09\1\1\1",
-    b"\xff" + bytes(8) + b"\x7f", b"\x10\x1e\0\4MQTT\4\2",
+    b"\xff" + bytes(8) + b"\x7f", b"\x10\x1e\0\4MQTT\4\2", b"POST / HTTP/1.1\r\n", b'{"method":"getwork"}',
+    b"POST /json_rpc HTTP/1.0\r\nHost: a\r\n\r\n", b'[{"id":1, "method": "eth_submitWork","params":[]}]',
 ])
 
 

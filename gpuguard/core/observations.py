@@ -128,7 +128,7 @@ class DnsSeen(Struct, frozen=True, tag="dns_seen"):
 
 
 class StratumSeen(Struct, frozen=True, tag="stratum_seen"):
-    """The first line that one side of a TCP connection sent is JSON-RPC with a method of mining pools."""
+    """What one side of a TCP connection sent first is JSON-RPC with a method of mining (`records.Stratum`)."""
 
     time_ns: int
     netns: int

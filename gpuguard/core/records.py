@@ -102,7 +102,10 @@ class DnsMessage(Struct, frozen=True, tag="dns"):
 
 
 class Stratum(Struct, frozen=True, tag="stratum"):
-    """The first line of a TCP stream is JSON-RPC with a method of mining pools; at most 32 bytes of its name."""
+    """The first line of a TCP stream, or the body of a first POST, is JSON-RPC with a method of mining.
+
+    A line with one of pools, a body with one that fetches work from a node or hands it in; 32 bytes of it at most.
+    """
 
     row: int
     method: str

@@ -1,13 +1,14 @@
 """Mining pools: in clear by their JSON-RPC, in Stratum V2 by its handshake, behind TLS by who says what when.
 
 Stratum V1 (mining.subscribe, mining.authorize), the dialect of CryptoNote coins (login, then a job with its blob) and
-ethproxy's (eth_submitLogin) are named by the first line of a connection. The port says nothing, nor does the name of
-the pool: pools listen on 443, and proxies of pools anywhere. Stratum V2 (sv2-spec, 4.5) begins with 64 random bytes,
-answered by 234, and the first message after that is answered by 44.
+ethproxy's (eth_submitLogin) are named by the first line of a connection; who mines at a node of its own by what it
+first asks of it over HTTP: a block to find, or to take one (BIP 22 and 23, getwork, Monero's and Ethereum's alike). The
+port says nothing, nor does the name of the pool: pools listen on 443, and proxies of pools anywhere. Stratum V2
+(sv2-spec, 4.5) begins with 64 random bytes, answered by 234, and the first message after that is answered by 44.
 
-Benign look-alikes in clear: JSON-RPC of other programs (language servers, Electrum and Lightning wallets, Ethereum
-nodes asked for blocks and balances, a ``login`` of any service): other methods, or without the fields that only a
-pool's have. A pool that runs on this host and is dialled from outside is somebody else's mining.
+Benign look-alikes in clear: JSON-RPC of other programs (language servers, Electrum and Lightning wallets, explorers
+and wallets that ask a node for blocks and balances, a ``login`` of any service): other methods, or without the fields
+that only a pool's have. A pool that runs on this host and is dialled from outside is somebody else's mining.
 
 Behind TLS the lengths of records are those of the lines in them, and a pool's talk has a form of its own:
 
@@ -52,9 +53,11 @@ TALKS_MAX = 1_024
 # The methods of Stratum V1 are nobody else's: a first line with one is a miner's, a pool's, or a test of either, and
 # with tests and honeypots the odds are still those of a confirmed finding. Ethereum nodes know eth_getWork and
 # eth_submitWork too, over HTTP. A login with a password, and a job with a blob, are each rare, and each of one side.
+# Work of a node is also fetched by a pool's server, and by whoever watches fees by what a block would hold.
 MINING_NATS = 21.0
 ETHPROXY_NATS = 14.0
 CRYPTONOTE_NATS = 11.0
+WORK_NATS = 9.0
 
 # Stratum V2. Of the flows that this host opens with 64 random bytes and nothing more (one in ten thousand), one in 200
 # would be answered by just 234 random ones, and one in 50 of those by 44 next: 4 nats for the first, 9.2 for the answer
@@ -80,7 +83,11 @@ REPORTS_MIN = 3
 REPORTS_VARIATION_MAX = 0.2
 
 _SPOTS = ("SSH and other wrappings", "a connection whose opening was not seen",
-          "pools behind TLS that join jobs and answers", "fewer than eight shares in the first 64 records")
+          "work that is asked of a node after its first request", "pools behind TLS that join jobs and answers",
+          "fewer than eight shares in the first 64 records")
+
+#: What is asked of a node over HTTP; Ethereum's methods, of nodes and pools alike, are ethproxy's.
+WORK = frozenset(("getblocktemplate", "get_block_template", "getwork", "submitblock", "submit_block"))
 
 Ends = tuple[int, str, int, str, int]
 
@@ -152,13 +159,18 @@ class Detector:
         if flow is None or host.is_inbound(flow):
             return []
         by_far = near == (flow.responder, flow.responder_port)
-        text = f"the first line of the {'far' if by_far else 'near'} side is a mining pool's JSON-RPC: {item.method}"
+        side = "far" if by_far else "near"
+        text = (f"the {side} side first asks a node for a block to find, or to take one: {item.method}"
+                if item.method in WORK else
+                f"the first line of the {side} side is a mining pool's JSON-RPC: {item.method}")
         return [_evidence(item, flow, "pool-answers" if by_far else "pool-is-asked", _weigh(item.method), text, "tcp")]
 
 
 def _weigh(method: str) -> float:
     if method.startswith("mining."):
         return MINING_NATS
+    if method in WORK:
+        return WORK_NATS
     return ETHPROXY_NATS if method.startswith("eth_") else CRYPTONOTE_NATS
 
 
