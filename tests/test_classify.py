@@ -157,6 +157,16 @@ def test_a_line_that_cannot_be_read_ends_the_recording_and_loses_nothing_before_
         assert "what comes after is left out" in summary["gaps"][0]
 
 
+def test_empty_lines_are_no_rows_and_lines_are_bounded(tmp_path, monkeypatch):
+    rows = [f"{i * 20_000},ethash_search,8192\n\n" for i in range(300)]
+    windows, summary = objects(run(launches(*rows), tmp_path, "-o", "json"))
+    assert (sum(one["launches"] for one in windows), summary["gaps"]) == (300, [])
+    monkeypatch.setattr(table, "LINES_MAX", 100)
+    windows, summary = objects(run(launches(*rows), tmp_path, "-o", "json"))
+    assert sum(one["launches"] for one in windows) == 33
+    assert summary["gaps"] == ["line 100: more than 100 lines are not read; what comes after is left out"]
+
+
 def test_a_device_without_an_end_is_refused(monkeypatch):
     monkeypatch.setattr(classify, "BYTES_MAX", 1_000_000)
     done = CliRunner().invoke(command, ["/dev/zero"])

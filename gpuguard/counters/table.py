@@ -1,7 +1,7 @@
 """CSV as tools write it, and as nobody should: the separator is that which its header has most of.
 
-A line is bounded, so that one without an end takes no memory. What cannot be read ends the table: the rows before it
-stand, and why there are no more is told.
+A line is bounded, so that one without an end takes no memory, and so are lines, so that they take no time. What cannot
+be read ends the table: the rows before it stand, and why there are no more is told.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 HEADER_MAX = 64 * 1024
 LINE_MAX = 1024 * 1024
+#: A few kilobytes of gzip may hold two thousand million empty lines.
+LINES_MAX = 40_000_000
 COLUMNS_MAX = 4_096
 
 
@@ -41,15 +43,19 @@ class Table:
         return self._reader.line_num
 
     def rows(self) -> Iterator[list[str]]:
-        """Yield the rows that are left."""
+        """Yield the rows that are left, without empty ones."""
         try:
-            yield from self._reader
+            yield from filter(None, self._reader)
         except (csv.Error, UnicodeDecodeError) as error:
             self.broken = f"line {self.lines}: {error}"
 
 
 def _lines(text: io.TextIOBase) -> Iterator[str]:
-    while line := text.readline(LINE_MAX + 1):
+    for _ in range(LINES_MAX):
+        line = text.readline(LINE_MAX + 1)
         if len(line) > LINE_MAX:
             raise csv.Error(f"the next is longer than {LINE_MAX} characters")
+        if not line:
+            return
         yield line
+    raise csv.Error(f"more than {LINES_MAX} lines are not read")
