@@ -290,6 +290,14 @@ def test_what_was_accepted_or_may_have_been_is_left_alone():
     assert judge(talk(typing(40), flow=low), host=late(low, 22, port=2222)) == {}
 
 
+def test_whether_what_was_begun_earlier_is_in_clear_is_not_known():
+    host = late(UNSEEN, 22)
+    differ = talk(commands(12), carrier="tcp", flow=UNSEEN, rtt_ns=None)
+    alike = talk(commands(12, delays=(1.1, 1.3, 1.6)), carrier="tcp", flow=UNSEEN, rtt_ns=None)
+    assert judge(differ, host=host)["reverse-shell"] >= SUSPECT
+    assert judge(alike, host=host) == {}
+
+
 def test_a_client_in_lockstep_with_a_far_server_is_not_led_by_it():
     rows = [("responder", 45 + i % 9, 80 + i % 60, 60, 0.4) for i in range(100)]
     assert judge(talk(rows, flow=UNSEEN, rtt_ns=None), host=late(UNSEEN, 22)) == {}

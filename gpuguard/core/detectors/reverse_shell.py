@@ -427,7 +427,9 @@ def _commands(led: _Led, item: Exchange) -> bool:
     gaps = [later - earlier for earlier, later in itertools.pairwise(led.times_ns)]
     hurried = sum(gap < LINE_GAP_NS for gap in gaps)
     delays = sorted(led.delays_ns)
-    started = item.carrier == "tcp" and _differ(led) and delays[len(delays) // 2] >= PROGRAM_NS
+    # What is in clear, and no broker's, is known where the first bytes were seen.
+    clear = item.carrier == "tcp" and item.flow.initiator_known
+    started = clear and _differ(led) and delays[len(delays) // 2] >= PROGRAM_NS
     return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * item.responder_first
             and (started or _varies(delays)) and not _polls(led) and not _stands(led))
 
