@@ -307,6 +307,16 @@ LOOKED_UP = {
     "origins of addresses": [(f"{i % 250}.{i // 250}.0.8.origin.asn.example.com", 16, 48) for i in range(2000)],
     "mail": [(f"selector{i % 3}._domainkey.customer-{i}.example-{i}.com", 16, 420) for i in range(2000)],
     "antivirus": [(f"{digest(i, 32)}.files.av.example.com", 1, 4) for i in range(600)],
+    "antivirus in TXT": [(f"{digest(i, 32)}.files.av.example.com", 16, 10 + i % 50) for i in range(600)],
+    "reputation, some of it by alias": [(f"{digest(i, 32)}.list.example.com", (16, 16, 1, 1, 1, 5)[i % 6],
+                                         (30, 0, 4, 0, 4, 12)[i % 6]) for i in range(600)],
+    "mail exchangers": [(f"{digest(i % 300, 8 + i % 14)}.tenants.example.com", 15, 50) for i in range(2000)],
+    "certificates": [(f"_acme-challenge.service-{i}.example.com", (5, 16)[i % 2], (0, 44)[i % 2]) for i in range(900)],
+    "an inventory": [(f"{word}-{i}.internal-services.example.com", kind, 20 * (i % 40 == 0)) for i in range(200)
+                     for word in ("api", "db") for kind in (1, 5, 15, 16)],
+    "aliases of buckets": [(f"{digest(i % 40, 32)}.cdn.example.com", 5, 60) for i in range(3000)],
+    "services by DNS-SD": [(f"printer-{i % 30}-{digest(i % 30, 6)}._ipp._tcp.example.com", (33, 16)[i % 2], 50)
+                           for i in range(3000)],
     "telemetry": [(f"collector-eu-{i % 4}.telemetry.vendor-cloud.example.com", 1, 60) for i in range(5000)],
     "internal services": [(f"worker-{i % 400}.training-job.svc.cluster.local", 1, 4) for i in range(5000)],
 }
@@ -323,6 +333,9 @@ TUNNELS = {
                         "confirmed"),
     "NULL records": ([(f"{digest(i, 60)}.{digest(-i, 40)}.t.example.com", 10, 300 + i % 9) for i in range(200)],
                      "confirmed"),
+    "a shell that polls, answered by short names": (
+        [(f"{digest(i, 36)}.{digest(-i, (0, 0, 60)[i % 3])}".rstrip(".") + ".t.example.com", (5, 15, 16)[i * 7 % 3],
+          22 + i % 5) for i in range(60)], "suspect"),
     "commands in TXT": ([(f"l.{i}.ns.example.com", 16, 255) for i in range(19)], "suspect"),
     "exfiltration one way": ([(f"{digest(i, 60)}.{digest(-i, 60)}.x.example.com", 1, 4) for i in range(1200)],
                              "suspect"),

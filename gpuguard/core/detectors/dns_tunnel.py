@@ -12,8 +12,12 @@ Benign look-alikes, and what keeps them out:
 - block lists and address look-ups (DNSBL, reverse DNS, origin of an address in TXT): an address has 16 bytes at most,
   and what fits into a host name or a line is not counted;
 - mail (SPF, DKIM, DMARC): long answers, but few of any one domain;
-- antivirus and reputation look-ups: hashes in names by the thousand, all answered alike. That is what exfiltration
-  looks like too: what goes one way only counts an eighth.
+- antivirus and reputation look-ups: hashes in names by the thousand, answered by an address or a short line. That is
+  what exfiltration looks like too: what goes one way only counts an eighth.
+
+It goes both ways where answers hold more than a line, and where many of the new names are answered by other names (MX,
+CNAME asked for by its type: dnscat2), however short. Those who ask for mail exchangers and aliases, mail servers and
+the clients of ACME, ask for names that were there before: for few of any one domain, or short ones.
 """
 
 from __future__ import annotations
@@ -44,6 +48,11 @@ SEEN_BITS = 8_192
 NAME_BYTES_FREE = 16
 ANSWER_BYTES_FREE = 64
 ONE_WAY_SHARE = 0.125
+#: New names that an alias or a mail exchanger answered: how many, what share of all new ones, and by how many bytes
+#: those are longer than host names, on average.
+NAMED_MIN = 8
+NAMED_SHARE_MIN = 0.25
+NAMED_BYTES_MIN = 16
 
 # Amounts of new information between a client and a domain have a heavy tail. Taken as Pareto from 512 bytes a day on:
 # each doubling makes it 1/e**3 as likely for what is no tunnel. So 2 kB is suspect, 48 kB alone confirms.
@@ -56,11 +65,11 @@ ODD_ASKED_MIN = 8
 TOLD_NATS_MIN = 1.0
 SUSPECT_BYTES = 2_048
 
-_NULL, _PRIVATE_FROM, _PRIVATE_TO = 10, 65_280, 65_534
+_CNAME, _NULL, _MX, _PRIVATE_FROM, _PRIVATE_TO = 5, 10, 15, 65_280, 65_534
 _ESCAPED = re.compile(r"\\(\d{3}|.)")
 _SPOTS = ("DNS inside TLS or HTTPS", "zone transfers", "names under arpa", "many domains used in turn",
-          "less than 2 kB a day, 16 kB where answers are addresses", "names with 16 bytes or less before the domain",
-          "a resolver of this host that asks for others")
+          "less than 2 kB a day, 16 kB where answers are addresses or short lines",
+          "names with 16 bytes or less before the domain", "a resolver of this host that asks for others")
 
 Ends = tuple[int, str, int, str, int]
 
@@ -68,12 +77,13 @@ Ends = tuple[int, str, int, str, int]
 class _Domain:
     """What one client exchanged with one domain in this window."""
 
-    __slots__ = ("asked_odd", "down", "last", "names", "seen", "start_ns", "told", "told_bytes", "up")
+    __slots__ = ("asked_odd", "down", "last", "named", "names", "seen", "start_ns", "told", "told_bytes", "up")
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
         self.seen = 0
         self.names = 0
+        self.named = 0
         self.asked_odd = 0
         self.up = 0
         self.down = 0
@@ -138,6 +148,7 @@ class Detector:
         domain.told, domain.told_bytes, domain.last = nats, total, subject
         told = [f"{domain.names} new names told it up to {domain.up} bytes"] if domain.up else []
         told += [f"its answers brought {domain.down} bytes of free data"] if domain.down else []
+        told += [f"{domain.named} were answered by other names"] if domain.named and not domain.down else []
         if domain.asked_odd:
             told.append(f"{domain.asked_odd} questions were of a type that programs have no use for")
         text = f"{zone}, in {(item.time_ns - domain.start_ns) / 1e9:.0f} s: {', '.join(told)}"
@@ -167,12 +178,14 @@ def _count(domain: _Domain, item: DnsSeen, data_bytes: int) -> bool:
         domain.names += 1
         domain.up += max(0, data_bytes - NAME_BYTES_FREE)
         return True
-    if not free or item.answer_bytes <= ANSWER_BYTES_FREE:
+    named = item.query_type in (_CNAME, _MX) and item.answer_bytes > 0 and data_bytes > NAME_BYTES_FREE
+    if not free or (item.answer_bytes <= ANSWER_BYTES_FREE and not named):
         return False
     # The same answer to the same question is a cached one, or one asked again; another length is another answer.
     if not _is_new(domain, crc32(name, item.answer_bytes + 1)):
         return False
-    domain.down += item.answer_bytes - ANSWER_BYTES_FREE
+    domain.named += named
+    domain.down += max(0, item.answer_bytes - ANSWER_BYTES_FREE)
     return True
 
 
@@ -185,7 +198,9 @@ def _is_new(domain: _Domain, value: int) -> bool:
 
 def _weigh(domain: _Domain) -> tuple[float, float]:
     """Return how many bytes count, and their weight."""
-    total = domain.down + domain.up * (1.0 if domain.down else ONE_WAY_SHARE)
+    named = domain.named >= max(NAMED_MIN, NAMED_SHARE_MIN * domain.names)
+    both = domain.down or (named and domain.up >= NAMED_BYTES_MIN * domain.names)
+    total = domain.down + domain.up * (1.0 if both else ONE_WAY_SHARE)
     if total <= BASE_BYTES:
         return total, 0.0
     odd = ODD_TYPE_NATS if domain.asked_odd >= ODD_ASKED_MIN else 0.0
