@@ -207,6 +207,16 @@ def test_a_late_read_takes_nothing_from_the_next(play):
     assert samples[2] <= 1 + 7  # from 0.35 s on
 
 
+def test_a_driver_that_is_slow_once_a_second_is_looked_at_ten_times_all_the_same(play):
+    slow = STREAM.replace("nvml.ANSWER_WAIT_S = 0.5", """nvml.ANSWER_WAIT_S = 0.05
+from gpuguard.sensors.nvml.driver import Driver
+sweep = Driver.sweep
+Driver.sweep = lambda self, now_ns: (time.sleep(0.15), sweep(self, now_ns))[1]
+""")
+    records = play(TWO_GPUS, slow.format(late_s=(0, 0, 0, 0)))
+    assert sum(sample["uuid"] == "GPU-a" for sample in of(records, "device_sample")) > 12
+
+
 #: The script's clock stands still while rounds are made, so what becomes of them is the same each time.
 ROUNDS = """
 import pynvml

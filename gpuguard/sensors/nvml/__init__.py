@@ -61,7 +61,8 @@ class NvmlSensor:
         self._accounted: dict[tuple[int, int], ProcessId] = {}
         self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._pending_since_ns = 0
+        #: How many answers are awaited, and since when.
+        self._pending = self._pending_since_ns = 0
         self._waited = False
         self._told_hung = False
         self._told_error = ""
@@ -89,13 +90,15 @@ class NvmlSensor:
     def read(self, now_ns: int) -> list[Block]:
         """Return the records of every round that has ended since the last `read`, and of one at this moment."""
         blocks, self._first = self._first, []
-        if self._pending_since_ns and not self._hear(now_ns, blocks):
-            return blocks
+        while self._pending:
+            if not self._hear(now_ns, blocks):
+                return blocks
         self._ask(now_ns, lambda: self._driver.sweep(now_ns))
-        if self._hear(now_ns, blocks) and self._more:
+        if self._more:
             # By the time of the next `read` it is over, also where this one comes late.
             until_ns = next_ns(time.monotonic_ns(), self.period_ns) - 3 * self._tick_ns // 4
             self._ask(now_ns, lambda: self._driver.stream(self._more, self._tick_ns, until_ns))
+        self._hear(now_ns, blocks)
         return blocks
 
     def close(self) -> None:
@@ -106,11 +109,11 @@ class NvmlSensor:
         self._thread.join(timeout=CLOSE_WAIT_S)
 
     def _ask(self, now_ns: int, task: Callable[[], Sweep]) -> None:
-        self._pending_since_ns, self._waited = now_ns, False
+        self._pending, self._pending_since_ns = self._pending + 1, now_ns
         self._asked.put(task)
 
     def _hear(self, now_ns: int, blocks: list[Block]) -> bool:
-        """Return whether what was asked is answered, with its records in ``blocks``; each is waited for once."""
+        """Return whether the next answer is there, with its records in ``blocks``; each is waited for once."""
         waited, self._waited = self._waited, True
         try:
             answer = self._answered.get(block=not waited, timeout=ANSWER_WAIT_S)
@@ -120,7 +123,7 @@ class NvmlSensor:
         if self._told_hung:
             self._told_hung = False
             blocks.append(_gap(now_ns, "NVML answers again", since_ns=self._pending_since_ns))
-        self._pending_since_ns = 0
+        self._pending, self._waited = self._pending - 1, False
         if isinstance(answer, BaseException):
             blocks += self._broken(answer, now_ns)
         else:
