@@ -149,6 +149,16 @@ def test_commands_are_not_polls_for_being_short_at_first():
     assert judge(talk([*quiet, *commands(8, seed=4)], rtt_ns=None))["reverse-shell"] >= SUSPECT
 
 
+def test_keys_that_are_wrapped_with_a_time_of_their_own_are_typed():
+    rng = random.Random(11)
+    rows = [(*row[:2], 43 + rng.randint(0, 4), 33 + rng.randint(-1, 4), 0.4) for row in typing(40)]
+    rows[9::10] = [(*row[:3], 170 + 9 * i, 2) for i, row in enumerate(rows[9::10])]
+    assert judge(talk(rows[:12])) == {}, "so may requests to a service be"
+    assert judge(talk(rows))["reverse-shell"] >= CONFIRMED
+    mixed = [(*row[:2], row[2] + 40 * (i % 3), *row[3:]) for i, row in enumerate(rows)]
+    assert judge(talk(mixed)) == {}
+
+
 def test_polls_that_come_back_empty_at_the_pace_of_keys_are_not_typed():
     """A busy room: most words are of one length and get the next poll at once, others a reply first."""
     rng = random.Random(7)
@@ -161,7 +171,7 @@ def test_polls_that_come_back_empty_at_the_pace_of_keys_are_not_typed():
 
 def test_who_was_echoed_goes_on_typing_in_a_program_that_fills_the_screen():
     keys = typing(40, size=1)
-    screen = [(*row[:3], 20 + i % 13, row[4]) for i, row in enumerate(typing(80, size=1, seed=2))]
+    screen = [(*row[:3], 20 + 5 * (i % 13), row[4]) for i, row in enumerate(typing(80, size=1, seed=2))]
     assert judge(talk(keys + screen, carrier="tcp"))["reverse-shell"] >= CONFIRMED
     assert judge(talk(screen, carrier="tcp", rtt_ns=None)) == {}, "who was never echoed"
     away = [("initiator", 300, 60, 60, 30)] * 80

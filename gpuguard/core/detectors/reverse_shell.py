@@ -50,7 +50,7 @@ from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation, Speaker
@@ -102,8 +102,11 @@ STANDING_MIN = 3
 ACKNOWLEDGED_SHARE = 0.75
 
 # Who was echoed key by key for so long goes on typing in a program that fills the screen (vi, less, top): it answers
-# one key by this and the next by that.
-TYPED_LONG_NATS = 16 * TYPED_NATS_EACH
+# one key by this and the next by that. And after so many, keys and echoes may be of nearly one length only, as they are
+# where each is wrapped with a number or a time of its own (a terminal in a page, in JSON): seven of ten then.
+TYPED_LONG = 16
+NEARLY_TYPED_SHARE = 0.7
+TYPED_LONG_NATS = TYPED_LONG * TYPED_NATS_EACH
 
 # Lines (what is not typed key by key) are a shell's if they are echoed: questions of several lengths, and answers that
 # differ from them by one number. Or if they lie as far apart as it takes a person to type one, and the answers take
@@ -113,7 +116,7 @@ TYPED_LONG_NATS = 16 * TYPED_NATS_EACH
 # and short commands on a fast network mostly took 1.1 to 1.7 ms. At least a third of what the far side says is answered
 # at once, and shortly: Meterpreter's own questions by the clock halve that, and of a service that works it is less.
 ANSWERED_SHARE = 1 / 3
-SAME_SHARE_MAX = 0.5
+MOSTLY = 0.5
 PROGRAM_NS = 800_000
 ECHOED_SHARE = 0.8
 ECHOED_LENGTHS_MIN = 3
@@ -397,12 +400,15 @@ def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
 def _typed(led: _Led, pace_ns: int, spread: float) -> float:
     """Return what the keys weigh that somebody types on the far side, 0.0 where nobody does."""
     pair, share = _usual_pair(led)
-    if share >= 0.5 and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN and not _polls_on(led):
+    if share < MOSTLY and led.led >= TYPED_LONG:
+        near = [one for one in led.pairs if max(abs(one[0] - pair[0]), abs(one[1] - pair[1])) <= ALIKE_BYTES]
+        share = len(near) / len(led.pairs) if len(near) >= NEARLY_TYPED_SHARE * len(led.pairs) else 0.0
+    if share >= MOSTLY and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN and not _polls_on(led):
         led.typed = min(TYPED_NATS_MAX, TYPED_NATS_EACH * led.led * share)
         led.key = pair[0]
         return led.typed
     keys = _alike((question for question, _ in led.pairs), led.key)
-    return led.typed if led.typed >= TYPED_LONG_NATS and keys >= 0.5 * len(led.pairs) else 0.0
+    return led.typed if led.typed >= TYPED_LONG_NATS and keys >= MOSTLY * len(led.pairs) else 0.0
 
 
 def _ticks(led: _Led, spread: float) -> bool:
@@ -412,7 +418,7 @@ def _ticks(led: _Led, spread: float) -> bool:
 
 def _differ(led: _Led) -> bool:
     """Return whether no question with its answer makes up half of all."""
-    return _usual_pair(led)[1] < SAME_SHARE_MAX
+    return _usual_pair(led)[1] < MOSTLY
 
 
 def _echoes(led: _Led) -> bool:
@@ -485,11 +491,14 @@ def _confirms(led: _Led) -> bool:
 
 def _acknowledges(led: _Led) -> bool:
     """Return whether all sorts of questions get nearly one and the same answer: a protocol's acknowledgement."""
-    questions = Counter(question for question, _ in led.pairs)
-    answers = [answer for _, answer in led.pairs]
-    usual = Counter(answers).most_common(1)[0][0]
+    questions, answers = zip(*led.pairs, strict=True)
     size = len(led.pairs)
-    return _alike(answers, usual) >= ACKNOWLEDGED_SHARE * size and max(questions.values()) <= SAME_SHARE_MAX * size
+    return _most_alike(answers) >= ACKNOWLEDGED_SHARE * size and _most_alike(questions) <= MOSTLY * size
+
+
+def _most_alike(sizes: Sequence[int]) -> int:
+    """Return how many of the sizes are nearly the most frequent one."""
+    return _alike(sizes, Counter(sizes).most_common(1)[0][0])
 
 
 def _alike(sizes: Iterable[int], usual: int) -> int:
