@@ -19,17 +19,22 @@ SUITES = {
 }
 
 
-def kexinit(suite, *marks):
+HOST_KEYS = ("rsa-sha2-512", "rsa-sha2-256", "ecdsa-sha2-nistp256", "ssh-ed25519")
+HOST_KEYS_BYTES = 29 + (4 + 407) + (4 + 104) + (4 + 51)  # hostkeys-00 with RSA 3072, ECDSA and Ed25519
+
+
+def kexinit(suite, *marks, keys=HOST_KEYS):
     cipher, mac, compression = SUITES[suite]
     macs = (mac or "hmac-sha2-256",)
-    return SshKexInit(0, ("curve25519-sha256", *marks), ("ssh-ed25519",), (cipher,), (cipher,), macs, macs,
+    return SshKexInit(0, ("curve25519-sha256", *marks), keys, (cipher,), (cipher,), macs, macs,
                       (compression,), (compression,))
 
 
 class Talk:
     """One session: the client is the initiator unless swapped; time goes on by 10 ms a record."""
 
-    def __init__(self, suite="chacha20", *, swapped=False, marks=True, banner="SSH-2.0-OpenSSH_9.2p1", server=""):
+    def __init__(self, suite="chacha20", *, swapped=False, marks=True, banner="SSH-2.0-OpenSSH_9.2p1", server="",
+                 keys=HOST_KEYS):
         self.suite = ssh.suite_of(*SUITES[suite], banner)
         self.server_suite = ssh.suite_of(*SUITES[suite], server)
         self.session = ssh.SshSession(initiator_known=True)
@@ -39,7 +44,7 @@ class Talk:
         self.session.banner(self.client, banner)
         self.session.banner(1 - self.client, server)
         self.session.kexinit(self.client, kexinit(suite, *(("ext-info-c",) if marks else ())))
-        self.session.kexinit(1 - self.client, kexinit(suite))
+        self.session.kexinit(1 - self.client, kexinit(suite, keys=keys))
         self.uses += self.session.newkeys(1 - self.client)
         self.uses += self.session.newkeys(self.client)
 

@@ -16,6 +16,7 @@ import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuguard.core.ssh_host_keys import host_keys
 from gpuguard.core.ssh_inner import FromServer, Nested
 from gpuguard.core.ssh_visitor import Visitor
 
@@ -59,7 +60,8 @@ _FLUSHES = {"SSH-2.0-dropbear": zlib.Z_SYNC_FLUSH, "SSH-2.0-AsyncSSH": zlib.Z_SY
             "SSH-2.0-paramiko": zlib.Z_FULL_FLUSH}
 _IGNORING = "SSH-2.0-AsyncSSH"
 # Clients that never send no-more-sessions, by their sources; nor do they open with a keepalive.
-_PLAIN_CLIENTS = ("SSH-2.0-dropbear", "SSH-2.0-AsyncSSH", "SSH-2.0-paramiko", "SSH-2.0-libssh", "SSH-2.0-Go")
+_PLAIN_CLIENTS = ("SSH-2.0-dropbear", "SSH-2.0-AsyncSSH", "SSH-2.0-paramiko", "SSH-2.0-libssh", "SSH-2.0-Go",
+                  "SSH-2.0-ssh2js")
 
 
 class Suite(NamedTuple):
@@ -77,6 +79,8 @@ class Suite(NamedTuple):
     least_bytes: int = 0
     flush: int = zlib.Z_PARTIAL_FLUSH
     ignores: bool = False
+    #: RFC 4253 asks for four bytes of padding.
+    padding_bytes: int = 4
 
 
 def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite | None:
@@ -85,7 +89,7 @@ def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite
     ``banner`` is the sender's, since senders differ where RFC 4253 leaves it to them. Go pads all ciphers but CBC to 16
     bytes (x/crypto/ssh, packetSizeMultiple); dropbear sends no record under 16 bytes (MIN_PACKET_LEN, section 6 of the
     RFC), which the others do; dropbear and AsyncSSH flush fully where OpenSSH and libssh flush in part, and Paramiko
-    forgets what went before. AsyncSSH sends an IGNORE before each message.
+    forgets what went before. AsyncSSH sends an IGNORE before each message. JSch pads by a block at least (Packet.java).
     """
     known = _CIPHERS.get(cipher)
     if known is None and cipher.startswith(_WIDE_CIPHERS) and cipher.endswith(("-ctr", "-cbc", "@lysator.liu.se")):
@@ -98,13 +102,14 @@ def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite
     least = 16 if banner.startswith("SSH-2.0-dropbear") else 0
     flush = next((how for name, how in _FLUSHES.items() if banner.startswith(name)), zlib.Z_PARTIAL_FLUSH)
     ignores = banner.startswith(_IGNORING)
+    padding = block if banner.startswith("SSH-2.0-JSCH") else 4
     if aead:
-        return Suite(cipher, block, 16, True, compression != "none", least, flush, ignores)
+        return Suite(cipher, block, 16, True, compression != "none", least, flush, ignores, padding)
     base = mac.removesuffix("@openssh.com")
     mac_bytes = _MAC_BYTES.get(base.removesuffix("-etm"))
     if mac_bytes is None:
         return None
-    return Suite(cipher, block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush, ignores)
+    return Suite(cipher, block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush, ignores, padding)
 
 
 def negotiate(client: SshKexInit, server: SshKexInit,
@@ -139,7 +144,7 @@ def record_bytes(suite: Suite, payload_bytes: int) -> int:
     body = 1 + payload_bytes
     aligned = body if suite.outside else body + 4
     padding = suite.block_bytes - aligned % suite.block_bytes
-    if padding < 4:
+    if padding < suite.padding_bytes:
         padding += suite.block_bytes
     if 4 + body + padding < suite.least_bytes:
         padding += suite.block_bytes
@@ -543,11 +548,33 @@ REQUEST_FAMILIAR_NATS = 16.8
 # make an open onwards (-B, one session in a hundred) as long in a compressed session (1/20): 5e-4.
 REQUEST_GATHERED_NATS = 7.6
 _FAMILIAR = ("SSH-2.0-OpenSSH_", "SSH-2.0-dropbear")
+# Clients that were run, and of their own accord ask for nothing that wants an answer before a channel is open. Others
+# may: Twisted's begins with a keepalive of its own, as long as a request for a port, and so may every tenth; one in
+# five is as long.
+_KNOWN = (*_PLAIN_CLIENTS, "SSH-2.0-OpenSSH_", "SSH-2.0-PuTTY_", "SSH-2.0-JSCH-", "SSH-2.0-Erlang/")
+REQUEST_STRANGER_NATS_MAX = 3.9
+# Where a segment was not read that may have held a confirmation, and the client went on, that may have been a command
+# and its answer: what tells against it is that a channel's open has this size (1/20), and the command (1/20).
+REQUEST_DOUBTED_NATS_MAX = 5.3
+# The same of OpenSSH, which says no more after a session's open in one connection of 50 (ControlMaster) only: hidden in
+# what was not read (1/20), and then a request of this size (1/10).
+REQUEST_DOUBTED_OPENSSH_NATS = 9.2
+# An answer beside a record of a length that the server said before, and no other answer fits beside one. OpenSSH's
+# server says what it tells of a key twice; in one login of 20 the second differs, and then by just this in one of 20.
+ANSWERED_BESIDE_NATS = 6.0
+# Several answers in one segment cost what another record may cost: one segment in five has such, one in 20 of this
+# size. That a channel was confirmed among them is sure when the client goes on, unless that was within a segment that
+# was not read (1/20).
+ANSWERED_SUM_NATS = 4.6
+ANSWERED_SUM_UNREAD_NATS = 3.0
 # OpenSSH writes a request for a forward out at once and queues opens until no-more-sessions is queued too: seen apart,
 # another record of known size in its place (1/20). Where the first has the size of an open too, that the two were cut
 # apart by TCP (one in a thousand: both fit any window).
 PARTED_NATS = 3.0
 PARTED_OPEN_NATS = 6.9
+# Where the first costs what no-more-sessions does, and the second what an open onwards to a long name does (1/50), it
+# may be a local port (-N -L) that was dialled as soon as it was there (1/200).
+PARTED_ONWARDS_NATS = 9.2
 REQUEST_NATS_MAX = 25.0
 # Where segments before the login were missed and the suite was inferred, the login itself is misread once in ten times,
 # and all that follows with it; by chance it fits then (1/20).
@@ -612,10 +639,13 @@ _COARSE_NS = 1_100_000_000
 # in AsyncSSH). dropbear counts from what it sent itself, and programs in Go by a clock of their own.
 _SILENCE_COUNTING = ("SSH-2.0-OpenSSH_", "SSH-2.0-AsyncSSH")
 # Their keepalives want no answer: "keepalive@lag.net", and want_reply false.
-_UNANSWERED = ("SSH-2.0-paramiko", "SSH-2.0-libssh")
+_UNANSWERED = ("SSH-2.0-paramiko", "SSH-2.0-libssh_", "SSH-2.0-libssh-")
 _TRANSFER_BYTES = 64 * 1024
 _ASKED_MAX = 16
 _HOSTKEYS_BYTES_MIN = 90
+_CHATTER_MAX = 12
+# What tells of a single key, or asks for its proof, may be anything else as well.
+_HOSTKEYS_TOLD_MIN = 140
 _KEYS_MIN = 5
 # Banner, KEXINIT and the exchange itself come before the service request, from either side.
 _KEY_EXCHANGE_SEGMENTS = 3
@@ -704,6 +734,19 @@ class SshSession:
         self._long_request = 0
         self._opened_later = False
         self._heard = 0
+        #: The longest that the server said since the client's last word and that was not read; and whether it may have
+        #: held what an open is answered by, so that what came after it is in doubt.
+        self._unread = 0
+        self._doubted = False
+        #: An answer was read beside another record, or among several; what it weighs more when the client goes on.
+        self._beside = self._weak = False
+        self._due = 0.0
+        #: Lengths of host keys, of proofs by what asks for them, and of what else the server said of its own accord.
+        self._announced: frozenset[int] = frozenset()
+        self._proofs: dict[int, frozenset[int]] = {}
+        self._proved: frozenset[int] = frozenset()
+        self._heard_keys = False
+        self._chatter: set[int] = set()
         self._session_bytes = [0, 0]
         self._directs: set[int] = set()
         self._visitor: Visitor | None = None
@@ -737,8 +780,20 @@ class SshSession:
         banners = (self._banners[self.client], self._banners[1 - self.client])
         suites = negotiate(*((two, one) if self.client else (one, two)), banners)
         no_more = not banners[0].startswith(_PLAIN_CLIENTS)
-        self._sizes = sizes_of(suites[0], suites[1], no_more_sessions=no_more) if suites[0] and suites[1] else None
+        if suites[0] is None or suites[1] is None:
+            self._sizes = None
+        else:
+            self._sizes = sizes_of(suites[0], suites[1], no_more_sessions=no_more)
+            self._know_keys(suites[0], suites[1], (two if self.client == 0 else one).host_key)
         return self._swapped(sum(map(bool, roles)) + (client_by_order == self.client))
+
+    def _know_keys(self, client: Suite, server: Suite, algorithms: tuple[str, ...]) -> None:
+        """Compute what is said about the server's host keys after the login."""
+        known = host_keys(algorithms) if not client.compressed and not server.compressed else []
+        keys = [one for one in known if one.announced > _HOSTKEYS_TOLD_MIN]
+        self._announced = frozenset(record_bytes(server, one.announced) for one in keys)
+        self._proofs = {record_bytes(client, one.prove): frozenset(record_bytes(server, size) for size in one.proofs)
+                        for one in keys}
 
     def segment(self, time_ns: int, side: int, size: int, total: int, *, holes: tuple[int, int] = (0, 0)) -> list[Use]:
         """Take in so many encrypted bytes that one side sent at once; ``total`` is all that it sent so far.
@@ -753,7 +808,15 @@ class SshSession:
         from_client = side == self.client
         if not self._authenticated:
             return self._authenticate(time_ns, size, total, sizes, from_client=from_client)
-        uses = self._forwarded(time_ns, size, sizes, from_client=from_client)
+        if self._about_keys(size, sizes, from_client=from_client):
+            if from_client:
+                self._doubt(sizes)
+            return []
+        uses, self._due, due = [], 0.0, self._due
+        if due and from_client and size > sizes.ignore:
+            self._weak = False
+            uses += self._request(due, f"and this side went on ({size} bytes): a channel was confirmed there too")
+        uses += self._forwarded(time_ns, size, sizes, from_client=from_client)
         uses += self._visited(time_ns, size, sizes, from_client=from_client)
         if sizes.exact:
             uses += self._inner(time_ns, size, sizes, from_client=from_client)
@@ -765,6 +828,26 @@ class SshSession:
             uses += self._answer(time_ns, size, total, sizes)
         self._remember(time_ns, size, sizes, from_client=from_client)
         return uses
+
+    def _about_keys(self, size: int, sizes: Sizes, *, from_client: bool) -> bool:
+        """Return whether this is about the host keys and nothing else: a client may ask at once to have them proved."""
+        if not from_client:
+            if size in self._proved:
+                self._proved = frozenset()
+                return True
+            more = any(size - sizes.confirm - one in self._announced for one in (0, *self._chatter))
+            alone = size in self._announced and not self._heard_keys and not more
+            self._heard_keys |= alone
+            if alone and not self._banners[self.client or 0].startswith(_GRANTING):
+                # Who waits for its answers does not go on by this: then a confirmation beside fewer keys is as long.
+                self._unread = max(self._unread, size)
+            return alone
+        if size not in self._proofs or self._requests or not self._heard_keys or not self._asked:
+            return False
+        self._proved = self._proofs[size]
+        self._proofs = {}
+        self._chatter |= self._proved
+        return True
 
     def _remember(self, time_ns: int, size: int, sizes: Sizes, *, from_client: bool) -> None:
         """Keep what the next segment is judged by."""
@@ -783,6 +866,8 @@ class SshSession:
             if size == sizes.reply:
                 self._owed_ns = None
         self._heard = 0 if from_client else max(self._heard, size)
+        if from_client:
+            self._unread = 0
 
     def _guess(self, side: int, size: int) -> None:
         """Read the suite from the service request, where the key exchange was cut off or partly lost."""
@@ -880,6 +965,7 @@ class SshSession:
     def _ask(self, time_ns: int, size: int, total: int, sizes: Sizes) -> list[Use]:
         if "ssh-reverse-channel-open" in self._said or (size == sizes.ignore and self._ignores[0]):
             return []
+        self._doubt(sizes)
         first = not self._asked and not self._early
         opening = time_ns - self._auth_ns < _OPENING_NS
         if first and size == sizes.keepalive:
@@ -889,14 +975,17 @@ class SshSession:
             # On a busy client it may have been the opening all the same: what follows is then not the first record.
             self._owed_ns = time_ns
             self._early |= time_ns - self._auth_ns < _OPENING_NS
+            if size in sizes.session and len(self._asked) < _ASKED_MAX:
+                # ... or it opened a session: the answer tells.
+                self._asked.append(_Asked(time_ns, size, False))
             uses = self._name("keepalive", 0.0, f"a keepalive of {size} bytes")
             only = {sizes.no_more, sizes.keepalive}
             if self._asked and self._asked[0].size == sizes.no_more and all(one.size in only for one in self._asked):
                 uses += self._name("ssh-local-forward", NAME_NATS, "a session without a channel, held open (-N), and "
                                    "no port of the far side asked for")
             return uses
-        if self._asked and self._session_began(time_ns, size, sizes):
-            return self._running(time_ns, size, total, sizes, from_client=True)
+        if self._asked and (self._session_began(time_ns, size, sizes) or self._went_on(time_ns, size, sizes)):
+            return self._taken_back() + self._running(time_ns, size, total, sizes, from_client=True)
         # What does not follow at once follows an answer: had forwards been asked for, that was read.
         late = bool(self._asked) and time_ns - self._asked[-1].time_ns > self._go_ns() and not self._forward_asked
         onwards = self._asked and self._onwards(self._asked[0], sizes, answered=0 if late else None)
@@ -918,7 +1007,7 @@ class SshSession:
         follows = size in sizes.no_more_next or size in sizes.session_next
         if before is not None and opening and follows and not self._gathers() and all(
                 self._forwards_in(one, sizes) for one in self._asked[:-1]):
-            return self._parted(self._asked[0], sizes, opened=size in sizes.session_next)
+            return self._parted(self._asked[0], size, sizes)
         # A tun device's open costs what a request for localhost costs in some suites: the answer tells.
         self._tun |= first and opening and size in sizes.tun and self._familiar() and not self._gathers()
         at_once = time_ns - self._auth_ns <= self._go_ns()
@@ -933,11 +1022,23 @@ class SshSession:
             return self._request(REQUEST_FAMILIAR_NATS if self._familiar() else REQUEST_NATS, text)
         return []
 
+    def _doubt(self, sizes: Sizes) -> None:
+        """What is answered from here on may be a command, on what was opened and confirmed unread."""
+        if not sizes.exact or self._unread < sizes.confirm:
+            return
+        opens = sizes.session | sizes.direct
+        self._doubted |= any(one.size - tail in opens for one in self._asked for tail in (0, sizes.no_more))
+
     def _request(self, nats: float, text: str) -> list[Use]:
         """Say a request for a forward, as far as it was not yet said: what all its signs weigh together is bounded."""
         if self._guessed and not self._request_nats:
             nats += GUESSED_NATS
         most = REQUEST_LOST_NATS_MAX if self._guessed and any(self._auth_holes) else REQUEST_NATS_MAX
+        if self._doubted:
+            openssh = self._banners[self.client or 0].startswith(_GRANTING)
+            most = min(most, REQUEST_DOUBTED_OPENSSH_NATS if openssh else REQUEST_DOUBTED_NATS_MAX)
+        if self._stranger():
+            most = min(most, REQUEST_STRANGER_NATS_MAX)
         nats = min(nats, most - self._request_nats)
         if nats <= 0:
             return []
@@ -966,18 +1067,31 @@ class SshSession:
     def _familiar(self) -> bool:
         return self.client is not None and self._banners[self.client].startswith(_FAMILIAR)
 
-    def _parted(self, first: _Asked, sizes: Sizes, *, opened: bool) -> list[Use]:
+    def _stranger(self) -> bool:
+        """Return whether the client says it is one that was never run; where nothing was heard, it may be any."""
+        banner = self._banners[self.client or 0]
+        return bool(banner) and not banner.startswith(_KNOWN)
+
+    def _parted(self, first: _Asked, size: int, sizes: Sizes) -> list[Use]:
         """What came first was written out before the session's open or no-more-sessions was thought of.
 
         OpenSSH does so with requests for forwards only; opens are written together with no-more-sessions, and it opens
         one session at most.
         """
-        if first.size not in sizes.forward and first.size not in sizes.forward_path:
+        fits = first.size in sizes.forward or first.size in sizes.forward_path
+        if not fits or not self._familiar():
             return []
+        if self._doubted:
+            return self._request(REQUEST_DOUBTED_OPENSSH_NATS, f"a first record of {first.size} bytes was written out "
+                                 "before the next, as a request for a forward is; or it was an open, confirmed within "
+                                 "what was not read")
+        opened = size in sizes.session_next
         alone = (opened or first.size not in sizes.session) and first.size not in sizes.direct
         if not sizes.exact:
             alone = first.size not in sizes.openings
-        if alone and self._request_nats == 0.0 and self._familiar():
+        if opened and sizes.exact and first.size == sizes.no_more and size in sizes.direct:
+            nats = PARTED_ONWARDS_NATS
+        elif alone and self._request_nats == 0.0 and self._familiar():
             nats = REQUEST_FAMILIAR_NATS + PARTED_NATS
         elif alone:
             nats = PARTED_NATS
@@ -1003,12 +1117,41 @@ class SshSession:
             self._channel = self._session = True
         return began
 
+    def _went_on(self, time_ns: int, size: int, sizes: Sizes) -> bool:
+        """Return whether a client that waits goes on, and what it opened may have been confirmed unread.
+
+        Sessions are opened thousands of times for each port that is asked for: where both fit, it was a session.
+        """
+        last = self._asked[-1].size
+        if not sizes.exact or self._unread < sizes.confirm or self._forward_asked:
+            return False
+        in_one_go = time_ns - self._asked[-1].time_ns <= self._go_ns()
+        if self._familiar() and (not self._gathers() or (in_one_go and size in sizes.with_forward)):
+            return False
+        self._session = last in sizes.session
+        self._channel = self._session or last in sizes.direct
+        return self._channel
+
+    def _taken_back(self) -> list[Use]:
+        """Take back what was said of an answer beside a record: this client goes on as after an open."""
+        if not self._beside or not self._request_nats:
+            return []
+        nats, self._request_nats = self._request_nats, 0.0
+        self._said.discard("ssh-reverse-forward-request")
+        return [Use("ssh-reverse-forward-request", -nats, "this side went on as where a session was opened")]
+
     def _answer(self, time_ns: int, size: int, total: int, sizes: Sizes) -> list[Use]:
-        replies, confirmed = self._split(size, sizes)
+        replies, confirmed = (0, False) if size in self._chatter else self._split(size, sizes)
+        beside = not replies and not confirmed and size != sizes.reply
+        if beside:
+            replies, confirmed = self._split_beside(size, sizes)
         uses: list[Use] = []
+        if confirmed and not replies and self._beside and not self._may_answer(2, sizes):
+            uses += self._taken_back()
         asked = [one for one in self._asked if time_ns - one.time_ns < _ANSWER_NS]
         if replies and asked and not self._forward_asked and not self._owes(time_ns):
-            uses += self._forward_answered(asked, replies, size, sizes)
+            self._beside |= beside
+            uses += self._forward_answered(asked, replies, size, sizes, confirmed=confirmed, beside=beside)
         if replies == 0 and size == sizes.reply:
             uses += self._later_request(time_ns, sizes) or self._padded_request(asked, sizes)
         if confirmed and asked and "ssh-reverse-channel-open" not in self._said:
@@ -1026,13 +1169,39 @@ class SshSession:
             return 1, False
         for answers in range(answers_max + 1):
             sums = {sum(each) for each in itertools.combinations_with_replacement(sizes.replies, answers)}
-            if any(size - one in sizes.confirms for one in sums):
+            if any(size - one in sizes.confirms for one in sums) and self._may_answer(answers + 1, sizes):
                 return answers, True
             if answers and size == answers * sizes.reply:
                 return answers, False
         # Port 0 asked for: the answer carries the port. Or an IGNORE, where this server sends such.
         with_port = size == sizes.reply_port and "ssh-reverse-forward-request" in self._said and not self._ignores[1]
         return (1, False) if answers_max and with_port else (0, False)
+
+    def _split_beside(self, size: int, sizes: Sizes) -> tuple[int, bool]:
+        """Read a segment that holds, beside its answers, what the server had said before; nothing if that is unsure."""
+        if not sizes.exact:
+            return 0, False
+        answers_max = sum(self._forwards_in(one, sizes) for one in self._forwards(sizes))
+        fits = [(answers, confirmed) for answers in range(answers_max + 1) for confirmed in (False, True)
+                if (answers or confirmed) and self._may_answer(answers + confirmed, sizes)
+                and size - answers * sizes.reply - confirmed * sizes.confirm in self._chatter]
+        if self._asked and len(fits) == 1:
+            if not fits[0][1]:
+                self._unread = max(self._unread, size)
+            return fits[0]
+        self._unread = max(self._unread, size)
+        told = {one for one in (size, *(size - keys for keys in self._announced)) if one > sizes.confirm}
+        self._heard_keys |= len(told) > 1
+        if len(self._chatter) < _CHATTER_MAX:
+            self._chatter |= told
+        return 0, False
+
+    def _may_answer(self, answers: int, sizes: Sizes) -> bool:
+        """Return whether so much was asked for as is answered: some segments hold one request and no more."""
+        if not sizes.exact:
+            return True
+        single = {*sizes.session, *sizes.forward}
+        return any(one.size not in single for one in self._asked) or answers <= len(self._asked)
 
     def _forwards(self, sizes: Sizes) -> list[_Asked]:
         """Return the segments that the opening began with and that may hold requests for forwards."""
@@ -1049,7 +1218,8 @@ class SshSession:
             return int(sizes.with_forward.get(one.size) == 1)
         return sizes.with_forward.get(one.size, 0)
 
-    def _forward_answered(self, asked: list[_Asked], replies: int, size: int, sizes: Sizes) -> list[Use]:
+    def _forward_answered(self, asked: list[_Asked], replies: int, size: int, sizes: Sizes, *,
+                          confirmed: bool = False, beside: bool = False) -> list[Use]:
         """A global request was answered, and no channel is open: a forward was asked for."""
         opening = [one for one in self._forwards(sizes) if one in asked]
         # no-more-sessions wants no answer: alone it explains none. OpenSSH sends it to OpenSSH only.
@@ -1059,7 +1229,7 @@ class SshSession:
         # A confirmation that was missed would have ended the time in which nothing else is answered so.
         if not self._whole():
             return []
-        self._forward_asked = True
+        self._forward_asked = not self._stranger() and not beside
         known = "ssh-reverse-forward-request" in self._said
         if not sizes.exact and (sizes.reply in sizes.confirms or (not known and size != replies * sizes.reply)):
             # Compressed, an answer may cost what a confirmation costs, and both what two other messages cost.
@@ -1067,6 +1237,12 @@ class SshSession:
         nats = ANSWERED_NATS if known else REQUEST_NATS + ANSWERED_NATS
         if not sizes.exact and not known:
             nats /= 2
+        self._weak = self._request_nats < REQUEST_NATS and (beside or confirmed or replies > 1)
+        if beside:
+            nats = ANSWERED_BESIDE_NATS
+        elif confirmed or replies > 1:
+            self._due = ((ANSWERED_SUM_UNREAD_NATS if self._unread else nats - ANSWERED_SUM_NATS) if confirmed else 0.0)
+            nats = ANSWERED_SUM_NATS
         text = (f"{'the' if known else 'a'} request of {opening[0].size} bytes was answered by {replies} record(s) of "
                 f"{sizes.reply if size != sizes.reply_port else size} bytes with no channel open: tcpip-forward")
         return self._request(nats, text)
@@ -1075,10 +1251,11 @@ class SshSession:
         """The first channel is open; whose, follows from what was asked."""
         self._channel = True
         tails = {size + end for size in sizes.session for end in (0, sizes.no_more)}
-        forwards = {0, *sizes.forward} if self._gathers() or not sizes.exact else {0}
+        forwards = {0, *sizes.forward} if self._gathers() or self._stranger() or not sizes.exact else {0}
         opening = [one for one in asked if one.opening]
         # Session, no-more-sessions and forward cost the same in some suites; what was asked last was confirmed.
-        self._session = asked[-1] in opening and any(one.size - add in tails for one in opening for add in forwards)
+        self._session = asked[-1].size in sizes.session or (asked[-1] in opening and any(
+            one.size - add in tails for one in opening for add in forwards))
         self._session_bytes = [total, total]
         if self._tun and not answered and not self._request_nats and not self._guessed:
             text = (f"the first record after the login has {asked[0].size} bytes, as the open of a network device has "
@@ -1134,6 +1311,8 @@ class SshSession:
         if self._session and not self._forward_asked:
             nats = LATER_OPEN_NATS
             self._opened_later = not self._request_nats
+        if self._doubted or self._weak:
+            nats = min(nats, LATER_OPEN_NATS)
         if not sizes.exact:
             # Compressed, a key and its echo may cost as much: the first is believed, that follows the request.
             if not asked or "ssh-reverse-channel-open" in self._said:

@@ -30,7 +30,7 @@ class Detector:
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a request for, or the first use of, a reverse forward weighs."""
-        if not isinstance(item, FlowUse) or item.use not in _KINDS or item.nats <= 0:
+        if not isinstance(item, FlowUse) or item.use not in _KINDS or item.nats == 0:
             return []
         flow = item.flow
         if host.is_inbound(flow):
