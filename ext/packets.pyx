@@ -570,7 +570,7 @@ cdef bint called(const uint8_t* p, uint32_t n, const char* name, uint32_t size) 
 
 
 cdef bint work(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
-    """The body of a POST in which a node is asked for a block to find, or given one: BIP 22 and 23, Monero, Ethereum."""
+    """The body of a POST that asks a node for a block to find, or gives it one: BIP 22 and 23, Monero, Ethereum."""
     cdef uint32_t size = 0, at = method(p, n, &size)
     if at == 0 or not (called(p + at, size, b"getblocktemplate", 16) or called(p + at, size, b"submitblock", 11)
                        or called(p + at, size, b"get_block_template", 18) or called(p + at, size, b"submit_block", 12)
