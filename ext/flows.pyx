@@ -154,8 +154,8 @@ cdef packed struct Packet:
 # (address, port), so that both directions meet; "side" is 0 for the initiator and 1 for the responder everywhere.
 cdef struct Cold:
     int64_t question_ns
-    uint64_t turn_from      # what the side that speaks had sent before it began to; once the responder has led
-    uint64_t before         # what the other side had said in a row when the question came, 0: it spoke first, or unknown
+    uint64_t turn_from      # what the side that speaks had sent before it began to, where `talk` notes it
+    uint64_t before         # what the other side had said in a row when the question came; 0: nothing, or unknown
     int64_t syn_ns
     int64_t syn_answer_ns
     int64_t rtt_ns
@@ -1156,7 +1156,7 @@ cdef class Table:
         return 0
 
     cdef inline int talk(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:
-        """Turn taking: who breaks a silence, and how the other side answers."""
+        """Turn taking: who breaks a silence, and how the other answers. Turns are noted where the far side may lead."""
         cdef Hot *flow = &self.flows[slot]
         cdef int64_t silence = flow.silence_ns
         if flow.waiting:
@@ -1164,7 +1164,7 @@ cdef class Table:
         elif flow.talk_ns >= 0 and time_ns - flow.talk_ns > silence:
             self.question(slot, side, size, time_ns)
         flow.talk_ns = time_ns
-        if flow.marks & LED and self.colds[slot].turn != side + 1:
+        if (flow.marks & LED or flow.protocol == TCP and not flow.marks & KNOWN) and self.colds[slot].turn != side + 1:
             self.colds[slot].turn = side + 1
             self.colds[slot].turn_from = flow.payload_bytes[side] - size
         self.rhythm(slot, side, size, time_ns)

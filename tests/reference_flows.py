@@ -419,7 +419,8 @@ class Table:
             flow.question_ns = time_ns
             flow.waiting = flow.question_bytes <= 512
         flow.talk_ns = time_ns
-        if flow.led and (flow.turn is None or flow.turn[0] != number):
+        noted = flow.led or (flow.key[1] == TCP and not flow.known)
+        if noted and (flow.turn is None or flow.turn[0] != number):
             flow.turn = (number, flow.sides[number].payload_bytes - size)
         self.rhythm(flow, number, size, time_ns)
 

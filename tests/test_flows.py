@@ -73,6 +73,17 @@ def test_what_stood_last_before_the_far_sides_word_is_told():
     assert [one.before_bytes for one in of(Exchange, observe(talk))] == [0, 741, 101, 0, 41]
 
 
+def test_what_stood_last_is_told_from_the_first_where_nobody_was_seen_to_dial():
+    """A poll whose answer is the first that is seen: the far side is taken for the initiator."""
+    talk = Conversation(rtt_ms=30, handshake=False)
+    talk.say(1, 90)
+    for _ in range(3):
+        talk.say(0, 240, after_ms=2)
+        talk.say(1, 90, after_ms=700)
+    talk.say(0, 240, after_ms=2)
+    assert [(one.first, one.before_bytes) for one in of(Exchange, observe(talk))] == [("initiator", 240)] * 3
+
+
 def test_a_slow_echo_is_an_answer_not_a_question():
     """Over 150 ms of round trip a user's keys break the silence; their echoes do not, late as they come."""
     talk = Conversation(rtt_ms=150)

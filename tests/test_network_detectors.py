@@ -308,6 +308,11 @@ def test_whether_what_was_begun_earlier_is_in_clear_is_not_known():
     assert judge(alike, host=host) == {}
 
 
+def test_polls_that_began_earlier_are_left_alone_whoever_was_seen_first():
+    for items in (talk(polled(60), flow=UNSEEN, rtt_ns=None), turned(talk(polled(60), rtt_ns=None))):
+        assert judge(items, host=late(UNSEEN, 22)) == {}
+
+
 def test_a_client_in_lockstep_with_a_far_server_is_not_led_by_it():
     rows = [("responder", 45 + i % 9, 80 + i % 60, 60, 0.4) for i in range(100)]
     assert judge(talk(rows, flow=UNSEEN, rtt_ns=None), host=late(UNSEEN, 22)) == {}

@@ -48,7 +48,7 @@ class Exchange(Struct, frozen=True, tag="exchange"):
     ``answer_delay_ns`` is from the last record of the question to the first of the answer, as seen here.
     ``rtt_ns`` is of the handshake, None if that was missed. Byte counts are all payload of each side so far.
     ``before_bytes`` is what the side that answered had said in a row when the question came; 0 where the side that
-    asked had spoken last, and before the responder has led an exchange.
+    asked had spoken last, and before the responder has led an exchange unless who dialled is not known.
     """
 
     time_ns: int
