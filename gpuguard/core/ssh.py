@@ -963,9 +963,9 @@ class SshSession:
     # -- before a channel is open -------------------------------------------------------------------------------------
 
     def _ask(self, time_ns: int, size: int, total: int, sizes: Sizes) -> list[Use]:
+        self._doubt(sizes)
         if "ssh-reverse-channel-open" in self._said or (size == sizes.ignore and self._ignores[0]):
             return []
-        self._doubt(sizes)
         first = not self._asked and not self._early
         opening = time_ns - self._auth_ns < _OPENING_NS
         if first and size == sizes.keepalive:
@@ -1152,6 +1152,7 @@ class SshSession:
         if replies and asked and not self._forward_asked and not self._owes(time_ns):
             self._beside |= beside
             uses += self._forward_answered(asked, replies, size, sizes, confirmed=confirmed, beside=beside)
+            self._unread *= beside
         if replies == 0 and size == sizes.reply:
             uses += self._later_request(time_ns, sizes) or self._padded_request(asked, sizes)
         if confirmed and asked and "ssh-reverse-channel-open" not in self._said:
