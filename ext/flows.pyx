@@ -11,6 +11,8 @@ Most flows are dull: nothing that anybody listens for was seen, be it that both 
 Where that is asked for, exchanges that the initiator led only count before the responder has led one.
 Echoes that bring back what was sent are dull as well. What must be known of them should they not stay so is kept, for
 ECHOES_MAX flows, and told when the flow is named; of more flows each exchange is told, as of any that is named.
+A watched segment that came before the one ahead of it is held until that came, so that a stream is told of in its order
+(see `hand_on`).
 The question that was asked last is kept in the hot part, where an answer of its sequence number and size ends it; those
 still open when the next is asked, and what answers held beyond their questions, are cold.
 
@@ -134,6 +136,8 @@ cdef enum:
     ECHO_LONGER_MIN = 4
     ECHO_LENGTHS_MIN = 3
     ECHO_FRAGMENT_BYTES = 544
+    HELD_MAX = 1024
+    HELD_SEGMENTS_MAX = 8
 
 cdef packed struct Packet:
     int64_t time_ns
@@ -176,6 +180,7 @@ cdef struct Cold:
     uint8_t turn            # whose it is, plus one; 0: not noted
     uint8_t carrier
     int32_t echoes          # plus one
+    int32_t held            # plus one
 
 # What was exchanged in echoes that are dull so far; a bit for each size from 1 to SMALL_BYTES.
 cdef struct Echoes:
@@ -191,6 +196,20 @@ cdef struct Echoes:
     uint32_t longer         # how many did
     uint32_t longer_told    # how many had when that was told
     uint32_t lengths[ECHO_LENGTHS_MIN]  # of such answers, the first that differ
+
+# What of a watched flow came ahead of a hole, by side and in the order of the stream. One more than may be held: the
+# one that comes then is put in its place before the hole is given up.
+cdef struct Held:
+    int64_t times_ns[2][HELD_SEGMENTS_MAX + 1]
+    uint32_t starts[2][HELD_SEGMENTS_MAX + 1]
+    uint32_t sizes[2][HELD_SEGMENTS_MAX + 1]
+    int64_t since_ns[2]     # when the hole was first waited for
+    int64_t told_ns         # the time of what was last handed on, of either side
+    uint64_t bytes[2]
+    uint32_t hole[2]        # where the hole begins
+    int32_t next            # of those that are free, plus one
+    uint8_t count[2]
+    bint waits[2]
 
 # The queues by which flows leave, in an array of their own: a neighbour is moved without touching its flow.
 cdef struct Link:
@@ -221,6 +240,7 @@ cdef enum:
     LED = 16        # the responder has led an exchange
     HEARD = 32      # the responder sent anything at all
     MISSED = 64     # told of as unanswered
+    HOLDS = 128     # segments are held until a hole before them is filled
 
 cdef enum:
     EXPECTED = 1
@@ -260,6 +280,7 @@ cdef enum:
 cdef int64_t SILENCE_NS = 80_000_000
 cdef uint32_t SILENCE_LONG = 0xFFFFFFFF
 cdef int64_t ANSWER_NS = 1_000_000_000
+cdef int64_t HELD_NS = 1_000_000_000
 cdef int64_t UNANSWERED_NS = 4_000_000_000
 cdef int QUEUE_EPOCH_LOG2 = 34
 cdef int64_t QUICK_NS = 5_000_000
@@ -331,6 +352,9 @@ cdef class Table:
     cdef Echoes *echoes
     cdef int32_t echoes_used
     cdef int32_t echoes_free
+    cdef Held *held
+    cdef int32_t held_used
+    cdef int32_t held_free
     cdef bint listened          # openings of TCP are told of by the row
     cdef Opened *begun
     cdef size_t begun_used
@@ -357,8 +381,9 @@ cdef class Table:
         self.heads = <int32_t *>calloc(buckets, sizeof(int32_t))
         self.tried = <Tried *>calloc(size_max, sizeof(Tried))
         self.echoes = <Echoes *>calloc(ECHOES_MAX, sizeof(Echoes))
+        self.held = <Held *>calloc(HELD_MAX, sizeof(Held))
         if (self.memory == NULL or self.colds == NULL or self.links == NULL or self.heads == NULL
-                or self.tried == NULL or self.echoes == NULL):
+                or self.tried == NULL or self.echoes == NULL or self.held == NULL):
             raise MemoryError
         # A slot number is stored plus one, so that fresh zeroed memory reads as "none" and is not touched before use.
         for i in range(3):
@@ -378,6 +403,7 @@ cdef class Table:
         free(self.heads)
         free(self.tried)
         free(self.echoes)
+        free(self.held)
         free(self.begun)
         free(self.dull)
 
@@ -923,6 +949,8 @@ cdef class Table:
         cdef Hot *flow = &self.flows[slot]
         cdef Cold *cold = &self.colds[slot]
         cdef uint64_t packets = <uint64_t>cold.packets_high << 32 | flow.packets
+        if flow.marks & HOLDS:
+            self.give_all_up(slot)
         if not flow.marks & NAMED:
             if not (icmp(flow.protocol) and self.excess(slot)):
                 return self.tell_dull(slot, time_ns, reason)
@@ -1025,6 +1053,8 @@ cdef class Table:
         if side:
             flow.marks |= HEARD
         if tcp:
+            if flow.marks & HOLDS:
+                self.await_holes(slot, side, packet)
             if packet.tcp_flags & SYN or flow.marks & AWAIT_ACK:
                 self.handshake(slot, packet, side)
             fresh = self.new_bytes(slot, side, packet, &start)
@@ -1035,7 +1065,10 @@ cdef class Table:
             flow.payload_bytes[side] += fresh
             self.talk(slot, side, fresh, packet.time_ns)
             if flow.marks & WATCHED and self.colds[slot].watched[side]:
-                self.segment(slot, side, start, fresh, packet.time_ns)
+                if flow.marks & HOLDS:
+                    self.hand_on(slot, side, start, fresh, packet.time_ns)
+                else:
+                    self.segment(slot, side, start, fresh, flow.payload_bytes[side], packet.time_ns)
         if flow.queue == QUEUE_BRIEF and flow.spoke & 3 == 3 and tcp:
             self.enqueue(slot, QUEUE_LONG, packet.time_ns)
         elif stale:
@@ -1090,9 +1123,9 @@ cdef class Table:
             start[0] = sequence
             flow.expected[side] = sequence + size
             return size
-        return self.out_of_order(slot, side, sequence, size, start)
+        return self.out_of_order(slot, side, sequence, size, packet.time_ns, start)
 
-    cdef uint32_t out_of_order(self, int32_t slot, int side, uint32_t sequence, uint32_t size,
+    cdef uint32_t out_of_order(self, int32_t slot, int side, uint32_t sequence, uint32_t size, int64_t time_ns,
                                uint32_t *start) noexcept:
         cdef Hot *flow = &self.flows[slot]
         cdef Cold *cold = &self.colds[slot]
@@ -1118,6 +1151,8 @@ cdef class Table:
             return self.fill(cold, side, sequence, end, start)
         if ahead > 0:
             self.dig(cold, side, flow.expected[side], sequence)
+            if not self.hold(slot, side, flow.expected[side], time_ns):
+                cold.dug[side] += 1
         flow.expected[side] = end
         return size
 
@@ -1130,10 +1165,12 @@ cdef class Table:
         cold.hole_start[side][cold.holes[side]] = start
         cold.hole_end[side][cold.holes[side]] = end
         cold.holes[side] += 1
-        cold.dug[side] += 1
 
     cdef uint32_t fill(self, Cold *cold, int side, uint32_t sequence, uint32_t end, uint32_t *start) noexcept:
-        """Take what a late segment brings to the first hole that it touches; what lies before it there is given up."""
+        """Take what a late segment brings to the first hole that it touches.
+
+        Within a hole, it leaves one on each side; where there is no room for both, the earlier is given up.
+        """
         cdef int i
         cdef uint32_t first, last
         for i in range(cold.holes[side]):
@@ -1142,6 +1179,17 @@ cdef class Table:
             if <int32_t>(end - first) <= 0 or <int32_t>(last - sequence) <= 0:
                 continue
             if <int32_t>(sequence - first) > 0:
+                if <int32_t>(last - end) <= 0:
+                    cold.hole_end[side][i] = sequence
+                    start[0] = sequence
+                    return last - sequence
+                if cold.holes[side] == 1:
+                    cold.hole_start[side][1] = end
+                    cold.hole_end[side][1] = last
+                    cold.hole_end[side][0] = sequence
+                    cold.holes[side] = 2
+                    start[0] = sequence
+                    return end - sequence
                 first = sequence
             if <int32_t>(last - end) > 0:
                 cold.hole_start[side][i] = end
@@ -1154,6 +1202,122 @@ cdef class Table:
             start[0] = first
             return last - first
         return 0
+
+    # -- watched segments, in the order of the stream -----------------------------------------------------------------
+
+    cdef bint hold(self, int32_t slot, int side, uint32_t hole, int64_t time_ns) noexcept:
+        """From here on wait for what a hole lacks; return whether that is done: if watched, for HELD_MAX flows."""
+        cdef Hot *flow = &self.flows[slot]
+        cdef Cold *cold = &self.colds[slot]
+        cdef Held *held
+        if not (flow.marks & WATCHED and cold.watched[side]):
+            return False
+        if not flow.marks & HOLDS:
+            if self.held_free:
+                cold.held = self.held_free
+                self.held_free = self.held[cold.held - 1].next
+            elif self.held_used < HELD_MAX:
+                self.held_used += 1
+                cold.held = self.held_used
+            else:
+                return False
+            flow.marks |= HOLDS
+            memset(&self.held[cold.held - 1], 0, sizeof(Held))
+            self.held[cold.held - 1].told_ns = time_ns
+        held = &self.held[cold.held - 1]
+        if not held.waits[side]:
+            held.waits[side] = True
+            held.hole[side] = hole
+            held.since_ns[side] = time_ns
+        return True
+
+    cdef int hand_on(self, int32_t slot, int side, uint32_t start, uint32_t size, int64_t time_ns) except -1:
+        """Tell of a segment of a flow that holds some, or hold it too: it can be read when what comes before it came.
+
+        What was held is told with the time of that, and with its own where the hole was given up; never with one
+        before that of what was told last.
+        """
+        cdef Held *held = &self.held[self.colds[slot].held - 1]
+        cdef int i
+        if held.waits[side] and <int32_t>(start - held.hole[side]) > 0:
+            i = held.count[side]
+            while i and <int32_t>(held.starts[side][i - 1] - start) > 0:
+                held.starts[side][i] = held.starts[side][i - 1]
+                held.sizes[side][i] = held.sizes[side][i - 1]
+                held.times_ns[side][i] = held.times_ns[side][i - 1]
+                i -= 1
+            held.starts[side][i] = start
+            held.sizes[side][i] = size
+            held.times_ns[side][i] = time_ns
+            held.bytes[side] += size
+            held.count[side] += 1
+            return self.give_up(slot, side) if held.count[side] > HELD_SEGMENTS_MAX else 0
+        held.told_ns = max(held.told_ns, time_ns)
+        self.segment(slot, side, start, size, self.flows[slot].payload_bytes[side] - held.bytes[side], time_ns)
+        if held.waits[side] and <int32_t>(start + size - held.hole[side]) > 0:
+            held.hole[side] = start + size
+            self.follow(slot, side)
+        return 0
+
+    cdef int follow(self, int32_t slot, int side) except -1:
+        """Tell of what was held up to the next hole."""
+        cdef Held *held = &self.held[self.colds[slot].held - 1]
+        cdef uint32_t start, size
+        cdef int i, told = 0
+        while told < held.count[side] and <int32_t>(held.starts[side][told] - held.hole[side]) <= 0:
+            start = held.starts[side][told]
+            size = held.sizes[side][told]
+            held.told_ns = max(held.told_ns, held.times_ns[side][told])
+            if <int32_t>(start + size - held.hole[side]) > 0:
+                held.hole[side] = start + size
+            held.bytes[side] -= size
+            held.since_ns[side] = held.told_ns
+            told += 1
+            self.segment(slot, side, start, size, self.flows[slot].payload_bytes[side] - held.bytes[side],
+                         held.told_ns)
+        held.count[side] -= told
+        for i in range(held.count[side]):
+            held.starts[side][i] = held.starts[side][i + told]
+            held.sizes[side][i] = held.sizes[side][i + told]
+            held.times_ns[side][i] = held.times_ns[side][i + told]
+        if held.count[side] == 0:
+            held.waits[side] = False
+            if not held.waits[1 - side]:
+                self.flows[slot].marks &= ~HOLDS
+                held.next = self.held_free
+                self.held_free = self.colds[slot].held
+        return 0
+
+    cdef int give_up(self, int32_t slot, int side) except -1:
+        """Count the hole that is waited for, and go on behind it."""
+        cdef Held *held = &self.held[self.colds[slot].held - 1]
+        self.colds[slot].dug[side] += 1
+        held.hole[side] = held.starts[side][0]
+        return self.follow(slot, side)
+
+    cdef int await_holes(self, int32_t slot, int side, const Packet *packet) except -1:
+        """Give a hole up once the other side has what it lacks (it was not captured), or after HELD_NS."""
+        cdef Hot *flow = &self.flows[slot]
+        cdef Held *held = &self.held[self.colds[slot].held - 1]
+        cdef int i
+        for i in range(2):
+            while flow.marks & HOLDS and held.waits[i] and (
+                    packet.time_ns - held.since_ns[i] > HELD_NS
+                    or (i != side and packet.tcp_flags & ACK
+                        and <int32_t>(packet.acknowledgement - held.starts[i][0]) >= 0)):
+                self.give_up(slot, i)
+        return 0
+
+    cdef int give_all_up(self, int32_t slot) except -1:
+        cdef Hot *flow = &self.flows[slot]
+        cdef Held *held = &self.held[self.colds[slot].held - 1]
+        cdef int i
+        for i in range(2):
+            while flow.marks & HOLDS and held.waits[i]:
+                self.give_up(slot, i)
+        return 0
+
+    # -- who speaks ---------------------------------------------------------------------------------------------------
 
     cdef inline int talk(self, int32_t slot, int side, uint32_t size, int64_t time_ns) except -1:
         """Turn taking: who breaks a silence, and how the other answers. Turns are noted where the far side may lead."""
@@ -1248,12 +1412,12 @@ cdef class Table:
             flow.small[side] = flow.grid[side] = flow.quick[side] = 0
         return 0
 
-    cdef int segment(self, int32_t slot, int side, uint32_t start, uint32_t size, int64_t time_ns) except -1:
+    cdef int segment(self, int32_t slot, int side, uint32_t start, uint32_t size, uint64_t total,
+                     int64_t time_ns) except -1:
         """Tell of the encrypted part of a segment; of a run of large ones only the first and every 64 KiB."""
         cdef Hot *flow = &self.flows[slot]
         cdef Cold *cold = &self.colds[slot]
         cdef int32_t clear = <int32_t>(cold.watch_from[side] - start)
-        cdef uint64_t total = flow.payload_bytes[side]
         if clear > 0 and cold.watched[side] == 1:
             if <uint32_t>clear >= size:
                 return 0

@@ -12,6 +12,7 @@ BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
 TIMEOUT_NS = (10 * 10**9, 180 * 10**9, 86_400 * 10**9)
 HOLE_BYTES_MAX = 1 << 24
 ECHOES_MAX = 2048
+HELD_MAX = 1024
 
 
 @dataclass
@@ -29,6 +30,9 @@ class Side:
     grid: int = 0
     quick: int = 0
     quick_waiting: bool = False
+    held: list[tuple[int, int, int]] = field(default_factory=list)  # start, size, time, in the order of the stream
+    hole: int | None = None  # where begins what those wait for
+    since_ns: int = 0
 
 
 @dataclass
@@ -74,6 +78,7 @@ class Flow:
     missed: bool = False
     carrier: int = 0
     echoes: Echoes | None = None
+    told_ns: int = 0  # of what was last handed on while anything is held
     question: tuple[int, int] | None = None  # of an echo, not answered
     sides: tuple[Side, Side] = field(default_factory=lambda: (Side(), Side()))
 
@@ -296,6 +301,9 @@ class Table:
         self.free.append(flow.slot)
 
     def tell_closed(self, flow, time_ns, reason):
+        for number, side in enumerate(flow.sides):
+            while side.held:
+                self.give_up(flow, number)
         one, two = flow.sides
         if not flow.named and not (flow.key[1] in (1, 58) and self.excess(flow)):
             self.told.append((DULL, *self.row(flow, time_ns, reason)))
@@ -328,15 +336,16 @@ class Table:
         flow.heard |= number == 1
         start, fresh = int(row["sequence"]), int(row["payload_bytes"])
         if tcp:
+            self.await_holes(flow, number, row)
             self.handshake(flow, row, number)
-            start, fresh = self.new_bytes(side, row)
+            start, fresh = self.new_bytes(flow, side, row)
         elif row["protocol"] in (1, 58):
             self.pair(flow, number, row)
         if fresh:
             side.payload_bytes += fresh
             self.talk(flow, number, fresh, time_ns)
             if side.watched:
-                self.segment(flow, number, start, fresh, time_ns)
+                self.hand_on(flow, number, start, fresh, time_ns)
         if flow.queue == BRIEF and tcp and all(one.payload_bytes for one in flow.sides):
             self.enqueue(flow, LONG, time_ns)
         elif stale:
@@ -357,7 +366,7 @@ class Table:
         elif flags == ACK and number == 0 and flow.rtt_ns < 0 and None not in (flow.syn_ns, flow.syn_answer_ns):
             flow.rtt_ns = max(0, time_ns - flow.syn_ns)
 
-    def new_bytes(self, side, row):
+    def new_bytes(self, flow, side, row):
         sequence, size = int(row["sequence"]), int(row["payload_bytes"])
         if row["tcp_flags"] & RST:
             return 0, 0
@@ -381,7 +390,8 @@ class Table:
             sequence = side.expected
         if ahead > 0:
             side.holes = [*side.holes, (side.expected, sequence)][-2:]
-            side.dug += 1
+            if not self.hold(flow, side, int(row["time_ns"])):
+                side.dug += 1
         side.expected = end
         return sequence, (end - sequence) & 0xFFFFFFFF
 
@@ -391,12 +401,76 @@ class Table:
             if signed(end - first) <= 0 or signed(last - sequence) <= 0:
                 continue
             begin = sequence if signed(sequence - first) > 0 else first
+            if begin != first and signed(last - end) <= 0:
+                side.holes[place] = (first, begin)
+                return begin, (last - begin) & 0xFFFFFFFF
+            if begin != first and len(side.holes) == 1:
+                side.holes = [(first, begin), (end, last)]
+                return begin, (end - begin) & 0xFFFFFFFF
             if signed(last - end) > 0:
                 side.holes[place] = (end, last)
                 return begin, (end - begin) & 0xFFFFFFFF
             del side.holes[place]
             return begin, (last - begin) & 0xFFFFFFFF
         return 0, 0
+
+    @staticmethod
+    def holds(flow):
+        return any(side.hole is not None for side in flow.sides)
+
+    def hold(self, flow, side, time_ns):
+        if not side.watched:
+            return False
+        if not self.holds(flow):
+            if sum(map(self.holds, self.flows.values())) >= HELD_MAX:
+                return False
+            flow.told_ns = time_ns
+        if side.hole is None:
+            side.hole, side.since_ns = side.expected, time_ns
+        return True
+
+    def hand_on(self, flow, number, start, size, time_ns):
+        """A stream is read in its order: what follows a hole is held until that is filled or given up."""
+        side = flow.sides[number]
+        if side.hole is not None and signed(start - side.hole) > 0:
+            place = len(side.held)
+            while place and signed(side.held[place - 1][0] - start) > 0:
+                place -= 1
+            side.held.insert(place, (start, size, time_ns))
+            if len(side.held) > 8:
+                self.give_up(flow, number)
+            return
+        flow.told_ns = max(flow.told_ns, time_ns)
+        self.segment(flow, number, start, size, time_ns)
+        if side.hole is not None and signed(start + size - side.hole) > 0:
+            side.hole = (start + size) & 0xFFFFFFFF
+            self.follow(flow, number)
+
+    def follow(self, flow, number):
+        side = flow.sides[number]
+        while side.held and signed(side.held[0][0] - side.hole) <= 0:
+            start, size, time_ns = side.held.pop(0)
+            flow.told_ns = side.since_ns = max(flow.told_ns, time_ns)
+            if signed(start + size - side.hole) > 0:
+                side.hole = (start + size) & 0xFFFFFFFF
+            self.segment(flow, number, start, size, flow.told_ns)
+        if not side.held:
+            side.hole = None
+
+    def give_up(self, flow, number):
+        side = flow.sides[number]
+        side.dug += 1
+        side.hole = side.held[0][0]
+        self.follow(flow, number)
+
+    def await_holes(self, flow, number, row):
+        for each, side in enumerate(flow.sides):
+            while side.held:
+                acknowledged = each != number and row["tcp_flags"] & ACK and signed(
+                    int(row["acknowledgement"]) - side.held[0][0]) >= 0
+                if not acknowledged and int(row["time_ns"]) - side.since_ns <= 10**9:
+                    break
+                self.give_up(flow, each)
 
     def talk(self, flow, number, size, time_ns):
         silence = max(80_000_000, 2 * flow.rtt_ns)
@@ -457,7 +531,7 @@ class Table:
             size -= clear
         elif clear < -HOLE_BYTES_MAX:
             side.watched = 2
-        total = side.payload_bytes
+        total = side.payload_bytes - sum(one[1] for one in side.held)
         if size < 1024:
             flow.large_side = 2
         elif flow.large_side == number and total >> 16 == (total - size) >> 16:

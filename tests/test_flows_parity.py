@@ -160,6 +160,85 @@ def test_conversation(segments, first_sequence):
     check(*both(8, quiet_flows=True, quiet_exchanges=True), rows, [len(rows) // 2], watch=False, mark=1)
 
 
+moved = st.tuples(
+    st.sampled_from((0, 1, 1, 30, 90, 700, 1200)),
+    st.booleans(),
+    st.integers(0, 12),  # how many places it comes late
+    st.integers(0, 20),  # 0: lost
+    st.sampled_from((1, 36, 36, 600, 1448)),
+    st.sampled_from((0, 0, 0, 100, 40_000)),  # how far behind the acknowledgement is
+)
+
+
+def moved_rows(segments, first_sequence, *, loss=True):
+    """Packets of a conversation whose segments come in another order than they were sent in."""
+    numbers = [first_sequence, (first_sequence * 7) & 0xFFFFFFFF]
+    packets, places, acknowledgements = [], [], []
+    for at, (gap_ms, back, late, kept, size, behind) in enumerate(segments):
+        sequence, numbers[back] = numbers[back], (numbers[back] + size) & 0xFFFFFFFF
+        if kept or not loss:
+            ends = (1, 0, 22, 4000) if back else (0, 1, 4000, 22)
+            packets.append((gap_ms, *ends, sequence, size, 6, 16, 4))
+            places.append(at + (late if late > 2 else 0))
+            acknowledgements.append((numbers[not back] - behind) & 0xFFFFFFFF)
+    rows = rows_of(packets)
+    rows["acknowledgement"] = acknowledgements
+    moved = rows[np.argsort(places, kind="stable")]
+    moved["time_ns"] = rows["time_ns"]
+    return moved
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(moved, min_size=3, max_size=120), st.integers(0, 2**32 - 1))
+def test_another_order(segments, first_sequence):
+    rows = moved_rows(segments, first_sequence)
+    cuts = [0, 1, 2, len(rows) // 2]
+    check(*both(8), rows, sorted(min(cut, len(rows)) for cut in cuts), watch=True)
+
+
+def watched(rows):
+    """What is told of the segments of a flow both of whose sides are watched from their first byte on."""
+    table = _flows.Table(8)
+    for side in (0, 1):
+        slot, *_ = table.touch(rows, 0, 7)
+        table.watch(slot, side, int(rows["sequence"][0]) if side == 0 else 0)
+    told = [*table.run(rows, 0, len(rows), 7), *table.close(2 * 10**18)]
+    return [one[1:] for one in told if one[0] == reference_flows.SEGMENT]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from((1, 36, 600, 1000)), st.integers(0, 2)), min_size=1, max_size=60),
+       st.integers(0, 2**32 - 1))
+def test_a_stream_is_told_of_in_its_order_however_it_came(segments, first_sequence):
+    """Segments that come up to four places late (2: in their own) leave no hole, and no time runs backwards."""
+    sizes = [36, *(size for size, _ in segments)]
+    rows = moved_rows([(1, False, 0 if at == 0 else 2 + late, 1, size, 0) for at, (size, late) in
+                       enumerate([(36, 0), *segments])], first_sequence)
+    told = watched(rows)
+    assert [one[3] for one in told] == sizes
+    assert [one[4] for one in told] == np.cumsum(sizes).tolist()
+    assert [one[6:] for one in told] == [(0, 0)] * len(sizes)
+    assert [one[0] for one in told] == sorted(one[0] for one in told)
+
+
+def test_what_never_came_is_a_hole_when_the_other_side_has_it_or_a_second_has_passed():
+    first = (1, False, 0, 1, 36, 0)
+    lost = (1, False, 0, 0, 100, 0)
+    behind = (1, False, 0, 1, 50, 0)
+    for after, when in (((5, True, 0, 1, 20, 0), 1), ((5, True, 0, 1, 20, 1000), 2), ((1200, True, 0, 1, 20, 1000), 1)):
+        told = watched(moved_rows([first, lost, behind, after], 1000))
+        assert [one[3] for one in told].index(50) == when
+        assert told[when][6:] == (1, 0)
+
+
+def test_of_more_than_eight_segments_behind_a_hole_all_are_told():
+    segments = [(1, False, 0, at != 1, 10 + at, 0) for at in range(11)]
+    told = watched(moved_rows(segments, 2**32 - 50))
+    assert [one[3] for one in told] == [10, *range(12, 21)]
+    assert [one[6] for one in told] == [0] + [1] * 9
+    assert told[1][5] == 10
+
+
 echo = st.tuples(st.sampled_from((20, 200, 1000, 5000)), st.integers(0, 2), st.sampled_from((0, 1, 36, 56, 512, 513)),
                  st.sampled_from((0, 1, 36, 56, 57, 120, 512, 513)), st.integers(0, 9))
 
