@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ssh_talk import SUITES, Talk
 
-from gpuguard.core import ssh
+from gpuguard.core.ssh.messages import KEEPALIVE, REPLY
 
 if TYPE_CHECKING:
     from random import Random
@@ -125,8 +125,8 @@ def play(rng: Random, suite: str, banner: str) -> Talk:
         # A client that waits goes on when it has its answers; the rest may come later.
         speak(place if step.answers else 0)
         if rng.random() < 0.05:
-            talk.theirs(ssh.KEEPALIVE, after_ns=15 * 10**9)
-            talk.ours(ssh.REPLY, after_ns=rtt_ns)
+            talk.theirs(KEEPALIVE, after_ns=15 * 10**9)
+            talk.ours(REPLY, after_ns=rtt_ns)
     return talk
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gpuguard.core import ssh
 from gpuguard.core.records import SshKexInit
+from gpuguard.core.ssh.session import SshSession
+from gpuguard.core.ssh.suites import record_bytes, suite_of
 
 SUITES = {
     "chacha20": ("chacha20-poly1305@openssh.com", "", "none"),
@@ -35,9 +36,9 @@ class Talk:
 
     def __init__(self, suite="chacha20", *, swapped=False, marks=True, banner="SSH-2.0-OpenSSH_9.2p1", server="",
                  keys=HOST_KEYS):
-        self.suite = ssh.suite_of(*SUITES[suite], banner)
-        self.server_suite = ssh.suite_of(*SUITES[suite], server)
-        self.session = ssh.SshSession(initiator_known=True)
+        self.suite = suite_of(*SUITES[suite], banner)
+        self.server_suite = suite_of(*SUITES[suite], server)
+        self.session = SshSession(initiator_known=True)
         self.client = 1 if swapped else 0
         self.now, self.totals, self.uses = 0, [0, 0], []
         self.holes = (0, 0)
@@ -57,13 +58,13 @@ class Talk:
         return [use.use for use in new]
 
     def ours(self, *payloads, **how):
-        return self.raw(sum(ssh.record_bytes(self.suite, one) for one in payloads), client=True, **how)
+        return self.raw(sum(record_bytes(self.suite, one) for one in payloads), client=True, **how)
 
     def theirs(self, *payloads, **how):
-        return self.raw(sum(ssh.record_bytes(self.server_suite, one) for one in payloads), client=False, **how)
+        return self.raw(sum(record_bytes(self.server_suite, one) for one in payloads), client=False, **how)
 
     def ours_bytes(self, payload):
-        return ssh.record_bytes(self.suite, payload)
+        return record_bytes(self.suite, payload)
 
     def login(self):
         self.ours(17)

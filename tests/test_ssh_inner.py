@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard.core import ssh
 from gpuguard.core.detectors import ssh_use
 from gpuguard.core.host import Host
 from gpuguard.core.labels import LABELS
 from gpuguard.core.observations import FlowUse
-from gpuguard.core.ssh_inner import NESTED_MIN, FromServer, Nested
+from gpuguard.core.ssh.inner import NESTED_MIN, FromServer, Nested
+from gpuguard.core.ssh.messages import DATA, KEY, OPEN_CONFIRMATION, REPLY
+from gpuguard.core.ssh.session import NAME_REFUSED_NATS
+from gpuguard.core.ssh.suites import record_bytes, suite_of
 from gpuguard.core.subjects import FlowId
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -27,8 +29,8 @@ USE = FlowUse(time_ns=1, flow=FLOW, use="", carrier="ssh", nats=0.0, text="seen"
 
 def type_in(talk, key, times=NESTED_MIN + 2):
     for _ in range(times):
-        talk.ours(ssh._DATA + key, after_ns=150_000_000)
-        talk.theirs(ssh._DATA + key, after_ns=30_000_000)
+        talk.ours(DATA + key, after_ns=150_000_000)
+        talk.theirs(DATA + key, after_ns=30_000_000)
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -36,10 +38,10 @@ def type_in(talk, key, times=NESTED_MIN + 2):
 def test_how_deep_a_session_is_nested(suite, depth):
     talk = Talk(suite).login()
     play(talk, BENIGN["-W"][0])
-    inner = ssh.suite_of("chacha20-poly1305@openssh.com", "", "none")
-    key = ssh.record_bytes(inner, ssh.KEY)
+    inner = suite_of("chacha20-poly1305@openssh.com", "", "none")
+    key = record_bytes(inner, KEY)
     for _ in range(depth - 1):
-        key = ssh.record_bytes(inner, ssh._DATA + key)
+        key = record_bytes(inner, DATA + key)
     type_in(talk, key)
     told = [use for use in talk.uses if use.use == "ssh-nested-in-jump"]
     assert told
@@ -51,10 +53,10 @@ def test_what_is_typed_at_the_outer_level_is_not_nested(story):
     talk = Talk().login()
     play(talk, BENIGN[story][0])
     for _ in range(40):
-        talk.ours(ssh.KEY, after_ns=150_000_000)
-        talk.theirs(ssh.KEY, after_ns=30_000_000)
-    talk.ours(ssh._DATA + 36)
-    talk.theirs(ssh._DATA + 36)
+        talk.ours(KEY, after_ns=150_000_000)
+        talk.theirs(KEY, after_ns=30_000_000)
+    talk.ours(DATA + 36)
+    talk.theirs(DATA + 36)
     assert not any("nested" in use for use in talk.named())
 
 
@@ -67,7 +69,7 @@ def test_the_agent_and_the_screen_of_this_side(suite, opened, said, use):
     talk = Talk(suite).login()
     play(talk, BENIGN["shell"][0])
     talk.theirs(opened, after_ns=2 * 10**9)
-    talk.ours(ssh.OPEN_CONFIRMATION, after_ns=500_000)
+    talk.ours(OPEN_CONFIRMATION, after_ns=500_000)
     talk.theirs(said, after_ns=30_000_000)
     if use:
         # In blocks of 16 bytes both opens cost the same, but not what is said first.
@@ -87,12 +89,12 @@ def test_refused_logins_are_counted(suite):
         talk.ours(130)
         talk.theirs(6 + 18)
     told = [use for use in talk.uses if use.use == "ssh-login-refused"]
-    assert [use.nats for use in told] == [ssh.NAME_REFUSED_NATS, 0.0, 0.0]
+    assert [use.nats for use in told] == [NAME_REFUSED_NATS, 0.0, 0.0]
     assert "3 time(s)" in told[-1].text
     talk.ours(130)
     talk.theirs(71)  # this key may be used
     talk.ours(300)
-    assert talk.theirs(ssh.REPLY) == ["authenticated"]
+    assert talk.theirs(REPLY) == ["authenticated"]
 
 
 def test_prompts_are_no_refusals():
@@ -107,7 +109,7 @@ def test_prompts_are_no_refusals():
     talk.ours(128)
     talk.theirs(17)
     talk.ours(5)
-    talk.theirs(ssh.REPLY)
+    talk.theirs(REPLY)
     assert talk.named() == {"authenticated"}
 
 

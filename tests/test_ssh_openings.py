@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard.core import ssh
 from gpuguard.core.fusion import SUSPECT_NATS, confirm_nats
-from gpuguard.core.ssh_host_keys import host_keys
+from gpuguard.core.ssh.host_keys import host_keys
+from gpuguard.core.ssh.messages import OPEN_CONFIRMATION, REPLY, SESSION_OPEN, tcpip_forward
+from gpuguard.core.ssh.suites import record_bytes, suite_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from ssh_openings import BANNERS, NAMES, play
@@ -53,9 +54,9 @@ def test_few_ordinary_sessions_are_suspected():
 def test_a_copy_whose_confirmation_came_beside_a_message(suite, banner):
     """PuTTY's and curl's copies, as they were seen: the second DEBUG in one segment with the confirmation."""
     talk = Talk(suite, banner=banner, server=OPENSSH).login()
-    talk.ours(ssh.SESSION_OPEN, after_ns=1_000_000)
+    talk.ours(SESSION_OPEN, after_ns=1_000_000)
     talk.theirs(DEBUG, HOST_KEYS_BYTES, after_ns=300_000)
-    talk.theirs(DEBUG, ssh.OPEN_CONFIRMATION, after_ns=40_000_000)
+    talk.theirs(DEBUG, OPEN_CONFIRMATION, after_ns=40_000_000)
     talk.ours(44, 40, after_ns=100_000)
     talk.theirs(9, 5, after_ns=400_000)
     talk.ours(10)
@@ -68,9 +69,9 @@ def test_a_copy_whose_confirmation_came_beside_a_message(suite, banner):
 def test_an_answer_beside_a_message_that_was_said_before(suite):
     """`plink -N -R`, which says no more: suspect by what the server said before, and with its use."""
     talk = Talk(suite, banner=PUTTY, server=OPENSSH).login()
-    talk.ours(ssh.tcpip_forward(9), after_ns=1_000_000)
+    talk.ours(tcpip_forward(9), after_ns=1_000_000)
     talk.theirs(DEBUG, HOST_KEYS_BYTES, after_ns=300_000)
-    talk.theirs(DEBUG, ssh.REPLY, after_ns=40_000_000)
+    talk.theirs(DEBUG, REPLY, after_ns=40_000_000)
     assert SUSPECT_NATS <= talk.nats(REQUEST) < CONFIRMED
 
 
@@ -78,9 +79,9 @@ def test_an_answer_beside_a_message_that_was_said_before(suite):
 def test_what_was_read_beside_a_message_is_taken_back(suite):
     """A message that is shorter than the one before by what a confirmation is longer than an answer."""
     talk = Talk(suite, banner=PUTTY, server=OPENSSH).login()
-    talk.ours(ssh.SESSION_OPEN, after_ns=1_000_000)
+    talk.ours(SESSION_OPEN, after_ns=1_000_000)
     talk.theirs(DEBUG, HOST_KEYS_BYTES, after_ns=300_000)
-    both = ssh.record_bytes(talk.server_suite, DEBUG) + ssh.record_bytes(talk.server_suite, ssh.REPLY)
+    both = record_bytes(talk.server_suite, DEBUG) + record_bytes(talk.server_suite, REPLY)
     talk.raw(both, client=False, after_ns=40_000_000)
     talk.ours(300, after_ns=100_000)
     assert talk.nats(REQUEST) == 0
@@ -91,12 +92,12 @@ def test_what_was_read_beside_a_message_is_taken_back(suite):
 def test_a_request_of_a_clients_own_before_its_session(suite, together):
     """Twisted's conch: conch-keep-alive@twistedmatrix.com, as long as tcpip-forward, and its session."""
     talk = Talk(suite, banner=CONCH, server=OPENSSH).login()
-    talk.ours(41, ssh.SESSION_OPEN, after_ns=1_000_000)
+    talk.ours(41, SESSION_OPEN, after_ns=1_000_000)
     if together:
-        talk.theirs(ssh.REPLY, ssh.OPEN_CONFIRMATION)
+        talk.theirs(REPLY, OPEN_CONFIRMATION)
     else:
-        talk.theirs(ssh.REPLY)
-        talk.theirs(ssh.OPEN_CONFIRMATION)
+        talk.theirs(REPLY)
+        talk.theirs(OPEN_CONFIRMATION)
     talk.ours(300)
     talk.theirs(5)
     assert accused(talk) < SUSPECT_NATS
@@ -106,10 +107,10 @@ def test_a_request_of_a_clients_own_before_its_session(suite, together):
 def test_the_proof_of_the_host_keys_is_no_request_of_a_session(suite):
     """ssh2 for Node.js asks for it at once; what it asks for next is what the session is for."""
     talk = Talk(suite, banner="SSH-2.0-ssh2js1.17.0", server=OPENSSH).login()
-    talk.ours(ssh.SESSION_OPEN, after_ns=1_000_000)
+    talk.ours(SESSION_OPEN, after_ns=1_000_000)
     talk.theirs(HOST_KEYS_BYTES)
     talk.ours(HOST_KEYS_BYTES + 6, after_ns=1_000_000)
-    talk.theirs(ssh.OPEN_CONFIRMATION)
+    talk.theirs(OPEN_CONFIRMATION)
     talk.ours(40, after_ns=500_000)
     talk.theirs(host_keys(HOST_KEYS)[1].proofs[2])
     talk.theirs(9, 5)
@@ -119,9 +120,9 @@ def test_the_proof_of_the_host_keys_is_no_request_of_a_session(suite):
 
 def test_lengths_about_host_keys():
     """As they were seen on the wire of OpenSSH 9.2 with its three default keys, in AES-GCM: 628, 644 and 628."""
-    suite = ssh.suite_of("aes256-gcm@openssh.com", "", "none")
+    suite = suite_of("aes256-gcm@openssh.com", "", "none")
     rsa_3072 = host_keys(HOST_KEYS)[1]
     assert rsa_3072.announced == HOST_KEYS_BYTES
-    assert [ssh.record_bytes(suite, one) for one in (rsa_3072.announced, rsa_3072.prove)] == [628, 644]
-    assert {ssh.record_bytes(suite, one) for one in rsa_3072.proofs} == {628}
+    assert [record_bytes(suite, one) for one in (rsa_3072.announced, rsa_3072.prove)] == [628, 644]
+    assert {record_bytes(suite, one) for one in rsa_3072.proofs} == {628}
     assert host_keys(()) == []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard.core.ssh_visitor import TURNS_MAX, Visitor
+from gpuguard.core.ssh.visitor import TURNS_MAX, Visitor
 
 MS = 1_000_000
 RTT_MS = 26.0

@@ -65,7 +65,7 @@ from gpuguard.core.records import (
     TlsClientHello,
     TlsRecords,
 )
-from gpuguard.core.ssh import SshSession, Use
+from gpuguard.core.ssh.session import SshSession, Use
 from gpuguard.core.subjects import FlowId
 
 if TYPE_CHECKING:

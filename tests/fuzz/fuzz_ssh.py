@@ -12,8 +12,9 @@ import random
 import sys
 import time
 
-from gpuguard.core import ssh
 from gpuguard.core.records import SshKexInit
+from gpuguard.core.ssh.session import REQUEST_NATS_MAX, SshSession, Use
+from gpuguard.core.ssh.suites import record_bytes, suite_of
 
 CIPHERS = ("chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com", "aes128-ctr", "aes256-cbc", "3des-cbc", "none",
            "")
@@ -38,15 +39,15 @@ def kexinit(dice: random.Random) -> SshKexInit:
 
 
 def sizes(dice: random.Random) -> list[int]:
-    suite = ssh.suite_of(dice.choice(CIPHERS[:5]), dice.choice(MACS[:4]), "none")
+    suite = suite_of(dice.choice(CIPHERS[:5]), dice.choice(MACS[:4]), "none")
     assert suite is not None
-    return [ssh.record_bytes(suite, one) for one in PAYLOADS]
+    return [record_bytes(suite, one) for one in PAYLOADS]
 
 
-def play(seed: int) -> list[ssh.Use]:
+def play(seed: int) -> list[Use]:
     """Return what one hostile session is taken for."""
     dice = random.Random(seed)
-    session = ssh.SshSession(initiator_known=dice.random() < 0.9)
+    session = SshSession(initiator_known=dice.random() < 0.9)
     usual, total, now_ns, uses = sizes(dice), [0, 0], 0, []
     for _ in range(dice.randrange(ROUNDS)):
         side = dice.randrange(2)
@@ -77,7 +78,7 @@ def main() -> None:
         again = play(seed) if seed % 16 == 0 else uses
         assert uses == again, f"seed {seed}: not the same twice"
         weight = sum(one.nats for one in uses if one.use == "ssh-reverse-forward-request")
-        assert weight <= ssh.REQUEST_NATS_MAX + 1e-9, f"seed {seed}: {weight} nats of one request"
+        assert weight <= REQUEST_NATS_MAX + 1e-9, f"seed {seed}: {weight} nats of one request"
         assert len(uses) <= 4 * ROUNDS, f"seed {seed}: {len(uses)} uses"
         done += 1
         told += len(uses)

@@ -1,9 +1,6 @@
-"""SSH read from the sizes of its encrypted records: the size algebra, and a state machine over it.
+"""The state machine over the sizes of a session's records: what is it used for, and who may come through it.
 
-Both KEXINITs travel in clear, so the cipher, the MAC and the compression of each direction are known (RFC 4253 section
-7.1), and with them the size on the wire of every message (section 6; OpenSSH, dropbear, libssh, Paramiko, AsyncSSH and
-Go all pad to the minimum). RFC 4254 then fixes what may follow what. Nothing here is learnt from captures, and nothing
-hangs on ports or addresses; message lengths are of RFC 4252-4254 and of OpenSSH's PROTOCOL file.
+RFC 4254 fixes what may follow what. Nothing here is learnt from captures, and nothing hangs on ports or addresses.
 
 Interactive messages travel one write a segment. Where a segment holds several records its size is split into the
 messages that may stand there; what cannot be split is left unread, never guessed.
@@ -12,529 +9,20 @@ messages that may stand there; what cannot be split is left unread, never guesse
 from __future__ import annotations
 
 import itertools
-import zlib
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpuguard.core.ssh_host_keys import host_keys
-from gpuguard.core.ssh_inner import FromServer, Nested
-from gpuguard.core.ssh_visitor import Visitor
+from gpuguard.core.ssh.host_keys import host_keys
+from gpuguard.core.ssh.inner import FromServer, Nested
+from gpuguard.core.ssh.roles import role_of
+from gpuguard.core.ssh.sizes import BY_SERVICE, Sizes, sizes_of
+from gpuguard.core.ssh.suites import IGNORING, PLAIN_CLIENTS, Suite, negotiate, record_bytes
+from gpuguard.core.ssh.visitor import Visitor
 
 if TYPE_CHECKING:
     from gpuguard.core.records import SshKexInit
 
-# -- sizes ------------------------------------------------------------------------------------------------------------
-
-_CIPHERS = {
-    "chacha20-poly1305@openssh.com": (8, True),
-    "aes128-gcm@openssh.com": (16, True),
-    "aes256-gcm@openssh.com": (16, True),
-    "AEAD_AES_128_GCM": (16, True),
-    "AEAD_AES_256_GCM": (16, True),
-    "3des-cbc": (8, False),
-    "3des-ctr": (8, False),
-    "blowfish-cbc": (8, False),
-    "blowfish-ctr": (8, False),
-    "cast128-cbc": (8, False),
-    "cast128-ctr": (8, False),
-    "arcfour": (8, False),
-    "arcfour128": (8, False),
-    "arcfour256": (8, False),
-}
-_WIDE_CIPHERS = ("aes", "rijndael", "camellia", "twofish", "serpent")
-_MAC_BYTES = {
-    "hmac-sha1": 20,
-    "hmac-sha1-96": 12,
-    "hmac-md5": 16,
-    "hmac-md5-96": 12,
-    "hmac-ripemd160": 20,
-    "hmac-sha2-256": 32,
-    "hmac-sha2-256-96": 12,
-    "hmac-sha2-512": 64,
-    "umac-64": 8,
-    "umac-128": 16,
-}
-
-
-_FLUSHES = {"SSH-2.0-dropbear": zlib.Z_SYNC_FLUSH, "SSH-2.0-AsyncSSH": zlib.Z_SYNC_FLUSH,
-            "SSH-2.0-paramiko": zlib.Z_FULL_FLUSH}
-_IGNORING = "SSH-2.0-AsyncSSH"
-# Clients that never send no-more-sessions, by their sources; nor do they open with a keepalive.
-_PLAIN_CLIENTS = ("SSH-2.0-dropbear", "SSH-2.0-AsyncSSH", "SSH-2.0-paramiko", "SSH-2.0-libssh", "SSH-2.0-Go",
-                  "SSH-2.0-ssh2js")
-
-
-class Suite(NamedTuple):
-    """What one direction was agreed to: ``outside`` says that the length field is not padded with the rest.
-
-    ``least_bytes`` is what a record has at least without its MAC; ``flush`` is how its sender ends each message that
-    it compresses, one of zlib's constants; ``ignores`` says that it sends an IGNORE before each.
-    """
-
-    cipher: str
-    block_bytes: int
-    mac_bytes: int
-    outside: bool
-    compressed: bool
-    least_bytes: int = 0
-    flush: int = zlib.Z_PARTIAL_FLUSH
-    ignores: bool = False
-    #: RFC 4253 asks for four bytes of padding.
-    padding_bytes: int = 4
-
-
-def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite | None:
-    """Return the suite of these names, None if a name is not known: its sizes cannot be computed then.
-
-    ``banner`` is the sender's, since senders differ where RFC 4253 leaves it to them. Go pads all ciphers but CBC to 16
-    bytes (x/crypto/ssh, packetSizeMultiple); dropbear sends no record under 16 bytes (MIN_PACKET_LEN, section 6 of the
-    RFC), which the others do; dropbear and AsyncSSH flush fully where OpenSSH and libssh flush in part, and Paramiko
-    forgets what went before. AsyncSSH sends an IGNORE before each message. JSch pads by a block at least (Packet.java).
-    """
-    known = _CIPHERS.get(cipher)
-    if known is None and cipher.startswith(_WIDE_CIPHERS) and cipher.endswith(("-ctr", "-cbc", "@lysator.liu.se")):
-        known = (16, False)
-    if known is None or compression not in ("none", "zlib", "zlib@openssh.com"):
-        return None
-    block, aead = known
-    if banner.startswith("SSH-2.0-Go") and not cipher.endswith("-cbc"):
-        block = max(block, 16)
-    least = 16 if banner.startswith("SSH-2.0-dropbear") else 0
-    flush = next((how for name, how in _FLUSHES.items() if banner.startswith(name)), zlib.Z_PARTIAL_FLUSH)
-    ignores = banner.startswith(_IGNORING)
-    padding = block if banner.startswith("SSH-2.0-JSCH") else 4
-    if aead:
-        return Suite(cipher, block, 16, True, compression != "none", least, flush, ignores, padding)
-    base = mac.removesuffix("@openssh.com")
-    mac_bytes = _MAC_BYTES.get(base.removesuffix("-etm"))
-    if mac_bytes is None:
-        return None
-    return Suite(cipher, block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush, ignores, padding)
-
-
-def negotiate(client: SshKexInit, server: SshKexInit,
-              banners: tuple[str, str] = ("", "")) -> tuple[Suite | None, Suite | None]:
-    """Return the suites client to server and server to client: the client's first that the server has too."""
-
-    def first(wanted: tuple[str, ...], offered: tuple[str, ...]) -> str:
-        return next((name for name in wanted if name in offered), "")
-
-    return (
-        suite_of(
-            first(client.encryption_client_to_server, server.encryption_client_to_server),
-            first(client.mac_client_to_server, server.mac_client_to_server),
-            first(client.compression_client_to_server, server.compression_client_to_server),
-            banners[0],
-        ),
-        suite_of(
-            first(client.encryption_server_to_client, server.encryption_server_to_client),
-            first(client.mac_server_to_client, server.mac_server_to_client),
-            first(client.compression_server_to_client, server.compression_server_to_client),
-            banners[1],
-        ),
-    )
-
-
-def record_bytes(suite: Suite, payload_bytes: int) -> int:
-    """Return the size on the wire of a message of so many bytes, RFC 4253 section 6, with the least padding.
-
-    The length field counts into the alignment for classic MACs, and not for AEAD and encrypt-then-MAC
-    (OpenSSH's PROTOCOL.chacha20poly1305 and PROTOCOL section 1.5, RFC 5647 section 7.2).
-    """
-    body = 1 + payload_bytes
-    aligned = body if suite.outside else body + 4
-    padding = suite.block_bytes - aligned % suite.block_bytes
-    if padding < suite.padding_bytes:
-        padding += suite.block_bytes
-    if 4 + body + padding < suite.least_bytes:
-        padding += suite.block_bytes
-    return 4 + body + padding + suite.mac_bytes
-
-
-# -- messages ---------------------------------------------------------------------------------------------------------
-
-SESSION_OPEN = 24  # RFC 4254 section 5.1: type, "session", channel, window, packet
-NO_MORE_SESSIONS = 34  # OpenSSH PROTOCOL section 2.2, want_reply false
-KEEPALIVE = 27  # keepalive@openssh.com, want_reply true
-OPEN_CONFIRMATION = 17
-IGNORE = 5  # RFC 4253 section 11.2, with no data: AsyncSSH sends one before every message
-REPLY = 1  # REQUEST_SUCCESS and REQUEST_FAILURE; also USERAUTH_SUCCESS, RFC 4252 section 5.1
-KEY_ACCEPTED = 71  # USERAUTH_PK_OK for an Ed25519 key, the shortest there is; RFC 4252 section 7, RFC 8709
-ATTEMPT_MIN = 90  # a key is asked for, or a padded password; keyboard-interactive with a user's name is shorter
-USERAUTH_NONE_MAX = 35 + 32  # RFC 4252 section 5.2: "ssh-connection", "none", and a user's name, useradd(8)
-REPLY_WITH_PORT = 5  # to a request for port 0
-ENDING = 5
-WINDOW_ADJUST = 9
-TUN_OPEN = 40  # tun@openssh.com, PROTOCOL section 2.3
-SUBSYSTEM_SFTP = 27
-NESTED_MAX = 3
-_DATA = 9  # channel data without the data, RFC 4254 section 5.2
-# What a server opens, and the first that it says there. auth-agent@openssh.com: SSH_AGENTC_REQUEST_IDENTITIES, or
-# session-bind@openssh.com for an Ed25519 key and an exchange hash of 32 or 64 bytes (PROTOCOL.agent); x11 from ::1 or
-# 127.0.0.1: the setup with MIT-MAGIC-COOKIE-1 (X11 protocol, section 8).
 _GRANTING = "SSH-2.0-OpenSSH_"  # opens the window of a session when it grants what runs in it
-_SERVER_CHANNELS = {"agent": ((39,), (_DATA + 5, _DATA + 212, _DATA + 244)),
-                    "x11": ((31, 37), (_DATA + 48,))}
-KEY = 10  # channel data of one byte, RFC 4254 section 5.2
-SHELL_REQUEST = 15
-SFTP_INIT = 18  # channel data with an SSH_FXP_INIT in it
 
-
-def tcpip_forward(bind_bytes: int) -> int:
-    """Return the size of a tcpip-forward request with a bind name of so many letters, RFC 4254 section 7.1."""
-    return 27 + bind_bytes
-
-
-def direct_tcpip(host_bytes: int, originator_bytes: int) -> int:
-    """Return the size of a direct-tcpip open, RFC 4254 section 7.2."""
-    return 45 + host_bytes + originator_bytes
-
-
-def forwarded_tcpip(bind_bytes: int, originator_bytes: int) -> int:
-    """Return the size of a forwarded-tcpip open, RFC 4254 section 7.2."""
-    return 48 + bind_bytes + originator_bytes
-
-
-# From "password" to four long names of methods.
-_METHODS_BYTES = range(8, 61)
-# "" and "*", localhost, and any IPv4 address or short host name; IPv6 addresses are longer and collide with -W.
-_BIND_BYTES = range(16)
-# From "::1" to a full IPv6 address, with names from one letter to the longest label.
-_NAMES_BYTES = range(4, 103)
-# A Unix-domain path, streamlocal-forward@openssh.com (PROTOCOL section 2.4), and the shortest path worth the name.
-_STREAMLOCAL_BYTES = range(41 + 4, 41 + 108)
-
-
-# pty-req without modes, RFC 4254 section 6.2, for terminals of 4 ("dumb") to 14 letters ("xterm-256color").
-_BARE_PTY_BYTES = range(42 + 4, 42 + 20)
-
-
-class Sizes(NamedTuple):
-    """What the messages of a session cost in its two suites; sets where a name of unknown length is inside."""
-
-    session: frozenset[int]
-    no_more: int
-    no_more_next: frozenset[int]
-    session_next: frozenset[int]
-    keepalive: int
-    forward: frozenset[int]
-    forward_only: frozenset[int]
-    #: How many requests for forwards a segment of the opening holds, alone or with what follows them.
-    with_forward: dict[int, int]
-    #: ... with something behind it, which nothing else costs; the weight is for a client that gathers.
-    gathered: frozenset[int]
-    forward_path: frozenset[int]
-    openings: frozenset[int]
-    tun: frozenset[int]
-    ignore: int
-    direct: frozenset[int]
-    confirm_client: int
-    sftp: int
-    sftp_init: int
-    adjust: int
-    pty: int
-    bare_pty: frozenset[int]
-    key: int
-    key_echo: int
-    reply: int
-    replies: frozenset[int]
-    reply_port: int
-    #: EOF or CLOSE of a channel, RFC 4254 section 5.3, from the client.
-    ending: int
-    #: CHANNEL_SUCCESS, WINDOW_ADJUST, CHANNEL_SUCCESS.
-    granted: int
-    #: WINDOW_ADJUST, CHANNEL_SUCCESS.
-    granted_one: int
-    confirm: int
-    confirms: frozenset[int]
-    forwarded: frozenset[int]
-    accepted: int
-    service: int
-    none_max: int
-    failures: frozenset[int]
-    attempt_min: int
-    #: What a key of an inner session and its echo cost, and how deep that session is; see `ssh_inner`.
-    nested: dict[tuple[int, int], int]
-    server_opens: dict[str, frozenset[int]]
-    server_words: dict[str, frozenset[int]]
-    exact: bool
-
-
-class _Openings(NamedTuple):
-    """What the requests of an opening cost in each place that they may have."""
-
-    forward: set[int]
-    path: set[int]
-    session: set[int]
-    no_more: set[int]
-    no_more_next: set[int]
-    session_next: set[int]
-    with_forward: dict[int, int]
-    gathered: set[int]
-    direct: set[int]
-
-
-@lru_cache(maxsize=64)
-def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> Sizes:
-    """Return what each message costs, client and server each in its own suite.
-
-    ``no_more_sessions``: the client may open with that request, or with a keepalive, as OpenSSH does.
-    """
-
-    def ours(payload_bytes: int) -> int:
-        return record_bytes(client, payload_bytes)
-
-    def theirs(payload_bytes: int) -> int:
-        return record_bytes(server, payload_bytes)
-
-    found = _deflated_openings(client) if client.compressed else _plain_openings(client)
-    session, no_more = frozenset(found.session), min(found.no_more)
-    plain = {*found.no_more, ours(KEEPALIVE), *session} if no_more_sessions else set(session)
-    # A host's name and where the connection came from: "UNKNOWN" at least (OpenSSH's -W), and four letters or more.
-    onwards = {ours(45 + size) + tail for size in range(11, 61) for tail in (0, no_more)}
-    direct = found.direct or {ours(45 + size) for size in _NAMES_BYTES}
-    tails = {0, no_more, *(one + no_more for one in session), *session}
-    replies, confirms = _answers(server)
-    return Sizes(
-        session=session,
-        no_more=no_more,
-        no_more_next=frozenset(found.no_more_next),
-        session_next=frozenset(found.session_next),
-        keepalive=ours(KEEPALIVE),
-        forward=frozenset(found.forward),
-        forward_only=frozenset(found.forward - plain),
-        with_forward=found.with_forward,
-        gathered=frozenset(found.gathered - found.forward - plain - direct),
-        forward_path=frozenset(found.path),
-        openings=frozenset({*plain, *(one + no_more for one in session)}),
-        tun=frozenset({ours(TUN_OPEN) + tail for tail in tails} - onwards
-                      - {*plain, *(one + no_more for one in session)}),
-        ignore=ours(IGNORE),
-        direct=frozenset(direct),
-        confirm_client=ours(OPEN_CONFIRMATION),
-        sftp=ours(SUBSYSTEM_SFTP),
-        sftp_init=ours(SFTP_INIT),
-        adjust=ours(WINDOW_ADJUST),
-        # pty-req with the terminal modes that OpenSSH, dropbear and libssh send: above 200 bytes. Paramiko and Go send
-        # few or none, and are told by what is typed.
-        pty=ours(120 if client.compressed else 200),
-        bare_pty=frozenset(ours(one) + ours(SHELL_REQUEST) for one in _BARE_PTY_BYTES),
-        key=ours(KEY),
-        key_echo=theirs(KEY),
-        reply=replies[0],
-        replies=frozenset(replies),
-        reply_port=theirs(REPLY_WITH_PORT),
-        ending=ours(ENDING),
-        granted=2 * theirs(5) + theirs(9),
-        granted_one=theirs(5) + theirs(9),
-        confirm=min(confirms),
-        confirms=confirms,
-        forwarded=frozenset(theirs(48 + size) for size in _NAMES_BYTES),
-        accepted=theirs(REPLY),
-        service=theirs(_SERVICE),
-        none_max=ours(USERAUTH_NONE_MAX),
-        failures=frozenset(theirs(6 + size) for size in _METHODS_BYTES) - {theirs(KEY_ACCEPTED)},
-        attempt_min=ours(ATTEMPT_MIN),
-        nested=_nested(client, server),
-        server_opens={kind: frozenset(map(theirs, opens)) for kind, (opens, _) in _SERVER_CHANNELS.items()},
-        server_words={kind: frozenset(map(theirs, words)) for kind, (_, words) in _SERVER_CHANNELS.items()},
-        exact=not (client.compressed or server.compressed),
-    )
-
-
-def _plain_openings(suite: Suite) -> _Openings:
-    """Return the sizes of an opening that is not compressed: each message costs the same wherever it stands."""
-    forward = {record_bytes(suite, tcpip_forward(size)) for size in _BIND_BYTES}
-    session, no_more = record_bytes(suite, SESSION_OPEN), record_bytes(suite, NO_MORE_SESSIONS)
-    groups: dict[int, int] = {}
-    sums = {0}
-    for count in range(1, FORWARDS_MAX + 1):
-        sums = {one + add for one in sums for add in forward}
-        for tail in (0, no_more, session, session + no_more):
-            for one in sums:
-                groups.setdefault(one + tail, count)
-    return _Openings(forward, {record_bytes(suite, size) for size in _STREAMLOCAL_BYTES}, {session}, {no_more},
-                     {no_more}, {session + no_more}, groups, set(groups), set())
-
-
-FORWARDS_MAX = 4
-_BINDS = (b"", b"localhost", b"127.0.0.1", b"0.0.0.0", b"10.10.10.10", b"192.168.100.100", b"*", b"::1")
-_HOSTS = (b"db", b"localhost", b"127.0.0.1", b"10.10.10.10", b"192.168.100.100", b"node17.cluster",
-          b"a.long-name.example.org")
-_ORIGINS = (b"", b"127.0.0.1", b"::1", b"UNKNOWN")
-_PATHS = (b"/tmp/s", b"/tmp/a.sock", b"/run/user/1000/x.sock", b"/var/run/docker.sock",
-          b"/home/user/.cache/agent-7f3a.sock", b"/home/longer-name/.local/share/application/sockets/b41d88.sock")
-
-
-def _string(value: bytes) -> bytes:
-    return len(value).to_bytes(4, "big") + value
-
-
-def _forward_message(bind: bytes, port: int = 39_731) -> bytes:
-    return b"\x50" + _string(b"tcpip-forward") + b"\x01" + _string(bind) + port.to_bytes(4, "big")
-
-
-def _path_message(path: bytes) -> bytes:
-    return b"\x50" + _string(b"streamlocal-forward@openssh.com") + b"\x01" + _string(path)
-
-
-def _direct_message(host: bytes, origin: bytes) -> bytes:
-    ports = (8_080).to_bytes(4, "big"), (51_734).to_bytes(4, "big")
-    return (b"\x5a" + _string(b"direct-tcpip") + bytes(4) + (2_097_152).to_bytes(4, "big") + b"\0\0\x80\0"
-            + _string(host) + ports[0] + _string(origin) + ports[1])
-
-
-def _session_messages() -> list[bytes]:
-    """Session opens as the implementations send them: they differ in window and packet size only."""
-    sizes = ((24_576, 32_759), (2_097_152, 32_768), (64_000, 16_384), (1_048_576, 32_768))
-    return [
-        b"\x5a" + _string(b"session") + bytes(4) + window.to_bytes(4, "big") + packet.to_bytes(4, "big")
-        for window, packet in sizes
-    ]
-
-
-_NO_MORE = b"\x50" + _string(b"no-more-sessions@openssh.com") + b"\x00"
-
-
-class _Deflater:
-    """One compressed direction: zlib@openssh.com starts after authentication, each message ends in a flush."""
-
-    def __init__(self, suite: Suite, flush: int, stream: zlib._Compress) -> None:
-        self._suite = suite
-        self._flush = flush
-        self._stream = stream
-
-    def copy(self) -> _Deflater:
-        return _Deflater(self._suite, self._flush, self._stream.copy())
-
-    def cost(self, message: bytes) -> int:
-        """Return the size on the wire of the next message, RFC 4253 section 6.2, without an IGNORE before it."""
-        if self._suite.ignores:
-            self.ignore()
-        return self._cost(message)
-
-    def ignore(self) -> int:
-        """Return the size of an IGNORE that comes next."""
-        return self._cost(b"\x02" + bytes(4))
-
-    def _cost(self, message: bytes) -> int:
-        return record_bytes(self._suite, len(self._stream.compress(message) + self._stream.flush(self._flush)))
-
-
-def _deflated_openings(suite: Suite) -> _Openings:
-    """Return the sizes of an opening that is compressed: what a message costs hangs on what went before it.
-
-    Names and ports stand for all of their length: a byte of them costs 8 or 9 bits. Builds of zlib and versions of
-    OpenSSH differ in the flush and in whether they look for repeats (10.6 costs what Huffman's code alone saves): all
-    are looked for.
-    """
-    found = _Openings(set(), set(), set(), set(), set(), set(), {}, set(), set())
-    for flush, strategy in sorted({(suite.flush, zlib.Z_DEFAULT_STRATEGY), (suite.flush, zlib.Z_HUFFMAN_ONLY),
-                                   (zlib.Z_SYNC_FLUSH, zlib.Z_DEFAULT_STRATEGY)}):
-        start = _Deflater(suite, flush, zlib.compressobj(strategy=strategy))
-        found.no_more.add(start.copy().cost(_NO_MORE))
-        found.session.update(start.copy().cost(one) for one in _session_messages())
-        found.direct.update(start.copy().cost(_direct_message(host, origin)) for host in _HOSTS for origin in _ORIGINS)
-        for bind in _BINDS:
-            for other in _BINDS[:4]:
-                asked = [_forward_message((bind, other)[port % 2], 30_000 + port) for port in range(FORWARDS_MAX)]
-                _deflated_run(found, start, asked, found.forward)
-        for path in _PATHS:
-            _deflated_run(found, start, [_path_message(path)], found.path)
-    return found
-
-
-def _deflated_run(found: _Openings, start: _Deflater, requests: list[bytes], first: set[int]) -> None:
-    """Add what so many requests one after the other cost, and what may follow each of them."""
-    stream, costs = start.copy(), list[int]()
-    for request in requests:
-        costs.append(stream.cost(request))
-        after = stream.copy()
-        no_more = after.cost(_NO_MORE)
-        found.no_more_next.add(no_more)
-        pairs = set()
-        for session in _session_messages()[:2]:
-            behind = stream.copy()
-            opened = behind.cost(session)
-            pairs |= {opened, opened + behind.cost(_NO_MORE)}
-            found.session_next.add(max(pairs))
-        for begin in range(len(costs)):
-            group = sum(costs[begin:])
-            for tail in (0, no_more, *pairs):
-                found.with_forward.setdefault(group + tail, len(costs) - begin)
-                if begin == 0:
-                    found.gathered.add(group + tail)
-    first.add(costs[0])
-
-
-_HOST_KEYS = bytes((one * 167 + one // 7 * 31) % 256 for one in range(380))
-# OpenSSH opens no window for a session until a command runs in it.
-_CONFIRMATIONS = tuple(b"\x5b" + bytes(8) + window.to_bytes(4, "big") + b"\0\0\x80\0" for window in (0, 2_097_152))
-
-
-def _answers(suite: Suite) -> tuple[tuple[int, ...], frozenset[int]]:
-    """Return what the answer to a global request, the likeliest first, and the confirmation of a channel may cost."""
-    if not suite.compressed:
-        return (record_bytes(suite, REPLY),), frozenset([record_bytes(suite, OPEN_CONFIRMATION)])
-    replies, confirms = dict[int, None](), set[int]()
-    partial = suite.flush == zlib.Z_PARTIAL_FLUSH
-    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
-        stream = _Deflater(suite, suite.flush, zlib.compressobj(strategy=strategy))
-        if partial:
-            # OpenSSH's first word after the login is its host keys.
-            stream.cost(_HOST_KEYS)
-        confirms.update(stream.copy().cost(one) for one in _CONFIRMATIONS)
-        replies[stream.cost(b"\x51")] = None
-        confirms.update(stream.copy().cost(one) for one in _CONFIRMATIONS)
-    if partial:
-        # 29 bits behind up to 7 that were left over: three bytes, or four.
-        replies[record_bytes(suite, 4)] = None
-    return tuple(replies), frozenset(confirms)
-
-
-# Suites that a session may be read in when its key exchange was not captured whole, the usual one of each size first.
-_USUAL = (
-    Suite("chacha20-poly1305@openssh.com", 8, 16, True, False),
-    Suite("aes256-gcm@openssh.com", 16, 16, True, False),
-    Suite("aes256-ctr", 16, 32, True, False),
-    Suite("aes256-ctr", 16, 20, True, False),
-    Suite("aes256-ctr", 16, 64, True, False),
-    Suite("aes256-ctr", 16, 32, False, False),
-    Suite("aes256-ctr", 16, 20, False, False),
-    Suite("aes256-ctr", 16, 64, False, False),
-)
-
-
-def _nested(client: Suite, server: Suite) -> dict[tuple[int, int], int]:
-    """Return what a typed key and its echo cost, in these suites, that are of a session inside one of a usual suite."""
-    found: dict[tuple[int, int], int] = {}
-    for inner in _USUAL:
-        key = record_bytes(inner, KEY)
-        for depth in range(1, NESTED_MAX + 1):
-            found.setdefault((record_bytes(client, _DATA + key), record_bytes(server, _DATA + key)), depth)
-            key = record_bytes(inner, _DATA + key)
-    return found
-
-
-_SERVICE = 17  # SERVICE_REQUEST and SERVICE_ACCEPT of "ssh-userauth": the one pair of equal size, RFC 4253 section 10
-_BY_SERVICE: dict[int, Suite] = {record_bytes(suite, _SERVICE): suite for suite in reversed(_USUAL)}
-
-
-# -- roles ------------------------------------------------------------------------------------------------------------
-
-# RFC 8308 section 2.1, and OpenSSH's strict key exchange (PROTOCOL section 1.10): each side says which one it is.
-_CLIENT_MARKS = ("ext-info-c", "kex-strict-c-v00@openssh.com")
-_SERVER_MARKS = ("ext-info-s", "kex-strict-s-v00@openssh.com")
-
-
-def role_of(kexinit: SshKexInit) -> str:
-    """Return client, server, or "" where the sender does not say (old software) or says both."""
-    client = any(mark in kexinit.kex for mark in _CLIENT_MARKS)
-    server = any(mark in kexinit.kex for mark in _SERVER_MARKS)
-    return "" if client == server else "client" if client else "server"
-
-
-# -- weights ----------------------------------------------------------------------------------------------------------
 # H1: the label is true; H0: any other use of SSH. P(seen | H1) is near 1 throughout: the sizes are computed.
 
 # Under H0 the first record after authentication is a session open, a direct-tcpip open or no-more-sessions: that is
@@ -551,7 +39,7 @@ _FAMILIAR = ("SSH-2.0-OpenSSH_", "SSH-2.0-dropbear")
 # Clients that were run, and of their own accord ask for nothing that wants an answer before a channel is open. Others
 # may: Twisted's begins with a keepalive of its own, as long as a request for a port, and so may every tenth; one in
 # five is as long.
-_KNOWN = (*_PLAIN_CLIENTS, "SSH-2.0-OpenSSH_", "SSH-2.0-PuTTY_", "SSH-2.0-JSCH-", "SSH-2.0-Erlang/")
+_KNOWN = (*PLAIN_CLIENTS, "SSH-2.0-OpenSSH_", "SSH-2.0-PuTTY_", "SSH-2.0-JSCH-", "SSH-2.0-Erlang/")
 REQUEST_STRANGER_NATS_MAX = 3.9
 # Where a segment was not read that may have held a confirmation, and the client went on, that may have been a command
 # and its answer: what tells against it is that a channel's open has this size (1/20), and the command (1/20).
@@ -756,7 +244,7 @@ class SshSession:
     def banner(self, side: int, text: str) -> None:
         """Take the identification string of one side in."""
         self._banners[side] = text
-        self._ignores[side] |= text.startswith(_IGNORING)
+        self._ignores[side] |= text.startswith(IGNORING)
 
     def kexinit(self, side: int, fact: SshKexInit) -> None:
         """Take the proposals of one side in; those of a later key exchange change nothing."""
@@ -779,7 +267,7 @@ class SshSession:
         self.client = client_by_order if roles == ("", "") else int(roles[0] == "server" or roles[1] == "client")
         banners = (self._banners[self.client], self._banners[1 - self.client])
         suites = negotiate(*((two, one) if self.client else (one, two)), banners)
-        no_more = not banners[0].startswith(_PLAIN_CLIENTS)
+        no_more = not banners[0].startswith(PLAIN_CLIENTS)
         if suites[0] is None or suites[1] is None:
             self._sizes = None
         else:
@@ -876,7 +364,7 @@ class SshSession:
         self._segments[side] += 1
         if all(self._kexinits) or min(self._segments) < _KEY_EXCHANGE_SEGMENTS:
             return
-        suite = _BY_SERVICE.get(size)
+        suite = BY_SERVICE.get(size)
         if suite is not None and asked == size and asker != side:
             self.client = asker
             self._guessed = True

@@ -1,0 +1,189 @@
+"""What every message that is looked for costs in the two suites of a session."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from gpuguard.core.ssh.messages import (
+    ATTEMPT_MIN,
+    DATA,
+    ENDING,
+    IGNORE,
+    KEEPALIVE,
+    KEY,
+    KEY_ACCEPTED,
+    NESTED_MAX,
+    OPEN_CONFIRMATION,
+    REPLY,
+    REPLY_WITH_PORT,
+    SFTP_INIT,
+    SHELL_REQUEST,
+    SUBSYSTEM_SFTP,
+    TUN_OPEN,
+    USERAUTH_NONE_MAX,
+    WINDOW_ADJUST,
+)
+from gpuguard.core.ssh.openings import answers, deflated_openings, plain_openings
+from gpuguard.core.ssh.suites import Suite, record_bytes
+
+# What a server opens, and the first that it says there. auth-agent@openssh.com: SSH_AGENTC_REQUEST_IDENTITIES, or
+# session-bind@openssh.com for an Ed25519 key and an exchange hash of 32 or 64 bytes (PROTOCOL.agent); x11 from ::1 or
+# 127.0.0.1: the setup with MIT-MAGIC-COOKIE-1 (X11 protocol, section 8).
+_SERVER_CHANNELS = {"agent": ((39,), (DATA + 5, DATA + 212, DATA + 244)),
+                    "x11": ((31, 37), (DATA + 48,))}
+
+# From "password" to four long names of methods.
+_METHODS_BYTES = range(8, 61)
+# From "::1" to a full IPv6 address, with names from one letter to the longest label.
+_NAMES_BYTES = range(4, 103)
+
+# pty-req without modes, RFC 4254 section 6.2, for terminals of 4 ("dumb") to 14 letters ("xterm-256color").
+_BARE_PTY_BYTES = range(42 + 4, 42 + 20)
+
+
+class Sizes(NamedTuple):
+    """What the messages of a session cost in its two suites; sets where a name of unknown length is inside."""
+
+    session: frozenset[int]
+    no_more: int
+    no_more_next: frozenset[int]
+    session_next: frozenset[int]
+    keepalive: int
+    forward: frozenset[int]
+    forward_only: frozenset[int]
+    #: How many requests for forwards a segment of the opening holds, alone or with what follows them.
+    with_forward: dict[int, int]
+    #: ... with something behind it, which nothing else costs; the weight is for a client that gathers.
+    gathered: frozenset[int]
+    forward_path: frozenset[int]
+    openings: frozenset[int]
+    tun: frozenset[int]
+    ignore: int
+    direct: frozenset[int]
+    confirm_client: int
+    sftp: int
+    sftp_init: int
+    adjust: int
+    pty: int
+    bare_pty: frozenset[int]
+    key: int
+    key_echo: int
+    reply: int
+    replies: frozenset[int]
+    reply_port: int
+    #: EOF or CLOSE of a channel, RFC 4254 section 5.3, from the client.
+    ending: int
+    #: CHANNEL_SUCCESS, WINDOW_ADJUST, CHANNEL_SUCCESS.
+    granted: int
+    #: WINDOW_ADJUST, CHANNEL_SUCCESS.
+    granted_one: int
+    confirm: int
+    confirms: frozenset[int]
+    forwarded: frozenset[int]
+    accepted: int
+    service: int
+    none_max: int
+    failures: frozenset[int]
+    attempt_min: int
+    #: What a key of an inner session and its echo cost, and how deep that session is; see `inner`.
+    nested: dict[tuple[int, int], int]
+    server_opens: dict[str, frozenset[int]]
+    server_words: dict[str, frozenset[int]]
+    exact: bool
+
+
+@lru_cache(maxsize=64)
+def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> Sizes:
+    """Return what each message costs, client and server each in its own suite.
+
+    ``no_more_sessions``: the client may open with that request, or with a keepalive, as OpenSSH does.
+    """
+
+    def ours(payload_bytes: int) -> int:
+        return record_bytes(client, payload_bytes)
+
+    def theirs(payload_bytes: int) -> int:
+        return record_bytes(server, payload_bytes)
+
+    found = deflated_openings(client) if client.compressed else plain_openings(client)
+    session, no_more = frozenset(found.session), min(found.no_more)
+    plain = {*found.no_more, ours(KEEPALIVE), *session} if no_more_sessions else set(session)
+    # A host's name and where the connection came from: "UNKNOWN" at least (OpenSSH's -W), and four letters or more.
+    onwards = {ours(45 + size) + tail for size in range(11, 61) for tail in (0, no_more)}
+    direct = found.direct or {ours(45 + size) for size in _NAMES_BYTES}
+    tails = {0, no_more, *(one + no_more for one in session), *session}
+    replies, confirms = answers(server)
+    return Sizes(
+        session=session,
+        no_more=no_more,
+        no_more_next=frozenset(found.no_more_next),
+        session_next=frozenset(found.session_next),
+        keepalive=ours(KEEPALIVE),
+        forward=frozenset(found.forward),
+        forward_only=frozenset(found.forward - plain),
+        with_forward=found.with_forward,
+        gathered=frozenset(found.gathered - found.forward - plain - direct),
+        forward_path=frozenset(found.path),
+        openings=frozenset({*plain, *(one + no_more for one in session)}),
+        tun=frozenset({ours(TUN_OPEN) + tail for tail in tails} - onwards
+                      - {*plain, *(one + no_more for one in session)}),
+        ignore=ours(IGNORE),
+        direct=frozenset(direct),
+        confirm_client=ours(OPEN_CONFIRMATION),
+        sftp=ours(SUBSYSTEM_SFTP),
+        sftp_init=ours(SFTP_INIT),
+        adjust=ours(WINDOW_ADJUST),
+        # pty-req with the terminal modes that OpenSSH, dropbear and libssh send: above 200 bytes. Paramiko and Go send
+        # few or none, and are told by what is typed.
+        pty=ours(120 if client.compressed else 200),
+        bare_pty=frozenset(ours(one) + ours(SHELL_REQUEST) for one in _BARE_PTY_BYTES),
+        key=ours(KEY),
+        key_echo=theirs(KEY),
+        reply=replies[0],
+        replies=frozenset(replies),
+        reply_port=theirs(REPLY_WITH_PORT),
+        ending=ours(ENDING),
+        granted=2 * theirs(5) + theirs(9),
+        granted_one=theirs(5) + theirs(9),
+        confirm=min(confirms),
+        confirms=confirms,
+        forwarded=frozenset(theirs(48 + size) for size in _NAMES_BYTES),
+        accepted=theirs(REPLY),
+        service=theirs(_SERVICE),
+        none_max=ours(USERAUTH_NONE_MAX),
+        failures=frozenset(theirs(6 + size) for size in _METHODS_BYTES) - {theirs(KEY_ACCEPTED)},
+        attempt_min=ours(ATTEMPT_MIN),
+        nested=_nested(client, server),
+        server_opens={kind: frozenset(map(theirs, opens)) for kind, (opens, _) in _SERVER_CHANNELS.items()},
+        server_words={kind: frozenset(map(theirs, words)) for kind, (_, words) in _SERVER_CHANNELS.items()},
+        exact=not (client.compressed or server.compressed),
+    )
+
+
+# Suites that a session may be read in when its key exchange was not captured whole, the usual one of each size first.
+_USUAL = (
+    Suite("chacha20-poly1305@openssh.com", 8, 16, True, False),
+    Suite("aes256-gcm@openssh.com", 16, 16, True, False),
+    Suite("aes256-ctr", 16, 32, True, False),
+    Suite("aes256-ctr", 16, 20, True, False),
+    Suite("aes256-ctr", 16, 64, True, False),
+    Suite("aes256-ctr", 16, 32, False, False),
+    Suite("aes256-ctr", 16, 20, False, False),
+    Suite("aes256-ctr", 16, 64, False, False),
+)
+
+
+def _nested(client: Suite, server: Suite) -> dict[tuple[int, int], int]:
+    """Return what a typed key and its echo cost, in these suites, that are of a session inside one of a usual suite."""
+    found: dict[tuple[int, int], int] = {}
+    for inner in _USUAL:
+        key = record_bytes(inner, KEY)
+        for depth in range(1, NESTED_MAX + 1):
+            found.setdefault((record_bytes(client, DATA + key), record_bytes(server, DATA + key)), depth)
+            key = record_bytes(inner, DATA + key)
+    return found
+
+
+_SERVICE = 17  # SERVICE_REQUEST and SERVICE_ACCEPT of "ssh-userauth": the one pair of equal size, RFC 4253 section 10
+BY_SERVICE: dict[int, Suite] = {record_bytes(suite, _SERVICE): suite for suite in reversed(_USUAL)}
