@@ -1067,7 +1067,7 @@ cdef class Table:
             if flow.marks & WATCHED and self.colds[slot].watched[side]:
                 if flow.marks & HOLDS:
                     self.hand_on(slot, side, start, fresh, packet.time_ns)
-                else:
+                elif start + fresh == flow.expected[side]:
                     self.segment(slot, side, start, fresh, flow.payload_bytes[side], packet.time_ns)
         if flow.queue == QUEUE_BRIEF and flow.spoke & 3 == 3 and tcp:
             self.enqueue(slot, QUEUE_LONG, packet.time_ns)
@@ -1235,7 +1235,7 @@ cdef class Table:
         """Tell of a segment of a flow that holds some, or hold it too: it can be read when what comes before it came.
 
         What was held is told with the time of that, and with its own where the hole was given up; never with one
-        before that of what was told last.
+        before that of what was told last. What comes when its hole was given up is out of place, and not told.
         """
         cdef Held *held = &self.held[self.colds[slot].held - 1]
         cdef int i
@@ -1252,9 +1252,11 @@ cdef class Table:
             held.bytes[side] += size
             held.count[side] += 1
             return self.give_up(slot, side) if held.count[side] > HELD_SEGMENTS_MAX else 0
+        if start != held.hole[side] if held.waits[side] else start + size != self.flows[slot].expected[side]:
+            return 0
         held.told_ns = max(held.told_ns, time_ns)
         self.segment(slot, side, start, size, self.flows[slot].payload_bytes[side] - held.bytes[side], time_ns)
-        if held.waits[side] and <int32_t>(start + size - held.hole[side]) > 0:
+        if held.waits[side]:
             held.hole[side] = start + size
             self.follow(slot, side)
         return 0

@@ -440,9 +440,13 @@ class Table:
             if len(side.held) > 8:
                 self.give_up(flow, number)
             return
+        if side.hole is not None and start != side.hole:
+            return  # out of place: its hole was given up
+        if side.hole is None and (start + size) & 0xFFFFFFFF != side.expected:
+            return
         flow.told_ns = max(flow.told_ns, time_ns)
         self.segment(flow, number, start, size, time_ns)
-        if side.hole is not None and signed(start + size - side.hole) > 0:
+        if side.hole is not None:
             side.hole = (start + size) & 0xFFFFFFFF
             self.follow(flow, number)
 

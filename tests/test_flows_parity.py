@@ -231,6 +231,14 @@ def test_what_never_came_is_a_hole_when_the_other_side_has_it_or_a_second_has_pa
         assert told[when][6:] == (1, 0)
 
 
+def test_what_comes_when_its_hole_was_given_up_is_not_told():
+    segments = [(1, False, 0, 1, 36, 0), (1, False, 4, 1, 100, 0), (1, False, 0, 1, 50, 0), (1, True, 0, 1, 20, 0),
+                (1, False, 3, 1, 10, 0)]
+    told = watched(moved_rows(segments, 1000))
+    assert [one[3] for one in told] == [36, 50, 20, 10]
+    assert told[-1][4] == 196
+
+
 def test_of_more_than_eight_segments_behind_a_hole_all_are_told():
     segments = [(1, False, 0, at != 1, 10 + at, 0) for at in range(11)]
     told = watched(moved_rows(segments, 2**32 - 50))

@@ -10,7 +10,8 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
   other side within 5 ms.
 - Encrypted SSH segments are told of one by one; of a run of segments of 1024 bytes or more only each 64 KiB.
   Those that came before the one ahead of them wait for it: eight a side, up to 1 s, in 1024 flows at once, and not once
-  the other side has acknowledged what is missing, for then only the capture lacks it.
+  the other side has acknowledged what is missing, for then only the capture lacks it. What comes later still is counted
+  and not told.
 - Idle times: 10 s after a close, 180 s where not both sides have spoken over TCP (half-open, UDP, ICMP), a day for TCP
   conversations: a tunnel without keepalives sends nothing for hours. When the table is full, the longest idle leaves,
   closed ones first and conversations last, so that a scan cannot push a tunnel out. A flow that is in use moves to the
