@@ -185,11 +185,15 @@ def test_ten_looks_a_second_in_one_read(play):
         assert (sample["sm_clock_hz"], sample["temperature_c"]) == (1755_000_000, 51)
         assert sample["memory_temperature_c"] == 70
         assert sample["pcie_tx_bytes_per_s"] == pytest.approx(20_000, rel=0.02)
-        assert (sample["gpm"]["sm_ratio"], sample["gpm"]["integer_ratio"]) == pytest.approx((0.91, 0.4))
-        assert sample["gpm"]["period_ns"] >= PERIOD_MIN_NS
+    # A round held up for a millisecond or more is too near to the next: that one has no activities.
+    with_gpm = [sample["gpm"] for sample in later if sample["gpm"]]
+    assert len(with_gpm) > len(later) // 2
+    for gpm in with_gpm:
+        assert (gpm["sm_ratio"], gpm["integer_ratio"]) == pytest.approx((0.91, 0.4))
+        assert gpm["period_ns"] >= PERIOD_MIN_NS
     energy = [sample["energy_j"] for sample in samples]
     assert all(after > before for before, after in itertools.pairwise(energy))
-    with_cycles = [sample for sample in later if sample["gpm"].get("sm_elapsed_cycles")]
+    with_cycles = [gpm for gpm in with_gpm if gpm.get("sm_elapsed_cycles")]
     assert 1 <= len(with_cycles) <= 3  # once a second
     assert len(of(records, "process_sample")) == 4
     assert of(records, "gap") == []
