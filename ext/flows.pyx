@@ -1053,9 +1053,9 @@ cdef class Table:
         if side:
             flow.marks |= HEARD
         if tcp:
-            if flow.marks & HOLDS:
-                self.await_holes(slot, side, packet)
-            if packet.tcp_flags & SYN or flow.marks & AWAIT_ACK:
+            if packet.tcp_flags & SYN or flow.marks & (AWAIT_ACK | HOLDS):
+                if flow.marks & HOLDS:
+                    self.await_holes(slot, side, packet)
                 self.handshake(slot, packet, side)
             fresh = self.new_bytes(slot, side, packet, &start)
         elif icmp(packet.protocol):
@@ -1065,10 +1065,7 @@ cdef class Table:
             flow.payload_bytes[side] += fresh
             self.talk(slot, side, fresh, packet.time_ns)
             if flow.marks & WATCHED and self.colds[slot].watched[side]:
-                if flow.marks & HOLDS:
-                    self.hand_on(slot, side, start, fresh, packet.time_ns)
-                elif start + fresh == flow.expected[side]:
-                    self.segment(slot, side, start, fresh, flow.payload_bytes[side], packet.time_ns)
+                self.hand_on(slot, side, start, fresh, packet.time_ns)
         if flow.queue == QUEUE_BRIEF and flow.spoke & 3 == 3 and tcp:
             self.enqueue(slot, QUEUE_LONG, packet.time_ns)
         elif stale:
@@ -1232,13 +1229,19 @@ cdef class Table:
         return True
 
     cdef int hand_on(self, int32_t slot, int side, uint32_t start, uint32_t size, int64_t time_ns) except -1:
-        """Tell of a segment of a flow that holds some, or hold it too: it can be read when what comes before it came.
+        """Tell of a segment, or hold it: it can be read when what comes before it came.
 
         What was held is told with the time of that, and with its own where the hole was given up; never with one
         before that of what was told last. What comes when its hole was given up is out of place, and not told.
         """
-        cdef Held *held = &self.held[self.colds[slot].held - 1]
+        cdef Hot *flow = &self.flows[slot]
+        cdef Held *held
         cdef int i
+        if not flow.marks & HOLDS:
+            if start + size == flow.expected[side]:
+                self.segment(slot, side, start, size, flow.payload_bytes[side], time_ns)
+            return 0
+        held = &self.held[self.colds[slot].held - 1]
         if held.waits[side] and <int32_t>(start - held.hole[side]) > 0:
             i = held.count[side]
             while i and <int32_t>(held.starts[side][i - 1] - start) > 0:
@@ -1252,10 +1255,10 @@ cdef class Table:
             held.bytes[side] += size
             held.count[side] += 1
             return self.give_up(slot, side) if held.count[side] > HELD_SEGMENTS_MAX else 0
-        if start != held.hole[side] if held.waits[side] else start + size != self.flows[slot].expected[side]:
+        if start != held.hole[side] if held.waits[side] else start + size != flow.expected[side]:
             return 0
         held.told_ns = max(held.told_ns, time_ns)
-        self.segment(slot, side, start, size, self.flows[slot].payload_bytes[side] - held.bytes[side], time_ns)
+        self.segment(slot, side, start, size, flow.payload_bytes[side] - held.bytes[side], time_ns)
         if held.waits[side]:
             held.hole[side] = start + size
             self.follow(slot, side)
