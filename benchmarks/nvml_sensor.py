@@ -15,6 +15,7 @@ Run: make bench-nvml-sensor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +60,8 @@ def paced(period_s: float, step: Callable[[], int]) -> tuple[float, float]:
     step()
     cpu_s, start_s, counted = time.process_time(), time.monotonic(), 0
     while time.monotonic() - start_s < SECONDS:
-        time.sleep(next_ns(time.monotonic_ns(), int(period_s * 1e9)) / 1e9 - time.monotonic())
+        if period_s:  # else the step sleeps by itself
+            time.sleep(max(0.0, next_ns(time.monotonic_ns(), int(period_s * 1e9)) / 1e9 - time.monotonic()))
         counted += step()
     wall_s = time.monotonic() - start_s
     return (time.process_time() - cpu_s) / wall_s, counted / wall_s
@@ -162,7 +164,7 @@ def pynvml_step(rate_hz: float) -> tuple[float, Callable[[], int]]:
     return 1 / rate_hz, step
 
 
-def once_a_second(nvml: object, handle: object) -> None:
+def once_a_second(nvml: Any, handle: object) -> None:
     nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2)
     nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
     nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_MEMORY_TEMP])
@@ -172,7 +174,8 @@ def once_a_second(nvml: object, handle: object) -> None:
     nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)
     nvml.nvmlDeviceGetMPSComputeRunningProcesses_v3(handle)
     nvml.nvmlDeviceGetGraphicsRunningProcesses_v3(handle)
-    nvml.nvmlDeviceGetProcessUtilization(handle, int((time.time() - 1) * 1e6))
+    with contextlib.suppress(nvml.NVMLError_NotFound):  # nothing ran since
+        nvml.nvmlDeviceGetProcessUtilization(handle, int((time.time() - 1) * 1e6))
 
 
 def child(what: str) -> int:
@@ -196,7 +199,7 @@ def main() -> int:
         for _ in range(ROUNDS):
             for what in SUBJECTS:
                 command = [sys.executable, __file__, what]
-                done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+                done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
                 ratio, counted[what] = map(float, done.stdout.split())
                 seen[what].append(ratio)
     core = {what: statistics.median(values) for what, values in seen.items()}

@@ -956,7 +956,7 @@ cdef class Table:
                 return self.tell_dull(slot, time_ns, reason)
             self.name(slot)
         self.say((CLOSED, time_ns, slot, reason, packets, flow.payload_bytes[0], flow.payload_bytes[1],
-                  cold.first[0], cold.first[1], cold.answered))
+                  cold.first[0], cold.first[1], cold.answered, flow.last_ns))
         return 0
 
     cdef int tell_dull(self, int32_t slot, int64_t time_ns, int reason) except -1:
@@ -988,6 +988,7 @@ cdef class Table:
         row.first[0] = cold.first[0]
         row.first[1] = cold.first[1]
         row.answered = cold.answered
+        row.last_ns = flow.last_ns
 
     # -- packets ------------------------------------------------------------------------------------------------------
 

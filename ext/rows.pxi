@@ -31,3 +31,4 @@ cdef packed struct Closed:
     uint64_t payload_bytes[2]
     uint32_t first[2]
     uint32_t answered
+    int64_t last_ns

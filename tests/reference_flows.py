@@ -310,12 +310,13 @@ class Table:
             return
         self.name(flow)
         self.told.append((CLOSED, time_ns, flow.slot, reason, flow.packets, one.payload_bytes, two.payload_bytes,
-                          one.first, two.first, flow.answered))
+                          one.first, two.first, flow.answered, flow.last_ns))
 
     def row(self, flow, time_ns, reason):
         one, two = flow.sides
         return (time_ns, flow.start_ns, flow.key[0], *self.ends(flow), flow.key[1], flow.known, reason, flow.carrier,
-                flow.missed, flow.packets, one.payload_bytes, two.payload_bytes, one.first, two.first, flow.answered)
+                flow.missed, flow.packets, one.payload_bytes, two.payload_bytes, one.first, two.first, flow.answered,
+                flow.last_ns)
 
     def take(self, row, netns):
         key, from_high = self.key(row, netns)

@@ -28,7 +28,7 @@ def rows_of(some):
     rows = np.zeros(len(some), CLOSED_FLOW)
     for at, (start_ns, netns, near, far, port, protocol, known, reason, missed, packets, sent, came) in enumerate(some):
         rows[at] = (0, start_ns, netns, bytes([near]) * 16, 1000 + at, bytes(15) + bytes([far]), port, protocol, known,
-                    reason, 0, missed, packets, sent, came, 0, 0, 0)
+                    reason, 0, missed, packets, sent, came, 0, 0, 0, 0)
     return rows
 
 

@@ -61,6 +61,17 @@ def shell(keys=30, port=40_000):
     return frames
 
 
+def test_a_flow_lasts_from_its_first_packet_to_its_last(tmp_path):
+    """It is given up later: a question without an answer after half a minute, a connection after longer."""
+    lone = [(0, frame(0, 2, port=41_000))]
+    talk = [(0, frame(0, 2)), (1_000, frame(1, 18)), (2_000, frame(0, 16)), (250_000, frame(0, 24, b"hello", 1))]
+    path = tmp_path / "one.pcap"
+    path.write_bytes(pcap(sorted(lone + talk)))
+    told = CliRunner().invoke(command, [str(path), "-o", "json"]).stdout.splitlines()
+    lasted = {one["initiator"]: one["duration_s"] for one in map(json.loads, told) if "initiator" in one}
+    assert lasted == {"10.0.0.2:41000": 0, "10.0.0.2:40000": 0.25}
+
+
 def run(*arguments):
     result = CliRunner().invoke(command, [str(one) for one in arguments])
     return result, [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]

@@ -67,7 +67,8 @@ def tcp(responder, port, index=0, initiator=HERE):
 
 
 def ended(flow, *, packets=2, out=0, into=0, reason="closed", after_s=0.1):
-    return FlowClosed(flow.start_ns + round(after_s * S), flow, reason, packets, out, into, 0, 0, 0, "tcp")
+    end_ns = flow.start_ns + round(after_s * S)
+    return FlowClosed(end_ns, flow, reason, packets, out, into, 0, 0, 0, "tcp", end_ns)
 
 
 def addresses(count, prefix="10.80.0"):
@@ -431,7 +432,7 @@ def echoes(rows, flow=ECHO):
         now, out, into = now + round(gap_s * S), out + question, into + answer
         items.append(Exchange(now, flow, "initiator", 30_000_000, question, answer, count, 0, count, None, "icmp",
                               out, into))
-    return [*items, FlowClosed(now + S, flow, "idle", 2 * len(items), out, into, 0, 0, 0, "icmp")]
+    return [*items, FlowClosed(now + S, flow, "idle", 2 * len(items), out, into, 0, 0, 0, "icmp", now + S)]
 
 
 PINGS = {
@@ -538,7 +539,8 @@ def logins(count, *, let_in=lambda i: False, gap_s=5, out=2700, into=2400, serve
         flow = FlowId(0, 6, near, 30_000 + i, server, 22, START + i * gap_s * S)
         if let_in(i):
             items.append(FlowUse(flow.start_ns + S, flow, "authenticated", "ssh", 0.0, "let in", flow.start_ns, 20))
-        items.append(FlowClosed(flow.start_ns + 3 * S, flow, "closed", 40, out, into, 2, 1, 2, "ssh"))
+        end_ns = flow.start_ns + 3 * S
+        items.append(FlowClosed(end_ns, flow, "closed", 40, out, into, 2, 1, 2, "ssh", end_ns))
     return items
 
 

@@ -220,7 +220,7 @@ def test_the_tables_of_pools_stay_bounded():
         flow = FlowId(0, 6, "10.0.0.2", port, "203.0.113.9", 443, START)
         detector.receive(TlsTalk(START, flow, "initiator", (1,), (1,)), Host())
     assert len(detector._talks) == stratum.TALKS_MAX
-    detector.receive(FlowClosed(START, flow, "closed", 1, 1, 1, 1, 1, 1, "tls"), Host())
+    detector.receive(FlowClosed(START, flow, "closed", 1, 1, 1, 1, 1, 1, "tls", START), Host())
     assert len(detector._talks) == stratum.TALKS_MAX - 1
 
 
@@ -252,7 +252,8 @@ def calls(times_s, *, places=1, named=False):
         rows["initiator"], rows["responder"] = NEAR.rjust(16, b"\0"), bytes((203, 0, 113, at % places)).rjust(16, b"\0")
         rows["initiator_known"], rows["responder_port"], rows["initiator_port"] = 1, 443, 20_000 + at % 40_000
         flow = FlowId(0, 6, "10.0.0.2", 20_000 + at, f"203.0.113.{at % places}", 443, int(rows["start_ns"][0]))
-        closed = FlowClosed(int(rows["time_ns"][0]), flow, "closed", 9, 100, 100, 1, 0, 1, "tls")
+        end_ns = int(rows["time_ns"][0])
+        closed = FlowClosed(end_ns, flow, "closed", 9, 100, 100, 1, 0, 1, "tls", end_ns)
         items.append(closed if named else FlowsClosed(int(rows["time_ns"][0]), rows, 0))
     return items
 
@@ -305,7 +306,7 @@ def test_the_table_of_places_stays_bounded():
     for port in range(beacon.PLACES_MAX + 50):
         flow = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", port, START + port)
         for start_ns in (START + port, START + port + 2 * S):
-            closed = FlowClosed(start_ns, replace(flow, start_ns=start_ns), "closed", 1, 1, 1, 1, 1, 1, "tcp")
+            closed = FlowClosed(start_ns, replace(flow, start_ns=start_ns), "closed", 1, 1, 1, 1, 1, 1, "tcp", start_ns)
             detector.receive(closed, Host())
         detector.receive(Exchange(START, flow, "responder", 1, 1, 1, 1, 1, 1, None, "tcp"), Host())
     assert len(detector._calls) == len(detector._within) == beacon.PLACES_MAX

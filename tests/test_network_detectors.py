@@ -338,7 +338,7 @@ def test_the_detector_stays_bounded_and_forgets_closed_flows():
         flow = FlowId(0, 6, "10.0.0.2", port % 65536, "203.0.113.9", 443, START + port)
         detector.receive(talk(typing(1), flow=flow)[0], Host())
     assert len(detector._flows) == reverse_shell.FLOWS_MAX
-    detector.receive(FlowClosed(START, flow, "closed", 9, 1, 1, 0, 1, 1, "tls"), Host())
+    detector.receive(FlowClosed(START, flow, "closed", 9, 1, 1, 0, 1, 1, "tls", START), Host())
     assert len(detector._flows) == reverse_shell.FLOWS_MAX - 1
 
 

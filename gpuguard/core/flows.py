@@ -122,11 +122,11 @@ def closed_flows(rows: np.ndarray) -> Iterator[FlowClosed]:
     """Yield these `CLOSED_FLOW` one by one, as a table that is not quiet would have told of their ends."""
     for row in rows.tolist():
         (time_ns, start_ns, netns, near, near_port, far, far_port, protocol, known, reason, carrier,
-         _, packets, near_bytes, far_bytes, near_first, far_first, answered) = row
+         _, packets, near_bytes, far_bytes, near_first, far_first, answered, last_ns) = row
         ends = (address_text(near), near_port, address_text(far), far_port)
         flow = FlowId(netns, protocol, *ends, start_ns, bool(known))
         yield FlowClosed(time_ns, flow, REASONS[reason], packets, near_bytes, far_bytes, near_first, far_first,
-                         answered, carrier_of(protocol, carrier))
+                         answered, carrier_of(protocol, carrier), last_ns)
 
 
 class _Conversation:
@@ -280,7 +280,7 @@ class FlowTable:
         return [FlowsOpened(int(rows["start_ns"][-1]), rows)]
 
     def _close(self, time_ns: Any, slot: Any, reason: Any, packets: Any, near_bytes: Any, far_bytes: Any,
-               initiator_first: Any, responder_first: Any, answered: Any) -> Seen:
+               initiator_first: Any, responder_first: Any, answered: Any, last_ns: Any) -> Seen:
         conversation = self._conversations.pop(slot)
         return [FlowClosed(
             time_ns=time_ns,
@@ -293,6 +293,7 @@ class FlowTable:
             responder_first=responder_first,
             answered=answered,
             carrier=conversation.carrier,
+            last_ns=last_ns,
         )]
 
     def _segment(self, time_ns: Any, slot: Any, side: Any, size: Any, total: Any, packets: Any, near_holes: Any,

@@ -95,7 +95,10 @@ class EchoesLonger(Struct, frozen=True, tag="echoes_longer"):
 
 
 class FlowClosed(Struct, frozen=True, tag="flow_closed"):
-    """A flow ended (FIN, RST), fell idle, or was evicted to keep the table bounded. Totals of its whole life."""
+    """A flow ended (FIN, RST), fell idle, or was evicted to keep the table bounded. Totals of its whole life.
+
+    ``last_ns`` is the time of its last packet, ``time_ns`` that at which it was given up.
+    """
 
     time_ns: int
     flow: FlowId
@@ -107,6 +110,7 @@ class FlowClosed(Struct, frozen=True, tag="flow_closed"):
     responder_first: int
     answered: int
     carrier: str
+    last_ns: int
 
 
 class DnsSeen(Struct, frozen=True, tag="dns_seen"):
@@ -206,6 +210,7 @@ CLOSED_FLOW = np.dtype([
     ("initiator_first", "<u4"),
     ("responder_first", "<u4"),
     ("answered", "<u4"),
+    ("last_ns", "<i8"),
 ])
 
 

@@ -97,7 +97,7 @@ def events(name="ssh", arguments='{"command": "ssh -N -R 2222:127.0.0.1:22 outsi
         f"trace {TRACE}", "confirmed", (scan, second, shell, mining), (probed, asked, mined), (probe, ssh, miner),
         decisions, outcomes)
     admin = FlowId(4026532001, 6, "10.77.0.2", 40112, "10.77.0.1", 22, at(1))
-    closed = FlowClosed(at(27), admin, "closed", 431, 5120, 9001, 66, 2, 60, "ssh")
+    closed = FlowClosed(at(27), admin, "closed", 431, 5120, 9001, 66, 2, 60, "ssh", at(27))
     report = FlowReport(at(27), closed, finding(admin, "ssh-interactive", "clear", 4.0, 1, 27, [], [],
                                                 process(34, "sshd", ["sshd: admin@pts/0"], (20, 1)), None, "ssh"))
     gap = Gap(at(0), "nvml", "no NVIDIA driver on this host", at(0))

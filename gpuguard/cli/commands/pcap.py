@@ -204,7 +204,7 @@ def _line(name: str, report: FlowReport, gaps: list[str]) -> Line:
         "packets": closed.packets,
         "bytes": closed.payload_bytes_initiator + closed.payload_bytes_responder,
         "start_ns": flow.start_ns,
-        "duration_s": max(0, closed.time_ns - flow.start_ns) / 1e9,
+        "duration_s": max(0, closed.last_ns - flow.start_ns) / 1e9,
         "label": finding.label,
         "carrier": finding.carrier or closed.carrier,
         "verdict": finding.verdict,
@@ -227,8 +227,8 @@ def _dull_lines(name: str, rows: np.ndarray, verdicts: list[Verdict], gaps: list
     odds = probability(0.0)
     opened, unopened = [*gaps], [*gaps, _UNOPENED]
     for row, verdict in zip(rows.tolist(), verdicts, strict=True):
-        (time_ns, start_ns, _, near, near_port, far, far_port, protocol, known, _, carrier, _, packets, near_bytes,
-         far_bytes, *_) = row
+        (_, start_ns, _, near, near_port, far, far_port, protocol, known, _, carrier, _, packets, near_bytes,
+         far_bytes, _, _, _, last_ns) = row
         yield {
             "file": name,
             "proto": _PROTOCOLS.get(protocol) or str(protocol),
@@ -237,7 +237,7 @@ def _dull_lines(name: str, rows: np.ndarray, verdicts: list[Verdict], gaps: list
             "packets": packets,
             "bytes": near_bytes + far_bytes,
             "start_ns": start_ns,
-            "duration_s": max(0, time_ns - start_ns) / 1e9,
+            "duration_s": max(0, last_ns - start_ns) / 1e9,
             "label": "other",
             "carrier": carrier_of(protocol, carrier),
             "verdict": verdict,
