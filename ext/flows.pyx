@@ -138,6 +138,7 @@ cdef enum:
     ECHO_FRAGMENT_BYTES = 544
     HELD_MAX = 1024
     HELD_SEGMENTS_MAX = 8
+    POOL_MAX = 2048
 
 cdef packed struct Packet:
     int64_t time_ns
@@ -189,7 +190,6 @@ cdef struct Echoes:
     int64_t times_ns[ECHO_TIMES_MAX]
     uint32_t answered
     uint32_t sizes          # of questions, how many
-    int32_t next            # of those that are free, plus one
     uint32_t opened
     int64_t open[ECHO_OPEN_MAX][2]  # a ring of sequence numbers, plus one, and sizes; 0: answered
     uint64_t surplus_bytes  # what answers held more than their question did
@@ -207,9 +207,13 @@ cdef struct Held:
     int64_t told_ns         # the time of what was last handed on, of either side
     uint64_t bytes[2]
     uint32_t hole[2]        # where the hole begins
-    int32_t next            # of those that are free, plus one
     uint8_t count[2]
     bint waits[2]
+
+# Which rows of an array no flow has, by number, plus one; the one to be taken next is the last.
+cdef struct Pool:
+    int32_t free[POOL_MAX]
+    int32_t count
 
 # The queues by which flows leave, in an array of their own: a neighbour is moved without touching its flow.
 cdef struct Link:
@@ -325,6 +329,27 @@ cdef inline bint icmp(uint8_t protocol) noexcept nogil:
     return protocol == 1 or protocol == 58
 
 
+cdef void fill_pool(Pool *pool, int32_t rows) noexcept nogil:
+    """Have so many rows, at most POOL_MAX; the first is taken first."""
+    pool.count = 0
+    while rows:
+        give_row(pool, rows)
+        rows -= 1
+
+
+cdef int32_t take_row(Pool *pool) noexcept nogil:
+    """Return the number of a row, plus one; 0 if there is none."""
+    if not pool.count:
+        return 0
+    pool.count -= 1
+    return pool.free[pool.count]
+
+
+cdef void give_row(Pool *pool, int32_t row) noexcept nogil:
+    pool.free[pool.count] = row
+    pool.count += 1
+
+
 cdef class Table:
     """See `gpuguard.core.flows`, which turns what this tells into observations."""
 
@@ -350,11 +375,9 @@ cdef class Table:
     cdef uint64_t tried_first
     cdef uint64_t tried_next
     cdef Echoes *echoes
-    cdef int32_t echoes_used
-    cdef int32_t echoes_free
+    cdef Pool echoes_free
     cdef Held *held
-    cdef int32_t held_used
-    cdef int32_t held_free
+    cdef Pool held_free
     cdef bint listened          # openings of TCP are told of by the row
     cdef Opened *begun
     cdef size_t begun_used
@@ -389,6 +412,8 @@ cdef class Table:
         for i in range(3):
             self.oldest[i] = self.newest[i] = -1
         self.free_slot = -1
+        fill_pool(&self.echoes_free, ECHOES_MAX)
+        fill_pool(&self.held_free, HELD_MAX)
         self.size_max = size_max
         self.mask = buckets - 1
         self.seed = seed
@@ -781,13 +806,8 @@ cdef class Table:
         """Return where a flow's echoes are kept, NULL where ECHOES_MAX others are."""
         cdef Cold *cold = &self.colds[slot]
         if not cold.echoes:
-            if self.echoes_free:
-                cold.echoes = self.echoes_free
-                self.echoes_free = self.echoes[cold.echoes - 1].next
-            elif self.echoes_used < ECHOES_MAX:
-                self.echoes_used += 1
-                cold.echoes = self.echoes_used
-            else:
+            cold.echoes = take_row(&self.echoes_free)
+            if not cold.echoes:
                 return NULL
             memset(&self.echoes[cold.echoes - 1], 0, sizeof(Echoes))
         return &self.echoes[cold.echoes - 1]
@@ -807,8 +827,7 @@ cdef class Table:
     cdef void forget_echoes(self, int32_t slot) noexcept:
         cdef Cold *cold = &self.colds[slot]
         if cold.echoes:
-            self.echoes[cold.echoes - 1].next = self.echoes_free
-            self.echoes_free = cold.echoes
+            give_row(&self.echoes_free, cold.echoes)
             cold.echoes = 0
 
     # -- each echo and its own question -------------------------------------------------------------------------------
@@ -1211,13 +1230,8 @@ cdef class Table:
         if not (flow.marks & WATCHED and cold.watched[side]):
             return False
         if not flow.marks & HOLDS:
-            if self.held_free:
-                cold.held = self.held_free
-                self.held_free = self.held[cold.held - 1].next
-            elif self.held_used < HELD_MAX:
-                self.held_used += 1
-                cold.held = self.held_used
-            else:
+            cold.held = take_row(&self.held_free)
+            if not cold.held:
                 return False
             flow.marks |= HOLDS
             memset(&self.held[cold.held - 1], 0, sizeof(Held))
@@ -1290,8 +1304,7 @@ cdef class Table:
             held.waits[side] = False
             if not held.waits[1 - side]:
                 self.flows[slot].marks &= ~HOLDS
-                held.next = self.held_free
-                self.held_free = self.colds[slot].held
+                give_row(&self.held_free, self.colds[slot].held)
         return 0
 
     cdef int give_up(self, int32_t slot, int side) except -1:
