@@ -9,7 +9,7 @@ from gpuguard.core import counter_features as cf
 from gpuguard.counters import jobs
 from gpuguard.lab import telemetry
 
-ALL = telemetry.MINERS + telemetry.BENIGN
+ALL = telemetry.MINERS + telemetry.BENIGN + telemetry.SEARCHES
 
 
 def simulate(workload, seed=1, **options):
