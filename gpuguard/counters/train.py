@@ -51,6 +51,9 @@ LONG_DRAWS = 4
 
 FAMILIES = tuple(dict.fromkeys(one.family for one in telemetry.MINERS))
 CLASSES = (*(MINING + name for name in FAMILIES), "training", "inference", "compute")
+#: Of other work, with which family of mining it is left out: kinds of one nature together, else none would be unknown.
+_NATURES = tuple(dict.fromkeys(one.family or one.name for one in telemetry.BENIGN))
+GROUPS = {one.name: _NATURES.index(one.family or one.name) % len(FAMILIES) for one in telemetry.BENIGN}
 #: What trees of rhythm are not shown: which pipes work and how much, and what a job takes of power and memory.
 NOT_RHYTHM = np.array(["mix_" in name or name in ("memory", "power_level", "power_of_busy") for name in cf.FEATURES])
 KIND_WEIGHTS = {"training": 0.125, "inference": 0.125, "compute": 0.25}
@@ -225,8 +228,7 @@ def by_workload(table: Table) -> np.ndarray:
     """Return the group of each row: a family of mining each, and with it a share of the other work."""
     mining = is_mining(table.label)
     groups = np.where(mining, table.label, 0)
-    others = {name: i % len(FAMILIES) for i, name in enumerate(np.unique(table.workload[~mining]).tolist())}
-    groups[~mining] = [others[name] for name in table.workload[~mining].tolist()]
+    groups[~mining] = [GROUPS[name] for name in table.workload[~mining].tolist()]
     return groups
 
 

@@ -96,7 +96,10 @@ class Rhythm(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """One way to use a GPU. Ranges are of the busy part of a step; power is the share of the way from idle to limit."""
+    """One way to use a GPU. Ranges are of the busy part of a step; power is the share of the way from idle to limit.
+
+    ``family`` is of mining, or for other work what kinds of one nature share, so that they can be left out together.
+    """
 
     name: str
     kind: Kind
@@ -222,117 +225,120 @@ RUNS = Rhythm(step_s=(0.01, 2.0), wait=(0.0, 0.2), rest=(0.0, 0.8), break_s=(3.0
 LONG = RUNS._replace(break_s=(900.0, 20_000.0), wait=(0.0, 0.05))
 COMPUTE = (
     # Sorting networks SM .98, DRAM .1, FP32 .02-.04, occupancy .96; merge sort FP32 .12-.18 (dvfs).
-    Workload("sort", "compute", "", (.85, 1.0), (.5, .97), (.2, .7), (.02, .2), ZERO, TRACE, ZERO, ZERO, (.03, .6),
-             (.3, .8), (1e5, 1e9), ZERO, (.01, .6), RUNS),
-    Workload("sort-loop", "compute", "", (.9, 1.0), (.6, .97), (.25, .7), (.02, .08), ZERO, TRACE, ZERO, ZERO, (.03,
-             .5), (.3, .8), (1e5, 1e7), ZERO, (.01, .3), LONG),
+    Workload("sort", "compute", "sorting", (.85, 1.0), (.5, .97), (.2, .7), (.02, .2), ZERO, TRACE, ZERO, ZERO, (.03,
+             .6), (.3, .8), (1e5, 1e9), ZERO, (.01, .6), RUNS),
+    Workload("sort-loop", "compute", "sorting", (.9, 1.0), (.6, .97), (.25, .7), (.02, .08), ZERO, TRACE, ZERO, ZERO,
+             (.03, .5), (.3, .8), (1e5, 1e7), ZERO, (.01, .3), LONG),
     # Streaming programs DRAM .7-.87, FP32 .04-.08 (dvfs): memory tests and bandwidth benchmarks among them.
-    Workload("stream", "compute", "", (.85, 1.0), (.2, .95), (.03, .3), (.03, .12), (0., .1), TRACE, ZERO, ZERO, (.5,
-             .95), (.3, .7), (1e5, 1e8), ZERO, (.02, .8), LONG),
-    Workload("fft", "compute", "", (.8, 1.0), (.3, .8), (.08, .35), (.15, .6), (0., .1), TRACE, ZERO, ZERO, (.3, .9),
-             (.4, .85), (1e5, 5e8), ZERO, (.02, .8), RUNS),
-    Workload("stencil", "compute", "", (.85, 1.0), (.3, .9), (.08, .35), (.12, .5), (0., .3), TRACE, ZERO, ZERO, (.3,
-             .9), (.4, .85), (1e5, 1e8), (0., 5e9), (.05, .9), LONG),
-    Workload("n-body", "compute", "", (.9, 1.0), (.3, .9), (.03, .25), (.4, .95), (0., .1), TRACE, ZERO, ZERO, (0., .1),
-             (.6, 1.0), (1e5, 1e7), ZERO, (.003, .2), LONG),
+    Workload("stream", "compute", "streaming", (.85, 1.0), (.2, .95), (.03, .3), (.03, .12), (0., .1), TRACE, ZERO,
+             ZERO, (.5, .95), (.3, .7), (1e5, 1e8), ZERO, (.02, .8), LONG),
+    Workload("fft", "compute", "transforms", (.8, 1.0), (.3, .8), (.08, .35), (.15, .6), (0., .1), TRACE, ZERO, ZERO,
+             (.3, .9), (.4, .85), (1e5, 5e8), ZERO, (.02, .8), RUNS),
+    Workload("stencil", "compute", "grids", (.85, 1.0), (.3, .9), (.08, .35), (.12, .5), (0., .3), TRACE, ZERO, ZERO,
+             (.3, .9), (.4, .85), (1e5, 1e8), (0., 5e9), (.05, .9), LONG),
+    Workload("n-body", "compute", "particles", (.9, 1.0), (.3, .9), (.03, .25), (.4, .95), (0., .1), TRACE, ZERO, ZERO,
+             (0., .1), (.6, 1.0), (1e5, 1e7), ZERO, (.003, .2), LONG),
     # Molecular dynamics: FP32, one frame written every few seconds to minutes (assumed).
-    Workload("folding", "compute", "", (.7, .99), (.2, .6), (.1, .35), (.25, .7), (0., .1), TRACE, (0., .02), ZERO,
-             (.05, .4), (.4, .9), (5e5, 3e7), ZERO, (.01, .2), RUNS),
-    Workload("fp64-solver", "compute", "", (.7, 1.0), (.2, .8), (.05, .3), (.01, .1), (.15, .8), TRACE, ZERO, ZERO,
-             (.02, .8), (.4, .98), (1e5, 1e9), (0., 2e10), (.05, .9), RUNS),
-    Workload("rendering", "compute", "", (.7, 1.0), (.15, .6), (.1, .4), (.15, .6), ZERO, (0., .05), (0., .1), ZERO,
-             (.1, .5), (.5, .95), (1e6, 1e9), ZERO, (.05, .9), RUNS),
-    Workload("transcoding", "compute", "", (.02, .5), (.05, .5), (.02, .2), (.01, .2), ZERO, (0., .05), (0., .05),
-             (0., .1), (.05, .3), (.1, .4), (1e7, 3e9), ZERO, (.01, .2), SERVING),
+    Workload("folding", "compute", "particles", (.7, .99), (.2, .6), (.1, .35), (.25, .7), (0., .1), TRACE, (0., .02),
+             ZERO, (.05, .4), (.4, .9), (5e5, 3e7), ZERO, (.01, .2), RUNS),
+    Workload("fp64-solver", "compute", "matrices", (.7, 1.0), (.2, .8), (.05, .3), (.01, .1), (.15, .8), TRACE, ZERO,
+             ZERO, (.02, .8), (.4, .98), (1e5, 1e9), (0., 2e10), (.05, .9), RUNS),
+    Workload("rendering", "compute", "pictures", (.7, 1.0), (.15, .6), (.1, .4), (.15, .6), ZERO, (0., .05), (0., .1),
+             ZERO, (.1, .5), (.5, .95), (1e6, 1e9), ZERO, (.05, .9), RUNS),
+    Workload("transcoding", "compute", "pictures", (.02, .5), (.05, .5), (.02, .2), (.01, .2), ZERO, (0., .05), (0.,
+             .05), (0., .1), (.05, .3), (.1, .4), (1e7, 3e9), ZERO, (.01, .2), SERVING),
     # Zero-knowledge provers, bigint: multiplies of long integers in bursts, witnesses over PCIe (a named confuser).
-    Workload("prover", "compute", "", (.6, 1.0), (.1, .6), (.3, .9), (.01, .1), ZERO, TRACE, ZERO, ZERO, (.05, .6),
-             (.4, .95), (5e6, 5e9), ZERO, (.05, .9), RUNS._replace(break_s=(2.0, 60.0), break_length_s=(0.5, 20.0))),
+    Workload("prover", "compute", "integers", (.6, 1.0), (.1, .6), (.3, .9), (.01, .1), ZERO, TRACE, ZERO, ZERO, (.05,
+             .6), (.4, .95), (5e6, 5e9), ZERO, (.05, .9), RUNS._replace(break_s=(2.0, 60.0), break_length_s=(0.5,
+             20.0))),
     # Checksums, encryption and random numbers over data that comes from the host (a named confuser).
-    Workload("cipher", "compute", "", (.5, 1.0), (.3, .95), (.3, .85), (.01, .08), ZERO, TRACE, ZERO, ZERO, (.1, .7),
-             (.3, .8), (1e8, 2e10), ZERO, (.01, .3), RUNS),
+    Workload("cipher", "compute", "integers", (.5, 1.0), (.3, .95), (.3, .85), (.01, .08), ZERO, TRACE, ZERO, ZERO, (.1,
+             .7), (.3, .8), (1e8, 2e10), ZERO, (.01, .3), RUNS),
     # Hash joins and aggregation: integer and random DRAM, query by query (a named confuser).
-    Workload("database", "compute", "", (.4, .95), (.3, .9), (.15, .6), (.01, .12), (0., .1), TRACE, ZERO, ZERO, (.2,
-             .8), (.25, .7), (1e7, 1e10), ZERO, (.1, .95), RUNS._replace(wait=(.1, .6))),
-    Workload("graph", "compute", "", (.4, .98), (.2, .8), (.1, .5), (.01, .1), (0., .05), TRACE, ZERO, ZERO, (.2, .85),
-             (.25, .65), (1e5, 1e9), (0., 5e9), (.1, .95), RUNS._replace(wait=(.05, .5))),
+    Workload("database", "compute", "tables", (.4, .95), (.3, .9), (.15, .6), (.01, .12), (0., .1), TRACE, ZERO, ZERO,
+             (.2, .8), (.25, .7), (1e7, 1e10), ZERO, (.1, .95), RUNS._replace(wait=(.1, .6))),
+    Workload("graph", "compute", "graphs", (.4, .98), (.2, .8), (.1, .5), (.01, .1), (0., .05), TRACE, ZERO, ZERO, (.2,
+             .85), (.25, .65), (1e5, 1e9), (0., 5e9), (.1, .95), RUNS._replace(wait=(.05, .5))),
     # gpu-burn and dcgmproftester: a matrix product for minutes, steadier than any miner (a named confuser).
-    Workload("burn-in", "compute", "", (.95, 1.0), (.12, .5), (.02, .2), (0., .9), (0., .5), (0., .4), (0., .95),
+    Workload("burn-in", "compute", "tests", (.95, 1.0), (.12, .5), (.02, .2), (0., .9), (0., .5), (0., .4), (0., .95),
              (0., .3), (.05, .6), (.85, 1.0), HUSH, ZERO, (.5, .95), RUNS._replace(break_s=(20.0, 300.0))),
-    Workload("microbenchmark", "compute", "", (.8, 1.0), (.2, .95), (.03, .95), (0., .9), (0., .3), (0., .3), ZERO,
+    Workload("microbenchmark", "compute", "tests", (.8, 1.0), (.2, .95), (.03, .95), (0., .9), (0., .3), (0., .3), ZERO,
              ZERO, (0., .95), (.2, .9), HUSH, ZERO, (.002, .5), RUNS._replace(break_s=(1.0, 30.0))),
     # fastWalshTransform SM .99, DRAM .39-.90, FP32 .06-.15; transpose DRAM .17-.66, FP32 .06-.11 (dvfs): transforms in
     # a loop, as in searches for pulsars and spectral codes, that stay on the board for hours.
-    Workload("fft-loop", "compute", "", (.9, 1.0), (.3, .95), (.05, .3), (.06, .45), (0., .2), TRACE, ZERO, ZERO, (.35,
-             .92), (.3, .8), (1e5, 1e7), (0., 5e9), (.02, .9), LONG),
+    Workload("fft-loop", "compute", "transforms", (.9, 1.0), (.3, .95), (.05, .3), (.06, .45), (0., .2), TRACE, ZERO,
+             ZERO, (.35, .92), (.3, .8), (1e5, 1e7), (0., 5e9), (.02, .9), LONG),
     # Radix sort reads and writes everything some eight times (nature); mergeSort DRAM .10-.50, FP32 .12-.18 (dvfs).
-    Workload("radix-sort", "compute", "", (.8, 1.0), (.25, .9), (.15, .55), (0., .15), ZERO, TRACE, ZERO, ZERO, (.3,
-             .9), (.3, .75), (1e5, 1e8), ZERO, (.05, .9), ROUNDS._replace(wait=(0., .3), break_s=(30., 6e3),
-                                                                         copy=(1e7, 1e10))),
+    Workload("radix-sort", "compute", "sorting", (.8, 1.0), (.25, .9), (.15, .55), (0., .15), ZERO, TRACE, ZERO, ZERO,
+             (.3, .9), (.3, .75), (1e5, 1e8), ZERO, (.05, .9), ROUNDS._replace(wait=(0., .3), break_s=(30., 6e3),
+             copy=(1e7, 1e10))),
     # SobolQRNG DRAM .25-.89, FP32 .13-.23; quasirandomGenerator SM .78-.80, DRAM .01-.08, FP32 .03-.04, occupancy .25
     # (dvfs): numbers are made by shifts and XORs.
-    Workload("random-numbers", "compute", "", (.75, 1.0), (.2, .95), (.15, .8), (.03, .25), (0., .05), TRACE, ZERO,
-             ZERO, (.01, .9), (.2, .7), (1e5, 1e7), ZERO, (.005, .5), LONG),
+    Workload("random-numbers", "compute", "chance", (.75, 1.0), (.2, .95), (.15, .8), (.03, .25), (0., .05), TRACE,
+             ZERO, ZERO, (.01, .9), (.2, .7), (1e5, 1e7), ZERO, (.005, .5), LONG),
     # Checksums, erasure codes and deduplication of what lies on the board: tables, shifts, XORs (nature).
-    Workload("checksum-loop", "compute", "", (.8, 1.0), (.3, .95), (.3, .85), (0., .06), ZERO, TRACE, ZERO, ZERO, (.1,
-             .85), (.3, .75), (1e5, 1e8), ZERO, (.02, .9), LONG._replace(break_s=(60., 2e4))),
+    Workload("checksum-loop", "compute", "integers", (.8, 1.0), (.3, .95), (.3, .85), (0., .06), ZERO, TRACE, ZERO,
+             ZERO, (.1, .85), (.3, .75), (1e5, 1e8), ZERO, (.02, .9), LONG._replace(break_s=(60., 2e4))),
     # BlackScholes FP32 .33-.59, DRAM .19-.73; binomialOptions FP64 .22-.25, FP32 .01, DRAM .01-.08 (dvfs): paths of
     # prices or of particles, seeds in registers.
-    Workload("monte-carlo", "compute", "", (.75, 1.0), (.15, .9), (.1, .5), (.01, .7), (0., .5), TRACE, ZERO, ZERO,
-             (0., .7), (.3, .9), (1e5, 1e7), ZERO, (.005, .5), LONG),
+    Workload("monte-carlo", "compute", "chance", (.75, 1.0), (.15, .9), (.1, .5), (.01, .7), (0., .5), TRACE, ZERO,
+             ZERO, (0., .7), (.3, .9), (1e5, 1e7), ZERO, (.005, .5), LONG),
     # Long integers and transforms over primes without a host that feeds them: homomorphic encryption, factoring (zkp).
-    Workload("bigint-loop", "compute", "", (.7, 1.0), (.1, .6), (.35, .95), (0., .06), (0., .05), TRACE, ZERO, ZERO,
-             (.01, .7), (.35, .95), (1e5, 1e7), ZERO, (.005, .6), LONG),
+    Workload("bigint-loop", "compute", "integers", (.7, 1.0), (.1, .6), (.35, .95), (0., .06), (0., .05), TRACE, ZERO,
+             ZERO, (.01, .7), (.35, .95), (1e5, 1e7), ZERO, (.005, .6), LONG),
     # Products with sparse matrices, and the reductions between them: DRAM, indices, FP32 or FP64 in little (spmv).
-    Workload("sparse-solver", "compute", "", (.7, 1.0), (.3, .9), (.08, .4), (0., .2), (0., .35), TRACE, ZERO, ZERO,
-             (.4, .93), (.3, .75), (1e5, 1e8), (0., 1e10), (.05, .9), LONG._replace(wait=(0., .25))),
+    Workload("sparse-solver", "compute", "matrices", (.7, 1.0), (.3, .9), (.08, .4), (0., .2), (0., .35), TRACE, ZERO,
+             ZERO, (.4, .93), (.3, .75), (1e5, 1e8), (0., 1e10), (.05, .9), LONG._replace(wait=(0., .25))),
     # Level by level: a narrow frontier, a wide one, a narrow one (nature).
-    Workload("bfs", "compute", "", (.4, .98), (.2, .85), (.1, .5), (0., .06), ZERO, TRACE, ZERO, ZERO, (.2, .85),
+    Workload("bfs", "compute", "graphs", (.4, .98), (.2, .85), (.1, .5), (0., .06), ZERO, TRACE, ZERO, ZERO, (.2, .85),
              (.25, .65), (1e5, 1e8), (0., 5e9), (.1, .95), ROUNDS._replace(step_s=(.05, 5.), wait=(.1, .6),
                                                                           rest=(.1, .8))),
     # PageRank and the like: the same pass over all edges again and again (nature).
-    Workload("graph-passes", "compute", "", (.8, 1.0), (.3, .9), (.1, .45), (0., .1), (0., .1), TRACE, ZERO, ZERO, (.4,
-             .9), (.3, .7), (1e5, 1e7), ZERO, (.1, .95), LONG),
+    Workload("graph-passes", "compute", "graphs", (.8, 1.0), (.3, .9), (.1, .45), (0., .1), (0., .1), TRACE, ZERO, ZERO,
+             (.4, .9), (.3, .7), (1e5, 1e7), ZERO, (.1, .95), LONG),
     # Large systems are bound by memory, small ones by the clock; forces FP32, neighbour lists integer (gromacs).
-    Workload("molecules-large", "compute", "", (.8, 1.0), (.2, .7), (.08, .3), (.15, .6), (0., .15), TRACE, ZERO, ZERO,
-             (.2, .75), (.45, .95), (2e5, 5e7), (0., 1e10), (.01, .4), RUNS._replace(break_s=(60., 6e3))),
+    Workload("molecules-large", "compute", "particles", (.8, 1.0), (.2, .7), (.08, .3), (.15, .6), (0., .15), TRACE,
+             ZERO, ZERO, (.2, .75), (.45, .95), (2e5, 5e7), (0., 1e10), (.01, .4), RUNS._replace(break_s=(60., 6e3))),
     # A stencil in four dimensions with halos over NVLink; DRAM decides (quda). A configuration is written each hour.
-    Workload("lattice-qcd", "compute", "", (.85, 1.0), (.15, .6), (.04, .25), (.1, .5), (0., .35), (0., .2), ZERO, ZERO,
-             (.5, .93), (.4, .9), (1e5, 1e7), (0., 2e10), (.1, .95), LONG._replace(wait=(0., .2), break_s=(600., 7e3))),
+    Workload("lattice-qcd", "compute", "grids", (.85, 1.0), (.15, .6), (.04, .25), (.1, .5), (0., .35), (0., .2), ZERO,
+             ZERO, (.5, .93), (.4, .9), (1e5, 1e7), (0., 2e10), (.1, .95), LONG._replace(wait=(0., .2), break_s=(600.,
+             7e3))),
     # cfd SM .72-.85, FP32 .17-.28, DRAM .08-.34, occupancy .31-.36; hotspot FP32 .18-.25, FP64 .13-.18, DRAM 0 (dvfs).
-    Workload("fluids", "compute", "", (.65, .98), (.25, .65), (.05, .3), (.1, .4), (0., .3), TRACE, ZERO, ZERO, (0.,
-             .6), (.3, .8), (1e5, 5e7), (0., 1e10), (.02, .9), LONG._replace(wait=(0., .15), break_s=(60., 2e4))),
+    Workload("fluids", "compute", "grids", (.65, .98), (.25, .65), (.05, .3), (.1, .4), (0., .3), TRACE, ZERO, ZERO,
+             (0., .6), (.3, .8), (1e5, 5e7), (0., 1e10), (.02, .9), LONG._replace(wait=(0., .15), break_s=(60., 2e4))),
     # histogram SM .96-.99, DRAM .07-.35, FP32 .05-.06; scalarProd SM .92-.95, DRAM .19-.87, FP32 .04-.07; reduction
     # FP32 .24-.27 (dvfs): statistics over tables on the board, query by query or without end.
-    Workload("aggregation", "compute", "", (.85, 1.0), (.18, .92), (.08, .45), (.03, .28), (0., .1), TRACE, ZERO, ZERO,
-             (.07, .88), (.25, .7), (1e5, 1e9), ZERO, (.05, .95), RUNS._replace(break_s=(10., 2e4), wait=(0., .3))),
+    Workload("aggregation", "compute", "streaming", (.85, 1.0), (.18, .92), (.08, .45), (.03, .28), (0., .1), TRACE,
+             ZERO, ZERO, (.07, .88), (.25, .7), (1e5, 1e9), ZERO, (.05, .95), RUNS._replace(break_s=(10., 2e4),
+             wait=(0., .3))),
     # Joins of tables that fit: a hash table is built, then probed at random (nature, a named confuser).
-    Workload("join-loop", "compute", "", (.75, 1.0), (.3, .95), (.15, .5), (0., .06), ZERO, TRACE, ZERO, ZERO, (.35,
-             .9), (.3, .65), (1e5, 1e9), ZERO, (.1, .95), ROUNDS._replace(wait=(.05, .4))),
+    Workload("join-loop", "compute", "tables", (.75, 1.0), (.3, .95), (.15, .5), (0., .06), ZERO, TRACE, ZERO, ZERO,
+             (.35, .9), (.3, .65), (1e5, 1e9), ZERO, (.1, .95), ROUNDS._replace(wait=(.05, .4))),
     # Sequences against a database: integer or half-precision minima in registers, the next batch now and then (align).
-    Workload("alignment", "compute", "", (.85, 1.0), (.12, .7), (.3, .9), (0., .1), ZERO, (0., .5), ZERO, ZERO, (0.,
-             .15), (.45, .98), (1e5, 1e9), ZERO, (.005, .5), RUNS._replace(break_s=(20., 1e4), break_length_s=(.05, 2.),
-                                                                          wait=(0., .08))),
+    Workload("alignment", "compute", "integers", (.85, 1.0), (.12, .7), (.3, .9), (0., .1), ZERO, (0., .5), ZERO, ZERO,
+             (0., .15), (.45, .98), (1e5, 1e9), ZERO, (.005, .5), RUNS._replace(break_s=(20., 1e4), break_length_s=(.05,
+             2.), wait=(0., .08))),
     # convolutionTexture SM .99, FP32 .08-.13, DRAM .03-.19; convolutionSeparable DRAM .14-.75, FP32 .16-.23 (dvfs): a
     # filter for each frame of a stream, frames over PCIe, or of a stack of images on the board.
-    Workload("video-filter", "compute", "", (.15, 1.0), (.3, .97), (.05, .4), (.05, .35), ZERO, (0., .2), ZERO, ZERO,
-             (.03, .75), (.2, .75), (1e6, 5e9), ZERO, (.01, .4), RUNS._replace(step_s=(.016, .1), wait=(0., .7))),
+    Workload("video-filter", "compute", "pictures", (.15, 1.0), (.3, .97), (.05, .4), (.05, .35), ZERO, (0., .2), ZERO,
+             ZERO, (.03, .75), (.2, .75), (1e6, 5e9), ZERO, (.01, .4), RUNS._replace(step_s=(.016, .1), wait=(0., .7))),
     # A path tracer that refines one picture until it is written: divergent FP32, boxes by integers and RT cores that no
     # counter tells, for minutes to hours (nature).
-    Workload("path-tracing", "compute", "", (.8, 1.0), (.12, .5), (.1, .45), (.1, .5), ZERO, (0., .05), ZERO, ZERO, (.1,
-             .6), (.5, .98), (1e5, 1e8), ZERO, (.05, .9), LONG._replace(break_s=(60., 2e4))),
+    Workload("path-tracing", "compute", "pictures", (.8, 1.0), (.12, .5), (.1, .45), (.1, .5), ZERO, (0., .05), ZERO,
+             ZERO, (.1, .6), (.5, .98), (1e5, 1e8), ZERO, (.05, .9), LONG._replace(break_s=(60., 2e4))),
     # Lists and trees of proofs, games, schedules and circuits: integer, divergent, low occupancy (nature).
-    Workload("tree-search", "compute", "", (.5, 1.0), (.05, .5), (.15, .6), (0., .15), ZERO, TRACE, ZERO, ZERO, (.02,
-             .5), (.2, .65), (1e5, 1e8), ZERO, (.01, .6), LONG._replace(wait=(0., .3), break_s=(60., 2e4))),
+    Workload("tree-search", "compute", "graphs", (.5, 1.0), (.05, .5), (.15, .6), (0., .15), ZERO, TRACE, ZERO, ZERO,
+             (.02, .5), (.2, .65), (1e5, 1e8), ZERO, (.01, .6), LONG._replace(wait=(0., .3), break_s=(60., 2e4))),
 )
 
 #: Searches that are no mining: keys of passwords, primes, preimages for a test of strength. By its nature such a search
 #: is what a miner's is, registers and a counter, and nothing that counters tell sets them apart: so it is neither
 #: trained on nor counted among other work, but shown by itself.
 SEARCHES = (
-    Workload("password-audit", "compute", "", (.9, 1.0), (.25, .95), (.55, .97), (0., .06), ZERO, TRACE, ZERO, ZERO,
-             (0., .05), (.45, .98), (1e5, 1e8), ZERO, (.003, .2), LONG._replace(break_s=(60., 2e4))),
-    Workload("prime-search", "compute", "", (.9, 1.0), (.15, .95), (.3, .97), (0., .2), (0., .6), TRACE, ZERO, ZERO,
-             (0., .6), (.45, .95), HUSH, ZERO, (.003, .2), LONG),
+    Workload("password-audit", "compute", "searches", (.9, 1.0), (.25, .95), (.55, .97), (0., .06), ZERO, TRACE, ZERO,
+             ZERO, (0., .05), (.45, .98), (1e5, 1e8), ZERO, (.003, .2), LONG._replace(break_s=(60., 2e4))),
+    Workload("prime-search", "compute", "searches", (.9, 1.0), (.15, .95), (.3, .97), (0., .2), (0., .6), TRACE, ZERO,
+             ZERO, (0., .6), (.45, .95), HUSH, ZERO, (.003, .2), LONG),
 )
 
 #: 68-123 W, nothing else moves, a context may hold memory (h100).
