@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MAPS_PER_SCAN = 128
 #: So many more are read though nothing changed: who maps one file in the place of another keeps his size.
-MAPS_IN_TURN = 4
+MAPS_IN_TURN = 2
 
 #: Device, inode, time of change and size: one state of one file.
 FileKey = tuple[int, int, int, int]
