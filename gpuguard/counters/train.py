@@ -51,9 +51,10 @@ LONG_DRAWS = 4
 
 FAMILIES = tuple(dict.fromkeys(one.family for one in telemetry.MINERS))
 CLASSES = (*(MINING + name for name in FAMILIES), "training", "inference", "compute")
-#: Of other work, with which family of mining it is left out: kinds of one nature together, else none would be unknown.
+#: With which family of mining a kind of work is left out: kinds of one nature together, else none would be unknown.
 _NATURES = tuple(dict.fromkeys(one.family or one.name for one in telemetry.BENIGN))
-GROUPS = {one.name: _NATURES.index(one.family or one.name) % len(FAMILIES) for one in telemetry.BENIGN}
+GROUPS = ({one.name: FAMILIES.index(one.family) for one in telemetry.MINERS}
+          | {one.name: _NATURES.index(one.family or one.name) % len(FAMILIES) for one in telemetry.BENIGN})
 #: What trees of rhythm are not shown: which pipes work and how much, and what a job takes of power and memory.
 NOT_RHYTHM = np.array(["mix_" in name or name in ("memory", "power_level", "power_of_busy") for name in cf.FEATURES])
 KIND_WEIGHTS = {"training": 0.125, "inference": 0.125, "compute": 0.25}
@@ -226,10 +227,7 @@ def write_model(path: Path, forest: Forest, line: Line) -> None:
 
 def by_workload(table: Table) -> np.ndarray:
     """Return the group of each row: a family of mining each, and with it a share of the other work."""
-    mining = is_mining(table.label)
-    groups = np.where(mining, table.label, 0)
-    groups[~mining] = [GROUPS[name] for name in table.workload[~mining].tolist()]
-    return groups
+    return np.array([GROUPS[name] for name in table.workload.tolist()])
 
 
 def drawn(table: Table, rows: int) -> Table:
