@@ -172,12 +172,35 @@ def test_other_talk_behind_tls_is_no_pools(name):
         assert set(found) <= {"beacon"}, (name, seed)
 
 
+def test_who_types_in_a_chat_is_hardly_ever_a_pools_talk():
+    """Eight times in a row that somebody types, and no message in between, happens: once in 360 drawings."""
+    found = [judged(behind_tls(tls_talks.presence(random.Random(seed)))) for seed in range(40)]
+    assert sum("mining-pool" in one for one in found) <= 1
+
+
 @pytest.mark.parametrize("name", tls_talks.POOLS)
 def test_a_pool_behind_tls_is_suspect(name):
     found = [judged(behind_tls(tls_talks.POOLS[name](random.Random(seed), 3600, share_s, job_s))).get("mining-pool")
              for seed, (share_s, job_s) in enumerate(itertools.product((6, 15, 30), (10, 25, 45)))]
     assert set(found) <= {"suspect", None}
     assert found.count("suspect") >= 7
+
+
+@pytest.mark.parametrize("name", tls_talks.POOLS)
+def test_a_pool_on_a_fast_network_is_suspect(name, monkeypatch):
+    """Its answers come within the millisecond in which the share went out."""
+    monkeypatch.setattr(tls_talks, "RTT_S", 0.0003)
+    found = [judged(behind_tls(tls_talks.POOLS[name](random.Random(seed), 1800, 10, 15))) for seed in range(4)]
+    assert [one.get("mining-pool") for one in found] == ["suspect"] * 4
+
+
+def test_two_shares_under_way_at_once_are_answered_in_turn():
+    """The second share went out just before the answer to the first came."""
+    dice = random.Random(5)
+    shares = [now for when in itertools.islice(tls_talks.by_chance(dice, 12, 6), 16) for now in (when, when + 0.039)]
+    said = tls_talks.merged(4000, tls_talks.answered(dice, iter(shares), lambda _: 230, lambda _: 60),
+                            tls_talks.pushed(tls_talks.by_chance(dice, 14, 3), lambda _: 250))
+    assert judged(behind_tls([(0.1, 0, 100), (0.2, 1, 130), *said])) == {"mining-pool": "suspect"}
 
 
 def test_the_known_look_alike_is_never_more_than_suspect():

@@ -246,10 +246,83 @@ def games(dice: Dice) -> list[Said]:
                   pushed(by_chance(dice, 4), lambda _: 48, side=0))
 
 
+def dashboard(dice: Dice) -> list[Said]:
+    """A page of panels on a WebSocket: series pushed by a timer, clicks of a person that ask for another one."""
+    return merged(2000, pushed(by_timer(dice, 5, 0.05), lambda _: 420 + dice.randrange(60)),
+                  answered(dice, by_chance(dice, 12), lambda _: 90 + dice.randrange(30),
+                           lambda _: 300 + 4 * words(dice)),
+                  answered(dice, by_timer(dice, 25), lambda _: 6, lambda _: 6))
+
+
+def push_notices(dice: Dice) -> list[Said]:
+    """Notifications at any time, each acknowledged by this host with its number; a heartbeat."""
+    return merged(4000, answered(dice, by_chance(dice, 25), lambda _: 180 + words(dice), lambda _: 28, first=1),
+                  answered(dice, by_timer(dice, 60), lambda _: 12, lambda _: 12))
+
+
+def watch_and_lease(dice: Dice) -> list[Said]:
+    """A controller on one HTTP/2 connection: events of objects, its lease renewed, statuses written as they change."""
+    return merged(3000, pushed(by_chance(dice, 9), lambda _: 800 + 3 * words(dice)),
+                  answered(dice, by_timer(dice, 10, 0.04), lambda _: 330, lambda _: 290),
+                  answered(dice, by_chance(dice, 20), lambda _: 500 + words(dice), lambda _: 600 + words(dice)),
+                  answered(dice, by_timer(dice, 30), lambda _: 17, lambda _: 17, first=1))
+
+
+def etcd_keys(dice: Dice) -> list[Said]:
+    """A client of etcd that puts keys as work comes and watches those of others: lengths vary with the keys."""
+    return merged(3000, answered(dice, by_chance(dice, 8), lambda _: 60 + dice.randrange(40), lambda _: 48),
+                  pushed(by_chance(dice, 14), lambda _: 90 + dice.randrange(60)),
+                  answered(dice, by_timer(dice, 20, 0.02), lambda _: 25, lambda _: 33))
+
+
+def remote_write(dice: Dice) -> list[Said]:
+    """Prometheus' remote write: batches of nearly one length by the clock, 204 each time."""
+    return merged(3000, answered(dice, by_timer(dice, 15, 0.03), lambda _: 1500 + dice.randrange(200), lambda _: 70))
+
+
+def run_log(dice: Dice) -> list[Said]:
+    """An experiment's tracker: steps of uneven length in time and bytes, each confirmed alike; a stop asked for."""
+    return merged(3000, answered(dice, by_chance(dice, 11), lambda _: 380 + dice.randrange(60), lambda _: 120),
+                  answered(dice, by_timer(dice, 30), lambda _: 210, lambda _: 160))
+
+
+def confirms_and_deliveries(dice: Dice) -> list[Said]:
+    """AMQP: messages published with confirms, others delivered and acknowledged, on one connection."""
+    return merged(3000, answered(dice, by_chance(dice, 15), lambda _: 150 + words(dice), lambda _: 21),
+                  answered(dice, by_chance(dice, 18), lambda _: 170 + words(dice), lambda _: 21, first=1),
+                  answered(dice, by_timer(dice, 30), lambda _: 8, lambda _: 8))
+
+
+def presence(dice: Dice) -> list[Said]:
+    """A chat: whoever types is told of every few seconds and acknowledged, then comes the message; so do others."""
+    def typing(mean_s: float) -> Iterator[tuple[float, int]]:
+        for start in by_chance(dice, mean_s):
+            times = [start + 4.0 * count for count in range(dice.randrange(1, 4))]
+            yield from ((now, 140) for now in times)
+            if dice.random() < 0.9:
+                yield times[-1] + 3 * dice.random(), 120 + words(dice)
+
+    def own() -> Iterator[Said]:
+        for now, size in typing(25):
+            yield now, 0, size
+            yield now + RTT_S, 1, 60
+
+    return merged(3000, own(), ((now, 1, size + 40) for now, size in typing(30)))
+
+
+def fleet(dice: Dice) -> list[Said]:
+    """An agent of a fleet: its state by the clock, jobs now and then, and what came of each."""
+    said: list[Said] = []
+    for now in itertools.takewhile(lambda now: now < 4000, by_chance(dice, 40)):
+        said += [(now, 1, 350 + words(dice)), (now + 0.02, 0, 60), (now + dice.expovariate(0.1), 0, 200 + words(dice))]
+    return sorted(said + merged(4000, answered(dice, by_timer(dice, 10), lambda _: 180, lambda _: 40)))
+
+
 OTHERS = {
     function.__name__: function
     for function in (chat, market_data, orders_and_ticks, mqtt_telemetry, mqtt_commands, grpc_stream, jupyter,
-                     long_poll, watch, leases, work_queue, logs, terminal, games)
+                     long_poll, watch, leases, work_queue, logs, terminal, games, dashboard, push_notices,
+                     watch_and_lease, etcd_keys, remote_write, run_log, confirms_and_deliveries, fleet)
 }
 
 

@@ -20,8 +20,8 @@ Behind TLS the lengths of records are those of the lines in them, and a pool's t
 
 Benign look-alikes behind TLS, and what keeps them out:
 
-- chats, market data, Jupyter, event streams, watches (etcd, Kubernetes): lengths vary as their contents do, or this
-  host says nothing;
+- chats (who types, and what), dashboards, market data, Jupyter, event streams, watches (etcd, Kubernetes): lengths
+  vary as their contents do, or this host says nothing;
 - telemetry, heartbeats, MQTT with acknowledged messages: a timer's intervals, or nothing is pushed;
 - long polls: each push is answered by the next question;
 - work queues (a task is pushed, a result returned and acknowledged): tasks and results take turns.
@@ -34,7 +34,7 @@ of the same process (`detectors.mining`) it is.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuguard.core.evidence import Evidence
@@ -71,9 +71,14 @@ ANSWER_NATS = 9.2
 TALK_NATS = ((8, 7.5), (16, 9.0))
 LOGIN_NS = 5_000_000_000
 ANSWER_NS = 2_000_000_000
+#: Times of records are whole milliseconds after the first of their side, so that on a fast network an answer may seem
+#: to come before its question.
+CLOCK_NS = 1_000_000
 JOBS_MIN = 5
 ANSWERED_MIN = 0.85
 ALIKE_MIN = 0.85
+#: A share is always the same line with other digits; of a chat's messages about who types many are, but not all.
+SHARES_ALIKE_MIN = 0.95
 SHARE_BYTES = 6
 ANSWER_BYTES = 4
 JOB_RATIO = 0.35
@@ -90,6 +95,8 @@ _SPOTS = ("SSH and other wrappings", "a connection whose opening was not seen",
 WORK = frozenset(("getblocktemplate", "get_block_template", "getwork", "submitblock", "submit_block"))
 
 Ends = tuple[int, str, int, str, int]
+#: When, and how long.
+Said = tuple[int, int]
 
 
 class Talk(NamedTuple):
@@ -196,17 +203,17 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
     end_ns = min(near.times_ns[-1], far.times_ns[-1])
     sent = [(now, size) for now, size in zip(*near, strict=True) if start_ns <= now <= end_ns]
     said = [(now, size) for now, size in zip(*far, strict=True) if start_ns <= now <= end_ns + ANSWER_NS]
-    answered, jobs = _answers_and_jobs([now for now, _ in sent], said)
     reports = _reports(sent)
     shares = [one for index, one in enumerate(sent) if index not in reports]
-    answers = [one for index, one in answered.items() if index not in reports]
+    answers, said = _answers([now for now, _ in shares], said)
+    _, said = _answers([sent[index][0] for index in sorted(reports)], said)
+    jobs = [one for one in said if one[0] <= end_ns]
     if len(shares) < TALK_NATS[0][0] or len(jobs) < JOBS_MIN or len(answers) < ANSWERED_MIN * len(shares):
-        return 0.0, "too little, or too little answered, to be a pool's"
+        return 0.0, "too little, or too little answered alike, to be a pool's"
     share, answer, job = (_middle([size for _, size in some]) for some in (shares, answers, jobs))
     text = (f"{len(shares)} messages of {share} bytes went out at no timer's pace, {len(answers)} were answered by "
             f"{answer} bytes, and {len(jobs)} of about {job} bytes came unasked")
-    alike = (_alike([size for _, size in shares], share, SHARE_BYTES)
-             and _alike([size for _, size in answers], answer, ANSWER_BYTES)
+    alike = (_alike([size for _, size in shares], share, SHARE_BYTES, SHARES_ALIKE_MIN)
              and _alike([size for _, size in jobs], job, JOB_RATIO * job))
     if not alike or not answer < min(share, job):
         return 0.0, "sizes vary as contents do"
@@ -215,19 +222,28 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
     return max(nats for count, nats in TALK_NATS if len(shares) >= count), text
 
 
-def _answers_and_jobs(asked_ns: list[int], said: list[tuple[int, int]]
-                      ) -> tuple[dict[int, tuple[int, int]], list[tuple[int, int]]]:
-    """Part what the far side said: the shortest within two seconds of each message of this side, and all else."""
-    answers: dict[int, tuple[int, int]] = {}
+def _answers(asked_ns: list[int], said: list[Said]) -> tuple[list[Said], list[Said]]:
+    """Part what the far side said: answers to these messages of this side, of their usual length, and the rest.
+
+    Where two messages are under way at once their answers come in turn.
+    """
+    shortest = [min((size for now, size in said if 0 <= now - asked + CLOCK_NS <= ANSWER_NS), default=0)
+                for asked in asked_ns]
+    usual = _middle(shortest) if shortest else 0
+    waiting = deque(asked_ns)
+    answers, rest = [], []
     for now, size in said:
-        asked = bisect_right(asked_ns, now) - 1
-        if asked >= 0 and now - asked_ns[asked] <= ANSWER_NS and (asked not in answers or size < answers[asked][1]):
-            answers[asked] = (now, size)
-    taken = set(answers.values())
-    return answers, [one for one in said if one not in taken]
+        while waiting and now - waiting[0] > ANSWER_NS:
+            waiting.popleft()
+        if waiting and waiting[0] <= now + CLOCK_NS and abs(size - usual) <= ANSWER_BYTES:
+            waiting.popleft()
+            answers.append((now, size))
+        else:
+            rest.append((now, size))
+    return answers, rest
 
 
-def _reports(sent: list[tuple[int, int]]) -> set[int]:
+def _reports(sent: list[Said]) -> set[int]:
     """Return which messages are of another length than most, or most than others, and come by the clock."""
     usual = _middle([size for _, size in sent]) if sent else 0
     most = {index for index, (_, size) in enumerate(sent) if abs(size - usual) <= SHARE_BYTES}
@@ -243,8 +259,8 @@ def _middle(sizes: list[int]) -> int:
     return sorted(sizes)[len(sizes) // 2]
 
 
-def _alike(sizes: list[int], middle: int, within: float) -> bool:
-    return sum(abs(size - middle) <= within for size in sizes) >= ALIKE_MIN * len(sizes)
+def _alike(sizes: list[int], middle: int, within: float, least: float = ALIKE_MIN) -> bool:
+    return sum(abs(size - middle) <= within for size in sizes) >= least * len(sizes)
 
 
 def _variation(times_ns: list[int]) -> float:
@@ -254,7 +270,7 @@ def _variation(times_ns: list[int]) -> float:
     return float((sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5 / mean) if mean > 0 else 0.0
 
 
-def _takes_turns(shares: list[tuple[int, int]], jobs: list[tuple[int, int]]) -> bool:
+def _takes_turns(shares: list[Said], jobs: list[Said]) -> bool:
     """Return whether each push is followed by a message of this side, and each message by a push."""
     merged = sorted([(now, 0) for now, _ in shares] + [(now, 1) for now, _ in jobs])
     same = sum(one[1] == other[1] for one, other in itertools.pairwise(merged))
