@@ -41,13 +41,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowUse
+from gpuguard.core.turns import AT_ONCE_NS, LINE_GAP_NS, NO_PROGRAM_NS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,14 +58,8 @@ if TYPE_CHECKING:
     from gpuguard.core.records import Block
     from gpuguard.core.subjects import FlowId
 
-FLOWS_MAX = 8_192
+FLOWS_MAX = PLACES_MAX = 8_192
 RECENT_MAX = 64
-
-#: A local program echoes or answers in a millisecond or two; a loaded host, or a command that runs, in some tens.
-AT_ONCE_NS = 40_000_000
-#: No program is woken, reads, runs something and writes sooner: shells here took 125 microseconds and more. What comes
-#: faster was written before, and TCP held it back until the far side's segment acknowledged what went out (RFC 896).
-NO_PROGRAM_NS = 40_000
 
 # P(seen | shell) is near 1 for all of these. Of flows that a GPU server opens, those in which the far side leads 5,
 # then 8 answered exchanges that pass every look-alike above are one in 700, then one in 8,000: counted as 0 in the
@@ -120,7 +115,6 @@ MOSTLY = 0.5
 PROGRAM_NS = 800_000
 ECHOED_SHARE = 0.8
 ECHOED_LENGTHS_MIN = 3
-LINE_GAP_NS = 500_000_000
 HURRIED_MAX = 0.2
 WORK_SPREAD_MIN = 3.0
 MIDDLE_SPREAD_MIN = 1.5
@@ -142,12 +136,25 @@ _SPOTS = ("commands carried by a message broker in clear", "commands that answer
 _UNSEEN_SPOT = "who dialled, where the listener of an accepted connection has gone"
 
 
-class _Led:
-    """What is known of one flow."""
+class _Turn(NamedTuple):
+    """One question of the far side that was answered at once. Sizes are in bytes."""
 
-    __slots__ = ("answered", "base_far", "base_near", "before", "broken", "chaff", "delays_ns", "far_bytes", "key",
-                 "last_ns", "led", "more", "near", "pairs", "slow", "times_ns", "told", "tunnel", "typed", "undo",
-                 "visited")
+    question: int
+    answer: int
+    delay_ns: int
+    #: What this host had said last before the question; 0 where it had not, or that is not known.
+    before: int
+    #: Since the question before, and what the far side said in between; None where there was none on this connection.
+    gap_ns: int | None
+    more: int | None
+
+
+class _Led:
+    """What is known of one flow, and of those before it that it goes on from."""
+
+    __slots__ = ("answered", "asked", "base_far", "base_near", "broken", "chaff", "connections", "far_bytes", "here",
+                 "key", "last_ns", "led", "led_ns", "near", "slow", "told", "totals", "tunnel", "turns", "typed",
+                 "undo", "visited")
 
     def __init__(self) -> None:
         self.led = 0
@@ -162,18 +169,28 @@ class _Led:
         self.base_far = -1
         #: Whether the far side broke the last silence.
         self.broken = False
-        self.pairs: deque[tuple[int, int]] = deque(maxlen=RECENT_MAX)
-        self.times_ns: deque[int] = deque(maxlen=RECENT_MAX)
-        self.delays_ns: deque[int] = deque(maxlen=RECENT_MAX)
-        #: What this host had said last before each question, in bytes; 0 where it had not, or that is not known.
-        self.before: deque[int] = deque(maxlen=RECENT_MAX)
+        self.turns: deque[_Turn] = deque(maxlen=RECENT_MAX)
+        self.led_ns = 0
         #: What typing weighed when keys were echoed last, and the size of a key.
         self.typed = 0.0
         self.key = 0
         self.far_bytes = -1
-        self.more: deque[int] = deque(maxlen=RECENT_MAX)
         self.undo = 0
         self.visited: FlowUse | None = None
+        #: Exchanges that the far side led on this connection; how many connections there were, and what both sides had
+        #: said and the far side had asked on those before this one.
+        self.here = 0
+        self.connections = 1
+        self.totals = (0, 0)
+        self.asked = 0
+
+    def go_on_from(self, before: _Led) -> None:
+        """Take over what is known of an earlier connection to the same place."""
+        self.led, self.near, self.slow = before.led, before.near, before.slow
+        self.typed, self.key = before.typed, before.key
+        self.turns.extend(before.turns)
+        self.connections = before.connections + 1
+        self.totals, self.asked = before.totals, before.asked
 
 
 class Detector:
@@ -241,16 +258,17 @@ class Detector:
     @staticmethod
     def _led(item: Exchange, led: _Led) -> None:
         """Count an exchange in which the far side spoke first and this host answered at once."""
+        first = led.far_bytes < 0
         led.led += 1
-        led.pairs.append((item.question_bytes, item.answer_bytes))
-        led.times_ns.append(item.time_ns)
-        led.delays_ns.append(item.answer_delay_ns)
-        led.before.append(item.before_bytes)
-        led.undo = item.time_ns
-        if led.far_bytes >= 0:
-            led.more.append(item.payload_bytes_responder - led.far_bytes - item.question_bytes)
+        led.here += 1
+        led.turns.append(_Turn(
+            item.question_bytes, item.answer_bytes, item.answer_delay_ns, item.before_bytes,
+            None if first else item.time_ns - led.led_ns,
+            None if first else item.payload_bytes_responder - led.far_bytes - item.question_bytes,
+        ))
+        led.led_ns = led.undo = item.time_ns
         led.far_bytes = item.payload_bytes_responder
-        if led.base_near < 0:
+        if first:
             led.base_near = item.payload_bytes_initiator - item.answer_bytes
             led.base_far = item.payload_bytes_responder - item.question_bytes
 
@@ -287,12 +305,8 @@ class Detector:
         if item.use == "ssh-reverse-channel-open" and led.undo == item.time_ns:
             # That exchange was the opening of a channel, not a line of talk.
             led.led -= 1
-            led.pairs.pop()
-            led.times_ns.pop()
-            led.delays_ns.pop()
-            led.before.pop()
-            if led.more:
-                led.more.pop()
+            led.here -= 1
+            led.turns.pop()
             led.undo = 0
 
     def _tell(self, item: Exchange | FlowUse, led: _Led, carrier: str) -> list[Evidence]:
@@ -377,10 +391,14 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     return nats, text
 
 
+def _gaps(led: _Led) -> list[int]:
+    """Return how far apart the questions of one connection lay."""
+    return [turn.gap_ns for turn in itertools.islice(led.turns, 1, None) if turn.gap_ns is not None]
+
+
 def _pace(led: _Led) -> tuple[int, float]:
     """Return the median gap between questions, and the coefficient of variation of the gaps."""
-    times = list(led.times_ns)
-    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
+    gaps = sorted(_gaps(led))
     return (gaps[len(gaps) // 2], _spread(gaps)) if len(gaps) > 1 else (0, 1.0)
 
 
@@ -392,23 +410,23 @@ def _spread(gaps: list[int]) -> float:
 
 
 def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
-    pairs = Counter(led.pairs)
+    pairs = Counter((turn.question, turn.answer) for turn in led.turns)
     pair, count = max(pairs.items(), key=lambda one: (one[1], one[0]), default=((0, 0), 0))
-    return pair, count / max(1, len(led.pairs))
+    return pair, count / max(1, len(led.turns))
 
 
 def _typed(led: _Led, pace_ns: int, spread: float) -> float:
     """Return what the keys weigh that somebody types on the far side, 0.0 where nobody does."""
     pair, share = _usual_pair(led)
     if share < MOSTLY and led.led >= TYPED_LONG:
-        near = [one for one in led.pairs if max(abs(one[0] - pair[0]), abs(one[1] - pair[1])) <= ALIKE_BYTES]
-        share = len(near) / len(led.pairs) if len(near) >= NEARLY_TYPED_SHARE * len(led.pairs) else 0.0
+        near = sum(max(abs(turn.question - pair[0]), abs(turn.answer - pair[1])) <= ALIKE_BYTES for turn in led.turns)
+        share = near / len(led.turns) if near >= NEARLY_TYPED_SHARE * len(led.turns) else 0.0
     if share >= MOSTLY and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN and not _polls_on(led):
         led.typed = min(TYPED_NATS_MAX, TYPED_NATS_EACH * led.led * share)
         led.key = pair[0]
         return led.typed
-    keys = _alike((question for question, _ in led.pairs), led.key)
-    return led.typed if led.typed >= TYPED_LONG_NATS and keys >= MOSTLY * len(led.pairs) else 0.0
+    keys = _alike((turn.question for turn in led.turns), led.key)
+    return led.typed if led.typed >= TYPED_LONG_NATS and keys >= MOSTLY * len(led.turns) else 0.0
 
 
 def _ticks(led: _Led, spread: float) -> bool:
@@ -423,20 +441,20 @@ def _differ(led: _Led) -> bool:
 
 def _echoes(led: _Led) -> bool:
     """Return whether answers repeat the question, whatever its length, with the same framing; each pair counts once."""
-    pairs = set(led.pairs)
+    pairs = {(turn.question, turn.answer) for turn in led.turns}
     _, count = Counter(answer - question for question, answer in pairs).most_common(1)[0]
     return count >= ECHOED_SHARE * len(pairs) and len({question for question, _ in pairs}) >= ECHOED_LENGTHS_MIN
 
 
 def _commands(led: _Led, item: Exchange) -> bool:
     """Return whether lines come as somebody types them, and are answered as by programs that run one by one."""
-    gaps = [later - earlier for earlier, later in itertools.pairwise(led.times_ns)]
+    gaps = _gaps(led)
     hurried = sum(gap < LINE_GAP_NS for gap in gaps)
-    delays = sorted(led.delays_ns)
+    delays = sorted(turn.delay_ns for turn in led.turns)
     # What is in clear, and no broker's, is known where the first bytes were seen.
     clear = item.carrier == "tcp" and item.flow.initiator_known
     started = clear and _differ(led) and delays[len(delays) // 2] >= PROGRAM_NS
-    return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * item.responder_first
+    return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * (led.asked + item.responder_first)
             and (started or _varies(delays)) and not _polls(led) and not _stands(led))
 
 
@@ -453,16 +471,15 @@ def _polls(led: _Led) -> bool:
     So comes the empty answer to a long poll, for which this host has the next question ready: that takes no work.
     """
     usual, _ = _usual_pair(led)
-    gaps = [later - earlier for earlier, later in itertools.pairwise(led.times_ns)]
-    latest = zip(reversed(gaps), reversed(led.more), reversed(led.pairs), strict=False)
-    empty = [gap for gap, more, pair in latest if more == 0 and pair == usual]
-    delays = sorted(delay for delay, pair in zip(led.delays_ns, led.pairs, strict=True) if pair == usual)
+    same = [turn for turn in led.turns if (turn.question, turn.answer) == usual]
+    empty = [turn.gap_ns for turn in same if turn.gap_ns is not None and turn.more == 0]
+    delays = sorted(turn.delay_ns for turn in same)
     return len(empty) >= POLLS_MIN and _spread(empty) < CLOCKWORK_MAX and not _varies(delays)
 
 
 def _stands(led: _Led) -> bool:
     """Return whether what this host had said last was always of one length: a request that it has open."""
-    before = [one for one in led.before if one]
+    before = [turn.before for turn in led.turns if turn.before]
     usual = Counter(before).most_common(1)[0][0] if before else 0
     alike = _alike(before, usual)
     return len(before) >= STANDING_MIN and alike >= min(len(before) - 1, STANDING_SHARE * len(before))
@@ -474,25 +491,27 @@ def _polls_on(led: _Led) -> bool:
     Before the next key stands what the last one had printed, be it an echo or something else.
     """
     (_, usual), _ = _usual_pair(led)
-    standing = Counter(led.before).most_common(1)[0][0]
-    others = [after for (_, answer), after in zip(led.pairs, itertools.islice(led.before, 1, None), strict=False)
-              if abs(answer - usual) > ALIKE_BYTES]
+    standing = Counter(turn.before for turn in led.turns).most_common(1)[0][0]
+    others = [after.before for turn, after in itertools.pairwise(led.turns)
+              if after.gap_ns is not None and abs(turn.answer - usual) > ALIKE_BYTES]
     alike = _alike(others, standing) if standing else 0
     return len(others) >= POLLS_MIN and alike >= STANDING_SHARE * len(others)
 
 
 def _confirms(led: _Led) -> bool:
     """Return whether the far side says one thing more after each answer, of one length, shorter than its questions."""
-    usual, count = Counter(led.more).most_common(1)[0] if led.more else (0, 0)
-    alike = _alike(led.more, usual) if usual > 0 else 0
-    questions = sorted(question for question, _ in led.pairs)
-    return count > 0 and alike >= CONFIRMED_SHARE * len(led.more) and usual < questions[len(questions) // 2]
+    more = [turn.more for turn in led.turns if turn.more is not None]
+    usual, count = Counter(more).most_common(1)[0] if more else (0, 0)
+    alike = _alike(more, usual) if usual > 0 else 0
+    questions = sorted(turn.question for turn in led.turns)
+    return count > 0 and alike >= CONFIRMED_SHARE * len(more) and usual < questions[len(questions) // 2]
 
 
 def _acknowledges(led: _Led) -> bool:
     """Return whether all sorts of questions get nearly one and the same answer: a protocol's acknowledgement."""
-    questions, answers = zip(*led.pairs, strict=True)
-    size = len(led.pairs)
+    questions = [turn.question for turn in led.turns]
+    answers = [turn.answer for turn in led.turns]
+    size = len(led.turns)
     return _most_alike(answers) >= ACKNOWLEDGED_SHARE * size and _most_alike(questions) <= MOSTLY * size
 
 

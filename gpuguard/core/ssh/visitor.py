@@ -23,15 +23,13 @@ from __future__ import annotations
 
 from collections import deque
 
-#: What comes sooner was written before the question and held back by TCP, see `reverse_shell`.
-NO_PROGRAM_NS = 40_000
-AT_ONCE_NS = 40_000_000
-#: ... and within this part of the time for which this side was silent before it was asked: by chance, one in four.
+from gpuguard.core.turns import AT_ONCE_NS, LINE_GAP_NS, NO_PROGRAM_NS
+
+#: An answer comes at once, and within this part of the time for which this side was silent before it was asked: by
+#: chance, one in four.
 PACE_FACTOR = 4
 #: Nobody types faster, nor does chaff come sooner; what follows within is more of the same question.
 KEY_GAP_NS = 10_000_000
-#: As in `reverse_shell`.
-LINE_GAP_NS = 500_000_000
 
 KEYS_MIN = 5
 #: Of all questions of that size so many are answered so; of this side's messages of the answer's size at most a third
