@@ -181,6 +181,9 @@ class Daemon:
         now_ns = time.monotonic_ns()
         self._open_sensors(now_ns)
         for key, _ in self._selector.select(self._timeout_s(now_ns)):
+            if key.data == "packets":
+                # Who dialled is told before the packets: those of a refused connection are its first and its last.
+                self._read("processes")
             if key.data == "broker":
                 message = "it closed its end"
                 raise BrokerGone(message)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-2-Clause OR GPL-2.0-only
 /* Process events: fork, exec and exit of processes (not of threads), each with enough to name the process even when it
- * is gone before anyone can read its /proc.
+ * is gone before anyone can read its /proc; and who dialled which TCP connection, however short it lives.
  *
  * Pids are those of one pid namespace, `pid_namespace` (pids.h); a task that it does not see is passed over.
  *
@@ -19,6 +19,12 @@
 #define ARGV_BYTES 512
 #define NAME_BYTES 16
 #define GROUP_EXIT 4  /* SIGNAL_GROUP_EXIT, linux/sched/signal.h */
+#define KERNEL_THREAD 0x00200000 /* PF_KTHREAD, linux/sched.h */
+
+#define DIALS_MAX 16384    /* connections that wait for their answer at once */
+#define DIALLERS_MAX 4096  /* processes that are counted at once */
+#define SLICE_SHIFT 28     /* 268 ms: about as long as the reader sleeps */
+#define TOLD_PER_SLICE 256 /* connections of one process; those above it are counted only */
 
 enum kind { FORK = 1, EXEC = 2, EXIT = 3 };
 
@@ -32,6 +38,7 @@ struct mm_struct { unsigned long arg_start, arg_end; } CO_RE;
 struct task_struct {
 	int pid;
 	int tgid;
+	unsigned int flags;
 	int exit_code;
 	unsigned long long start_boottime;
 	struct pid *thread_pid;
@@ -77,6 +84,89 @@ struct {
 
 const volatile __u32 pid_namespace = 0;
 __u64 lost = 0;
+
+/* net/tcp_states.h, linux/socket.h */
+enum { ESTABLISHED = 1, SYN_SENT = 2, CLOSE = 7, TCP = 6, IPV4 = 2 };
+
+typedef struct { struct net *net; } possible_net_t;
+struct in6_addr { __u8 bytes[16]; };
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	unsigned short skc_family;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+} CO_RE;
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_protocol;
+	int sk_err;
+} CO_RE;
+struct inet_sock { struct sock sk; __be16 inet_sport; } CO_RE;
+
+/* Who dialled, as long as nobody answered. */
+struct dial {
+	__u64 time_ns;
+	__u64 start_ns;
+	__u32 pid;
+};
+
+/* The same process has the same pid and start as long as it lives. */
+struct dialler {
+	__u64 start_ns;
+	__u32 pid;
+	__u32 unused;
+};
+
+struct tally {
+	__u64 slice;
+	__u32 told; /* in this slice */
+	__u32 dialled;
+	__u32 in_vain;
+	__u32 withheld;
+};
+
+/* Read by gpuguard/sensors/processes/connects.py. */
+struct connect {
+	__u64 time_ns;  /* CLOCK_BOOTTIME of the dial */
+	__u64 start_ns; /* of the process */
+	__u64 lost;     /* connects that found the ring or the table of dials full, since the start */
+	__u32 pid;
+	__u32 netns;
+	__u32 dialled;  /* by this process, since it was met first: this one is counted */
+	__u32 in_vain;
+	__u32 withheld;
+	__u16 error;    /* as connect(2) gives it */
+	__u16 state;    /* CLOSE: in vain; 0: the process ended, and this is only what it dialled in all */
+	__u8 local[16];
+	__u8 remote[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u32 unused;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, RING_BYTES);
+} connects SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, DIALS_MAX);
+	__type(key, __u64); /* the socket's address */
+	__type(value, struct dial);
+} dials SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, DIALLERS_MAX);
+	__type(key, struct dialler);
+	__type(value, struct tally);
+} diallers SEC(".maps");
+
+__u64 connects_lost = 0;
 
 static __always_inline __u32 pid_here(struct task_struct *task)
 {
@@ -171,6 +261,31 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/* Tell what a process that ends dialled in all, where not every connection of it was told. */
+static __always_inline void settle(struct task_struct *task)
+{
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	struct dialler who = {.start_ns = BPF_CORE_READ(leader, start_boottime), .pid = pid_here(task)};
+	struct tally *tally = bpf_map_lookup_elem(&diallers, &who);
+	struct connect *row;
+
+	if (!tally)
+		return;
+	row = tally->withheld ? bpf_ringbuf_reserve(&connects, sizeof(*row), 0) : NULL;
+	if (row) {
+		__builtin_memset(row, 0, sizeof(*row));
+		row->time_ns = bpf_ktime_get_boot_ns();
+		row->start_ns = who.start_ns;
+		row->lost = connects_lost;
+		row->pid = who.pid;
+		row->dialled = tally->dialled;
+		row->in_vain = tally->in_vain;
+		row->withheld = tally->withheld;
+		bpf_ringbuf_submit(row, BPF_RB_NO_WAKEUP);
+	}
+	bpf_map_delete_elem(&diallers, &who);
+}
+
 /* TP_PROTO(struct task_struct *p, ...), for each thread. do_exit counts signal->live down before it comes here, so
  * the process is gone when none is left; two last threads at once may both say so, and the reader takes the first. */
 SEC("raw_tp/sched_process_exit")
@@ -180,7 +295,130 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 
 	if (BPF_CORE_READ(task, signal, live.counter) != 0)
 		return 0;
+	settle(task);
 	return report(task, EXIT);
+}
+
+static __always_inline int dial(struct sock *sk)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	__u64 key = (__u64)sk;
+	struct dial one = {};
+
+	if (BPF_CORE_READ(task, flags) & KERNEL_THREAD)
+		return 0;
+	one.pid = pid_here(task);
+	if (!one.pid || BPF_CORE_READ(sk, sk_protocol) != TCP)
+		return 0;
+	one.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	one.time_ns = bpf_ktime_get_boot_ns();
+	if (bpf_map_update_elem(&dials, &key, &one, BPF_ANY))
+		__sync_fetch_and_add(&connects_lost, 1);
+	return 0;
+}
+
+/* Count the end of a dial; return whose tally it is, NULL where it is counted only. */
+static __always_inline struct tally *count(const struct dial *one, int state)
+{
+	struct dialler who = {.start_ns = one->start_ns, .pid = one->pid};
+	__u64 slice = one->time_ns >> SLICE_SHIFT;
+	struct tally *tally = bpf_map_lookup_elem(&diallers, &who);
+
+	if (!tally) {
+		struct tally none = {};
+		bpf_map_update_elem(&diallers, &who, &none, BPF_NOEXIST);
+		tally = bpf_map_lookup_elem(&diallers, &who);
+		if (!tally) {
+			__sync_fetch_and_add(&connects_lost, 1);
+			return NULL;
+		}
+	}
+	__sync_fetch_and_add(&tally->dialled, 1);
+	if (state == CLOSE)
+		__sync_fetch_and_add(&tally->in_vain, 1);
+	if (tally->slice != slice) {
+		tally->slice = slice;
+		tally->told = 0;
+	}
+	if (tally->told < TOLD_PER_SLICE) {
+		tally->told++; /* two processors at once may tell one more */
+		return tally;
+	}
+	__sync_fetch_and_add(&tally->withheld, 1);
+	return NULL;
+}
+
+static __always_inline void map_ipv4(__u8 *address, __be32 from)
+{
+	__builtin_memset(address, 0, 10);
+	__builtin_memset(address + 10, 0xff, 2);
+	__builtin_memcpy(address + 12, &from, 4);
+}
+
+static __always_inline int answer(struct sock *sk, int state)
+{
+	__u64 key = (__u64)sk;
+	__u16 port = BPF_CORE_READ((struct inet_sock *)sk, inet_sport);
+	struct dial *found = bpf_map_lookup_elem(&dials, &key);
+	struct connect *row;
+	struct tally *tally;
+	struct dial one;
+
+	if (!found)
+		return 0;
+	one = *found;
+	bpf_map_delete_elem(&dials, &key);
+	if (!port) /* none was free: nothing was sent */
+		return 0;
+	tally = count(&one, state);
+	if (!tally)
+		return 0;
+	row = bpf_ringbuf_reserve(&connects, sizeof(*row), 0);
+	if (!row) {
+		__sync_fetch_and_add(&connects_lost, 1);
+		return 0;
+	}
+	row->time_ns = one.time_ns;
+	row->start_ns = one.start_ns;
+	row->lost = connects_lost;
+	row->pid = one.pid;
+	row->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	row->dialled = tally->dialled;
+	row->in_vain = tally->in_vain;
+	row->withheld = tally->withheld;
+	row->error = state == CLOSE ? BPF_CORE_READ(sk, sk_err) : 0;
+	row->state = state;
+	row->local_port = __builtin_bswap16(port);
+	row->remote_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	row->unused = 0;
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == IPV4) {
+		map_ipv4(row->local, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		map_ipv4(row->remote, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	} else {
+		BPF_CORE_READ_INTO(&row->local, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&row->remote, sk, __sk_common.skc_v6_daddr);
+	}
+	bpf_ringbuf_submit(row, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/* TP_PROTO(const struct sock *sk, const int oldstate, const int newstate), at every change of state of any TCP socket,
+ * mostly from softirq, where current is whoever was interrupted. Only the step to SYN_SENT is known to be taken by the
+ * caller of connect(2) or of sendto(2) with MSG_FASTOPEN, or by io_uring's worker on its behalf (net/ipv4/tcp_ipv4.c,
+ * tcp_v4_connect; net/ipv6/tcp_ipv6.c, tcp_v6_connect). There the local port is not chosen yet: so that step is
+ * remembered, and told with the next one of the same socket, which has it.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int on_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (struct sock *)ctx->args[0];
+	int before = ctx->args[1], state = ctx->args[2];
+
+	if (before == SYN_SENT)
+		return answer(sk, state);
+	if (state == SYN_SENT)
+		return dial(sk);
+	return 0;
 }
 
 /* The kernel lets only programs that are offered under the GPL as well read its memory: hence this file's licences. */

@@ -6,10 +6,13 @@ Detectors ask it; it concludes nothing about guilt. Every table is bounded: the 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 from gpuguard.core.events import ProcessBrief
+from gpuguard.core.flows import address_bytes
 from gpuguard.core.records import (
+    CONNECT,
+    Connects,
     Device,
     DeviceSample,
     HostInfo,
@@ -38,11 +41,39 @@ SAMPLES_MAX = 4_096
 ANCESTORS_MAX = 64
 IMAGES_MAX = 256
 NAMESPACES_MAX = 256
+DIALS_MAX = 32_768
+#: Dials between one pair of ends that are remembered: a source port that a program chose is soon dialled from again.
+DIALS_OF_ENDS_MAX = 4
+#: A connection's first packet leaves at once, or when its neighbour's address was asked for; the clocks of packets and
+#: dials are read apart.
+DIALLED_BEFORE_NS, DIALLED_AFTER_NS = 1_000_000_000, 10_000_000
 LISTEN_STATE = 10
 #: From here on Linux takes the port of a connection that it opens (ip_local_port_range, ip(7)).
 EPHEMERAL_PORT_MIN = 32_768
 
 SocketKey = tuple[int, int, str, int, str, int]
+
+#: Where the ends of a connection begin in a row of CONNECT; they are the rest of it.
+_ENDS_AT = CONNECT.itemsize - 37
+
+
+class Dial(NamedTuple):
+    """Who dialled a connection, from which network namespace, and when."""
+
+    time_ns: int
+    netns: int
+    process: ProcessId
+
+
+class Dialled(NamedTuple):
+    """How many TCP connections a process dialled since it was met first, and how many of them came to nothing.
+
+    ``withheld`` are those that came too fast to be told one by one.
+    """
+
+    connections: int
+    in_vain: int
+    withheld: int
 
 
 class BoundedTable(Generic[K, V]):
@@ -100,6 +131,8 @@ class Host:
         self._owned: dict[int, dict[ProcessId, list[Socket]]] = {}
         self._local: BoundedTable[tuple[int, str], None] = BoundedTable(SAMPLES_MAX)
         self._listening: BoundedTable[tuple[int, int, int], None] = BoundedTable(SOCKETS_MAX)
+        self._dials: BoundedTable[bytes, tuple[Dial, ...]] = BoundedTable(DIALS_MAX)
+        self._dialled: BoundedTable[ProcessId, Dialled] = BoundedTable(PROCESSES_MAX)
         self._flow_owner: BoundedTable[FlowId, ProcessId] = BoundedTable(SOCKETS_MAX)
         self._kernels: BoundedTable[ProcessId, dict[int, KernelName]] = BoundedTable(NAMERS_MAX)
         self._names_evicted = 0
@@ -117,6 +150,8 @@ class Host:
                 self._exit(item)
             case Sockets():
                 self._take_sockets(item)
+            case Connects():
+                self._take_connects(item)
             case KernelName():
                 self._take_name(item)
             case ModuleImage():
@@ -225,26 +260,58 @@ class Host:
     def owner(self, flow: FlowId) -> ProcessId | None:
         """Return the process that holds the local end of a flow, None when that is not certain.
 
-        Of a flow inside the host it is the initiator's. A socket inherited by a child belongs to the process among its
-        owners that is an ancestor of all others; unrelated owners are nobody's.
+        It is who dialled, as the kernel said at that moment. Else the lists of sockets tell: of a flow inside the host
+        it is the initiator's; a socket inherited by a child belongs to the process among its owners that is an
+        ancestor of all others; unrelated owners are nobody's. Of one that has ended it may be a child's, or a parent's.
         """
-        if not len(self._sockets):
+        if not (len(self._sockets) or len(self._dials)):
             return None
-        known = self._flow_owner.get(flow)
-        if known:
-            return known
-        socket = self.socket(flow, initiator=True) or self.socket(flow, initiator=False) or self._carried(flow)
-        owner = self._head(socket.owners) if socket else None
+        known = self._flow_owner.get(flow) or self._dialler_of(flow)
+        owner = known
+        if known is None or self.has_ended(known):
+            socket = self.socket(flow, initiator=True) or self.socket(flow, initiator=False) or self._carried(flow)
+            holder = self._head(socket.owners) if socket else None
+            owner = holder if known is None or (holder and self._are_related(known, holder)) else known
         if owner:
             self._flow_owner[flow] = owner
         return owner
+
+    @property
+    def knows_diallers(self) -> bool:
+        """Whether the kernel tells here who dials."""
+        return len(self._dials) > 0
+
+    def dialled(self, process: ProcessId) -> Dialled | None:
+        """Return how many connections a process dialled, None where nobody counts, or it dialled none."""
+        return self._dialled.get(process)
+
+    def _dialler_of(self, flow: FlowId) -> ProcessId | None:
+        """Return who dialled a flow, None if that was not told, or two may have.
+
+        Where its namespace only carries it, the dial was in another: see `_carried`.
+        """
+        if not flow.initiator_known:
+            return None
+        dials = [one for one in self._dials.get(_ends(flow)) or ()
+                 if -DIALLED_AFTER_NS <= flow.start_ns - one.time_ns <= DIALLED_BEFORE_NS]
+        here = [one for one in dials if one.netns == flow.netns]
+        if not here and not self._is_carried(flow):
+            return None
+        found = {(one.netns, one.process) for one in here or dials}
+        return found.pop()[1] if len(found) == 1 else None
+
+    def _is_carried(self, flow: FlowId) -> bool:
+        return not (self.is_local(flow.netns, flow.initiator) or self.is_local(flow.netns, flow.responder))
+
+    def _are_related(self, one: ProcessId, other: ProcessId) -> bool:
+        return one in self.ancestors(other) or other in self.ancestors(one)
 
     def _carried(self, flow: FlowId) -> Socket | None:
         """Return the initiator's socket of a flow that its namespace only carries: one other namespace alone has it.
 
         So a container's connections are named where its bridge is watched, before their addresses are translated.
         """
-        if self.is_local(flow.netns, flow.initiator) or self.is_local(flow.netns, flow.responder):
+        if not self._is_carried(flow):
             return None
         ends = _key(flow, initiator=True)[1:]
         seen = [self._sockets.get((netns, *ends)) for netns in self._owned if netns != flow.netns]
@@ -260,6 +327,7 @@ class Host:
         self._ended[process] = self._origin(process)
         self.exited.pop(process)
         self.processes.pop(process)
+        self._dialled.pop(process)
         self._images.pop(process)
         self._kernels.pop(process)
         for device in self.devices.values():
@@ -275,6 +343,7 @@ class Host:
         return {
             "processes": self.processes.evicted,
             "sockets": self._sockets.evicted,
+            "dials": self._dials.evicted,
             "processes' kernel names": self._kernels.evicted,
             "kernel names": self._names_evicted,
             "processes' GPU code": self._images.evicted,
@@ -326,6 +395,23 @@ class Host:
         while len(self._owned) > NAMESPACES_MAX:
             del self._owned[next(iter(self._owned))]
 
+    def _take_connects(self, seen: Connects) -> None:
+        """Keep who dialled, by the ends as they lie in a row; the last row of a process has its count."""
+        boot_id = self.info.boot_id if self.info else ""
+        processes: dict[tuple[int, int], ProcessId] = {}
+        raw, size = seen.rows.tobytes(), CONNECT.itemsize
+        columns = ("time_ns", "netns", "pid", "start_ticks", "dialled", "in_vain", "withheld", "state")
+        for at, row in enumerate(zip(*(seen.rows[name].tolist() for name in columns), strict=True)):
+            time_ns, netns, pid, start_ticks, dialled, in_vain, withheld, state = row
+            process = processes.get((pid, start_ticks))
+            if process is None:
+                process = processes[pid, start_ticks] = ProcessId(boot_id, pid, start_ticks)
+            self._dialled[process] = Dialled(dialled, in_vain, withheld)
+            if state:
+                ends = raw[at * size + _ENDS_AT:(at + 1) * size]
+                before = self._dials.get(ends) or ()
+                self._dials[ends] = (*before, Dial(time_ns, netns, process))[-DIALS_OF_ENDS_MAX:]
+
     def _exit(self, gone: ProcessExited) -> None:
         self.exited[gone.process] = gone
         if self._current.get(gone.process.pid) == gone.process:
@@ -336,6 +422,12 @@ def _key(flow: FlowId, *, initiator: bool) -> SocketKey:
     near, far = (flow.initiator, flow.initiator_port), (flow.responder, flow.responder_port)
     local, remote = (near, far) if initiator else (far, near)
     return (flow.netns, flow.protocol, *local, *remote)
+
+
+def _ends(flow: FlowId) -> bytes:
+    """Return the ends of a flow as they lie in a row of CONNECT that its initiator dialled."""
+    ports = flow.initiator_port.to_bytes(2, "little") + flow.responder_port.to_bytes(2, "little")
+    return address_bytes(flow.initiator) + address_bytes(flow.responder) + ports + bytes([flow.protocol])
 
 
 def _merge(near: Context, far: Context) -> Context:

@@ -448,6 +448,37 @@ class Socket(Struct, frozen=True):
     received_bytes: int = 0
 
 
+#: One TCP connection that a process of this host dialled, told when it was answered (``state`` ESTABLISHED, or
+#: SYN_RECV where both ends dialled) or came to nothing (CLOSE; ``error`` as connect(2) gives it, 0 where the process
+#: gave it up itself). ``time_ns`` is when it was dialled, ``start_ticks`` the process's start. ``dialled``, ``in_vain``
+#: and ``withheld`` count all connections of this process since it was met first, this one too; those withheld came too
+#: fast to be told one by one. With ``state`` 0 there is no connection: the process ended, and this is its last count.
+#: Addresses as in `PACKET`; the ends lie in one piece.
+CONNECT = np.dtype([
+    ("time_ns", "<i8"),
+    ("start_ticks", "<u8"),
+    ("pid", "<u4"),
+    ("netns", "<u4"),
+    ("dialled", "<u4"),
+    ("in_vain", "<u4"),
+    ("withheld", "<u4"),
+    ("error", "<u2"),
+    ("state", "<u2"),
+    ("local", "u1", (16,)),
+    ("remote", "u1", (16,)),
+    ("local_port", "<u2"),
+    ("remote_port", "<u2"),
+    ("protocol", "u1"),
+])
+
+
+class Connects(Struct, tag="connects"):
+    """Who dialled which connections, in any network namespace of this host, however short they were."""
+
+    time_ns: int
+    rows: np.ndarray
+
+
 class Sockets(Struct, frozen=True, tag="sockets"):
     """All sockets of one network namespace at one moment; ``complete`` is False where some owner was unreadable."""
 
@@ -552,6 +583,7 @@ Block = (
     | ProcessStarted
     | ProcessExited
     | Sockets
+    | Connects
     | ToolCall
     | HostInfo
     | Tick

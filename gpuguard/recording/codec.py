@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from gpuguard.core.records import LAUNCH, PACKET, SCHEMA_VERSION, Block, Packets
+from gpuguard.core.records import CONNECT, LAUNCH, PACKET, SCHEMA_VERSION, Block, Connects, Launches, Packets
 from gpuguard.recording.columns import PacketColumns, from_columns, to_columns
 
 if TYPE_CHECKING:
@@ -39,16 +39,17 @@ class _Frame(msgspec.Struct):
 
 
 def _encode_rows(rows: object) -> object:
-    """Launch rows as they are; packet rows went into the frame's columns."""
+    """Rows as they are; packet rows went into the frame's columns."""
     if not isinstance(rows, np.ndarray):
         raise NotImplementedError(f"cannot record a {type(rows).__name__}")
-    return rows.tobytes() if rows.dtype == LAUNCH else b""
+    return b"" if rows.dtype == PACKET else rows.tobytes()
 
 
 def _decode_rows(kind: type, value: Any) -> np.ndarray:
+    """Bytes as they are: what rows they hold is known from their block."""
     if kind is not np.ndarray or not isinstance(value, bytes):
         raise ValueError(f"cannot read a {kind.__name__} from a {type(value).__name__}")
-    return np.frombuffer(value, LAUNCH).copy()
+    return np.frombuffer(value, np.uint8)
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_rows)
@@ -102,7 +103,10 @@ def _expand(body: bytes) -> bytes:
 
 
 def _with_rows(frame: _Frame) -> list[Block]:
-    """Return the blocks, each `Packets` with its own rows again."""
+    """Return the blocks, each with its own rows again."""
+    for block in frame.blocks:
+        if isinstance(block, Launches | Connects):
+            block.rows = block.rows.view(LAUNCH if isinstance(block, Launches) else CONNECT).copy()
     takers = [block for block in frame.blocks if isinstance(block, Packets)]
     rows = from_columns(frame.packets) if frame.packets else np.zeros(0, PACKET)
     if len(takers) != len(frame.counts) or sum(frame.counts) != len(rows) or min(frame.counts, default=0) < 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gpuguard.core.records import Block, Gap, HostInfo, Launches, Packets
+from gpuguard.core.records import Block, Connects, Gap, HostInfo, Launches, Packets
 from gpuguard.recording.codec import FRAME_BYTES_MAX, encode_frame, encode_header
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Recorder:
         if not self._blocks:
             self._oldest_ns = block.time_ns
         self._blocks.append(block)
-        self._rows += len(block.rows) if isinstance(block, Packets | Launches) else 0
+        self._rows += len(block.rows) if isinstance(block, Packets | Launches | Connects) else 0
         full = len(self._blocks) >= FRAME_BLOCKS_MAX or self._rows >= FRAME_ROWS_MAX
         if full or not 0 <= block.time_ns - self._oldest_ns < FRAME_AGE_NS:
             return self.flush(block.time_ns)

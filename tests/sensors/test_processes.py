@@ -12,12 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuguard.config import Config, ProcessSettings
-from gpuguard.core.records import Gap, ProcessExited, ProcessStarted
+from gpuguard.core.records import CONNECT, Connects, Gap, ProcessExited, ProcessStarted
 from gpuguard.core.subjects import ENVIRON_LISTED, ProcessId, context_of
 from gpuguard.messages import Found, ListProcesses, Opened, OpenProcesses, ReadProcess, Refused
 from gpuguard.sensors import EyeClosed, processes
@@ -155,6 +156,38 @@ def test_arguments_of_the_ring_are_redacted_and_never_cut_in_two():
     assert processes.bpf.parse_ring_argv(struct.pack("<II", 900, 0) + b"x" * 50) == ("\u2026",)
 
 
+def connect_bytes(fields):
+    """Write one struct connect, field for field as ext/bpf/processes.bpf.c has them."""
+    names = "time_ns start_ns lost pid netns dialled in_vain withheld error state".split()
+    return struct.pack("<QQQIIIIIHH16s16sHHI", *(fields[name] for name in names), fields["local"], fields["remote"],
+                       fields["local_port"], fields["remote_port"], 0xFFFF_FFFF)
+
+
+U16, U32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
+ADDRESS = st.binary(min_size=16, max_size=16)
+CONNECT_FIELDS = st.fixed_dictionaries({
+    "time_ns": st.integers(0, 2**62), "start_ns": st.integers(0, 2**64 - 1), "lost": st.integers(0, 2**63 - 1),
+    "pid": U32, "netns": U32, "dialled": U32, "in_vain": U32, "withheld": U32, "error": U16, "state": U16,
+    "local": ADDRESS, "remote": ADDRESS, "local_port": U16, "remote_port": U16})
+
+
+@given(st.lists(CONNECT_FIELDS, max_size=8), st.integers(0, 2**61), st.binary(max_size=120))
+def test_rows_of_connections_are_read_field_by_field(wanted, booted_ns, odd):
+    records = [connect_bytes(one) for one in wanted]
+    assert {len(one) for one in records} <= {processes.connects.RING_ROW.itemsize}
+    records += [odd] if len(odd) != processes.connects.RING_ROW.itemsize else []
+    rows, lost = processes.connects.parse_connects(records, booted_ns)
+    assert lost == max((one["lost"] for one in wanted), default=0)
+    assert len(rows) == len(wanted)
+    for row, one in zip(rows, wanted, strict=True):
+        assert int(row["time_ns"]) == one["time_ns"] + booted_ns
+        assert int(row["start_ticks"]) == one["start_ns"] // (SECOND_NS // processes.procfs.ticks_per_s())
+        assert int(row["protocol"]) == 6
+        assert (row["local"].tobytes(), row["remote"].tobytes()) == (one["local"], one["remote"])
+        for name in ("pid", "netns", "dialled", "in_vain", "withheld", "error", "state", "local_port", "remote_port"):
+            assert int(row[name]) == one[name]
+
+
 def connector(what, *words):
     words = (*words, *[0] * (6 - len(words)))
     return struct.pack("=IHHIIIIIIHHIIQ6I", 76, 3, 0, 0, 0, 1, 1, 0, 0, 40, 0, what, 0, 5_000, *words)
@@ -209,8 +242,31 @@ class Script:
         raise AssertionError(request)
 
 
-def sensor_of(script, mode="bpf"):
-    sensor = processes.ProcessSensor(script, script, mode, SECOND_NS)
+class Dials:
+    """A source of connections: rows of CONNECT put there."""
+
+    def __init__(self):
+        self.rows = np.zeros(0, CONNECT)
+        self.lost = 0
+
+    def put(self, pid, start, **fields):
+        row = np.zeros(1, CONNECT)
+        row["pid"], row["start_ticks"], row["state"] = pid, start, 7
+        for name, value in fields.items():
+            row[name] = value
+        self.rows = np.concatenate([self.rows, row])
+
+    def read(self):
+        rows, self.rows = self.rows, np.zeros(0, CONNECT)
+        lost, self.lost = self.lost, 0
+        return rows, lost
+
+    def close(self):
+        pass
+
+
+def sensor_of(script, mode="bpf", dials=None):
+    sensor = processes.ProcessSensor(script, script, mode, SECOND_NS, dials or Dials())
     return sensor, sensor.read(SECOND_NS)
 
 
@@ -336,6 +392,44 @@ def test_connector_exit_of_one_thread_is_no_exit():
     assert sensor.read(3 * SECOND_NS) == [], "the first thread ended, others run"
     del script.here[11]
     assert sensor.read(4 * SECOND_NS) == [ProcessExited(6, one, 256)]
+
+
+def test_who_dialled_is_told_after_his_fork_and_before_his_end():
+    script, dials = Script(), Dials()
+    parent = script.put(10, 1)
+    sensor, _ = sensor_of(script, dials=dials)
+    here, gone = script.put(11, 2, parent), ProcessId(BOOT, 12, 3)
+    script.queue = [fork(2, 11, 2, parent), fork(3, 12, 3, parent), Event(Kind.EXIT, 4, 12, 3, exit_status=0)]
+    dials.put(11, 2, remote_port=22)
+    dials.put(12, 3, remote_port=23)
+    dials.put(12, 9, remote_port=24)
+    dials.lost = 5
+    one, other, ended, gap, connects = sensor.read(SECOND_NS)
+    assert [(b.process, b.parent) for b in (one, other)] == [(here, parent), (gone, parent)]
+    assert ended == ProcessExited(4, gone, 0), "nobody stays who is gone"
+    assert gap.lost == 5
+    assert isinstance(connects, Connects)
+    assert connects.rows["remote_port"].tolist() == [22, 23, 24]
+    dials.put(11, 2)
+    assert [type(b) for b in sensor.read(SECOND_NS)] == [Connects], "named once"
+
+
+def test_a_fork_that_was_read_before_is_named_when_it_dials():
+    script, dials = Script(), Dials()
+    parent = script.put(10, 1)
+    sensor, _ = sensor_of(script, dials=dials)
+    script.queue = [fork(SECOND_NS, 12, 3, parent)]
+    assert sensor.read(SECOND_NS) == []
+    dials.put(12, 3)
+    assert [type(b) for b in sensor.read(SECOND_NS + 1)] == [ProcessStarted, Connects]
+
+
+def test_a_source_that_hears_no_dials_says_so_once():
+    script = Script()
+    sensor = processes.ProcessSensor(script, script, "connector", SECOND_NS)
+    (gap,) = sensor.read(SECOND_NS)
+    assert "connector: whose a connection was" in gap.reason
+    assert sensor.read(2 * SECOND_NS) == []
 
 
 def test_a_refusing_broker_closes_the_eye():
@@ -502,7 +596,7 @@ def bpf():
 def test_a_container_is_seen_from_outside_by_its_outer_pid(bpf):
     from gpuguard._processes import Ring
 
-    answer, (ring_fd, _) = bpf
+    answer, (ring_fd, *_) = bpf
     ring = Ring(ring_fd, answer.values["ring_bytes"])
     outer = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "sleep", "60"])
     seen, limit = [], time.monotonic() + 10
@@ -535,7 +629,7 @@ print(bool(ready), len(ring.read(64)) > 0)
 
 @needs_root
 def test_the_ring_is_read_without_privileges(bpf):
-    ring_fd, waiting = bpf[1]
+    ring_fd, waiting, _ = bpf[1]
     child = subprocess.Popen([sys.executable, "-c", UNPRIVILEGED, str(ring_fd), str(bpf[0].values["ring_bytes"]),
                               str(waiting)], pass_fds=(ring_fd, waiting), stdout=subprocess.PIPE, cwd=ROOT)
     assert child.stdout.readline() == b"mapped\n"
@@ -574,9 +668,10 @@ def test_a_full_ring_is_counted_and_the_host_listed_anew():
 
 @needs_root
 def test_the_guard_cannot_write_to_the_ring(bpf):
-    _, (ring_fd, _) = bpf
-    with pytest.raises(PermissionError):
-        mmap.mmap(ring_fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_WRITE, offset=mmap.PAGESIZE)
+    _, (ring_fd, _, connects_fd) = bpf
+    for one in (ring_fd, connects_fd):
+        with pytest.raises(PermissionError):
+            mmap.mmap(one, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_WRITE, offset=mmap.PAGESIZE)
 
 
 def test_polling_works_without_privileges():

@@ -22,8 +22,8 @@ Benign look-alikes, and what keeps them out:
 - what comes in from outside: the host that is scanned did nothing.
 
 An attempt has failed when its flow ended without payload and without a full closing handshake, or when no packet
-answered it for four seconds. If it speaks after all, that is taken back. On a live host it waits for the next list of
-sockets, so that it is known whose it was.
+answered it for four seconds. If it speaks after all, that is taken back. On a live host the kernel says who dialled
+what was refused; what nobody answers waits for the next list of sockets, so that it is known whose it was.
 """
 
 from __future__ import annotations
@@ -106,15 +106,20 @@ Target = bytes
 
 
 class _Unit(NamedTuple):
-    """Who is judged: a process where it is known, else one address in one network namespace."""
+    """Who is judged: a process where it is known, else one address in one network namespace.
+
+    ``several`` are the known processes of an address that failed once or twice each: a loop that starts one for each
+    attempt is a scan all the same.
+    """
 
     source: bytes
     process: ProcessId | None
+    several: bool = False
 
     @property
     def key(self) -> _Unit | bytes:
         """What the unit is known by: where nobody knows the process, what lies in a row says it all."""
-        return self if self.process else self.source
+        return self if self.process or self.several else self.source
 
 
 class _Judged(NamedTuple):
@@ -194,7 +199,8 @@ class Detector:
         """Take in the ends of dull flows: those in vain one by one, of which there are few but in a scan."""
         found: list[Evidence] = []
         # Where owners are known, it is looked up which process of an address was answered.
-        sources: dict[Any, Any] = self._failing.entries if len(self._listed) else self._sources.entries
+        owned = len(self._listed) or host.knows_diallers
+        sources: dict[Any, Any] = self._failing.entries if owned else self._sources.entries
         at, rows = 0, item.rows
         while (at := succeed(rows, at, sources, _PLACES, ANSWERED_NATS, AGAIN_NATS)) < len(rows):
             found += self._close(next(closed_flows(rows[at:at + 1])), host, missed=bool(rows["missed"][at]))
@@ -215,9 +221,24 @@ class Detector:
 
     def _judge(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
         unit = _unit(flow, host)
-        nats = self._failed(flow, unit, time_ns)
+        nats, found = self._count(flow, unit, time_ns, host)
         self._judged[flow] = _Judged(unit, nats)
-        return self._tell(flow, unit, time_ns) if nats else []
+        return found
+
+    def _count(self, flow: FlowId, unit: _Unit, time_ns: int, host: Host) -> tuple[float, list[Evidence]]:
+        """Count a failure for its unit, and for all processes of its address together as long as this is a rare one.
+
+        Return what it adds to the unit, and what is to be told.
+        """
+        nats = self._failed(flow, unit, time_ns)
+        found = self._tell(flow, unit, time_ns, host) if nats else []
+        if self._fails_rarely(unit) and self._failed(flow, _several(unit), time_ns):
+            found += self._tell(flow, _several(unit), time_ns, host)
+        return nats, found
+
+    def _fails_rarely(self, unit: _Unit) -> bool:
+        source = self._sources.get(unit.key)
+        return unit.process is not None and (source is None or source.failed < FAILED_OF_PROCESS_MIN)
 
     def _answered(self, flow: FlowId, host: Host) -> None:
         self._waiting.pop(flow, None)
@@ -231,6 +252,9 @@ class Detector:
             source.add(ANSWERED_NATS - judged.nats)
         elif source:
             source.succeed(_target(flow), _PLACES, ANSWERED_NATS, AGAIN_NATS)
+        several = self._sources.get(_several(judged.unit)) if self._fails_rarely(judged.unit) else None
+        if several:
+            several.succeed(_target(flow), _PLACES, ANSWERED_NATS, AGAIN_NATS)
 
     def _close(self, item: FlowClosed, host: Host, *, missed: bool = False) -> list[Evidence]:
         flow = item.flow
@@ -247,9 +271,7 @@ class Detector:
             pass  # counted when it was missed
         elif flow.initiator_known and _weight(flow.responder) and not _from_outside(flow, host):
             self._waiting.pop(flow, None)
-            unit = _unit(flow, host)
-            if self._failed(flow, unit, item.time_ns):
-                return self._tell(flow, unit, item.time_ns)
+            return self._count(flow, _unit(flow, host), item.time_ns, host)[1]
         return []
 
     def _overdue(self, now_ns: int, host: Host) -> list[Evidence]:
@@ -289,7 +311,7 @@ class Detector:
         self._failing[unit.source] = seen_ns
         return nats
 
-    def _tell(self, flow: FlowId, unit: _Unit, time_ns: int) -> list[Evidence]:
+    def _tell(self, flow: FlowId, unit: _Unit, time_ns: int, host: Host) -> list[Evidence]:
         """A process is told of as its weight grows; without one, the attempt at hand stands for all, at each doubling.
 
         So a scan of ten thousand addresses does not make ten thousand findings.
@@ -298,7 +320,7 @@ class Detector:
         seen_ns = self._failing.get(unit.source) or 0
         # Where a process was seen at it, what has no owner is most likely its. That is not certain enough to be added
         # to the process, and no other scan either.
-        somebodys = unit.process is None and seen_ns and time_ns - seen_ns < FORGOTTEN_AFTER_NS
+        somebodys = unit.key == unit.source and seen_ns and time_ns - seen_ns < FORGOTTEN_AFTER_NS
         if source.nats < SUSPECT_NATS or somebodys:
             return []
         subject: Subject = unit.process or flow
@@ -309,8 +331,9 @@ class Detector:
         source.told, source.told_failed = source.nats, source.failed
         ports = f"{len(source.ports)} port{'s' if len(source.ports) != 1 else ''}"
         within_s = (source.last_ns - source.start_ns) / 1e9
-        text = (f"{unit.process or flow.initiator} tried {source.failed} places in vain that it had not tried before, "
-                f"on {len(source.addresses)} addresses and {ports}, within {within_s:.0f} s{source.known()}")
+        text = (f"{_name(flow, unit)} tried {source.failed} places in vain that it had not tried before, "
+                f"on {len(source.addresses)} addresses and {ports}, within {within_s:.0f} s{source.known()}"
+                f"{_dialled(unit, host)}")
         return [Evidence(
             time_ns=time_ns,
             subject=subject,
@@ -332,6 +355,22 @@ def _from_outside(flow: FlowId, host: Host) -> bool:
 
 def _unit(flow: FlowId, host: Host) -> _Unit:
     return _Unit(_source(flow), host.owner(flow))
+
+
+def _several(unit: _Unit) -> _Unit:
+    return _Unit(unit.source, None, several=True)
+
+
+def _name(flow: FlowId, unit: _Unit) -> str:
+    if unit.several:
+        return f"processes of {flow.initiator} that tried once or twice each, taken as one,"
+    return str(unit.process or flow.initiator)
+
+
+def _dialled(unit: _Unit, host: Host) -> str:
+    """Return what the kernel counted of a process, as the end of a sentence."""
+    counted = host.dialled(unit.process) if unit.process else None
+    return f"; of all its {counted.connections} connections {counted.in_vain} came to nothing" if counted else ""
 
 
 def _source(flow: FlowId) -> bytes:

@@ -6,6 +6,8 @@ times and arguments, so that even a process that is gone at once is named. *conn
 that is gone before its /proc was read is counted in a `Gap` and not guessed. *polling*: /proc is listed again and
 again; what lives shorter than the interval is not seen, and a `Gap` says so from the start.
 
+bpf also hears who dials: `connects`. The others do not, and say so in a `Gap`.
+
 Pids are those of the broker's pid namespace: bpf translates, in the kernel; the connector refuses any but the first.
 `procfs` reads a process, `bpf` and `connector` are the sources, and `sensor` makes records of their events.
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 from gpuguard.messages import Answer, Found, ListProcesses, Opened, OpenProcesses, ReadProcess, Refused
 from gpuguard.sensors import EyeClosed
 from gpuguard.sensors.processes import bpf, connector
+from gpuguard.sensors.processes.connects import ConnectRing
 from gpuguard.sensors.processes.procfs import list_processes, read_process
 from gpuguard.sensors.processes.sensor import NAME, ProcessSensor, why
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gpuguard.config import Config
+    from gpuguard.sensors.processes.connects import Connections
     from gpuguard.sensors.processes.events import Event, Source
     from gpuguard.sensors.processes.sensor import Broker
 
@@ -82,23 +86,25 @@ def open_sensor(broker: Broker, config: Config) -> ProcessSensor:
     if not isinstance(answer, Opened):
         _close_all(descriptors)
         raise EyeClosed(f"process events: {why(answer)}")
-    return ProcessSensor(broker, _source(answer, descriptors), answer.mode, settings.poll_interval_ms * 1_000_000)
+    source, connects = _source(answer, descriptors)
+    return ProcessSensor(broker, source, answer.mode, settings.poll_interval_ms * 1_000_000, connects)
 
 
-def _source(opened: Opened, descriptors: tuple[int, ...]) -> Source:
+def _source(opened: Opened, descriptors: tuple[int, ...]) -> tuple[Source, Connections | None]:
     match opened.mode.partition(" ")[0], descriptors:
-        case "bpf", (ring, waiting):
+        case "bpf", (ring, waiting, *dials) if len(dials) <= 1:
             try:
-                return bpf.BpfSource(ring, opened.values["ring_bytes"], waiting)
+                connects = ConnectRing(dials[0], opened.values["connects_bytes"]) if dials else None
+                return bpf.BpfSource(ring, opened.values["ring_bytes"], waiting), connects
             except (ImportError, OSError, ValueError, KeyError) as error:
                 os.close(waiting)
                 raise EyeClosed(f"process events: {error}") from error
             finally:
-                os.close(ring)
+                _close_all((ring, *dials))
         case "connector", (netlink,):
-            return connector.ConnectorSource(netlink)
+            return connector.ConnectorSource(netlink), None
         case "polling", ():
-            return _PollingSource()
+            return _PollingSource(), None
         case _:
             _close_all(descriptors)
             raise EyeClosed(f"process events: the broker answered {opened.mode} with {len(descriptors)} descriptors")

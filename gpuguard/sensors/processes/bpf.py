@@ -35,7 +35,11 @@ def attach() -> tuple[Opened, tuple[int, ...]]:
     with select.epoll() as waiting:
         waiting.register(ring, select.EPOLLIN)
         descriptors = (ring, os.dup(waiting.fileno()))
-    return Opened(("ring", "epoll"), "bpf", {"ring_bytes": programs.ring_bytes}), descriptors
+    values = {"ring_bytes": programs.ring_bytes}
+    if programs.undialled:
+        return Opened(("ring", "epoll"), f"bpf (connections: {programs.undialled})", values), descriptors
+    values["connects_bytes"] = programs.connects_bytes
+    return Opened(("ring", "epoll", "connects"), "bpf", values), (*descriptors, os.dup(programs.connects_fd))
 
 
 def detach() -> None:

@@ -1,7 +1,7 @@
 """From events to records: who was started, by whom, and when it ended.
 
 A forked process that never executes anything matters as a link between others and as an owner of sockets: it is read
-a moment after its fork, or named when a descendant of it is.
+a moment after its fork, or named when it dials or a descendant of it is.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from gpuguard.core.records import Block, Gap, ProcessExited, ProcessStarted
+from gpuguard.core.records import Block, Connects, Gap, ProcessExited, ProcessStarted
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Answer, Found, ListProcesses, ReadProcess, Refused, Request
 from gpuguard.sensors import is_due
 from gpuguard.sensors.processes.events import EVENTS_MAX, Event, Kind
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from gpuguard.sensors.processes.connects import Connections
     from gpuguard.sensors.processes.events import Source
 
 NAME = "processes"
@@ -47,13 +50,18 @@ class _Known(NamedTuple):
 
 
 class ProcessSensor:
-    """Turns events into records: `ProcessStarted` at each exec and for each fork that lasts, `ProcessExited`."""
+    """Turns events into records: `ProcessStarted` at each exec and for each fork that lasts, `ProcessExited`.
+
+    And `Connects`, where ``connects`` hears who dials.
+    """
 
     name = NAME
 
-    def __init__(self, broker: Broker, source: Source, mode: str, poll_interval_ns: int) -> None:
+    def __init__(self, broker: Broker, source: Source, mode: str, poll_interval_ns: int,
+                 connects: Connections | None = None) -> None:
         self._broker = broker
         self._source = source
+        self._connects = connects
         self._polls = mode.startswith("polling")
         self.mode = mode
         self.descriptor = source.descriptor
@@ -67,14 +75,14 @@ class ProcessSensor:
         self._must_list = True
         self._unread: dict[str, int] = {}
         self._unread_told_ns = 0
-        self._told_polling = False
+        self._told_limits = False
 
     def read(self, now_ns: int) -> list[Block]:
         """Return what started and ended since the last call."""
-        blocks: list[Block] = []
-        if self._polls:
-            blocks += self._poll_gap(now_ns)
+        blocks = self._limits(now_ns)
         try:
+            # First: whoever dialled was forked before, and ends later, so his end is not taken before his dial.
+            dialled, undialled = self._connects.read() if self._connects else (None, 0)
             events, lost = self._source.events()
         except OSError as error:
             return [Gap(now_ns, NAME, f"process events: {error}", since_ns=now_ns)]
@@ -82,8 +90,18 @@ class ProcessSensor:
             blocks.append(Gap(now_ns, NAME, "more process events than could be kept: listing anew", lost=lost))
         if self._must_list or self._polls:
             blocks += self._list(now_ns)
+        dialling = _diallers(dialled)
+        for pid, start_ticks in dialling:
+            blocks += self._name_fork(pid, start_ticks)
         for event in events:
             blocks += self._take(event)
+            if event.kind == Kind.FORK and (event.pid, event.start_ticks) in dialling:
+                blocks += self._name_fork(event.pid, event.start_ticks or 0)
+        if undialled:
+            blocks.append(Gap(now_ns, NAME, "more connections than could be kept: who dialled them is not told",
+                              lost=undialled))
+        if dialled is not None and len(dialled):
+            blocks.append(Connects(now_ns, dialled))
         if lost != 0:
             # After the events: whose end was lost is known by now, and missing from the list.
             blocks += self._list(now_ns)
@@ -92,6 +110,8 @@ class ProcessSensor:
     def close(self) -> None:
         """Give every handle back."""
         self._source.close()
+        if self._connects:
+            self._connects.close()
         self.descriptor = None
 
     def _unread_gaps(self, now_ns: int) -> list[Block]:
@@ -104,13 +124,18 @@ class ProcessSensor:
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
-    def _poll_gap(self, now_ns: int) -> list[Block]:
-        if self._told_polling:
-            return []
-        self._told_polling = True
-        period_ms = (self.period_ns or 0) // 1_000_000
-        return [Gap(now_ns, NAME, f"{self.mode}: processes that live less than {period_ms} ms are not seen, "
-                                  "nor how any of them ended", since_ns=now_ns)]
+    def _limits(self, now_ns: int) -> list[Block]:
+        """Tell once what the source of events cannot see at all."""
+        told, self._told_limits = self._told_limits, True
+        blocks: list[Block] = []
+        if self._polls and not told:
+            period_ms = (self.period_ns or 0) // 1_000_000
+            blocks.append(Gap(now_ns, NAME, f"{self.mode}: processes that live less than {period_ms} ms are not seen, "
+                                            "nor how any of them ended", since_ns=now_ns))
+        if self._connects is None and not told:
+            blocks.append(Gap(now_ns, NAME, f"{self.mode}: whose a connection was is not told where it is over before "
+                                            "the sockets are listed", since_ns=now_ns))
+        return blocks
 
     def _list(self, now_ns: int) -> list[Block]:
         """Compare /proc with what is known; only who was known before the listing began can be missing from it."""
@@ -223,6 +248,16 @@ class ProcessSensor:
             parent = bare.parent
         return blocks
 
+    def _name_fork(self, pid: int, start_ticks: int) -> list[Block]:
+        """Return the record of a forked process that has none yet, from what it was at its fork if it is gone."""
+        born = self._born.get(pid)
+        if born is None or born.start_ticks != start_ticks:
+            return []
+        found = self._ask(pid)
+        if found and found.process.start_ticks == start_ticks:
+            return self._emit(msgspec.structs.replace(found, time_ns=born.time_ns))
+        return self._emit(self._bare(born))
+
     def _end(self, event: Event) -> list[Block]:
         known = self._known.get(event.pid)
         if not event.whole:
@@ -268,6 +303,13 @@ class ProcessSensor:
     def _ask(self, pid: int) -> ProcessStarted | None:
         answer, _ = self._broker.ask(ReadProcess(pid))
         return answer.processes[0] if isinstance(answer, Found) and answer.processes else None
+
+
+def _diallers(rows: np.ndarray | None) -> set[tuple[int, int]]:
+    """Return (pid, start) of whoever dialled."""
+    if rows is None or not len(rows):
+        return set()
+    return set(zip(rows["pid"].tolist(), rows["start_ticks"].tolist(), strict=True))
 
 
 def why(answer: Answer) -> str:
