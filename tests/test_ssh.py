@@ -11,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard.core.records import SshKexInit
+from gpuguard.core.ssh.answering import ANSWERED_NATS
+from gpuguard.core.ssh.incoming import LATER_CLOSE_NATS, LATER_OPEN_NATS, UNASKED_OPEN_NATS
+from gpuguard.core.ssh.key_exchange import SWAP_NATS, SWAP_ONE_NATS
+from gpuguard.core.ssh.later import LATER_ALIKE_NATS, LATER_OFF_BEAT_NATS, LATER_REQUEST_NATS
 from gpuguard.core.ssh.messages import (
     ENDING,
     KEEPALIVE,
@@ -24,20 +28,8 @@ from gpuguard.core.ssh.messages import (
     forwarded_tcpip,
     tcpip_forward,
 )
-from gpuguard.core.ssh.session import (
-    ANSWERED_NATS,
-    LATER_ALIKE_NATS,
-    LATER_CLOSE_NATS,
-    LATER_OFF_BEAT_NATS,
-    LATER_OPEN_NATS,
-    LATER_REQUEST_NATS,
-    REQUEST_NATS,
-    REQUEST_NATS_MAX,
-    SWAP_NATS,
-    SWAP_ONE_NATS,
-    UNASKED_OPEN_NATS,
-    SshSession,
-)
+from gpuguard.core.ssh.request import REQUEST_NATS, REQUEST_NATS_MAX
+from gpuguard.core.ssh.session import SshSession
 from gpuguard.core.ssh.sizes import sizes_of
 from gpuguard.core.ssh.suites import negotiate, record_bytes, suite_of
 
@@ -363,7 +355,7 @@ def test_any_sizes_are_survived(suite, records):
     for client, size, after_ns in records:
         talk.raw(size, client=client, after_ns=after_ns)
     assert talk.nats(REQUEST) <= REQUEST_NATS_MAX
-    assert len(talk.session._asked) <= 16
+    assert len(talk.session._after._seen.asked) <= 16
 
 
 def test_a_lost_open_makes_no_forward_of_what_follows():

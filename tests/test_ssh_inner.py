@@ -15,8 +15,8 @@ from gpuguard.core.host import Host
 from gpuguard.core.labels import LABELS
 from gpuguard.core.observations import FlowUse
 from gpuguard.core.ssh.inner import NESTED_MIN, FromServer, Nested
+from gpuguard.core.ssh.login import NAME_REFUSED_NATS
 from gpuguard.core.ssh.messages import DATA, KEY, OPEN_CONFIRMATION, REPLY
-from gpuguard.core.ssh.session import NAME_REFUSED_NATS
 from gpuguard.core.ssh.suites import record_bytes, suite_of
 from gpuguard.core.subjects import FlowId
 

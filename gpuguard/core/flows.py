@@ -66,7 +66,8 @@ from gpuguard.core.records import (
     TlsClientHello,
     TlsRecords,
 )
-from gpuguard.core.ssh.session import SshSession, Use
+from gpuguard.core.ssh.session import SshSession
+from gpuguard.core.ssh.uses import Use
 from gpuguard.core.subjects import FlowId
 
 if TYPE_CHECKING:

@@ -13,8 +13,10 @@ import sys
 import time
 
 from gpuguard.core.records import SshKexInit
-from gpuguard.core.ssh.session import REQUEST_NATS_MAX, SshSession, Use
+from gpuguard.core.ssh.request import REQUEST_NATS_MAX
+from gpuguard.core.ssh.session import SshSession
 from gpuguard.core.ssh.suites import record_bytes, suite_of
+from gpuguard.core.ssh.uses import Use
 
 CIPHERS = ("chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com", "aes128-ctr", "aes256-cbc", "3des-cbc", "none",
            "")

@@ -9,10 +9,17 @@ Keys and signatures are written as in RFC 4253 section 6.6, RFC 5656 section 3.1
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpuguard.core.ssh.suites import record_bytes
+
+if TYPE_CHECKING:
+    from gpuguard.core.ssh.suites import Suite
 
 _ANNOUNCED = 29  # type, name, want_reply
 _PROVE = 35
+# What tells of a single key, or asks for its proof, may be anything else as well.
+_TOLD_MIN = 140
 _ECDSA = "ecdsa-sha2-nistp"
 # Curve: its key, and its shortest and longest signature, whose two integers may have a zero before them or bytes less.
 _CURVES = {"256": (104, 97, 101), "384": (136, 129, 133), "521": (172, 161, 167)}
@@ -43,3 +50,19 @@ def host_keys(algorithms: tuple[str, ...]) -> list[HostKeys]:
         shortest, longest = (1 + sum(4 + one[place] for one in keys) for place in (1, 2))
         found.append(HostKeys(_ANNOUNCED + blobs, _PROVE + blobs, range(shortest, longest + 1)))
     return found
+
+
+class KeyRecords(NamedTuple):
+    """What the records about the host keys cost: those told, and the proofs by what asks for them."""
+
+    announced: frozenset[int]
+    proofs: dict[int, frozenset[int]]
+
+
+def key_records(client: Suite, server: Suite, algorithms: tuple[str, ...]) -> KeyRecords:
+    """Return what may be said about the keys of a server with these algorithms, in the two suites of a session."""
+    known = host_keys(algorithms) if not client.compressed and not server.compressed else []
+    keys = [one for one in known if one.announced > _TOLD_MIN]
+    return KeyRecords(frozenset(record_bytes(server, one.announced) for one in keys),
+                      {record_bytes(client, one.prove): frozenset(record_bytes(server, size) for size in one.proofs)
+                       for one in keys})

@@ -12,6 +12,23 @@ used by, and a display is first shown the cookie.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuguard.core.ssh.connection import Seen, Terms
+    from gpuguard.core.ssh.line import Segment
+    from gpuguard.core.ssh.uses import Use
+
+# What an inner session runs in, by what was said of the outer one; the first that fits.
+_AROUND = (
+    ("reverse-tunnel", {"ssh-reverse-forward-request", "ssh-reverse-channel-open"}),
+    ("jump", {"ssh-jump"}),
+    ("dynamic-forward", {"ssh-dynamic-forward"}),
+    ("local-forward", {"ssh-local-forward"}),
+    ("exec", {"ssh-exec"}),
+)
+_SESSIONS = ("interactive", "transfer", "exec")
+
 NESTED_MIN = 5
 #: Of a question and its answer; inner sessions over longer ways are slower than anything that is typed.
 ANSWERED_NS = 1_000_000_000
@@ -69,3 +86,32 @@ class FromServer:
             return ""
         fits = (kind for kind, words in self._words.items() if size in words and opened[1] in self._opens[kind])
         return next(fits, "")
+
+
+class Inside:
+    """Sessions of SSH inside this one, and the agent and the screen of this side in use from the far one."""
+
+    def __init__(self, terms: Terms, seen: Seen) -> None:
+        sizes = terms.sizes
+        self._terms = terms
+        self._seen = seen
+        self._nested = Nested(sizes.nested)
+        self._from_server = FromServer(sizes.server_opens, sizes.server_words, sizes.confirm_client)
+
+    def segment(self, seg: Segment) -> list[Use]:
+        """Take in a segment, and say what is new."""
+        sizes, told = self._terms.sizes, self._seen.told
+        if seg.size == sizes.ignore != sizes.key and self._terms.peers.ignores(from_client=seg.from_client):
+            return []
+        uses = []
+        depth = self._nested.segment(seg.time_ns, seg.size, from_client=seg.from_client)
+        around = depth and next((label for label, marks in _AROUND if told.names & marks), "")
+        if around:
+            uses.append(told.say(f"ssh-nested-in-{around}", 0.0, f"keys of an SSH session within {depth} other(s): "
+                                 f"records of {seg.size} bytes, asked and answered"))
+        opened = self._from_server.segment(seg.time_ns, seg.size, from_client=seg.from_client)
+        session = opened and next((label for label in _SESSIONS if f"ssh-{label}" in told), "")
+        if session:
+            uses += told.once(f"ssh-{opened}-used-in-{session}", 0.0, f"the far side used this side's {opened}: a "
+                              f"channel was opened to it, and {seg.size} bytes sent")
+        return uses

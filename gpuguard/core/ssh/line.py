@@ -1,0 +1,65 @@
+"""What was said on a connection: a segment of encrypted bytes, and what is kept of the ones before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from gpuguard.core.ssh.peers import Peers
+    from gpuguard.core.ssh.sizes import Sizes
+
+_OWED_NS = 3_000_000_000
+
+
+class Segment(NamedTuple):
+    """So many encrypted bytes that one side sent at once; ``total`` is all that it sent so far.
+
+    ``whole``: nothing is missing of what was sent since the login.
+    """
+
+    time_ns: int
+    size: int
+    total: int
+    from_client: bool
+    whole: bool
+
+
+class Line:
+    """What the next segment is judged by: who spoke last, when and how much; and how long nobody did."""
+
+    def __init__(self) -> None:
+        #: (time, size) of the last segment of each side.
+        self.client = (0, 0)
+        self.server = (0, 0)
+        #: How long the server had been silent when the client spoke last, and the longest that nobody spoke.
+        self.waited_ns = 0
+        self.silence_ns = 0
+        #: The client opened a session, and the server confirmed it: a request is to follow.
+        self.setting_up = False
+        #: The longest that the server said since the client's last word; and the longest of it that was not read.
+        self.heard = 0
+        self.unread = 0
+        self.owed_ns: int | None = None
+
+    def owes(self, time_ns: int) -> bool:
+        """Return whether the next answer is a keepalive's: requests are answered in their order."""
+        return self.owed_ns is not None and time_ns - self.owed_ns < _OWED_NS
+
+    def remember(self, seg: Segment, sizes: Sizes, peers: Peers, *, session: bool) -> None:
+        """Keep of a segment what the next is judged by; ``session``: there is one, whose keepalives are answered."""
+        if seg.from_client and seg.size == sizes.ignore != sizes.key and peers.client_ignores:
+            return
+        if self.server[0] and not (seg.from_client and seg.size == sizes.keepalive):
+            self.silence_ns = max(self.silence_ns, seg.time_ns - max(self.client[0], self.server[0]))
+        if seg.from_client:
+            self.waited_ns = seg.time_ns - self.server[0]
+            self.setting_up = self.client[1] in sizes.session and self.server[1] in sizes.confirms
+            self.client = (seg.time_ns, seg.size)
+            if session and seg.size == sizes.keepalive and peers.awaits_keepalives:
+                self.owed_ns = seg.time_ns
+            self.heard = self.unread = 0
+        else:
+            self.server = (seg.time_ns, seg.size)
+            if seg.size == sizes.reply:
+                self.owed_ns = None
+            self.heard = max(self.heard, seg.size)
