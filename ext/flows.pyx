@@ -135,7 +135,6 @@ cdef enum:
     ECHO_OPEN_MAX = 16
     ECHO_LONGER_MIN = 4
     ECHO_LENGTHS_MIN = 3
-    ECHO_FRAGMENT_BYTES = 544
     HELD_MAX = 1024
     HELD_SEGMENTS_MAX = 8
     POOL_MAX = 2048
@@ -233,6 +232,7 @@ cdef enum:
     SYN = 2
     RST = 4
     ACK = 16
+    FRAGMENT = 32   # records.FRAGMENT
     TCP = 6
     UDP = 17
 
@@ -832,26 +832,24 @@ cdef class Table:
 
     # -- each echo and its own question -------------------------------------------------------------------------------
 
-    cdef inline int pair(self, int32_t slot, int side, const Packet *packet) except -1:
+    cdef inline int pair(self, int32_t slot, int side, const Packet *packet, uint32_t size) except -1:
         cdef Hot *flow = &self.flows[slot]
         cdef uint8_t kind = packet.source_port >> 8
         if side == 0 and kind == (8 if packet.protocol == 1 else 128):
-            self.ask_echo(slot, packet.sequence & 0xFFFF, packet.payload_bytes)
+            self.ask_echo(slot, packet.sequence & 0xFFFF, size)
         elif side == 1 and kind == (0 if packet.protocol == 1 else 129):
             if flow.order & EXPECTED and flow.expected[0] == packet.sequence & 0xFFFF:
                 flow.order &= ~EXPECTED
-                if packet.payload_bytes > flow.expected[1]:
-                    return self.answer_echo(slot, packet, flow.expected[1])
+                if size > flow.expected[1]:
+                    return self.answer_echo(slot, packet, size, flow.expected[1])
             elif self.colds[slot].echoes:
-                return self.answer_echo(slot, packet, -1)
+                return self.answer_echo(slot, packet, size, -1)
         return 0
 
     cdef inline void ask_echo(self, int32_t slot, uint32_t sequence, uint32_t size) noexcept:
-        """Note a question. What may be the first fragment of one does not tell its size: it is taken as endless."""
+        """Note a question."""
         cdef Hot *flow = &self.flows[slot]
         cdef Echoes *echoes
-        if size >= ECHO_FRAGMENT_BYTES and size % 8 == 0:
-            size = 0xFFFFFFFF
         if flow.order & EXPECTED:
             if flow.expected[0] == sequence:
                 if flow.expected[1] > size:
@@ -866,10 +864,9 @@ cdef class Table:
         flow.expected[0] = sequence
         flow.expected[1] = size
 
-    cdef int answer_echo(self, int32_t slot, const Packet *packet, int64_t asked) except -1:
+    cdef int answer_echo(self, int32_t slot, const Packet *packet, uint32_t size, int64_t asked) except -1:
         """Find the largest question that this may be the answer to (-1: none was found yet), and compare."""
         cdef Echoes *echoes = self.echoes_of(slot)
-        cdef uint32_t size = packet.payload_bytes
         cdef int i
         if echoes == NULL:
             return 0
@@ -1078,8 +1075,11 @@ cdef class Table:
                     self.await_holes(slot, side, packet)
                 self.handshake(slot, packet, side)
             fresh = self.new_bytes(slot, side, packet, &start)
+        elif packet.tcp_flags & FRAGMENT:
+            self.take_fragment(slot, side, packet)
+            fresh = 0
         elif icmp(packet.protocol):
-            self.pair(slot, side, packet)
+            self.pair(slot, side, packet, fresh)
         if fresh:
             flow.spoke |= 1 << side
             flow.payload_bytes[side] += fresh
@@ -1095,6 +1095,18 @@ cdef class Table:
             if flow.spoke & 12 == 12:
                 self.tell_closed(slot, packet.time_ns, REASON_CLOSED)
                 self.enqueue(slot, QUEUE_CLOSED, packet.time_ns)
+        return 0
+
+    cdef int take_fragment(self, int32_t slot, int side, const Packet *packet) except -1:
+        """Each counts its bytes; with the one that makes it whole the datagram is said, as one message."""
+        cdef Hot *flow = &self.flows[slot]
+        if packet.payload_bytes:
+            flow.spoke |= 1 << side
+            flow.payload_bytes[side] += packet.payload_bytes
+        if packet.acknowledgement:
+            if icmp(flow.protocol):
+                self.pair(slot, side, packet, packet.acknowledgement)
+            self.talk(slot, side, packet.acknowledgement, packet.time_ns)
         return 0
 
     cdef void handshake(self, int32_t slot, const Packet *packet, int side) noexcept:

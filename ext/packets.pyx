@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Frames to rows of `records.PACKET` and to facts: one parser for capture files and for the live ring.
 
-Sources: RFC 791, 8200 (extension headers), 9293, 768, 792, 4443; Linux "cooked" and other link layers from
+Sources: RFC 791, 8200 (extension headers, fragments), 9293, 768, 792, 4443; Linux "cooked" and other link layers from
 tcpdump.org/linktypes.html; RFC 4253 (SSH), RFC 8446 (TLS), RFC 6066, RFC 7301, RFC 1035, 7766 (DNS over TCP);
 RFC 1928, 1929 and openssh.com/txt/socks4.protocol (SOCKS); RFC 9112 section 3.2 (proxies); RFC 7296 (IKE);
 wireguard.com/protocol; OpenVPN's doc/doxygen/doc_protocol_overview.h; Tor's tor-spec (cells); sv2-spec chapter 4
@@ -28,7 +28,7 @@ which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
 
 Known limits: Stratum is read where its opening was captured, and in clear only; a ClientHello or KEXINIT above
 MESSAGE_MAX is not read; text before an SSH banner is followed for TEXT_MAX bytes; what an HTTP proxy answers is read as
-text only; TCP within IP fragments is read from the first fragment only.
+text only; of a datagram in IP fragments the first is read (see packets_fragments.pxi).
 """
 
 from libc.errno cimport errno
@@ -265,6 +265,11 @@ cdef struct Parse:
     uint64_t other
     uint64_t malformed
     uint64_t streams_lost
+    Datagram* datagrams
+    uint64_t fragments_early
+    uint64_t fragments_headless
+    uint64_t datagrams_spoiled
+    uint64_t datagrams_evicted
     bint brief
 
 
@@ -1339,10 +1344,10 @@ cdef void tcp(Parse* s, Row* row, const uint8_t* p, uint32_t have, uint32_t size
 
 
 cdef inline void transport(Parse* s, Row* row, const uint8_t* p, uint32_t have, uint32_t size,
-                           bint later_fragment) noexcept nogil:
+                           bint portless) noexcept nogil:
     """Fill ports and sizes from ``size`` bytes of IP payload, of which ``have`` were captured, and end the row."""
     row.payload_bytes = size
-    if later_fragment:
+    if portless:
         pass
     elif row.protocol == 6 or row.protocol == 17:
         if have >= 4:
@@ -1365,7 +1370,7 @@ cdef inline void transport(Parse* s, Row* row, const uint8_t* p, uint32_t have, 
 
 
 cdef inline void ipv4(Parse* s, Row* row, const uint8_t* p, uint32_t n, uint32_t wire) noexcept nogil:
-    cdef uint32_t header, total
+    cdef uint32_t header, total, place
     if n < 20:
         s.malformed += 1
         return
@@ -1381,13 +1386,20 @@ cdef inline void ipv4(Parse* s, Row* row, const uint8_t* p, uint32_t n, uint32_t
     memcpy(&row.destination[12], p + 16, 4)
     row.ip_version = 4
     row.protocol = p[9]
-    transport(s, row, p + least(header, n), above(least(n, total), header), total - header,
-              (be16(p + 6) & 0x1FFF) != 0)
+    place = be16(p + 6) & 0x3FFF  # of a fragment; the upper bit: more follow
+    if place:
+        fragment(s, row, p[9], be16(p + 4), (place & 0x1FFF) * 8, place >> 13, 0, p + least(header, n),
+                 above(least(n, total), header), total - header, 0)
+    else:
+        transport(s, row, p + least(header, n), above(least(n, total), header), total - header, 0)
 
 
 cdef inline void ipv6(Parse* s, Row* row, const uint8_t* p, uint32_t n, uint32_t wire) noexcept nogil:
-    """Extension headers as RFC 7045 lists them; where one is not all there, the row keeps its number, portless."""
-    cdef uint32_t size, kind, length, at = 40
+    """Extension headers as RFC 7045 lists them; where one is not all there, the row keeps its number, portless.
+
+    A fragment header with nothing before or behind it is of a whole packet, RFC 6946; in a fragment it is the last.
+    """
+    cdef uint32_t size, kind, length, at = 40, place = 0, cut = 0
     cdef bint portless = 0
     cdef int i
     if n < 40:
@@ -1412,13 +1424,20 @@ cdef inline void ipv6(Parse* s, Row* row, const uint8_t* p, uint32_t n, uint32_t
         if length > n - at:
             portless = 1
             break
-        portless = kind == 44 and (be16(p + at + 2) & 0xFFF8) != 0
+        if kind == 44 and be16(p + at + 2) & 0xFFF9:
+            portless = cut != 0 or be16(p + at + 2) & 0xFFF8 != 0
+            cut = cut or at
         kind = p[at]
         at += length
         if portless:
             break
     row.protocol = <uint8_t>kind
-    transport(s, row, p + at, n - at, 40 + size - at, portless)
+    if cut:
+        place = be16(p + cut + 2)
+        fragment(s, row, 44, be32(p + cut + 4), place & 0xFFF8, place & 1, at - cut - 8, p + at, n - at,
+                 40 + size - at, portless)
+    else:
+        transport(s, row, p + at, n - at, 40 + size - at, portless)
 
 
 cdef inline void network(Parse* s, const uint8_t* p, uint32_t n, uint32_t wire, uint32_t frame_bytes,
@@ -1576,7 +1595,8 @@ cdef class Parser:
         self.s.scratch = <uint8_t*>malloc(MESSAGE_MAX)
         self.s.tags = <uint16_t*>calloc(SETS * WAYS, sizeof(uint16_t))
         self.s.streams = <Stream*>calloc(SETS * WAYS, sizeof(Stream))
-        if NULL in (self.s.facts, self.s.arena, self.s.scratch, self.s.tags, self.s.streams):
+        self.s.datagrams = <Datagram*>calloc(DATAGRAM_SETS * DATAGRAM_WAYS, sizeof(Datagram))
+        if NULL in (self.s.facts, self.s.arena, self.s.scratch, self.s.tags, self.s.streams, self.s.datagrams):
             raise MemoryError
         self._fresh()
 
@@ -1591,6 +1611,7 @@ cdef class Parser:
         free(self.s.scratch)
         free(self.s.tags)
         free(self.s.streams)
+        free(self.s.datagrams)
 
     cdef _fresh(self):
         """Begin new rows, in old ones that nobody has any more: fresh pages cost more than writing to them."""
@@ -1661,9 +1682,15 @@ cdef class Parser:
         return rows, tuple(facts)
 
     def counts(self):
-        """What was seen so far: frames; other (not IP); malformed; streams_lost (handshakes given up)."""
+        """What was seen so far: frames; other (not IP); malformed; streams_lost (handshakes given up).
+
+        Of fragments: early ones, before their first or without it; first ones that are headless, without their ports;
+        datagrams that are spoiled, by overlaps or out of bounds; and evicted, by others while parts of them lacked.
+        """
         return {"frames": self.s.frames, "other": self.s.other, "malformed": self.s.malformed,
-                "streams_lost": self.s.streams_lost}
+                "streams_lost": self.s.streams_lost, "fragments_early": self.s.fragments_early,
+                "fragments_headless": self.s.fragments_headless, "datagrams_spoiled": self.s.datagrams_spoiled,
+                "datagrams_evicted": self.s.datagrams_evicted}
 
 
 def row_layout():
@@ -1682,4 +1709,5 @@ def row_layout():
 
 
 include "packets_capture.pxi"
+include "packets_fragments.pxi"
 include "packets_ring.pxi"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-FIN, SYN, RST, ACK, TCP, UDP = 1, 2, 4, 16, 6, 17
+FIN, SYN, RST, ACK, FRAGMENT, TCP, UDP = 1, 2, 4, 16, 32, 6, 17
 OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN, ECHOED, LONGER = range(11)
 SHUT, BRIEF, LONG = range(3)
 BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
@@ -256,11 +256,10 @@ class Table:
             flow.echoes = Echoes()
         return flow.echoes
 
-    def pair(self, flow, number, row):
-        icmp_type, sequence, size = int(row["source_port"]) >> 8, int(row["sequence"]) & 0xFFFF, row["payload_bytes"]
+    def pair(self, flow, number, row, size):
+        icmp_type, sequence = int(row["source_port"]) >> 8, int(row["sequence"]) & 0xFFFF
         request, reply = (8, 0) if flow.key[1] == 1 else (128, 129)
         if number == 0 and icmp_type == request:
-            size = 2**32 - 1 if size >= 544 and size % 8 == 0 else int(size)
             if flow.question and flow.question[0] == sequence:
                 size = max(size, flow.question[1])
             elif flow.question and flow.heard and (echoes := self.echoes_of(flow)):
@@ -270,7 +269,7 @@ class Table:
             last = flow.question if flow.question and flow.question[0] == sequence else None
             flow.question = None if last else flow.question
             if (last and size > last[1]) or (last is None and flow.echoes):
-                self.answer_echo(flow, sequence, int(size), last, int(row["time_ns"]))
+                self.answer_echo(flow, sequence, size, last, int(row["time_ns"]))
 
     def answer_echo(self, flow, sequence, size, last, time_ns):
         echoes = self.echoes_of(flow)
@@ -340,8 +339,15 @@ class Table:
             self.await_holes(flow, number, row)
             self.handshake(flow, row, number)
             start, fresh = self.new_bytes(flow, side, row)
+        elif row["tcp_flags"] & FRAGMENT:
+            side.payload_bytes += fresh
+            fresh = 0
+            if message := int(row["acknowledgement"]):  # whole with this one
+                if row["protocol"] in (1, 58):
+                    self.pair(flow, number, row, message)
+                self.talk(flow, number, message, time_ns)
         elif row["protocol"] in (1, 58):
-            self.pair(flow, number, row)
+            self.pair(flow, number, row, fresh)
         if fresh:
             side.payload_bytes += fresh
             self.talk(flow, number, fresh, time_ns)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gpuguard.core.records import (
     DnsMessage,
@@ -77,8 +79,11 @@ def ipv4(row: dict, data: bytes, wire_bytes: int) -> tuple[dict, bytes | None] |
     row["source"] = bytes(10) + b"\xff\xff" + data[12:16]
     row["destination"] = bytes(10) + b"\xff\xff" + data[16:20]
     row["protocol"] = data[9]
-    later_fragment = be(data[6:8]) & 0x1FFF != 0
-    return transport(row, data[header:total], total - header, later_fragment)
+    place, rest, size = be(data[6:8]), data[header:total], total - header
+    if place & 0x3FFF:
+        row["fragment"] = Piece(data[9], be(data[4:6]), place % 0x2000 * 8, bool(place & 0x2000), 0, rest, size, False)
+        return row, None
+    return transport(row, rest, size, False)
 
 
 def ipv6(row: dict, data: bytes, wire_bytes: int) -> tuple[dict, bytes | None] | None:
@@ -90,6 +95,7 @@ def ipv6(row: dict, data: bytes, wire_bytes: int) -> tuple[dict, bytes | None] |
         size = max(wire_bytes - 40, 0)
     rest = data[40:40 + size]
     portless = False
+    cut: tuple[int, int, int] | None = None
     for _ in range(16):
         if kind not in EXTENSIONS or portless:
             break
@@ -97,9 +103,15 @@ def ipv6(row: dict, data: bytes, wire_bytes: int) -> tuple[dict, bytes | None] |
         if len(rest) < 8 or length > len(rest):
             portless = True
             break
-        portless = kind == 44 and be(rest[2:4]) >> 3 != 0
+        if kind == 44 and be(rest[2:4]) & 0xFFF9:
+            portless = cut is not None or be(rest[2:4]) >> 3 != 0
+            cut = cut or (be(rest[2:4]), be(rest[4:8]), size - 8)
         kind, rest, size = rest[0], rest[length:], size - length
     row["protocol"] = kind
+    if cut:
+        place, number, whole = cut
+        row["fragment"] = Piece(44, number, place & 0xFFF8, bool(place & 1), whole - size, rest, size, portless)
+        return row, None
     return transport(row, rest, size, portless)
 
 
@@ -136,6 +148,120 @@ def tcp(row: dict, data: bytes, size: int) -> tuple[dict, bytes | None]:
         return row, None
     row["payload_bytes"] = size - header
     return row, data[header:]
+
+
+# -- fragments --------------------------------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """A fragment: the last ``size`` bytes of it, and how many of extension headers lie before them."""
+
+    kind: int
+    number: int
+    offset: int
+    more: bool
+    before: int
+    data: bytes
+    size: int
+    headless: bool
+
+
+@dataclass
+class Datagram:
+    since_ns: int
+    whole_ns: int | None = None
+    covered: set[int] = field(default_factory=set)  # by eights of bytes; the last one may be less
+    size: int | None = None
+    last: int = 0
+    spoiled: bool = False
+    head: dict | None = None
+    header: int = 0
+    begins: bytes = bytes(8)
+    early_bytes: int = 0
+
+
+class Fragments:
+    """All datagrams that came in pieces, by their ends and number."""
+
+    def __init__(self) -> None:
+        self.datagrams: dict[tuple, Datagram] = {}
+        self.counts = dict.fromkeys(("fragments_early", "fragments_headless", "datagrams_spoiled",
+                                     "datagrams_evicted"), 0)
+
+    def take(self, row: dict, piece: Piece) -> tuple[dict, bytes | None]:
+        """Fill in what a fragment is known to be; return it with its payload."""
+        key = (row["source"], row["destination"], piece.kind, piece.number)
+        one = self.datagrams.get(key)
+        if one is None or abs(row["time_ns"] - one.since_ns) > 30 * 10**9 or (
+                one.whole_ns is not None and abs(row["time_ns"] - one.whole_ns) > 10**7):
+            one = self.datagrams[key] = Datagram(row["time_ns"])
+        if piece.offset == 0 and one.whole_ns is not None and not one.begins.startswith(piece.data[:8]):
+            one = self.datagrams[key] = Datagram(row["time_ns"])
+        one, fresh = self.join(key, one, piece, row["time_ns"])
+        payload = (self.later if piece.offset else self.first)(one, row, piece, fresh=fresh)
+        if row["protocol"] != 6:
+            row["tcp_flags"], row["acknowledgement"] = 32, 0
+            if one.whole_ns is not None and one.head and piece.offset == one.last:
+                row["acknowledgement"] = one.size - one.header
+        return row, payload
+
+    def join(self, key: tuple, one: Datagram, piece: Piece, time_ns: int) -> tuple[Datagram, bool]:
+        start, stop = piece.offset, piece.offset + piece.before + piece.size
+        places = set(range(start // 8, -(-stop // 8)))
+        if not places or one.spoiled:
+            return one, False
+        ends = one.size is not None and stop > one.size
+        if places <= one.covered and not ends:
+            return one, False
+        if one.whole_ns is not None:
+            one = self.datagrams[key] = Datagram(time_ns)
+        beyond = one.size is not None and (stop > one.size or (not piece.more and stop != one.size))
+        short = not piece.more and any(place * 8 >= stop for place in one.covered)
+        joined = one.covered | places
+        runs = sum(place - 1 not in joined for place in joined)
+        if stop > 65535 or (piece.more and stop % 8) or beyond or short or places & one.covered or runs > 8:
+            one.spoiled = True
+            self.counts["datagrams_spoiled"] += 1
+            return one, False
+        one.covered = joined
+        one.size = one.size if piece.more else stop
+        if one.size is not None and len(joined) == -(-one.size // 8):
+            one.whole_ns, one.last = time_ns, start
+        return one, True
+
+    def first(self, one: Datagram, row: dict, piece: Piece, *, fresh: bool) -> bytes | None:
+        row, payload = transport(row, piece.data, piece.size, piece.headless)
+        protocol, header = row["protocol"], 0
+        headless = piece.headless
+        if protocol == 6:
+            header = (piece.data[12] >> 4) * 4 if len(piece.data) >= 20 else 0
+            headless = headless or payload is None
+        elif protocol in {1, 17, 58}:
+            header = 8
+            headless = headless or len(piece.data) < 8
+        if headless:
+            self.counts["fragments_headless"] += fresh
+            return payload
+        if one.head is None:
+            one.header, one.begins, one.head = piece.before + header, piece.data[:8].ljust(8, b"\0"), dict(row)
+            one.head["sequence"] += protocol == 6 and bool(row["tcp_flags"] & 2)
+        if protocol != 6:
+            row["payload_bytes"] += one.early_bytes
+        return payload
+
+    def later(self, one: Datagram, row: dict, piece: Piece, *, fresh: bool) -> bytes | None:
+        if one.head is None:
+            self.counts["fragments_early"] += fresh or one.spoiled
+            one.early_bytes += piece.size if fresh else 0
+            return None
+        for name in ("protocol", "source_port", "destination_port", "sequence"):
+            row[name] = one.head[name]
+        row["payload_bytes"] = piece.size
+        if row["protocol"] != 6:
+            return None
+        row["sequence"] = (one.head["sequence"] + piece.offset - one.header) % 2**32
+        row["acknowledgement"], row["tcp_flags"] = one.head["acknowledgement"], one.head["tcp_flags"] & 16
+        return piece.data
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------
@@ -630,8 +756,7 @@ class Tunnels:
     def __init__(self) -> None:
         self.seen: dict[tuple, list[tuple[bytes, int]]] = {}
 
-    def told(self, row: dict, data: bytes) -> bool:
-        size = row["payload_bytes"]
+    def told(self, row: dict, data: bytes, size: int) -> bool:
         if len(data) < 16 or data[:4] != b"\4\0\0\0" or data[12:16] != bytes(4) or size < 32 or size % 16:
             return False
         run = self.seen.setdefault(stream_key(row), [])
@@ -645,22 +770,27 @@ class Tunnels:
 
 
 def read_frames(
-    frames: list[tuple[int, bytes, int]], times_ns: list[int] | None = None,
+    frames: list[tuple[int, bytes, int]], times_ns: list[int] | None = None, fragments: Fragments | None = None,
 ) -> tuple[list[dict], list[Fact]]:
     """Rows and facts of (link type, frame, wire bytes); no segment may be cut by the snap length."""
     rows: list[dict] = []
     facts: list[Fact] = []
     streams: dict[tuple, dict] = {}
     tunnels = Tunnels()
+    fragments = fragments or Fragments()
     for link, frame, wire_bytes in frames:
         seen = packet(link, frame, wire_bytes, times_ns[len(rows)] if times_ns else 0)
         if seen is None:
             continue
         row, payload = seen
+        size = row["payload_bytes"]
+        if piece := row.pop("fragment", None):
+            row, payload = fragments.take(row, piece)
+            size = max(piece.size, be(piece.data[4:6])) - 8
         if row["protocol"] == 17 and payload:
-            fact = dns(payload, row["payload_bytes"], (row["source_port"], row["destination_port"]), len(rows))
-            what = "" if fact else vpn(payload, row["payload_bytes"])
-            if not fact and not what and tunnels.told(row, payload):
+            fact = dns(payload, size, (row["source_port"], row["destination_port"]), len(rows))
+            what = "" if fact else vpn(payload, size)
+            if not fact and not what and tunnels.told(row, payload, size):
                 what = "wireguard"
             facts += [fact] if fact else [Spoken(len(rows), what)] if what else []
         elif row["protocol"] == 6 and payload is not None:

@@ -487,7 +487,6 @@ PAIRS = {
     "duplicated": [(56, (56, 56))] * 200,
     "padded to one length": [(size, (46,)) for size in range(26, 56)][:20],
     "padded by one amount": [(56, (60,))] * 60,
-    "fragmented on one way": [(1472, (1480 + number % 3 * 8,)) for number in range(12)],
 }
 
 

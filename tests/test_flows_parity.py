@@ -31,7 +31,7 @@ packet = st.tuples(
     st.sampled_from((0, 1, 100, 150, 250, 2**24 + 300, 2**32 - 1, 2**32 - 100, 2**31)) | st.integers(0, 400),
     st.sampled_from((0, 1, 36, 50, 100, 512, 513, 1448, 70_000)),
     st.sampled_from((6, 6, 6, 6, 17, 1, 58)),
-    st.sampled_from((16, 16, 24, 16, 2, 18, 17, 4)),
+    st.sampled_from((16, 16, 24, 16, 2, 18, 17, 4, 32)),
     st.sampled_from((4, 4, 4, 6, 4 | 2 << 4, 6 | 3 << 4)),
 )
 
@@ -48,6 +48,7 @@ def rows_of(packets):
         row["source_port"], row["destination_port"] = near, far
         row["sequence"], row["payload_bytes"] = sequence, size
         row["protocol"], row["tcp_flags"], row["ip_version"] = protocol, flags, version
+        row["acknowledgement"] = 0 if size == 70_000 else 3 * size  # of a fragment: how long the whole is, if it is
     return rows
 
 

@@ -166,24 +166,16 @@ def test_ethernet_padding_is_not_payload() -> None:
     assert rows["payload_bytes"].tolist() == [0]
 
 
-def test_fragments_after_the_first_have_no_ports() -> None:
-    first = ipv4(udp(bytes(16)), 17, fragment=0x2000)
-    later = ipv4(udp(bytes(16)), 17, fragment=3)
-    rows, _ = parse([(101, first, len(first)), (101, later, len(later))])
-    assert rows["source_port"].tolist() == [40000, 0]
-    assert rows["protocol"].tolist() == [17, 17]
-    assert rows["payload_bytes"].tolist() == [16, 24]
-
-
 def test_ipv6_extension_headers() -> None:
     # Hop-by-hop (8 bytes), destination options (16), AH ((2 + 2) * 4), first fragment (8): each length in its own unit.
     chain = b"\x3c\0" + bytes(6) + b"\x33\1" + bytes(14) + b"\x2c\2" + bytes(14) + b"\6\0\0\1" + bytes(4)
     whole = ipv6(chain + tcp(b"hello"), 0)
-    later = ipv6(b"\6\0\0\x08" + bytes(4) + tcp(b"hello"), 44)
-    rows, _ = parse([(101, whole, len(whole)), (101, later, len(later))])
-    assert rows["protocol"].tolist() == [6, 6]
-    assert rows["destination_port"].tolist() == [22, 0]
-    assert rows["payload_bytes"].tolist() == [5, 25]
+    later = ipv6(b"\6\0\0\x30" + bytes(4) + bytes(8), 44)
+    other = ipv6(b"\6\0\0\x30" + bytes(3) + b"\1" + bytes(8), 44)
+    rows, _ = parse([(101, one, len(one)) for one in (whole, later, other)])
+    assert rows["protocol"].tolist() == [6, 6, 6]
+    assert rows["destination_port"].tolist() == [22, 22, 0]
+    assert rows["payload_bytes"].tolist() == [5, 8, 0]
     same([(101, whole, len(whole)), (101, later, len(later))])
 
 
@@ -201,7 +193,8 @@ def test_what_is_not_ip_is_counted_and_has_no_row() -> None:
     parser.frame(101, b"\x50" + bytes(30), 0)
     parser.frame(1, b"", 0)
     assert len(parser) == 0
-    assert parser.counts() == {"frames": 4, "other": 2, "malformed": 2, "streams_lost": 0}
+    seen = {name: count for name, count in parser.counts().items() if count}
+    assert seen == {"frames": 4, "other": 2, "malformed": 2}
 
 
 def test_a_full_parser_refuses() -> None:

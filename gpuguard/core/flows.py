@@ -20,8 +20,8 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
 - An attempt (a SYN, an echo request) is unanswered after 4 s without a packet of the other side: by then Linux has sent
   its SYN again twice, and no path on Earth takes that long.
 - Echoes are dull while 255 bytes at most came back beyond what was sent, and fewer than four answers of three lengths
-  held more than their own question (see `detectors.icmp_tunnel`). Questions of 544 bytes and more whose size fits a
-  fragment's (a multiple of 8, RFC 791 section 3.2) may be one, and are compared with no answer.
+  held more than their own question (see `detectors.icmp_tunnel`).
+- A datagram in IP fragments is one message, with the last of them that came; their bytes count as they come.
 
 A quiet table tells of a flow when there is something to tell (see `ext/flows.pyx`); the others are rows of
 `FlowsClosed` when they end.

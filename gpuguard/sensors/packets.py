@@ -56,6 +56,15 @@ BLOCKS_MAX = 16
 
 _READ_BYTES = 256 * 1024
 
+# What the parser counts and a verdict may lack.
+_MISSED = {
+    "streams_lost": "SSH or TLS handshakes that could not be read to their end",
+    "fragments_early": "IP fragments before their first one, or without it: then their bytes are not counted",
+    "fragments_headless": "first IP fragments too short for their ports (RFC 1858)",
+    "datagrams_spoiled": "datagrams in IP fragments that overlap or go too far, which nobody may take (RFC 5722)",
+    "datagrams_evicted": "datagrams in IP fragments that were not whole when others took their place",
+}
+
 
 class CaptureError(Exception):
     """A capture file could not be read on. ``offset`` counts bytes from its start, unpacked if it is compressed."""
@@ -92,8 +101,10 @@ def read_capture(source: str | os.PathLike[str] | BinaryIO, rows_max: int = ROWS
         yield block
     if capture.unsupported:
         yield Gap(time_ns, "packets", "frames of a link type that is not read", lost=capture.unsupported)
-    if lost := parser.counts()["streams_lost"]:
-        yield Gap(time_ns, "packets", "SSH or TLS handshakes that could not be read to their end", lost=lost)
+    counts = parser.counts()
+    for name, reason in _MISSED.items():
+        if counts[name]:
+            yield Gap(time_ns, "packets", reason, lost=counts[name])
     if error is not None:
         yield Gap(time_ns, "packets", str(error))
         raise error
@@ -321,7 +332,7 @@ class _Source:
         self._netns = values["netns"]
         # A secret seed: whoever sends packets must not be able to choose which streams share a set.
         self._parser = Parser(rows_max=ROWS_MAX, seed=int.from_bytes(os.urandom(8)))
-        self._told: dict[str, int] = {"dropped": 0, "streams_lost": 0, "malformed_blocks": 0}
+        self._told: dict[str, int] = dict.fromkeys(("dropped", "malformed_blocks", *_MISSED), 0)
         self._looked_ns: int | None = None
         self._met_again = 0
 
@@ -342,11 +353,11 @@ class _Source:
     def _gaps(self, now_ns: int) -> list[Block]:
         """Say what was lost since the last time."""
         where = self.interface or "all interfaces"
+        parsed = self._parser.counts()
         counts = {
             "dropped": (self._dropped(), f"packets dropped by the kernel, the ring of {where} was full"),
-            "streams_lost": (self._parser.counts()["streams_lost"],
-                             f"SSH or TLS handshakes of {where} that could not be read to their end"),
             "malformed_blocks": (self._ring.malformed_blocks, f"ring blocks of {where} did not add up"),
+            **{name: (parsed[name], f"{where}: {reason}") for name, reason in _MISSED.items()},
         }
         gaps: list[Block] = []
         for key, (count, reason) in counts.items():

@@ -14,7 +14,7 @@ Benign look-alikes, and what keeps them out:
 - lost answers: then less comes back than went out, never more;
 - duplicated answers (DUP!): more comes back, in whole answers of the one size, and the first has ended its question;
 - path MTU probes, sweeps of sizes (``ping -g``, mtr): many sizes, but as many bytes back as went out;
-- fragments: of a large question only the first part may be seen; it is compared with nothing (`core.flows`);
+- fragments: a question or an answer of which a part was not seen is compared with nothing (`core.flows`);
 - a broken host that pads short answers a little: to one length, so that there are no three of them.
 
 Who leads inside a tunnel shows as anywhere else: where the far side breaks silences and this host answers sooner than a
