@@ -266,7 +266,7 @@ class Host:
         """
         if not (len(self._sockets) or len(self._dials)):
             return None
-        known = self._flow_owner.get(flow) or self._dialler_of(flow)
+        known = self._flow_owner.get(flow) or self.who_dialled(flow)
         owner = known
         if known is None or self.has_ended(known):
             socket = self.socket(flow, initiator=True) or self.socket(flow, initiator=False) or self._carried(flow)
@@ -285,23 +285,20 @@ class Host:
         """Return how many connections a process dialled, None where nobody counts, or it dialled none."""
         return self._dialled.get(process)
 
-    def _dialler_of(self, flow: FlowId) -> ProcessId | None:
-        """Return who dialled a flow, None if that was not told, or two may have.
+    def who_dialled(self, flow: FlowId) -> ProcessId | None:
+        """Return who dialled a flow, by the kernel's word at that moment, None if that was not told, or two may have.
 
-        Where its namespace only carries it, the dial was in another: see `_carried`.
+        Where its namespace only carries the flow, or is called by a container, the dial was in another.
         """
-        if not flow.initiator_known:
+        if not flow.initiator_known or not len(self._dials):
             return None
         dials = [one for one in self._dials.get(_ends(flow)) or ()
                  if -DIALLED_AFTER_NS <= flow.start_ns - one.time_ns <= DIALLED_BEFORE_NS]
         here = [one for one in dials if one.netns == flow.netns]
-        if not here and not self._is_carried(flow):
+        if not here and self.is_local(flow.netns, flow.initiator):
             return None
         found = {(one.netns, one.process) for one in here or dials}
         return found.pop()[1] if len(found) == 1 else None
-
-    def _is_carried(self, flow: FlowId) -> bool:
-        return not (self.is_local(flow.netns, flow.initiator) or self.is_local(flow.netns, flow.responder))
 
     def _are_related(self, one: ProcessId, other: ProcessId) -> bool:
         return one in self.ancestors(other) or other in self.ancestors(one)
@@ -311,7 +308,7 @@ class Host:
 
         So a container's connections are named where its bridge is watched, before their addresses are translated.
         """
-        if not self._is_carried(flow):
+        if self.is_local(flow.netns, flow.initiator) or self.is_local(flow.netns, flow.responder):
             return None
         ends = _key(flow, initiator=True)[1:]
         seen = [self._sockets.get((netns, *ends)) for netns in self._owned if netns != flow.netns]

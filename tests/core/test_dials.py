@@ -91,6 +91,10 @@ def test_a_dial_of_a_container_is_found_where_its_bridge_carries_it() -> None:
     assert host_with(told(dial(inside, pid(5), netns=CONTAINER))).owner(inside) == pid(5)
     twins = told(dial(inside, pid(5), netns=CONTAINER), dial(inside, pid(6), netns=CONTAINER + 1))
     assert host_with(twins).owner(inside) is None, "two containers have this address"
+    calls_in = FlowId(1, 6, "172.17.0.4", 40_000, "10.0.0.1", 22, T0)
+    assert host_with(told(dial(calls_in, pid(5), netns=CONTAINER))).owner(calls_in) == pid(5)
+    out = flow()
+    assert host_with(told(dial(out, pid(5), netns=CONTAINER))).owner(out) is None, "it has the address of the host"
 
 
 def test_a_connection_goes_to_the_child_that_outlives_its_dialler_and_to_no_stranger() -> None:

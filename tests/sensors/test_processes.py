@@ -158,7 +158,7 @@ def test_arguments_of_the_ring_are_redacted_and_never_cut_in_two():
 
 def connect_bytes(fields):
     """Write one struct connect, field for field as ext/bpf/processes.bpf.c has them."""
-    names = "time_ns start_ns lost pid netns dialled in_vain withheld error state".split()
+    names = ["time_ns", "start_ns", "lost", "pid", "netns", "dialled", "in_vain", "withheld", "error", "state"]
     return struct.pack("<QQQIIIIIHH16s16sHHI", *(fields[name] for name in names), fields["local"], fields["remote"],
                        fields["local_port"], fields["remote_port"], 0xFFFF_FFFF)
 

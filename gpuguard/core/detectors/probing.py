@@ -350,7 +350,7 @@ class Detector:
 
 def _from_outside(flow: FlowId, host: Host) -> bool:
     """Return whether this host was called from elsewhere; a container of its own that tries its ports is not."""
-    return host.is_inbound(flow) and not host.houses(flow.initiator)
+    return host.is_inbound(flow) and not host.houses(flow.initiator) and host.who_dialled(flow) is None
 
 
 def _unit(flow: FlowId, host: Host) -> _Unit:
