@@ -103,6 +103,18 @@ LOOK_ALIKES = {
 }
 
 
+def redialled(rows, count=3, *, every_s=6.0, carrier="tls"):
+    """The same exchanges on one connection after the other to one place, ``count`` on each."""
+    seen = []
+    for index in range(0, len(rows), count):
+        start_ns = seen[-1].time_ns + round(every_s * 1e9) if seen else START
+        flow = msgspec.structs.replace(FLOW, initiator_port=40_000 + index, start_ns=start_ns)
+        part = talk([(*row[:5], 0) if not i else row for i, row in enumerate(rows[index:index + count])],
+                    flow=flow, carrier=carrier)
+        seen += [msgspec.structs.replace(one, time_ns=one.time_ns + start_ns - START) for one in part]
+    return seen
+
+
 def test_lines_that_are_echoed_are_a_shells():
     rows = [("responder", 900 + 487 * (i % 13), 9 + 3 * (i % 5), 8 + 3 * (i % 5), 0.13) for i in range(10)]
     assert SUSPECT <= judge(talk(rows, carrier="tcp", rtt_ns=None))["reverse-shell"] < CONFIRMED
@@ -111,6 +123,52 @@ def test_lines_that_are_echoed_are_a_shells():
 @pytest.mark.parametrize("name", LOOK_ALIKES)
 def test_look_alikes_weigh_nothing(name):
     assert judge(talk(LOOK_ALIKES[name])).get("reverse-shell", 0.0) < SUSPECT
+
+
+#: A client whose server takes 0.2 to 2 s for each answer, and which asks the next question at once.
+SLOW_SERVERS = {
+    "mail handed in": [("responder", rng.uniform(200, 2000), rng.randint(14, 60), rng.randint(6, 45),
+                        rng.uniform(0.15, 0.35), rng.randint(6, 45))
+                       for rng in [random.Random(4)] for _ in range(200)],
+    "requests on one connection": [("responder", rng.uniform(200, 2000), rng.randint(200, 500), rng.randint(210, 213),
+                                    rng.choice((0.2, 1, 4)), rng.randint(210, 213))
+                                   for rng in [random.Random(5)] for _ in range(200)],
+    "the same to places in turn": [("responder", rng.uniform(200, 2000), rng.randint(60, 500), rng.randint(180, 260),
+                                    0.3, rng.randint(180, 260))
+                                   for rng in [random.Random(6)] for _ in range(200)],
+    "a probe of health": [("responder", 230 + 9 * (i % 3), 120, 24, 0.2, 70) for i in range(200)],
+    "leave taken of TLS after each answer": [("responder", 200 + 300 * (i % 5), 300 + 41 * (i % 9), 24, 0.3 + i % 4)
+                                             for i in range(200)],
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", [*LOOK_ALIKES, *SLOW_SERVERS])
+def test_look_alikes_that_are_dialled_again_weigh_nothing(name, count):
+    rows = LOOK_ALIKES.get(name) or SLOW_SERVERS[name]
+    if name == "a few":
+        return
+    for carrier in ("tls", "tcp"):
+        for every_s in (0.5, 60.0):
+            assert judge(redialled(rows, count, every_s=every_s, carrier=carrier)).get("reverse-shell", 0.0) < SUSPECT
+
+
+def test_a_shell_that_is_dialled_again_for_each_few_commands_is_suspect():
+    echoed = [("responder", 900 + 487 * (i % 13), 9 + 3 * (i % 5), 8 + 3 * (i % 5), 0.13, 40) for i in range(12)]
+    for rows in (echoed, commands(12)):
+        for count in (3, 4):
+            assert judge(redialled(rows, count, carrier="tcp"))["reverse-shell"] >= SUSPECT
+            assert judge(redialled(rows, count, every_s=4000)) == {}
+        assert judge(redialled(rows[:7])) == {}
+    detector = reverse_shell.Detector()
+    said = [one for item in redialled(commands(12)) for one in detector.receive(item, Host())]
+    assert "4 connections, one after the other" in said[0].text
+
+
+def test_connections_at_once_to_one_place_are_each_by_itself():
+    items = redialled(commands(12))
+    early = [msgspec.structs.replace(one, flow=msgspec.structs.replace(one.flow, start_ns=START)) for one in items]
+    assert judge(early) == {}
 
 
 def test_typing_from_the_far_side_is_confirmed():
@@ -340,6 +398,11 @@ def test_the_detector_stays_bounded_and_forgets_closed_flows():
     assert len(detector._flows) == reverse_shell.FLOWS_MAX
     detector.receive(FlowClosed(START, flow, "closed", 9, 1, 1, 0, 1, 1, "tls", START), Host())
     assert len(detector._flows) == reverse_shell.FLOWS_MAX - 1
+    for port in range(reverse_shell.PLACES_MAX + 100):
+        flow = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", port, START)
+        for item in talk(typing(2), flow=flow):
+            detector.receive(item, Host())
+    assert len(detector._places) == reverse_shell.PLACES_MAX
 
 
 def use(name, nats=25.0, flow=FLOW):

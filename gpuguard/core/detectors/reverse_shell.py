@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from gpuguard.core.records import Block
     from gpuguard.core.subjects import FlowId
 
-FLOWS_MAX = PLACES_MAX = 8_192
+FLOWS_MAX = 8_192
+PLACES_MAX = 1_024
 RECENT_MAX = 64
 
 # P(seen | shell) is near 1 for all of these. Of flows that a GPU server opens, those in which the far side leads 5,
@@ -85,6 +86,14 @@ CHAFF_NATS = (7.0, 12.0, 17.0, 21.0)
 # a busy machine) looks led by it for a while: three exchanges more are asked for.
 UNSEEN_NATS_MAX = 6.9
 UNSEEN_LED_MIN = 8
+
+# A shell may be dialled again for each few commands: what the far side led on the last connection to a place counts on
+# the next one, if it began after the last word of that one and within an hour. Silences are those within a connection,
+# so that nothing is read into when it is dialled. One exchange on a connection is none: a server that takes its time to
+# answer seems to break the silence, and TLS takes leave of it with a word. Three exchanges more are asked for.
+AGAIN_NS = 3_600_000_000_000
+AGAIN_LED_MIN = 2
+AGAIN_SUM_MIN = 8
 
 #: Of nearly one length: numbers and offsets in a message differ by some digits.
 ALIKE_BYTES = 4
@@ -136,6 +145,10 @@ _SPOTS = ("commands carried by a message broker in clear", "commands that answer
 _UNSEEN_SPOT = "who dialled, where the listener of an accepted connection has gone"
 
 
+#: Who dialled whom: namespace, protocol, initiator, responder, its port.
+Place = tuple[int, int, str, str, int]
+
+
 class _Turn(NamedTuple):
     """One question of the far side that was answered at once. Sizes are in bytes."""
 
@@ -149,12 +162,20 @@ class _Turn(NamedTuple):
     more: int | None
 
 
+class _Sums(NamedTuple):
+    """What both sides said since the far side first led, in bytes, and how often the far side asked."""
+
+    ours: int = 0
+    theirs: int = 0
+    asked: int = 0
+
+
 class _Led:
     """What is known of one flow, and of those before it that it goes on from."""
 
-    __slots__ = ("answered", "asked", "base_far", "base_near", "broken", "chaff", "connections", "far_bytes", "here",
-                 "key", "last_ns", "led", "led_ns", "near", "slow", "told", "totals", "tunnel", "turns", "typed",
-                 "undo", "visited")
+    __slots__ = ("answered", "base_far", "base_near", "broken", "chaff", "connections", "earlier",
+                 "far_bytes", "here", "key", "last_ns", "led", "led_ns", "near", "slow", "sums", "told", "tunnel",
+                 "turns", "typed", "undo", "visited")
 
     def __init__(self) -> None:
         self.led = 0
@@ -177,12 +198,11 @@ class _Led:
         self.far_bytes = -1
         self.undo = 0
         self.visited: FlowUse | None = None
-        #: Exchanges that the far side led on this connection; how many connections there were, and what both sides had
-        #: said and the far side had asked on those before this one.
+        #: Exchanges that the far side led on this connection, and how many connections there were.
         self.here = 0
         self.connections = 1
-        self.totals = (0, 0)
-        self.asked = 0
+        self.sums = _Sums()
+        self.earlier = _Sums()
 
     def go_on_from(self, before: _Led) -> None:
         """Take over what is known of an earlier connection to the same place."""
@@ -190,7 +210,7 @@ class _Led:
         self.typed, self.key = before.typed, before.key
         self.turns.extend(before.turns)
         self.connections = before.connections + 1
-        self.totals, self.asked = before.totals, before.asked
+        self.earlier = before.sums
 
 
 class Detector:
@@ -200,6 +220,7 @@ class Detector:
 
     def __init__(self) -> None:
         self._flows: BoundedTable[FlowId, _Led] = BoundedTable(FLOWS_MAX)
+        self._places: BoundedTable[Place, _Led] = BoundedTable(PLACES_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return by how much an exchange, or what the grammar says of the flow, moves its standing."""
@@ -224,11 +245,7 @@ class Detector:
         if dialler is None:
             return []
         item = _from_this_side(item, dialler, host)
-        known = self._flows.get(item.flow)
-        if known is None and item.first == "initiator":
-            # What this host leads is no news, but it counts against a lead of the far side later on.
-            known = self._of(item.flow)
-        led = known or self._of(item.flow)
+        led = self._flows.get(item.flow) or self._dialled(item)
         # The table does not tell of each that this host leads before the far side does, but counts it.
         led.near += item.answered - led.answered - 1
         led.answered = item.answered
@@ -239,11 +256,20 @@ class Detector:
             led.slow += 1
         elif item.answer_delay_ns >= NO_PROGRAM_NS and not self._in_step(item, led):
             self._led(item, led)
+            if led.here >= AGAIN_LED_MIN:
+                self._places[_place(item.flow)] = led
         led.last_ns = item.time_ns
-        least = LED_NATS[0][0] if item.flow.initiator_known else UNSEEN_LED_MIN
-        if led.led < least or _spared(item.flow, dialler, host):
+        if not led.here or led.led < _least(item.flow, led) or _spared(item.flow, dialler, host):
             return []
         return self._tell(item, led, item.carrier)
+
+    def _dialled(self, item: Exchange) -> _Led:
+        """Return what a connection begins with: nothing, or what is known of the last one to the same place."""
+        led = self._of(item.flow)
+        before = self._places.get(_place(item.flow))
+        if before and item.carrier != "ssh" and 0 <= item.flow.start_ns - before.last_ns <= AGAIN_NS:
+            led.go_on_from(before)
+        return led
 
     @staticmethod
     def _in_step(item: Exchange, led: _Led) -> bool:
@@ -271,6 +297,7 @@ class Detector:
         if first:
             led.base_near = item.payload_bytes_initiator - item.answer_bytes
             led.base_far = item.payload_bytes_responder - item.question_bytes
+        led.sums = _sums(item, led)
 
     @staticmethod
     def _at_once(item: Exchange) -> bool:
@@ -332,6 +359,23 @@ class Detector:
         )]
 
 
+def _place(flow: FlowId) -> Place:
+    return flow.netns, flow.protocol, flow.initiator, flow.responder, flow.responder_port
+
+
+def _least(flow: FlowId, led: _Led) -> int:
+    """Return how many exchanges are asked for at least."""
+    if not flow.initiator_known:
+        return UNSEEN_LED_MIN
+    return AGAIN_SUM_MIN if led.connections > 1 else LED_NATS[0][0]
+
+
+def _sums(item: Exchange, led: _Led) -> _Sums:
+    return _Sums(led.earlier.ours + item.payload_bytes_initiator - led.base_near,
+                 led.earlier.theirs + item.payload_bytes_responder - led.base_far,
+                 led.earlier.asked + item.responder_first)
+
+
 def _spared(flow: FlowId, dialler: Speaker, host: Host) -> bool:
     """Return whether the flow never leaves the host: its far end is this host's own."""
     return host.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
@@ -372,19 +416,19 @@ def _standing(item: Exchange | FlowUse, led: _Led) -> tuple[float, str]:
 def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     """Return the weight of the exchanges that the far side led, and its words."""
     nats = max((weight for count, weight in LED_NATS if led.led >= count), default=0.0)
-    ours = item.payload_bytes_initiator - led.base_near
-    theirs = item.payload_bytes_responder - led.base_far
+    ours, theirs, asked = _sums(item, led)
     pace_ns, spread = _pace(led)
     typed = _typed(led, pace_ns, spread)
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < BYTES_RATIO_MIN * theirs
             or _ticks(led, spread) or item.carrier == "broker" or _acknowledges(led) or _confirms(led)
-            or not (typed or led.tunnel or _echoes(led) or _commands(led, item))):
+            or not (typed or led.tunnel or _echoes(led) or _commands(led, item, asked))):
         return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
                      f"pace varies by {spread:.2f}: not as a shell on this host would have it")
     pair, _ = _usual_pair(led)
     nats += typed
     nats += led.tunnel
-    text = (f"on the connection that this host opened the far side broke the silence {led.led} times with "
+    where = "the connection" if led.connections == 1 else f"{led.connections} connections, one after the other,"
+    text = (f"on {where} that this host opened the far side broke the silence {led.led} times with "
             f"{'a key' if typed else 'something small'} (mostly {pair[0]} bytes) and was answered at once (mostly "
             f"{pair[1]} bytes), this host {led.near} times; {ours} bytes out, {theirs} in, "
             f"{pace_ns / 1e6:.0f} ms apart")
@@ -446,7 +490,7 @@ def _echoes(led: _Led) -> bool:
     return count >= ECHOED_SHARE * len(pairs) and len({question for question, _ in pairs}) >= ECHOED_LENGTHS_MIN
 
 
-def _commands(led: _Led, item: Exchange) -> bool:
+def _commands(led: _Led, item: Exchange, asked: int) -> bool:
     """Return whether lines come as somebody types them, and are answered as by programs that run one by one."""
     gaps = _gaps(led)
     hurried = sum(gap < LINE_GAP_NS for gap in gaps)
@@ -454,7 +498,7 @@ def _commands(led: _Led, item: Exchange) -> bool:
     # What is in clear, and no broker's, is known where the first bytes were seen.
     clear = item.carrier == "tcp" and item.flow.initiator_known
     started = clear and _differ(led) and delays[len(delays) // 2] >= PROGRAM_NS
-    return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * (led.asked + item.responder_first)
+    return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * asked
             and (started or _varies(delays)) and not _polls(led) and not _stands(led))
 
 
@@ -480,8 +524,7 @@ def _polls(led: _Led) -> bool:
 def _stands(led: _Led) -> bool:
     """Return whether what this host had said last was always of one length: a request that it has open."""
     before = [turn.before for turn in led.turns if turn.before]
-    usual = Counter(before).most_common(1)[0][0] if before else 0
-    alike = _alike(before, usual)
+    alike = _most_alike(before)
     return len(before) >= STANDING_MIN and alike >= min(len(before) - 1, STANDING_SHARE * len(before))
 
 
@@ -516,8 +559,8 @@ def _acknowledges(led: _Led) -> bool:
 
 
 def _most_alike(sizes: Sequence[int]) -> int:
-    """Return how many of the sizes are nearly the most frequent one."""
-    return _alike(sizes, Counter(sizes).most_common(1)[0][0])
+    """Return how many of the sizes are nearly one of them, at most."""
+    return max((_alike(sizes, one) for one in set(sizes)), default=0)
 
 
 def _alike(sizes: Iterable[int], usual: int) -> int:
