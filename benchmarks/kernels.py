@@ -7,15 +7,15 @@ copy bandwidth and the rate of shared memory as measured in the same run.
 
 The figures are medians of runs in turn, so that other load falls on all alike; CPU time on the CPU, CUDA events on the
 GPU. Whatever fails is in the result under "failed", the rest beside it; every part is written as soon as it is
-measured. Run: make bench-kernels. With an argument of "cuda" or "cpu" only that half.
+measured. Run: make bench-kernels. With an argument of "cuda" or "cpu" only that half; --out FILE writes elsewhere.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -44,8 +44,8 @@ TARGETS = {
 class Results:
     """What was measured so far, on disk."""
 
-    def __init__(self, found: dict[str, Any]) -> None:
-        self.found = found
+    def __init__(self, found: dict[str, Any], path: Path) -> None:
+        self.found, self.path = found, path
         self.failed: dict[str, str] = {}
 
     def add(self, **figures: float) -> None:
@@ -55,7 +55,7 @@ class Results:
             verdict = "" if target is None else "met" if (value <= target) == most or value == target else "MISSED"
             print(f"{name:36} {value:14.6g} {verdict}", flush=True)
             self.found[name] = float(f"{value:.4g}")
-        RESULT.write_text(json.dumps({**self.found, "failed": self.failed}, indent=1) + "\n")
+        self.path.write_text(json.dumps({**self.found, "failed": self.failed}, indent=1) + "\n")
 
     def part(self, name: str, work: Callable[[Results], None]) -> None:
         """Measure one part; keep what came of it if it fails."""
@@ -315,9 +315,13 @@ def bench_cuda_peers(results: Results) -> None:
 
 def main() -> int:
     """Measure what is asked for and there; return 1 where a target is missed or a part failed."""
-    which = sys.argv[1] if len(sys.argv) > 1 else "all"
-    RESULT.parent.mkdir(exist_ok=True)
-    results = Results(json.loads(RESULT.read_text()) if which != "all" and RESULT.exists() else {})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", nargs="?", choices=["all", "cpu", "cuda"], default="all")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    which, path = arguments.which, arguments.out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = Results(json.loads(path.read_text()) if which != "all" and path.exists() else {}, path)
     results.found.pop("failed", None)
     results.add(load_average=os.getloadavg()[0])
     if which in {"all", "cpu"}:

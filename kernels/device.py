@@ -13,6 +13,10 @@ from typing import Any
 import numba.cuda
 import numpy as np
 
+# numba-cuda up to 0.30 overloads a function that NumPy 2.5 no longer has, and without it compiles nothing at all.
+if not hasattr(np, "row_stack"):
+    setattr(np, "row_stack", np.vstack)  # noqa: B010 no stub knows it
+
 cuda: Any = numba.cuda
 
 #: Threads of one block, unless a kernel says otherwise.

@@ -1,26 +1,39 @@
 """Speed on a real GPU: the classification kernels, the cost of a launch, and what the agent costs a training loop.
 
-    bench.py [--rounds N] [--seconds S]
+    bench.py [--rounds N] [--seconds S] [--budget-s S]
 
-Writes OUT/bench.json after every part. A training run without the agent and one with it follow each other in turn, in
-an order that changes each round; the slowdown is the median of the rounds' ratios, with the whole range beside it.
+Writes OUT/bench.json after every round. A training run without the agent and one with it follow each other in turn, in
+an order that changes each round; the slowdown is the median of the rounds' ratios, with all rounds beside it. What does
+not fit into the budget is left for the next call.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import agent, cpu_s
-from machine import OUT, PROGRAMS, REAL, ROOT, STANDINS, context, environment, prepare_standins
+from machine import (
+    OUT,
+    PROGRAMS,
+    REAL,
+    ROOT,
+    STANDINS,
+    WORK,
+    context,
+    end_in_order,
+    environment,
+    last_line,
+    prepare_standins,
+)
 from workloads import python
 
 if TYPE_CHECKING:
@@ -33,68 +46,85 @@ LAUNCHES = 200_000
 def last_json(command: Sequence[str], limit_s: float, **changed: str) -> dict[str, Any]:
     """Run a program; return the JSON of its last line."""
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit_s,
-                          env={**environment(), **changed})
-    found: dict[str, Any] = json.loads(told.stdout.strip().splitlines()[-1])
-    return found
+                          stdin=subprocess.DEVNULL, env={**environment(), **changed})
+    return last_line(told.stdout)
 
 
-def kernels(_: argparse.Namespace) -> dict[str, Any]:
-    """The classification kernels against their limits, by benchmarks/kernels.py."""
-    told = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "kernels.py")], capture_output=True, text=True,
-                          check=False, timeout=300, env=environment(), cwd="/")
-    written = ROOT / "benchmarks" / "results" / "kernels.json"
-    return {"status": told.returncode, "printed": told.stdout[-6000:], "complaint": told.stderr[-1000:],
-            "result": json.loads(written.read_text()) if written.exists() else None}
+def kernels(half: str, limit_s: float) -> dict[str, Any]:
+    """The classification kernels against their limits, by benchmarks/kernels.py; what it had by its limit counts."""
+    written = OUT / f"kernels-{half}.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), half, "--out", str(written)]
+    # Not from the checkout: the package that was built for this Python is meant.
+    path = os.environ.get("PYTHONPATH") or str(ROOT)
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s, cwd="/",
+                              env={**environment(), "PYTHONPATH": path})
+        ended = f"status {told.returncode}: {told.stdout[-3000:]} {told.stderr[-1500:]}"
+    except subprocess.TimeoutExpired:
+        ended = f"was ended after {limit_s:g} s"
+    if not written.exists():
+        raise RuntimeError(f"no result: {ended}")
+    return {"result": json.loads(written.read_text()), "ended": ended}
 
 
-def launch_cost(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Nanoseconds that a launch takes its program: alone, under the probes, with the shim."""
-    from gpuguard import capture
-
+def launch_ns(**changed: str) -> float:
+    """Return the nanoseconds that a launch takes its program."""
     rate = [str(PROGRAMS / "rate"), str(LAUNCHES)] if REAL else [str(STANDINS / "hasher"), "--interval-us", "0",
                                                                 "--launches", str(LAUNCHES)]
+    said = last_json(rate, 60, **changed)
+    return float(said.get("ns_per_launch") or said["elapsed_ns"] / LAUNCHES)
 
-    def ns(**changed: str) -> float:
-        said = last_json(rate, 60, **changed)
-        return float(said.get("ns_per_launch") or said["elapsed_ns"] / LAUNCHES)
 
-    rounds: dict[str, list[float]] = {"alone": [], "probed": [], "shim": []}
+def launch_cost(_: argparse.Namespace) -> dict[str, float]:
+    """One round: nanoseconds that a launch takes its program alone, under the probes, with the shim."""
+    from gpuguard import capture
+
     with tempfile.TemporaryDirectory() as folder:
         loaded = {"CUDA_INJECTION64_PATH" if REAL else "LD_PRELOAD": str(capture.LIBRARY),
                   capture.FOLDER_VARIABLE: folder}
-        for _ in range(arguments.rounds):
-            rounds["alone"].append(ns())
-            with agent(OUT / "work" / f"launches-{time.time_ns()}"):
-                rounds["probed"].append(ns())
-            rounds["shim"].append(ns(**loaded))
-    return {"ns_per_launch": {name: statistics.median(values) for name, values in rounds.items()}, "rounds": rounds}
+        alone = launch_ns()
+        with agent(WORK / f"launches-{time.time_ns()}"):
+            probed = launch_ns()
+        return {"alone_ns": alone, "probed_ns": probed, "shim_ns": launch_ns(**loaded)}
 
 
-def slowdown(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """Step time of a training loop with the agent over the one without, round by round."""
+def slowdown(arguments: argparse.Namespace, kind: str, turn: int) -> dict[str, float]:
+    """One round: step time of a training loop without the agent and with it, in an order that changes each round."""
     command = [*python("training", kind), "--seconds", f"{arguments.seconds:g}"]
-    steps: dict[str, list[float]] = {"without": [], "with": []}
-    shares: list[float] = []
-    for turn in range(arguments.rounds):
-        for way in ("without", "with") if turn % 2 == 0 else ("with", "without"):
-            folder = OUT / "work" / f"slowdown-{time.time_ns()}"
-            with agent(folder) if way == "with" else nullcontext() as daemon:
-                before, begun = (cpu_s(daemon.pid) if daemon else 0.0), time.monotonic()
-                said = last_json(command, arguments.seconds + 60)
-                steps[way].append(float(said.get("step_s") or 0) or 1.0 / max(said["launches"], 1))
-                if daemon:
-                    shares.append((cpu_s(daemon.pid) - before) / (time.monotonic() - begun))
-    ratios = [a / b for a, b in zip(steps["with"], steps["without"], strict=True)]
-    return {"kind": kind, "ratio": statistics.median(ratios), "ratios": ratios, "step_s": steps,
-            "agent_cpu_ratio": statistics.median(shares)}
+    figures: dict[str, float] = {}
+    for way in ("without", "with") if turn % 2 == 0 else ("with", "without"):
+        with agent(WORK / f"slowdown-{time.time_ns()}") if way == "with" else nullcontext() as daemon:
+            before, begun = (cpu_s(daemon.pid) if daemon else 0.0), time.monotonic()
+            said = last_json(command, arguments.seconds + 60)
+            figures[f"{way}_step_s"] = float(said.get("step_s") or 1.0 / max(said["launches"], 1))
+            if daemon:
+                figures["agent_cpu_ratio"] = (cpu_s(daemon.pid) - before) / (time.monotonic() - begun)
+    figures["ratio"] = figures["with_step_s"] / figures["without_step_s"]
+    return figures
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "kernels": kernels,
-    "launch_cost": launch_cost,
-    "training": lambda arguments: slowdown(arguments, "transformer-bf16"),
-    "reinforcement": lambda arguments: slowdown(arguments, "reinforcement"),
+#: What is measured round by round, and about how long a round takes.
+ROUNDS: dict[str, tuple[Callable[[argparse.Namespace, int], dict[str, float]], float]] = {
+    "training": (lambda arguments, turn: slowdown(arguments, "transformer-bf16", turn), 50.0),
+    "launch_cost": (lambda arguments, _: launch_cost(arguments), 25.0),
+    "reinforcement": (lambda arguments, turn: slowdown(arguments, "reinforcement", turn), 50.0),
 }
+#: In the order of worth. The half on one core needs no GPU and stands behind all that does.
+PARTS = ("kernels_cuda", *ROUNDS, "kernels_cpu")
+
+
+def measured(name: str, had: dict[str, Any], arguments: argparse.Namespace, until_s: float) -> dict[str, Any] | None:
+    """Return what a part has measured by now; None where no time is left to begin or go on."""
+    if name not in ROUNDS:
+        left_s = until_s - time.monotonic()
+        return {"answer": kernels(name.removeprefix("kernels_"), min(left_s, 200.0))} if left_s > 60 else None
+    part, round_s = ROUNDS[name]
+    rounds: list[dict[str, float]] = had.get("answer", {}).get("rounds", [])
+    if time.monotonic() + round_s > until_s:
+        return None
+    rounds = [*rounds, part(arguments, len(rounds))]
+    medians = {figure: statistics.median(one[figure] for one in rounds) for figure in rounds[0]}
+    return {"answer": {"median": medians, "rounds": rounds}}
 
 
 def main() -> None:
@@ -102,19 +132,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--budget-s", type=float, default=450.0)
     arguments = parser.parse_args()
+    end_in_order()
+    until_s = time.monotonic() + arguments.budget_s
     prepare_standins()
     OUT.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"machine": context()}
-    for name, part in PARTS.items():
-        if "answer" in result.get(name, {}) or (arguments.only and arguments.only != name):
-            continue
-        try:
-            result[name] = {"answer": part(arguments)}
-        except (OSError, RuntimeError, ValueError, KeyError, subprocess.SubprocessError) as error:
-            result[name] = {"gap": f"{type(error).__name__}: {error} {getattr(error, 'stderr', '') or ''}"[:1500]}
-        Path(RESULT).write_text(json.dumps(result, indent=1) + "\n")
-        print(f"{name}: {'gap: ' + result[name]['gap'] if 'gap' in result[name] else 'measured'}")
+    # All parts have had a round before any has its second: the first round is worth most.
+    for turn in range(arguments.rounds):
+        for name in PARTS:
+            had = result.get(name, {})
+            wanted = turn + 1 if name in ROUNDS else 1
+            if len(had.get("answer", {}).get("rounds", [0] if "answer" in had else [])) >= wanted:
+                continue
+            if (arguments.only and arguments.only != name) or (turn and "gap" in had):
+                continue
+            try:
+                told = measured(name, had, arguments, until_s)
+            except (OSError, RuntimeError, ValueError, KeyError, subprocess.SubprocessError) as error:
+                told = {**had, "gap": f"{type(error).__name__}: {error} {getattr(error, 'stderr', '') or ''}"[-1500:]}
+            if told is None:
+                print(f"{name}, round {turn + 1}: left for the next call", flush=True)
+                continue
+            result[name] = told
+            new = RESULT.with_suffix(".new")
+            new.write_text(json.dumps(result, indent=1) + "\n")
+            new.replace(RESULT)
+            print(f"{name}, round {turn + 1}: {told.get('gap') or 'measured'}", flush=True)
 
 
 if __name__ == "__main__":

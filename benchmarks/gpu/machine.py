@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,10 @@ ROOT = HERE.parent.parent
 #: Where `run.sh` puts what it builds and what it measured; both may be moved by the environment.
 BUILD = Path(os.environ.get("GPUGUARD_GPU_BUILD", ROOT / "build" / "gpu"))
 OUT = Path(os.environ.get("GPUGUARD_GPU_OUT", BUILD / "results"))
+#: Where also the guard, which gives its rights up, may go: `run.sh` chooses it.
+PLACE = Path(os.environ.get("GPUGUARD_GPU_WORK", BUILD))
+#: What the daemons keep while they run.
+WORK = PLACE / "work"
 PROGRAMS = BUILD / "programs"
 STANDINS = BUILD / "standins"
 NVML_SCRIPT = STANDINS / "nvml.script"
@@ -32,12 +38,20 @@ process device 0 pid_file {BUSY_PIDS} used_mib 512 sm 97 memory 20 from 0 until 
 """
 
 
-def has_gpu() -> bool:
-    """Return whether a driver answers here."""
+def smi(*arguments: str) -> str:
+    """Return what nvidia-smi prints; nothing where there is none or it does not answer."""
     found = shutil.which("nvidia-smi")
     if not found:
-        return False
-    return subprocess.run([found, "-L"], capture_output=True, check=False, timeout=60).stdout.startswith(b"GPU ")
+        return ""
+    try:
+        return subprocess.run([found, *arguments], capture_output=True, text=True, check=False, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def has_gpu() -> bool:
+    """Return whether a driver answers here."""
+    return smi("-L").startswith("GPU ")
 
 
 REAL = has_gpu()
@@ -45,7 +59,7 @@ REAL = has_gpu()
 
 def environment() -> dict[str, str]:
     """Return the environment of everything that is run: our package, the libraries it brought, the stand-ins."""
-    libraries = [str(BUILD / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
+    libraries = [str(PLACE / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
     changed = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if not REAL:
         libraries.insert(0, str(STANDINS))
@@ -76,6 +90,22 @@ def prepare_standins() -> None:
     BUSY_PIDS.write_text("")
 
 
+#: What is asked of each board; a field that its driver does not know costs only itself.
+FIELDS = ("name", "driver_version", "vbios_version", "power.limit", "clocks.max.sm", "clocks.max.mem",
+          "clocks.applications.graphics", "persistence_mode", "mig.mode.current", "ecc.mode.current")
+
+
+@functools.cache
+def board() -> dict[str, str]:
+    """Return what nvidia-smi says of the first device."""
+    listed = smi(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits").strip().splitlines()
+    values = [one.strip() for one in listed[0].split(",")] if listed else []
+    if len(values) != len(FIELDS):  # a field that is unknown fails the whole question
+        values = [smi(f"--query-gpu={field}", "--format=csv,noheader,nounits").strip().partition("\n")[0]
+                  for field in FIELDS]
+    return dict(zip(FIELDS, values, strict=True))
+
+
 def context() -> dict[str, object]:
     """Return what a reader must know of this machine to judge a figure."""
     said: dict[str, object] = {
@@ -83,13 +113,23 @@ def context() -> dict[str, object]:
         "python": platform.python_version(), "processors": os.cpu_count(),
     }
     if REAL:
-        fields = ("name", "driver_version", "vbios_version", "power.limit", "clocks.max.sm", "clocks.max.mem",
-                  "clocks.applications.graphics", "persistence_mode", "mig.mode.current", "ecc.mode.current")
-        asked = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-        told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
-        values = dict(zip(fields, (one.strip() for one in told.splitlines()[0].split(",")), strict=False))
-        said |= {"device": values.pop("name", "unknown"), "gpu": values}
+        values = dict(board())
+        said |= {"device": values.pop("name") or "unknown", "gpu": values}
     return said
+
+
+def end_in_order() -> None:
+    """Let SIGTERM end this program as an error does: what it started is ended, what it measured is kept."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def last_line(output: str) -> dict[str, object]:
+    """Return the JSON object in the last line of what a program printed; raises `ValueError` if there is none."""
+    last = output.strip().rpartition("\n")[2]
+    if not last.startswith("{"):
+        raise ValueError(f"no JSON object in its last line: {last[:200]!r}")
+    found: dict[str, object] = json.loads(last)
+    return found
 
 
 def write_line(path: Path, record: dict[str, object]) -> None:

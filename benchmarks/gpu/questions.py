@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import json
 import os
 import re
@@ -29,8 +30,10 @@ from machine import (
     PROGRAMS,
     REAL,
     STANDINS,
+    WORK,
     context,
     driver_library,
+    end_in_order,
     environment,
     prepare_standins,
     read_lines,
@@ -61,10 +64,11 @@ def nvml() -> Any:
     return pynvml
 
 
-def started(command: Sequence[str], *arguments: str, **changed: str) -> subprocess.Popen[str]:
+def started(command: Sequence[str], *arguments: str, stdin: int = subprocess.DEVNULL,
+            **changed: str) -> subprocess.Popen[str]:
     """Start a workload whose last line of output is JSON."""
-    program = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**environment(), **changed})
+    program = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=stdin,
+                               text=True, env={**environment(), **changed})
     if not REAL:
         BUSY_PIDS.write_text(str(program.pid))
     return program
@@ -78,7 +82,7 @@ def said(program: subprocess.Popen[str], limit_s: float = 60.0) -> dict[str, Any
         program.kill()
         raise Unanswered(f"{program.args} did not end within {limit_s:g} s") from None
     if program.returncode:
-        raise Unanswered(f"{program.args}: {complaint.strip()[-400:]}")
+        raise Unanswered(f"{program.args}: status {program.returncode}: {complaint.strip()[-400:]}")
     found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
     return found
 
@@ -111,10 +115,12 @@ def watched(command: Sequence[str]) -> dict[str, Any]:
     gaps: list[str] = []
     try:
         program = started(command)
-        ended_s = None
+        begun_s, ended_s = time.monotonic(), None
         while ended_s is None or time.monotonic() < ended_s + 1.5:
             if ended_s is None and program.poll() is not None:
                 ended_s = time.monotonic()
+            elif ended_s is None and time.monotonic() > begun_s + 40:
+                program.kill()
             for block in eye.read(time.time_ns()):
                 match block:
                     case KernelName():
@@ -140,24 +146,17 @@ def watched(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def launches_seen() -> dict[str, Any]:
-    """Does the uprobe fire on this driver, is every launch counted, are names right, for each way to the GPU?"""
-    hasher = [str(STANDINS / "hasher"), "--launches", str(COUNTED), "--interval-us", "2000"]
-    ways: dict[str, Sequence[str]] = {"hasher": hasher}
-    if REAL:
-        counted = str(HERE / "programs" / "counted.py")
-        ways = {way: [sys.executable, counted, way, str(COUNTED)] for way in
-                ("cupy", "numba", "triton", "torch", "graph")}
-        ways = {"runtime": [str(PROGRAMS / "rate"), str(COUNTED)], **ways}
-    told: dict[str, Any] = {}
-    for way, command in ways.items():
-        try:
-            told[way] = watched(command)
-        except Unanswered as error:
-            if "closed" in str(error):
-                raise
-            told[way] = {"gap": str(error)}
-    return told
+#: Each way to the GPU and the program that goes it; the stand-in has one.
+WAYS = ("runtime", "cupy", "numba", "triton", "torch", "graph") if REAL else ("hasher",)
+
+
+def launches_by(way: str) -> dict[str, Any]:
+    """Does the uprobe fire on this driver, is every launch counted, are names right, for this way to the GPU?"""
+    if way == "hasher":
+        return watched([str(STANDINS / "hasher"), "--launches", str(COUNTED), "--interval-us", "2000"])
+    if way == "runtime":
+        return watched([str(PROGRAMS / "rate"), str(COUNTED)])
+    return watched([sys.executable, str(HERE / "programs" / "counted.py"), way, str(COUNTED)])
 
 
 def stubs_after_start() -> dict[str, Any]:
@@ -239,7 +238,7 @@ def opencl() -> dict[str, Any]:
 READINGS = (
     "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetPowerUsage",
     "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetCurrentClocksEventReasons",
-    "nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetRunningProcessDetailList", "nvmlDeviceGetMigMode",
+    "nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMigMode",
     "nvmlDeviceGetAccountingMode", "nvmlDeviceGetEncoderUtilization", "nvmlDeviceGetPersistenceMode",
     "nvmlDeviceGetVirtualizationMode", "nvmlDeviceGetPerformanceState",
 )
@@ -265,6 +264,8 @@ def readings() -> dict[str, Any]:
     binding = nvml()
     device = binding.nvmlDeviceGetHandleByIndex(0)
     told = {name: cost_of(lambda name=name: getattr(binding, name)(device)) for name in READINGS}
+    told["nvmlDeviceGetRunningProcessDetailList"] = cost_of(
+        lambda: binding.nvmlDeviceGetRunningProcessDetailList(device, binding.nvmlProcessDetailList_v1, 0))
     told["nvmlDeviceGetTemperature"] = cost_of(lambda: binding.nvmlDeviceGetTemperature(device, 0))
     told["nvmlDeviceGetClockInfo"] = cost_of(lambda: binding.nvmlDeviceGetClockInfo(device, 1))
     told["nvmlDeviceGetPcieThroughput"] = cost_of(lambda: binding.nvmlDeviceGetPcieThroughput(device, 0), 10)
@@ -339,43 +340,65 @@ def gpm_without_root() -> dict[str, Any]:
     return gpm_here()
 
 
+#: One type of product after the other, each until its line is answered; what cannot be done says why.
+PRODUCTS = """
+import sys, threading, torch
+n = 8192
+one = torch.ones((), device="cuda")
+def real(dtype):
+    a = torch.rand(n, n, device="cuda").to(dtype)
+    return lambda: a @ a
+def int8():
+    a = torch.randint(-9, 9, (n, n), dtype=torch.int8, device="cuda")
+    return lambda: torch._int_mm(a, a.t())
+def fp8():
+    a = torch.rand(n, n, device="cuda").to(torch.float8_e4m3fn)
+    return lambda: torch._scaled_mm(a, a.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+def fp32(tf32):
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    return real(torch.float32)
+kinds = {"bf16": lambda: real(torch.bfloat16), "fp16": lambda: real(torch.float16), "int8": int8, "fp8": fp8,
+         "tf32": lambda: fp32(True), "fp32": lambda: fp32(False), "fp64": lambda: real(torch.float64)}
+for kind, made in kinds.items():
+    try:
+        product = made()
+        for _ in range(20):
+            product()
+        torch.cuda.synchronize()
+    except Exception as error:
+        print(kind, repr(error)[:300].replace(chr(10), " "), flush=True)
+        sys.stdin.readline()
+        continue
+    print(kind, flush=True)
+    answered = threading.Thread(target=sys.stdin.readline)
+    answered.start()
+    while answered.is_alive():
+        product()
+        torch.cuda.synchronize()
+"""
+
+
 def tensor_types() -> dict[str, Any]:
     """Which tensor counters rise with which type of matrix product?"""
     if not REAL:
         raise Unanswered("the stand-in multiplies nothing")
     binding = nvml()
     device = binding.nvmlDeviceGetHandleByIndex(0)
-    code = """
-import sys, time, torch
-kind = sys.argv[1]
-n = 8192
-if kind == "int8":
-    a = torch.randint(-9, 9, (n, n), dtype=torch.int8, device="cuda")
-    product = lambda: torch._int_mm(a, a.t())
-elif kind == "fp8":
-    a = torch.rand(n, n, device="cuda").to(torch.float8_e4m3fn)
-    one = torch.ones((), device="cuda")
-    product = lambda: torch._scaled_mm(a, a.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
-else:
-    torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-    a = torch.rand(n, n, device="cuda", dtype=types.get(kind, torch.float32))
-    product = lambda: a @ a
-until = time.time() + 4.5
-while time.time() < until:
-    product()
-    torch.cuda.synchronize()
-print("{}")
-"""
     told: dict[str, Any] = {}
-    for kind in ("bf16", "fp16", "int8", "fp8", "tf32", "fp32", "fp64"):
-        program = started([sys.executable, "-c", code, kind])
-        wait_busy(binding, device)
-        told[kind] = gpm_sample(binding, device, 1.0)
-        try:
-            said(program, 30)
-        except Unanswered as error:
-            told[kind] = {"gap": str(error)}
+    program = started([sys.executable, "-c", PRODUCTS], stdin=subprocess.PIPE)
+    assert program.stdout is not None
+    assert program.stdin is not None
+    try:
+        for line in program.stdout:
+            kind, _, refused = line.strip().partition(" ")
+            told[kind] = {"gap": refused} if refused else gpm_sample(binding, device, 1.0)
+            program.stdin.write("next\n")
+            program.stdin.flush()
+    finally:
+        program.kill()
+        _, complaint = program.communicate()
+    if not told:
+        raise Unanswered(f"no product was made: {complaint.strip()[-400:]}")
     return told
 
 
@@ -443,7 +466,7 @@ def sampling_cost() -> dict[str, Any]:
     program = started(search("keccak"), "--seconds", "60")
     try:
         for rate_hz in (1.0, 10.0):
-            with agent(OUT / "work" / f"cost-{rate_hz:g}-{time.time_ns()}", rate_hz=rate_hz) as daemon:
+            with agent(WORK / f"cost-{rate_hz:g}-{time.time_ns()}", rate_hz=rate_hz) as daemon:
                 time.sleep(3)
                 before, begun = cpu_s(daemon.pid), time.monotonic()
                 time.sleep(15)
@@ -499,11 +522,11 @@ def with_queue(number: signal.Signals) -> dict[str, Any]:
     """Queue five seconds of work, send the signal, and watch the GPU for eight."""
     binding = nvml()
     device = binding.nvmlDeviceGetHandleByIndex(0)
-    program = subprocess.Popen([sys.executable, "-c", QUEUED, "5"], stdout=subprocess.PIPE, text=True,
-                               env=environment())
+    program = started([sys.executable, "-c", QUEUED, "5"])
     try:
         assert program.stdout is not None
-        program.stdout.readline()
+        if program.stdout.readline() != "queued\n":
+            raise Unanswered(f"nothing was queued: {program.communicate()[1].strip()[-400:]}")
         time.sleep(0.5)
         program.send_signal(number)
         return {"signal": number.name, "columns": ["time_s", "gpu_percent", "power_w"],
@@ -530,33 +553,46 @@ def driver_settings() -> dict[str, Any]:
     return {"params": [line for line in path.read_text().splitlines() if "Profiling" in line or "Admin" in line]}
 
 
-QUESTIONS: tuple[Callable[[], dict[str, Any]], ...] = (
-    doctor, launches_seen, stubs_after_start, shim_seen, gpm_here, gpm_without_root, readings, driver_settings, opencl,
-    context_switches, tensor_types, power_sensing, sampling_cost, stopped_with_work_queued, killed_mid_kernel,
-)
+#: What is worth most to know comes first.
+QUESTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{f"launches_{way}": functools.partial(launches_by, way) for way in WAYS},
+    **{one.__name__: one for one in (
+        gpm_here, gpm_without_root, readings, doctor, tensor_types, context_switches, sampling_cost,
+        stopped_with_work_queued, killed_mid_kernel, stubs_after_start, shim_seen, power_sensing, driver_settings,
+        opencl)},
+}
+
+
+def text_of(name: str) -> str:
+    """Return the question in words."""
+    question = QUESTIONS[name]
+    return ((question.func if isinstance(question, functools.partial) else question).__doc__ or "").strip()
 
 
 def ask(name: str) -> dict[str, Any]:
     """Ask one question in a process of its own; return its line."""
-    question = next(one for one in QUESTIONS if one.__name__ == name)
-    line: dict[str, Any] = {"question": name, "text": (question.__doc__ or "").strip(), **context()}
-    limit_s = LIMIT_S * (2 if name == "launches_seen" else 1)
+    line: dict[str, Any] = {"question": name, "text": text_of(name), **context()}
+    # In a session of its own: what a question started ends with it, also where it hangs.
+    asked = subprocess.Popen([sys.executable, __file__, "--answer", name], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True)
     try:
-        told = subprocess.run([sys.executable, __file__, "--answer", name], capture_output=True, text=True,
-                              check=False, timeout=limit_s, env=environment())
+        told, complaint = asked.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
-        return line | {"gap": f"no answer within {limit_s:g} s"}
+        return line | {"gap": f"no answer within {LIMIT_S:g} s"}
+    finally:
+        if asked.poll() is None:
+            os.killpg(asked.pid, signal.SIGKILL)
+            asked.communicate()
     try:
-        return line | json.loads(told.stdout.strip().splitlines()[-1])
+        return line | json.loads(told.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        return line | {"gap": f"status {told.returncode}: {told.stderr.strip()[-600:]}"}
+        return line | {"gap": f"status {asked.returncode}: {complaint.strip()[-600:]}"}
 
 
 def answer(name: str) -> dict[str, Any]:
     """Answer one question here, or say why not."""
-    question = next(one for one in QUESTIONS if one.__name__ == name)
     try:
-        return {"answer": question()}
+        return {"answer": QUESTIONS[name]()}
     except Unanswered as error:
         return {"gap": str(error)}
     except Exception as error:  # noqa: BLE001 a question that fails is a gap of that question, not the end of all
@@ -565,26 +601,27 @@ def answer(name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [one.__name__ for one in QUESTIONS]
-    parser.add_argument("--only", choices=names)
-    parser.add_argument("--answer", choices=names, help=argparse.SUPPRESS)
-    parser.add_argument("--budget-s", type=float, default=470.0)
+    parser.add_argument("--only", choices=QUESTIONS)
+    parser.add_argument("--answer", choices=QUESTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--budget-s", type=float, default=450.0)
     arguments = parser.parse_args()
     if arguments.answer:
         print(json.dumps(answer(arguments.answer)))
         return
+    end_in_order()
     prepare_standins()
     until_s = time.monotonic() + arguments.budget_s
     done = {one["question"] for one in read_lines(ANSWERS) if "answer" in one}
-    for name in names:
+    for name in QUESTIONS:
         if name in done or (arguments.only and name != arguments.only):
             continue
         if time.monotonic() + LIMIT_S > until_s:
             print(f"{name}: left for the next call")
             continue
+        begun_s = time.monotonic()
         line = ask(name)
-        write_line(ANSWERS, line)
-        print(f"{name}: {'gap: ' + line['gap'] if 'gap' in line else 'answered'}")
+        write_line(ANSWERS, line | {"took_s": round(time.monotonic() - begun_s, 1)})
+        print(f"{name}: {'gap: ' + line['gap'] if 'gap' in line else 'answered'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Record every workload of `workloads.py` with the daemon, at 10 Hz, beside a line of labels for each.
 
-    record.py [--seconds S] [--budget-s S]
+    record.py [--seconds S] [--budget-s S] [--only PART] [--collect]
 
 Writes OUT/record/GROUP/*.ggrec (replay them with ``gpuguard replay``) and OUT/labels.jsonl: name, label, family,
-intensity, evasion, pid, start and end, what the program said, and a gap where it failed. A workload that is in the
-labels already is not run again; what does not fit into the budget is left for the next call.
+intensity, evasion, pid, between which times it worked, what the program said, and a gap where it failed. A workload
+that is in the labels already is not run again; what does not fit into the budget is left for the next call. What a
+call that was cut off had recorded is collected by the next, or by ``--collect``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,19 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from agent import agent
-from machine import BUSY_PIDS, OUT, REAL, context, environment, prepare_standins, read_lines, write_line
+from machine import (
+    BUSY_PIDS,
+    OUT,
+    REAL,
+    WORK,
+    context,
+    end_in_order,
+    environment,
+    last_line,
+    prepare_standins,
+    read_lines,
+    write_line,
+)
 from workloads import Workload, workloads
 
 if TYPE_CHECKING:
@@ -35,53 +48,76 @@ def run(workload: Workload, seconds: float) -> dict[str, object]:
     """Run one workload to its end; return its line of labels."""
     command = [*workload.command, "--seconds", f"{seconds:g}"]
     start_ns = time.time_ns()
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    told: dict[str, object] = {
+        "name": workload.name, "group": workload.group, "label": workload.label, "family": workload.family,
+        "intensity": workload.intensity, "evasion": workload.evasion, "start_ns": start_ns,
+    }
+    try:
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                                   text=True, env=environment())
+    except OSError as error:
+        return told | {"gap": str(error)}
     if not REAL:
         BUSY_PIDS.write_text(str(program.pid))
-    gap = ""
+    gap, said = "", {}
     try:
-        said, complaint = program.communicate(timeout=seconds + SLACK_S)
+        output, complaint = program.communicate(timeout=seconds + SLACK_S)
         if program.returncode:
             gap = f"status {program.returncode}: {complaint.strip()[-500:]}"
+        else:
+            said = last_line(output)
     except subprocess.TimeoutExpired:
-        program.kill()
-        said, _ = program.communicate()
         gap = f"did not end within {seconds + SLACK_S:g} s"
+    except ValueError as error:
+        gap = str(error)
     finally:
+        program.kill()
+        program.wait()
         if not REAL:
             BUSY_PIDS.write_text("")
-    lines = said.strip().splitlines()
-    return {
-        "name": workload.name, "group": workload.group, "label": workload.label, "family": workload.family,
-        "intensity": workload.intensity, "evasion": workload.evasion, "pid": program.pid, "start_ns": start_ns,
-        "end_ns": time.time_ns(), "said": json.loads(lines[-1]) if lines and not gap else None, "gap": gap,
-    }
+    # Programs of our own say when they worked; before that they compile, start the driver and fill memory.
+    begun_ns, ended_ns = (int(said[key] * 1e9) if isinstance(said.get(key), float) else other
+                          for key, other in (("begun_s", start_ns), ("ended_s", time.time_ns())))
+    return told | {"pid": program.pid, "begun_ns": begun_ns, "ended_ns": ended_ns, "said": said, "gap": gap}
 
 
 def record_group(group: str, todo: Iterable[Workload], seconds: float, until_s: float) -> None:
     """Record what fits into the time; each group is a recording of its own."""
-    folder = OUT / "work" / f"{group}-{time.time_ns()}"
-    with agent(folder, record=True):
-        for workload in todo:
-            if time.monotonic() + seconds + 10 > until_s:
-                print(f"{workload.name}: left for the next call")
-                continue
-            line = run(workload, seconds)
-            write_line(LABELS, line)
-            print(f"{workload.name}: {line['gap'] or 'recorded'}")
-            time.sleep(REST_S)
-    for part in sorted((folder / "state" / "guard" / "records").glob("*.ggrec")):
-        target = OUT / "record" / group / f"{folder.name}-{part.name}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(part, target)
+    try:
+        with agent(WORK / f"record-{group}-{time.time_ns()}", record=True):
+            for workload in todo:
+                if time.monotonic() + seconds + 10 > until_s:
+                    print(f"{workload.name}: left for the next call", flush=True)
+                    continue
+                line = run(workload, seconds)
+                write_line(LABELS, line)
+                print(f"{workload.name}: {line['gap'] or 'recorded'}", flush=True)
+                time.sleep(REST_S)
+    finally:
+        collect()
+
+
+def collect() -> None:
+    """Copy what daemons have recorded to the results, also those of a call that was cut off."""
+    for part in sorted(WORK.glob("record-*/state/guard/records/*.ggrec")):
+        run_of = part.parents[3].name
+        target = OUT / "record" / run_of.split("-")[1] / f"{run_of}-{part.name}"
+        if not target.exists() or target.stat().st_size != part.stat().st_size:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(part, target)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--budget-s", type=float, default=460.0)
+    parser.add_argument("--budget-s", type=float, default=450.0)
     parser.add_argument("--only", help="workloads whose name holds this")
+    parser.add_argument("--collect", action="store_true", help="only bring home what was recorded before")
     arguments = parser.parse_args()
+    end_in_order()
+    collect()
+    if arguments.collect:
+        return
     until_s = time.monotonic() + arguments.budget_s
     prepare_standins()
     OUT.mkdir(parents=True, exist_ok=True)
@@ -90,7 +126,11 @@ def main() -> None:
     todo = [one for one in workloads() if one.name not in done and (arguments.only or "") in one.name]
     for group, members in groupby(todo, lambda one: one.group):
         if time.monotonic() + arguments.seconds + 20 < until_s:
-            record_group(group, list(members), arguments.seconds, until_s)
+            try:
+                record_group(group, list(members), arguments.seconds, until_s)
+            except RuntimeError as error:  # the daemon: without it there is nothing to record
+                write_line(OUT / "gaps.jsonl", {"group": group, "gap": str(error)})
+                print(f"{group}: gap: {error}", flush=True)
 
 
 if __name__ == "__main__":

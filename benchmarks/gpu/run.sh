@@ -2,71 +2,105 @@
 # Measure on a real GPU, in parts that can be repeated: each goes on where it was broken off, and takes 8 minutes at
 # most.
 #
-#   run.sh build        install what was carried, compile the extensions and the CUDA programs
-#   run.sh questions    ask the driver what only it can answer
-#   run.sh record       record labelled workloads at 10 Hz
-#   run.sh bench        kernels, the cost of a launch, the slowdown of training
-#   run.sh pack         all results as one archive
-#   run.sh all          everything, in this order
+#   run.sh build           install what was carried, compile the CUDA programs; what cannot be built is a gap
+#   run.sh questions       ask the driver what only it can answer
+#   run.sh record          record labelled workloads at 10 Hz
+#   run.sh bench           kernels, the cost of a launch, the slowdown of training
+#   run.sh pack [FOLDER]   all results as one archive, or in FOLDER in parts of 15 MB at most
+#   run.sh unpack FILE...  results that were packed, to go on from
+#   run.sh all             everything, in this order
 #
 # Without a GPU the same parts run against the stand-ins of tests/standins; every result says so. See README.md.
 set -eu
 
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 root=$(CDPATH= cd -- "$here/../.." && pwd)
+carried=${GPUGUARD_GPU_CARRIED:-$root/build/gpu}
 build=${GPUGUARD_GPU_BUILD:-$root/build/gpu}
 out=${GPUGUARD_GPU_OUT:-$build/results}
-export GPUGUARD_GPU_BUILD="$build" GPUGUARD_GPU_OUT="$out"
+mkdir -p "$build/programs" "$out"
+
+# The guard gives its rights up: what it reads must lie where anybody may go.
+open_to_all() {
+    at=$1
+    while [ "$at" != / ]; do
+        case $(stat -c %A "$at") in *x | *t) ;; *) return 1 ;; esac
+        at=$(dirname "$at")
+    done
+}
+work=${GPUGUARD_GPU_WORK:-$build}
+if [ "$(id -u)" = 0 ] && ! open_to_all "$build"; then work=${GPUGUARD_GPU_WORK:-/var/tmp/gpuguard-gpu}; fi
+export GPUGUARD_GPU_BUILD="$build" GPUGUARD_GPU_OUT="$out" GPUGUARD_GPU_WORK="$work"
 
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
     # A carried package is for the machine's own Python; a checkout that is set up has its own.
-    [ -d "$build/wheels" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
+    [ -d "$carried/wheels" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
-[ -d "$build/site" ] && export PYTHONPATH="$build/site${PYTHONPATH:+:$PYTHONPATH}"
+nvcc=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
+# Numba and CuPy look for the toolkit here, and not beside nvcc.
+if [ -x "$nvcc" ] && [ -z "${CUDA_HOME:-}" ] && [ -d /usr/local/cuda ]; then export CUDA_HOME=/usr/local/cuda; fi
+[ -n "${CUDA_HOME:-}" ] && export CUDA_PATH="${CUDA_PATH:-$CUDA_HOME}"
+use_site() { [ ! -d "$work/site" ] || export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"; }
+use_site
 
 build_all() {
-    mkdir -p "$build/programs" "$out"
-    if [ -d "$build/wheels" ] && [ ! -e "$build/site/.done" ]; then
-        "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$build/site" \
-            "$build"/wheels/*.whl
-        touch "$build/site/.done"
-        export PYTHONPATH="$build/site${PYTHONPATH:+:$PYTHONPATH}"
+    mkdir -p "$work/lib"
+    if [ -d "$carried/wheels" ] && [ ! -e "$work/site/.done" ]; then
+        "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/site" \
+            "$carried"/wheels/*.whl
+        touch "$work/site/.done"
+        use_site
     fi
-    # The guard runs as a user without rights: it must be able to read what it is made of.
-    chmod -R a+rX "$build"
-    if command -v nvcc > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
-        compile rate "$here/programs/rate.cu"
-        compile negative "$here/programs/negative.cu" -lcufft
-        for family in sha256d keccak blake3 heavyhash dagwalk siptrim matmulpow; do
-            compile "search_$family" "$here/programs/search.cu" "-DFAMILY_$family" \
-                "-DKERNELS=\"$root/tests/fixtures/cuda/$family.cu\""
-        done
-        wait
-        for name in rate negative search_sha256d search_keccak search_blake3 search_heavyhash search_dagwalk \
-            search_siptrim search_matmulpow; do
-            [ -x "$build/programs/$name" ] && continue
-            cat "$build/programs/$name.log" >&2
-            echo "$name: not built" >&2
-            exit 1
-        done
-    fi
-    "$PYTHON" "$here/machine.py" | tee "$out/build.json"
+    for library in "$carried"/lib/*.so.*; do
+        [ ! -e "$library" ] || [ "$carried" = "$work" ] || cp "$library" "$work/lib/"
+    done
+    # Where a toolkit came as wheels, its NVVM is not where Numba looks for it.
+    for library in "${CUDA_HOME:-}"/lib/libnvvm.so.4 "${CUDA_HOME:-}"/nvvm/lib64/libnvvm.so.4; do
+        [ ! -e "$library" ] || [ -e "$work/lib/libnvvm.so.4" ] || ln -s "$library" "$work/lib/"
+    done
+    chmod -R a+rX "$work"
+    if [ -x "$nvcc" ] && nvidia-smi -L > /dev/null 2>&1; then compile_all; fi
+    "$PYTHON" "$here/machine.py" > "$out/build.json"
+    cat "$out/build.json"
 }
 
 # All at once: there are more cores than programs.
+compile_all() {
+    compile rate "$here/programs/rate.cu"
+    compile negative "$here/programs/negative.cu"
+    families='sha256d keccak blake3 heavyhash dagwalk siptrim matmulpow'
+    for family in $families; do
+        compile "search_$family" "$here/programs/search.cu" "-DFAMILY_$family" \
+            "-DKERNELS=\"$root/tests/fixtures/cuda/$family.cu\""
+    done
+    wait
+    for name in rate negative $(printf 'search_%s ' $families); do
+        [ -x "$build/programs/$name" ] || { echo "$name: not built" >&2; tail -n 20 "$build/programs/$name.log" >&2; }
+    done
+}
+
 compile() {
     name=$1 source=$2
     shift 2
-    [ -x "$build/programs/$name" ] || nvcc -O3 -arch=native -o "$build/programs/$name" "$source" "$@" \
-        > "$build/programs/$name.log" 2>&1 &
+    [ -x "$build/programs/$name" ] || "$nvcc" -O3 "-arch=${GPUGUARD_GPU_ARCH:-native}" -o "$build/programs/$name" \
+        "$source" "$@" > "$build/programs/$name.log" 2>&1 &
 }
 
 pack() {
-    rm -f "$out/results.tar.gz"
-    (cd "$out" && tar czf /tmp/gpuguard-results.$$ --exclude=work --exclude=results.tar.gz . &&
-        mv /tmp/gpuguard-results.$$ results.tar.gz)
-    ls -l "$out/results.tar.gz"
+    "$PYTHON" "$here/record.py" --collect
+    cp "$build"/programs/*.log "$out/" 2> /dev/null || :
+    packed=$(mktemp)
+    tar czf "$packed" --exclude=results.tar.gz -C "$out" .
+    if [ $# -gt 0 ]; then
+        mkdir -p "$1"
+        split -d -b 15000000 "$packed" "$1/results.tar.gz."
+        ls -l "$1"
+    else
+        cp "$packed" "$out/results.tar.gz"
+        ls -l "$out/results.tar.gz"
+    fi
+    rm -f "$packed"
 }
 
 part=${1:-}
@@ -74,11 +108,12 @@ part=${1:-}
 case $part in
     build) build_all ;;
     questions | record | bench) "$PYTHON" "$here/$part.py" "$@" ;;
-    pack) pack ;;
+    pack) pack "$@" ;;
+    unpack) cat "$@" | tar xzf - -C "$out" ;;
     all)
         build_all
         for each in questions record bench; do "$PYTHON" "$here/$each.py" "$@" || echo "$each: status $?" >&2; done
         pack
         ;;
-    *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -49,6 +49,8 @@ def search(family: str, *arguments: str) -> tuple[str, ...]:
 
 def negative(kind: str) -> tuple[str, ...]:
     """Return the command of a hard negative."""
+    if kind == "fft":
+        return python("inference", kind)
     return (str(PROGRAMS / "negative"), kind) if REAL else (str(STANDINS / "trainer"),)
 
 

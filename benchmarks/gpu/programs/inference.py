@@ -1,9 +1,10 @@
-"""Ordinary inference on a real GPU, with PyTorch.
+"""Ordinary inference on a real GPU, with PyTorch; and Fourier transforms, which are neither it nor training.
 
-    inference.py KIND [--seconds S]        KIND is single, batched or int8
+    inference.py KIND [--seconds S]        KIND is single, batched, int8 or fft
 
 ``single`` answers one request at a time with pauses between, token by token; ``batched`` keeps 128 sequences going;
-``int8`` multiplies in eight-bit integers on the tensor cores, which is what proof of work by matrices does as well.
+``int8`` multiplies in eight-bit integers on the tensor cores, which is what proof of work by matrices does as well;
+``fft`` transforms a field of 8192 x 8192 and back, a hard negative like those of negative.cu, by cuFFT.
 Ends with one JSON line.
 """
 
@@ -51,10 +52,22 @@ def integers() -> Callable[[], None]:
     return answer
 
 
+def transforms() -> Callable[[], None]:
+    """Return one transform of a field to its spectrum and back."""
+    field = torch.randn(8192, 8192, dtype=torch.complex64, device=DEVICE)
+
+    def answer() -> None:
+        torch.fft.ifft2(torch.fft.fft2(field))
+        torch.cuda.synchronize()
+
+    return answer
+
+
 ANSWERS: dict[str, Callable[[], Callable[[], None]]] = {
     "single": lambda: generation(1, 0.05),
     "batched": lambda: generation(128, 0.0),
     "int8": integers,
+    "fft": transforms,
 }
 
 
@@ -65,11 +78,11 @@ def main() -> None:
     arguments = parser.parse_args()
     answer = ANSWERS[arguments.kind]()
     answer()
-    answers, begun = 0, time.perf_counter()
+    answers, begun_s, begun = 0, time.time(), time.perf_counter()
     while time.perf_counter() - begun < arguments.seconds:
         answer()
         answers += 1
-    print(json.dumps({"answers": answers}))
+    print(json.dumps({"answers": answers, "begun_s": begun_s, "ended_s": time.time()}))
 
 
 if __name__ == "__main__":

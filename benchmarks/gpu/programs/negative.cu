@@ -1,13 +1,12 @@
 // Ordinary GPU work that counters or code may take for mining, on a real GPU: the hard negatives of the recording.
 //
-//   negative KIND [--seconds S]      sort | fft | checksum | random | sparse | bigint | copies | video | idle
+//   negative KIND [--seconds S]      sort | checksum | random | sparse | bigint | copies | video | idle
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <unistd.h>
 
-#include <cufft.h>
 #include <thrust/device_vector.h>
 #include <thrust/sequence.h>
 #include <thrust/sort.h>
@@ -49,6 +48,7 @@ template <class Step> static long repeat(double seconds, Step step) {
   long steps = 0;
   step();  // what it allocates, it allocates here
   check(cudaDeviceSynchronize(), "first step");
+  begin_work();
   for (double begun = now_s(); now_s() - begun < seconds; steps++) {
     step();
     check(cudaGetLastError(), "step");
@@ -70,17 +70,15 @@ int main(int argc, char **argv) {
       scrambled<<<4096, 256>>>(thrust::raw_pointer_cast(keys.data()), (uint32_t)keys.size(), salt++);
       thrust::sort(keys.begin(), keys.end());
     });
-  } else if (!strcmp(kind, "fft")) {
-    cufftHandle plan;
-    cufftComplex *field = room<cufftComplex>(1u << 26, 0);
-    if (cufftPlan2d(&plan, 8192, 8192, CUFFT_C2C) != CUFFT_SUCCESS)
-      return fprintf(stderr, "cufftPlan2d failed\n"), 1;
-    steps = repeat(seconds, [&] {
-      cufftExecC2C(plan, field, field, CUFFT_FORWARD);
-      cufftExecC2C(plan, field, field, CUFFT_INVERSE);
-    });
   } else if (!strcmp(kind, "checksum")) {
-    uint8_t *data = room<uint8_t>(1u << 30, 1);
+    uint32_t table[256];
+    for (uint32_t i = 0; i < 256; i++) {
+      table[i] = i;
+      for (int bit = 0; bit < 8; bit++)
+        table[i] = table[i] & 1 ? table[i] >> 1 ^ 0xedb88320 : table[i] >> 1;
+    }
+    check(cudaMemcpyToSymbol(crc_table, table, sizeof table), "crc_table");
+    uint8_t *data = noise<uint8_t>(1u << 30);
     uint32_t *sums = room<uint32_t>(1u << 20, 1);
     steps = repeat(seconds, [&] { crc32<<<4096, 256>>>(data, sums, 1024); });
   } else if (!strcmp(kind, "random")) {
@@ -89,21 +87,21 @@ int main(int argc, char **argv) {
     steps = repeat(seconds, [&] { philox<<<8192, 256>>>(out, seed++, 1 << 26); });
   } else if (!strcmp(kind, "sparse")) {
     const uint32_t rows = 1u << 24;
-    float *values = room<float>((size_t)rows * 32, 1), *x = room<float>(rows, 1), *y = room<float>(rows, 1);
-    uint32_t *columns = room<uint32_t>((size_t)rows * 32, 1);
-    scrambled<<<8192, 256>>>(columns, rows * 32, 1);
+    float *values = noise<float>((size_t)rows * 32), *x = noise<float>(rows), *y = room<float>(rows, 1);
+    uint32_t *columns = noise<uint32_t>((size_t)rows * 32);
     steps = repeat(seconds, [&] { sparse_times<<<8192, 256>>>(values, columns, x, y, rows); });
   } else if (!strcmp(kind, "bigint")) {
     const int n = 1 << 24;
-    uint64_t *x = room<uint64_t>(n, 1), *w = room<uint64_t>(n, 1);
+    uint64_t *x = noise<uint64_t>(n), *w = noise<uint64_t>(n);
     steps = repeat(seconds, [&] {
       for (int half = 1; half < n; half *= 2)
         ntt<<<8192, 256>>>(x, w, half, n);
     });
   } else if (!strcmp(kind, "copies")) {
     const size_t bytes = 256u << 20;
-    char *device = room<char>(bytes, 1), *other = room<char>(bytes, 1), *host;
+    char *device = noise<char>(bytes), *other = room<char>(bytes, 1), *host;
     check(cudaMallocHost(&host, bytes), "cudaMallocHost");
+    check(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
     steps = repeat(seconds, [&] {
       check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice), "to the device");
       check(cudaMemcpyAsync(other, device, bytes, cudaMemcpyDeviceToDevice), "on the device");
@@ -111,10 +109,11 @@ int main(int argc, char **argv) {
     });
   } else if (!strcmp(kind, "video")) {
     const int width = 7680, height = 4320;
-    uchar4 *in = room<uchar4>((size_t)width * height, 1);
+    uchar4 *in = noise<uchar4>((size_t)width * height);
     uint8_t *out = room<uint8_t>((size_t)width * height, 1);
     uchar4 *host;
     check(cudaMallocHost(&host, sizeof(uchar4) * width * height), "cudaMallocHost");
+    check(cudaMemcpy(host, in, sizeof(uchar4) * width * height, cudaMemcpyDeviceToHost), "cudaMemcpy");
     steps = repeat(seconds, [&] {
       check(cudaMemcpyAsync(in, host, sizeof(uchar4) * width * height, cudaMemcpyHostToDevice), "frame");
       filtered<<<dim3((width + 31) / 32, (height + 7) / 8), dim3(32, 8)>>>(in, out, width, height);
@@ -123,9 +122,11 @@ int main(int argc, char **argv) {
     });
   } else if (!strcmp(kind, "idle")) {
     room<char>(1u << 30, 1);
+    check(cudaDeviceSynchronize(), "memory");
+    begin_work();
     usleep((useconds_t)(seconds * 1e6));
   } else {
     return fprintf(stderr, "unknown kind %s\n", kind), 2;
   }
-  printf("{\"steps\": %ld}\n", steps);
+  tell("steps", steps);
 }

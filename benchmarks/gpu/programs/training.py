@@ -188,7 +188,7 @@ def run(step: Callable[[], None], seconds: float, search: Callable[[], None] | N
     torch.cuda.synchronize()
     steps = searches = 0
     searched_s = 0.0
-    begun = time.perf_counter()
+    begun_s, begun = time.time(), time.perf_counter()
     while (elapsed_s := time.perf_counter() - begun) < seconds:
         step()
         steps += 1
@@ -199,7 +199,8 @@ def run(step: Callable[[], None], seconds: float, search: Callable[[], None] | N
             torch.cuda.synchronize()
             searched_s += time.perf_counter() - launched
             searches += 1
-    return {"steps": steps, "searches": searches, "elapsed_s": elapsed_s, "step_s": elapsed_s / max(steps, 1)}
+    return {"steps": steps, "searches": searches, "step_s": elapsed_s / max(steps, 1), "searched_s": searched_s,
+            "begun_s": begun_s, "ended_s": time.time()}
 
 
 def main() -> None:
