@@ -8,7 +8,8 @@
 #   run.sh bench           kernels, the cost of a launch, the slowdown of training
 #   run.sh pack [FOLDER]   all results as one archive, or in FOLDER in parts of 15 MB at most
 #   run.sh unpack FILE...  results that were packed, to go on from
-#   run.sh all             everything, in this order
+#   run.sh keep            what is worth committing into benchmarks/data, with what the guard says of it
+#   run.sh all             build, questions, record, bench, pack
 #
 # Without a GPU the same parts run against the stand-ins of tests/standins; every result says so. See README.md.
 set -eu
@@ -110,10 +111,11 @@ case $part in
     questions | record | bench) "$PYTHON" "$here/$part.py" "$@" ;;
     pack) pack "$@" ;;
     unpack) cat "$@" | tar xzf - -C "$out" ;;
+    keep) "$PYTHON" "$here/verdicts.py" --keep "$out" ;;
     all)
         build_all
         for each in questions record bench; do "$PYTHON" "$here/$each.py" "$@" || echo "$each: status $?" >&2; done
         pack
         ;;
-    *) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
