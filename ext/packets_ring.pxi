@@ -13,13 +13,14 @@ cdef extern from *:
     """
 
 cdef extern from "<linux/if_packet.h>" nogil:
-    enum: TP_STATUS_KERNEL, TP_STATUS_USER
+    enum: TP_STATUS_KERNEL, TP_STATUS_USER, TP_STATUS_VLAN_VALID
     struct tpacket3_hdr:
         uint32_t tp_next_offset
         uint32_t tp_sec
         uint32_t tp_nsec
         uint32_t tp_snaplen
         uint32_t tp_len
+        uint32_t tp_status
         uint16_t tp_net
     struct tpacket_hdr_v1:
         uint32_t block_status
@@ -85,6 +86,27 @@ cdef bint met_elsewhere(Met* table, const Row* row, const uint8_t* packet, int32
     return 0
 
 
+cdef uint32_t tags_before(uint32_t kind, const uint8_t* p, uint32_t n, uint32_t wire) noexcept nogil:
+    """Return the length of the tags that a packet begins with although it is said to be of ``kind``, which is IP.
+
+    So does Linux since 6.11 where a frame has two tags: the first is told beside it, the second one lies ahead of the
+    IP header, and the protocol is that of the header. The same bytes might be a header whose length looks like a tag;
+    then what would be the header behind it has a version and a length that fit by chance.
+    """
+    cdef uint32_t at = 4
+    while at < 4 * VLAN_TAGS_MAX and n >= at and is_tag(be16(p + at - 2)):
+        at += 4
+    if n < at + 8 or be16(p + at - 2) != kind:
+        return 0
+    if kind == 0x0800:
+        return at if p[at] >> 4 == 4 and p[at] & 15 >= 5 and 20 <= be16(p + at + 2) <= wire - at else 0
+    return at if p[at] >> 4 == 6 and be16(p + at + 4) + 40 <= wire - at else 0
+
+
+cdef inline bint is_tag(uint32_t kind) noexcept nogil:
+    return kind == 0x8100 or kind == 0x88A8 or kind == 0x9100
+
+
 cdef void ring_frame(Parse* s, const uint8_t* p, uint32_t room) noexcept nogil:
     """One packet of a cooked (SOCK_DGRAM) ring, ``room`` bytes of its block away from the end. It begins at the
     network header; the 14 bytes that Ethernet had before are counted, so that a file gives the same frame_bytes."""
@@ -103,13 +125,15 @@ cdef void ring_frame(Parse* s, const uint8_t* p, uint32_t room) noexcept nogil:
     p += at
     at = 0
     for i in range(VLAN_TAGS_MAX):
-        if not (kind == 0x8100 or kind == 0x88A8 or kind == 0x9100) or n < at + 4:
+        if not is_tag(kind) or n < at + 4:
             break
         kind = be16(p + at + 2)
         at += 4
     if kind != 0x0800 and kind != 0x86DD:
         s.other += 1
         return
+    if header.tp_status & TP_STATUS_VLAN_VALID and not at:
+        at = tags_before(kind, p, n, wire)
     network(s, p + at, n - at, wire - at, wire + before,
             <int64_t>header.tp_sec * 1000000000 + header.tp_nsec, link.sll_pkttype)
 

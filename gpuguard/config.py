@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from gpuguard import packet_filter
+
 _KIB = 1024
 _MIB = 1024 * 1024
 
@@ -47,6 +49,18 @@ class PacketSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ring_bytes: Annotated[
         int, Meta(ge=256 * _KIB, le=1024 * _MIB, description="size of the kernel's ring for packets, in bytes")
     ] = 8 * _MIB
+    ignore: Annotated[
+        tuple[str, ...],
+        Meta(max_length=packet_filter.RULES_MAX,
+             description="traffic that nobody looks at, a blind spot: rules as net 10.8.0.0/16 tcp port 2049"),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        for rule in self.ignore:
+            try:
+                packet_filter.parse(rule)
+            except ValueError as error:
+                raise ValueError(f"packets.ignore: {error}") from error
 
 
 class NvmlSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -183,7 +183,12 @@ def _settle(given: list[_Given]) -> Loaded:
         section, name = one.key.split(".")
         sections[section][name] = _checked(one, kinds[one.key])
         origins[one.key] = one.origin
-    return Loaded(config=msgspec.convert(sections, Config), origins=origins)
+    try:
+        config = msgspec.convert(sections, Config)
+    except msgspec.ValidationError as error:  # each value is good by itself, and what it says is not
+        said = ", ".join(sorted({origin for origin in origins.values() if origin != "default"}))
+        raise ConfigError(f"{said}: {error}") from error
+    return Loaded(config=config, origins=origins)
 
 
 def _checked(one: _Given, kind: object) -> object:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
-from gpuguard import paths
+from gpuguard import packet_filter, paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +200,12 @@ def packets(config: Config) -> Result:
     missing = [one for one in config.packets.interfaces if one not in present]
     if missing:
         return Result("degraded", f"no interface {', '.join(missing)}", "correct packets.interfaces")
-    return Result("open", "TPACKET_V3 on " + (", ".join(config.packets.interfaces) or "all interfaces"))
+    where = "TPACKET_V3 on " + (", ".join(config.packets.interfaces) or "all interfaces")
+    if config.packets.ignore:
+        where += f", blind to {'; '.join(config.packets.ignore)}"
+        if not all(packet_filter.parse(rule).network for rule in config.packets.ignore):
+            return Result("degraded", where, "name the net in packets.ignore: every program may use a port")
+    return Result("open", where)
 
 
 def processes(config: Config) -> Result:

@@ -24,11 +24,15 @@ class Hello(Struct, frozen=True, tag="hello"):
 
 
 class OpenPackets(Struct, frozen=True, tag="open_packets"):
-    """Ask for a bound, running AF_PACKET TPACKET_V3 socket on one interface (or all: "")."""
+    """Ask for a bound, running AF_PACKET TPACKET_V3 socket on one interface (or all: "").
+
+    ``ignore`` are rules of `packet_filter`: what they name is dropped by the kernel.
+    """
 
     interface: str
     snap_bytes: int
     ring_bytes: int
+    ignore: tuple[str, ...] = ()
 
 
 class OpenProcesses(Struct, frozen=True, tag="open_processes"):

@@ -230,15 +230,48 @@ def endings() -> dict:
 
 def refusals() -> dict:
     asked = [OpenPackets("none0", 2048, 1 << 23), OpenPackets("", 10, 1 << 23), OpenPackets("", 2048, 1 << 40),
-             OpenPackets("x" * 16, 2048, 1 << 23), OpenPackets("lo\0", 2048, 1 << 23)]
+             OpenPackets("x" * 16, 2048, 1 << 23), OpenPackets("lo\0", 2048, 1 << 23),
+             OpenPackets("lo", 2048, 1 << 23, ("tcp",)), OpenPackets("lo", 2048, 1 << 23, ("port 1",) * 33)]
     answers = [grant(request) for request in asked]
     os.setresuid(65534, 65534, 65534)
     answers.append(grant(OpenPackets("", 2048, 1 << 23)))
     return {"reasons": [answer.reason for answer, _ in answers], "descriptors": [len(given) for _, given in answers]}
 
 
+def ignored() -> dict:
+    """Datagrams below one to three tags, to ports of which a rule names all but the last."""
+    broker = Broker()
+    below = ((), (0x8100,), (0x88A8, 0x8100), (0x8100,) * 3, (0x88A8, 0x8100))
+    seen = {}
+    for rules in ((), ("net 10.9.9.0/24 udp port 2000-2003", "port 1-9")):
+        sensor = sensor_of(broker, ignore=rules)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("lo", 0))
+            for port, tags in enumerate(below, start=2000):
+                ahead = bytes(12) + b"".join(struct.pack(">HH", tag, 0x4005) for tag in tags)
+                raw.send(ahead + b"\x08\0" + datagram(port))
+        blocks = read_until(sensor, lambda blocks: rows_in(blocks) >= 5 or 2004 in ports_of(blocks))
+        seen["some" if rules else "none"] = {
+            "ports": ports_of(blocks), "gaps": [block.reason for block in blocks if isinstance(block, Gap)]}
+        sensor.close()
+    broker.end()
+    return seen
+
+
+def datagram(port: int) -> bytes:
+    """UDP in IPv4."""
+    addresses = socket.inet_aton("10.9.9.1") + socket.inet_aton("10.9.9.2")
+    return struct.pack(">BBHHHBBH", 0x45, 0, 38, 1, 0, 64, 17, 0) + addresses + struct.pack(
+        ">HHHH10x", 1000, port, 18, 0)
+
+
+def ports_of(blocks: list[Block]) -> list[int]:
+    return [int(port) for block in blocks if isinstance(block, Packets) for port in block.rows["destination_port"]]
+
+
 SCENES = {"conversation": lambda: conversation(2048), "snapped": lambda: conversation(96), "flood": flood,
-          "powers": powers, "endings": endings, "refusals": refusals}
+          "powers": powers, "endings": endings, "refusals": refusals,
+          "ignored": ignored}
 
 if __name__ == "__main__":
     own_namespace()

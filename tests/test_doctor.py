@@ -49,6 +49,18 @@ def in_namespaces(*flags):
     return {one["name"]: one for one in answer["checks"]}, done.returncode
 
 
+@pytest.mark.parametrize(("rules", "state"), [
+    (("net 10.8.0.0/16 tcp port 2049",), "open"),
+    (("net 10.8.0.0/16 tcp port 2049", "port 4420"), "degraded"),
+])
+def test_what_the_packet_eye_is_blind_to_is_said(rules, state):
+    found = doctor.packets(Config(packets=PacketSettings(ignore=rules)))
+    if found.state == "closed":
+        pytest.skip(f"no packet socket here: {found.detail}")
+    assert found.state == state
+    assert f"blind to {'; '.join(rules)}" in found.detail
+
+
 def test_every_check_comes_to_a_result_with_its_remedy():
     checks = doctor.examine()
     assert [check.name for check in checks] == ["settings", *(name for name, _, _ in doctor.CHECKS)]

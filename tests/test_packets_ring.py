@@ -27,8 +27,8 @@ def udp(size: int = 10) -> bytes:
 def packet(data: bytes, *, hatype: int = 1, kind: int = 0x0800, **claim: int) -> bytes:
     """struct tpacket3_hdr, struct sockaddr_ll, the packet, up to where the next one begins."""
     step = (80 + len(data) + 15) // 16 * 16
-    header = struct.pack("=6IHH20x", claim.get("step", step), 7, 5, claim.get("snap", len(data)), len(data), 0, 0,
-                         claim.get("net", 80))
+    header = struct.pack("=6IHH20x", claim.get("step", step), 7, 5, claim.get("snap", len(data)), len(data),
+                         claim.get("status", 0), 0, claim.get("net", 80))
     link = struct.pack("=H2sIHBB8x", 17, kind.to_bytes(2, "big"), claim.get("interface", 1), hatype, 4, 6)
     return ((header + link).ljust(80, b"\0") + data).ljust(step, b"\0")
 
@@ -87,6 +87,23 @@ def test_a_tag_left_in_the_frame_is_passed_over() -> None:
         ring.read(parser, 1)
         assert parser.take()[0]["payload_bytes"].tolist() == [3]
         assert parser.counts()["other"] == 1
+
+
+@pytest.mark.parametrize("control", [0x0005, 0x4005, 0x4505, 0x6005])
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_second_tag_is_passed_over_though_the_kernel_says_what_follows_it(control: int, more: int) -> None:
+    told = 0x10  # TP_STATUS_VLAN_VALID: the first tag lies beside the packet
+    tags = struct.pack(">HH", control, 0x8100) * more + struct.pack(">H", control)
+    six = struct.pack(">IHBB", 6 << 28, 8, 17, 64) + bytes(32) + struct.pack(">HHHH", 1000, 2000, 8, 0)
+    packets = [packet(tags + b"\x08\0" + udp(3), status=told), packet(udp(4), status=told),
+               packet(tags + b"\x86\xdd" + six, kind=0x86DD, status=told),
+               # A header that looks like a tag (its length is 0x0800), with no header behind it.
+               packet(udp(0x0800 - 28), status=told)]
+    with ring_of([block(packets)]) as (ring, _):
+        parser = Parser()
+        ring.read(parser, 1)
+        assert parser.take()[0]["payload_bytes"].tolist() == [3, 4, 0, 0x0800 - 28]
+        assert parser.counts()["malformed"] == 0
 
 
 @pytest.mark.parametrize("many", [False, True])

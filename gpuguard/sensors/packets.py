@@ -12,7 +12,8 @@ its socket, and the guard says that drops are no longer counted.
 
 The socket is of type SOCK_DGRAM: frames begin at the network header whatever the interface is, so that "all
 interfaces" may mix Ethernet, tun and WireGuard, and hardware addresses are never read. On loopback each packet passes
-twice, outgoing and incoming; the socket filter keeps the incoming one.
+twice, outgoing and incoming; the socket filter keeps the incoming one. It also drops what the operator does not want to
+be looked at (`packet_filter`): a classic program cannot count, so nobody knows how much that is.
 
 A packet that crosses several interfaces of one namespace (a container's veth, a bridge, the card) is met on each, and
 counts where it was met first: on another interface within 10 ms, a packet with the same addresses, ports, numbers and
@@ -38,6 +39,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
+from gpuguard import packet_filter
 from gpuguard._packets import CaptureFile, Parser, Ring
 from gpuguard.core.records import Gap, Packets
 from gpuguard.messages import Answer, Opened, OpenPackets, Refused
@@ -167,7 +169,7 @@ def _taken(parser: Parser, netns: int, met_again: int = 0) -> Packets:
 
 # -- the broker's half ------------------------------------------------------------------------------------------------
 
-# linux/if_packet.h, asm-generic/socket.h, linux/filter.h; Python's socket module names few of them.
+# linux/if_packet.h, asm-generic/socket.h; Python's socket module names few of them.
 _SOL_PACKET = 263
 _PACKET_RX_RING = 5
 _PACKET_STATISTICS = 6
@@ -176,14 +178,11 @@ _TPACKET_V3 = 2
 _ETH_P_ALL = 3
 _SO_ATTACH_FILTER = 26
 _SO_LOCK_FILTER = 44
-_LOAD, _EQUAL, _RETURN = 0x28, 0x15, 0x06
-_HARDWARE_TYPE, _PACKET_TYPE = 0xFFFFF000 + 28, 0xFFFFF000 + 4
-_ARPHRD_LOOPBACK = 772
-_PACKET_OUTGOING = 4
 
 # A block is handed over when it is full or after _RETIRE_MS, and each costs a wake-up, whatever is in it: so they are
 # large, but at least 16 of them, of which all but the one that is filled may wait.
 _BLOCK_BYTES = range(64 * 1024, 2 * 1024 * 1024 + 1, 64 * 1024)
+_BLOCKS_MIN = 16
 _FRAME_BYTES = 2048
 _RETIRE_MS = 20
 _RING_BYTES = range(1024 * 1024, 256 * 1024 * 1024 + 1)
@@ -199,13 +198,18 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
                        f"ring_bytes {_RING_BYTES.start} to {_RING_BYTES.stop - 1}"), ()
     if len(request.interface.encode()) > 15 or "\0" in request.interface:
         return Refused("packets: an interface name has at most 15 bytes"), ()
+    try:
+        program = packet_filter.program([packet_filter.parse(rule) for rule in request.ignore], request.snap_bytes)
+    except ValueError as error:
+        return Refused(f"packets: {error}"), ()
     where = f"interface {request.interface}" if request.interface else "all interfaces"
-    block_bytes = max(size for size in _BLOCK_BYTES if size == _BLOCK_BYTES[0] or size * 16 <= request.ring_bytes)
+    block_bytes = max(size for size in _BLOCK_BYTES
+                      if size == _BLOCK_BYTES[0] or size * _BLOCKS_MIN <= request.ring_bytes)
     blocks = request.ring_bytes // block_bytes
     with ExitStack() as stack:
         try:
             packets = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
-            _narrow(packets, request.snap_bytes)
+            _narrow(packets, program)
             ring = struct.pack("=7I", block_bytes, blocks, _FRAME_BYTES, blocks * (block_bytes // _FRAME_BYTES),
                                _RETIRE_MS, 0, 0)
             packets.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
@@ -226,17 +230,9 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
     return answer, (*given, reading)
 
 
-def _narrow(packets: socket.socket, snap_bytes: int) -> None:
-    """Set version 3 and a locked filter: no outgoing packets of loopback, no more than ``snap_bytes`` of the others."""
+def _narrow(packets: socket.socket, program: bytes) -> None:
+    """Set version 3 and a locked filter, before the ring is there and anything can reach it."""
     packets.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
-    program = b"".join(struct.pack("=HBBI", *step) for step in (
-        (_LOAD, 0, 0, _HARDWARE_TYPE),
-        (_EQUAL, 0, 2, _ARPHRD_LOOPBACK),
-        (_LOAD, 0, 0, _PACKET_TYPE),
-        (_EQUAL, 1, 0, _PACKET_OUTGOING),
-        (_RETURN, 0, 0, snap_bytes),
-        (_RETURN, 0, 0, 0),
-    ))
     memory = ctypes.create_string_buffer(program, len(program))
     packets.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                        struct.pack("@HP", len(program) // 8, ctypes.addressof(memory)))
@@ -297,14 +293,14 @@ def open_sensor(broker: Broker, config: Config) -> PacketSensor:
             source = _open_source(broker, interface, config)
             stack.callback(source.close)
             sources.append(source)
-        sensor = PacketSensor(sources)
+        sensor = PacketSensor(sources, config.packets.ignore)
         stack.pop_all()
     return sensor
 
 
 def _open_source(broker: Broker, interface: str, config: Config) -> _Source:
     answer, descriptors = broker.ask(
-        OpenPackets(interface, config.packets.snap_bytes, config.packets.ring_bytes))
+        OpenPackets(interface, config.packets.snap_bytes, config.packets.ring_bytes, config.packets.ignore))
     try:
         if isinstance(answer, Refused):
             raise EyeClosed(answer.reason)
@@ -397,16 +393,25 @@ class PacketSensor:
     name = "packets"
     period_ns: int | None = 1_000_000_000
 
-    def __init__(self, sources: list[_Source]) -> None:
+    def __init__(self, sources: list[_Source], ignored: tuple[str, ...] = ()) -> None:
         self._sources = sources
+        self._untold = ignored
         self._epoll = select.epoll()
         for source in sources:
             self._epoll.register(source.ready, select.EPOLLIN)
         self.descriptor: int | None = self._epoll.fileno()
 
     def read(self, now_ns: int) -> list[Block]:
-        """Return the packets since the last call, interface by interface, and a `Gap` for what was lost."""
-        return [block for source in self._sources for block in source.read(now_ns)]
+        """Return the packets since the last call, interface by interface, and a `Gap` for what was lost.
+
+        What the settings keep from sight is a `Gap` of the first call.
+        """
+        blocks = [block for source in self._sources for block in source.read(now_ns)]
+        if self._untold:
+            reason = f"not looked at and not counted, by packets.ignore: {'; '.join(self._untold)}"
+            blocks.append(Gap(now_ns, "packets", reason, now_ns))
+            self._untold = ()
+        return blocks
 
     def close(self) -> None:
         """Unmap the rings and close what was handed over; the broker's side follows by itself."""
