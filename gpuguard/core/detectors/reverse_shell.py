@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.host import EPHEMERAL_PORT_MIN, BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowUse
 from gpuguard.core.turns import AT_ONCE_NS, LINE_GAP_NS, NO_PROGRAM_NS
 
@@ -86,6 +86,15 @@ CHAFF_NATS = (7.0, 12.0, 17.0, 21.0)
 # a busy machine) looks led by it for a while: three exchanges more are asked for.
 UNSEEN_NATS_MAX = 6.9
 UNSEEN_LED_MIN = 8
+
+# UDP has no handshake: that this host called is read from the first packet that was seen and from the ports, as with
+# sockets above, and the round trip is not known, so that a client in lockstep with a far server looks led by it. So
+# more has to flow away from this host than to it, as from a shell and not to whoever acknowledges (QUIC does so with
+# each packet) or asks again, and an echo is as long as its key. And what the far side says has to be too short for the
+# keys of an administrator who comes through a VPN that nobody knows: an IP packet with a record of SSH has 68 bytes.
+TCP, UDP = 6, 17
+UDP_WORD_BYTES_MAX = 48
+UDP_BYTES_RATIO_MIN = 1.2
 
 # A shell may be dialled again for each few commands: what the far side led on the last connection to a place counts on
 # the next one, if it began after the last word of that one and within an hour. Silences are those within a connection,
@@ -241,7 +250,7 @@ class Detector:
         return led
 
     def _exchange(self, item: Exchange, host: Host) -> list[Evidence]:
-        dialler = host.dialler(item.flow) if item.flow.protocol == 6 else None
+        dialler = _dialler(item.flow, item.carrier, host)
         if dialler is None:
             return []
         item = _from_this_side(item, dialler, host)
@@ -252,11 +261,11 @@ class Detector:
         led.broken = item.first == "responder"
         if item.first == "initiator":
             led.near += 1
-        elif not self._at_once(item):
+        elif not self._at_once(item) or (item.flow.protocol == UDP and item.question_bytes > UDP_WORD_BYTES_MAX):
             led.slow += 1
         elif item.answer_delay_ns >= NO_PROGRAM_NS and not self._in_step(item, led):
             self._led(item, led)
-            if led.here >= AGAIN_LED_MIN:
+            if led.here >= AGAIN_LED_MIN and item.flow.initiator_known:
                 self._places[_place(item.flow)] = led
         led.last_ns = item.time_ns
         if not led.here or led.led < _least(item.flow, led) or _spared(item.flow, dialler, host):
@@ -266,8 +275,8 @@ class Detector:
     def _dialled(self, item: Exchange) -> _Led:
         """Return what a connection begins with: nothing, or what is known of the last one to the same place."""
         led = self._of(item.flow)
-        before = self._places.get(_place(item.flow))
-        if before and item.carrier != "ssh" and 0 <= item.flow.start_ns - before.last_ns <= AGAIN_NS:
+        before = self._places.get(_place(item.flow)) if item.flow.initiator_known and item.carrier != "ssh" else None
+        if before and 0 <= item.flow.start_ns - before.last_ns <= AGAIN_NS:
             led.go_on_from(before)
         return led
 
@@ -340,7 +349,9 @@ class Detector:
         nats, text = _standing(item, led)
         if not item.flow.initiator_known:
             nats = min(nats, UNSEEN_NATS_MAX)
-            text += "; the opening was not seen: that this host dialled is read from its sockets"
+            text += ("; UDP: that this host called is read from the first packet and the ports"
+                     if item.flow.protocol == UDP else
+                     "; the opening was not seen: that this host dialled is read from its sockets")
         change = nats - led.told
         if abs(change) < TOLD_NATS_MIN:
             return []
@@ -361,6 +372,15 @@ class Detector:
 
 def _place(flow: FlowId) -> Place:
     return flow.netns, flow.protocol, flow.initiator, flow.responder, flow.responder_port
+
+
+def _dialler(flow: FlowId, carrier: str, host: Host) -> Speaker | None:
+    """Return which end of a flow this host dialled from, None if it was called, or that is not certain."""
+    if flow.protocol == TCP:
+        return host.dialler(flow)
+    # The first packet that was seen went from a port that Linux gives to who calls, to one that it does not.
+    called = flow.initiator_port >= EPHEMERAL_PORT_MIN > flow.responder_port and not host.is_inbound(flow)
+    return "initiator" if called and flow.protocol == UDP and carrier == "udp" else None
 
 
 def _least(flow: FlowId, led: _Led) -> int:
@@ -418,13 +438,15 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     nats = max((weight for count, weight in LED_NATS if led.led >= count), default=0.0)
     ours, theirs, asked = _sums(item, led)
     pace_ns, spread = _pace(led)
-    typed = _typed(led, pace_ns, spread)
-    if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < BYTES_RATIO_MIN * theirs
+    pair, _ = _usual_pair(led)
+    udp = item.flow.protocol == UDP
+    typed = 0.0 if udp and abs(pair[1] - pair[0]) > ALIKE_BYTES else _typed(led, pace_ns, spread)
+    ratio = UDP_BYTES_RATIO_MIN if udp else BYTES_RATIO_MIN
+    if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < ratio * theirs
             or _ticks(led, spread) or item.carrier == "broker" or _acknowledges(led) or _confirms(led)
             or not (typed or led.tunnel or _echoes(led) or _commands(led, item, asked))):
         return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
                      f"pace varies by {spread:.2f}: not as a shell on this host would have it")
-    pair, _ = _usual_pair(led)
     nats += typed
     nats += led.tunnel
     where = "the connection" if led.connections == 1 else f"{led.connections} connections, one after the other,"
