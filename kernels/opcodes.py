@@ -195,29 +195,31 @@ def checked(count: int) -> int:
 _MNEMONIC_COLUMN = {name: COLUMN[name] for name in MNEMONICS}
 
 
-def features(table: np.ndarray, backend: str = "auto", device: int | None = None) -> np.ndarray:
-    """Return float32[rows, FEATURES] of what `counts` returned.
+def features(table: np.ndarray, backend: str = "auto", device: int | None = None) -> tuple[np.ndarray, str]:
+    """Return float32[rows, FEATURES] of what `counts` returned, and the name of the form that was used.
 
-    ``backend`` and ``device`` as `gpuguard.kernels` says, and `form` names what is used.
+    ``backend`` and ``device`` as `gpuguard.kernels` says.
     """
     backend = form(len(table), backend, device)
     if backend == "cuda":
         from gpuguard.kernels import opcodes_cuda
 
-        made: np.ndarray = opcodes_cuda.features(table, device)
-        return made
-    return features_compiled(table) if backend == "cpu" else features_reference(table)
+        return opcodes_cuda.features(table, device), backend
+    return features_compiled(table) if backend == "cpu" else features_reference(table), backend
 
 
-def scores(matrix: np.ndarray, forest: Forest, backend: str = "auto", device: int | None = None) -> np.ndarray:
-    """Return float64[rows] of a float32 feature matrix: the forest's score, in nats before calibration."""
+def scores(matrix: np.ndarray, forest: Forest, backend: str = "auto",
+           device: int | None = None) -> tuple[np.ndarray, str]:
+    """Return float64[rows] of a float32 feature matrix: the forest's score, in nats before calibration.
+
+    ``backend`` and ``device`` as `gpuguard.kernels` says; the form that was used is named beside.
+    """
     backend = form(len(matrix), backend, device)
     if backend == "cuda":
         from gpuguard.kernels import opcodes_cuda
 
-        made: np.ndarray = opcodes_cuda.scores(matrix, forest, device)
-        return made
-    return scores_compiled(matrix, forest) if backend == "cpu" else scores_reference(matrix, forest)
+        return opcodes_cuda.scores(matrix, forest, device), backend
+    return scores_compiled(matrix, forest) if backend == "cpu" else scores_reference(matrix, forest), backend
 
 
 def form(rows: int, backend: str = "auto", device: int | None = None) -> str:

@@ -292,7 +292,8 @@ def _arrays(good: Sequence[Facts], trained: Model, backend: str) -> Kernels:
 
 
 def _scores(table: np.ndarray, trained: Model, backend: str) -> np.ndarray:
-    return opcodes.scores(opcodes.features(table, backend), trained.forest, backend)
+    features, _ = opcodes.features(table, backend)
+    return opcodes.scores(features, trained.forest, backend)[0]
 
 
 def judge_kernels(kernels: Kernels, trained: Model, prior: float = PRIOR) -> list[CodeVerdict]:

@@ -176,7 +176,7 @@ def out_of_fold(kernels: Kernels, parts: tuple[np.ndarray, np.ndarray] | None = 
         forest = fit(kernels, np.flatnonzero((fold != k) & ~listed), seeds)
         for name, table in forms.items():
             rest = of_form[name] == k
-            out[name][rest] = opcodes.scores(opcodes.features_reference(table[rest]), forest, "cpu")
+            out[name][rest] = opcodes.scores(opcodes.features_reference(table[rest]), forest, "cpu")[0]
         progress(f"fold {k + 1} of {fold.max() + 1}")
     return out
 

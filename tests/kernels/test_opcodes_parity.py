@@ -45,16 +45,16 @@ def random_forest(dice, trees=7, depth=4):
 @given(st.lists(row, max_size=8), st.integers(0, 2**32))
 def test_the_compiled_form_equals_the_plain_one(rows, seed):
     table = opcodes.counts(rows)
-    plain = opcodes.features(table, "reference")
+    plain = opcodes.features_reference(table)
     assert plain.dtype == np.float32
     assert plain.shape == (len(rows), len(FEATURES))
     assert np.isfinite(plain).all()
     assert ((plain >= 0) & (plain <= 1)).all()
     # Both sum doubles, in the same order, and round once.
-    np.testing.assert_array_equal(opcodes.features(table, "cpu"), plain)
+    np.testing.assert_array_equal(opcodes.features(table, "cpu")[0], plain)
     forest = random_forest(np.random.default_rng(seed))
     forest.check(len(FEATURES))
-    np.testing.assert_array_equal(opcodes.scores(plain, forest, "cpu"), opcodes.scores(plain, forest, "reference"))
+    np.testing.assert_array_equal(opcodes.scores(plain, forest, "cpu")[0], opcodes.scores_reference(plain, forest))
 
 
 SIMULATED = """
@@ -70,11 +70,11 @@ rows = [({{name: int(dice.integers(0, 90)) for name in dice.choice(opcodes.MNEMO
          {{name: int(dice.integers(0, 30)) for name in opcodes.DERIVED}}) for _ in range(3)]
 table = opcodes.counts([({{}}, {{}}), *rows])
 forest = random_forest(dice)
-plain = opcodes.features(table, "reference")
-np.testing.assert_array_equal(opcodes.features(table, "cuda"), plain)
-np.testing.assert_array_equal(opcodes.scores(plain, forest, "cuda"), opcodes.scores(plain, forest, "reference"))
-assert opcodes.features(table[:0], "cuda").shape == (0, len(opcodes.FEATURES))
-assert opcodes.scores(plain[:0], forest, "cuda").shape == (0,)
+plain = opcodes.features_reference(table)
+np.testing.assert_array_equal(opcodes.features(table, "cuda")[0], plain)
+np.testing.assert_array_equal(opcodes.scores(plain, forest, "cuda")[0], opcodes.scores_reference(plain, forest))
+assert opcodes.features(table[:0], "cuda")[0].shape == (0, len(opcodes.FEATURES))
+assert opcodes.scores(plain[:0], forest, "cuda")[0].shape == (0,)
 print("same")
 """
 
@@ -96,15 +96,15 @@ def test_the_cuda_form_equals_the_plain_one_on_a_gpu():
     dice = np.random.default_rng(5)
     table = dice.integers(0, 1000, (300, len(COLUMNS))).astype(float)
     forest = random_forest(dice, trees=50, depth=7)
-    plain = opcodes.features(table, "reference")
-    np.testing.assert_allclose(opcodes.features(table, "cuda"), plain, rtol=1e-6)
-    np.testing.assert_array_equal(opcodes.scores(plain, forest, "cuda"), opcodes.scores(plain, forest, "reference"))
+    plain = opcodes.features_reference(table)
+    np.testing.assert_allclose(opcodes.features(table, "cuda")[0], plain, rtol=1e-6)
+    np.testing.assert_array_equal(opcodes.scores(plain, forest, "cuda")[0], opcodes.scores_reference(plain, forest))
 
 
 def test_features_say_what_their_names_say():
     table = opcodes.counts([({"LOP3": 40, "SHF": 20, "IMAD": 30, "FFMA": 10, "UNK123": 5, "sha256": 5},
                              {"rot": 10, "lop_xor3": 20, "imad_mov": 10, "n_ctrl": 0})])
-    of = dict(zip(FEATURE_NAMES, opcodes.features(table)[0].tolist(), strict=True))
+    of = dict(zip(FEATURE_NAMES, opcodes.features(table)[0][0].tolist(), strict=True))
     assert table[0, COLUMN["total"]] == 110
     assert table[0, COLUMN["unknown"]] == 10
     assert of["logic_ratio"] == pytest.approx(60 / 110)
@@ -123,7 +123,7 @@ def test_features_do_not_grow_with_length():
     one = {"LOP3": 40, "SHF": 20, "LDG": 3, "BRA": 2}
     ten = {name: 10 * count for name, count in one.items()}
     table = opcodes.counts([(one, {"rot": 7, "n_ctrl": 2}), (ten, {"rot": 70, "n_ctrl": 20})])
-    first, second = opcodes.features(table)
+    first, second = opcodes.features(table)[0]
     np.testing.assert_allclose(first, second, rtol=1e-6)
 
 
