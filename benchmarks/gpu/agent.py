@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import signal
 import subprocess
@@ -54,7 +55,7 @@ def agent(folder: Path, *, rate_hz: float = 10.0, record: bool = False) -> Itera
     with log.open("wb") as stream:
         # Not from the checkout: the package that was built for this Python is meant.
         daemon = subprocess.Popen([*command, *(["--record", "records"] if record else [])], env=told, cwd=folder,
-                                  stderr=stream)
+                                  stderr=stream, preexec_fn=_end_with_parent)  # noqa: PLW1509 one thread
     try:
         _opened(daemon, log)
         yield daemon
@@ -65,6 +66,11 @@ def agent(folder: Path, *, rate_hz: float = 10.0, record: bool = False) -> Itera
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+
+
+def _end_with_parent() -> None:
+    """Also where the measurement is killed, no daemon stays behind (PR_SET_PDEATHSIG of prctl(2))."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _opened(daemon: subprocess.Popen[bytes], log: Path) -> None:

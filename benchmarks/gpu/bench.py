@@ -67,6 +67,16 @@ def kernels(half: str, limit_s: float) -> dict[str, Any]:
     return {"result": json.loads(written.read_text()), "ended": ended}
 
 
+def parity() -> dict[str, Any]:
+    """Every CUDA form against the plain one, on arrays of the host, of Numba and of CuPy."""
+    told = subprocess.run([sys.executable, str(ROOT / "tests" / "kernels" / "on_gpu.py")], capture_output=True,
+                          text=True, check=False, timeout=120, cwd="/",
+                          env={**environment(), "PYTHONPATH": os.environ.get("PYTHONPATH") or str(ROOT)})
+    if told.stdout.strip() != "same":
+        raise RuntimeError(f"not the same: {told.stdout[-500:]} {told.stderr[-1500:]}")
+    return {"same": True, "warnings": told.stderr[-1500:]}
+
+
 def launch_ns(**changed: str) -> float:
     """Return the nanoseconds that a launch takes its program."""
     rate = [str(PROGRAMS / "rate"), str(LAUNCHES)] if REAL else [str(STANDINS / "hasher"), "--interval-us", "0",
@@ -110,13 +120,15 @@ ROUNDS: dict[str, tuple[Callable[[argparse.Namespace, int], dict[str, float]], f
     "reinforcement": (lambda arguments, turn: slowdown(arguments, "reinforcement", turn), 50.0),
 }
 #: In the order of worth. The half on one core needs no GPU and stands behind all that does.
-PARTS = ("kernels_cuda", *ROUNDS, "kernels_cpu")
+PARTS = ("parity", "kernels_cuda", *ROUNDS, "kernels_cpu")
 
 
 def measured(name: str, had: dict[str, Any], arguments: argparse.Namespace, until_s: float) -> dict[str, Any] | None:
     """Return what a part has measured by now; None where no time is left to begin or go on."""
     if name not in ROUNDS:
         left_s = until_s - time.monotonic()
+        if name == "parity":
+            return {"answer": parity()} if left_s > 60 else None
         return {"answer": kernels(name.removeprefix("kernels_"), min(left_s, 200.0))} if left_s > 60 else None
     part, round_s = ROUNDS[name]
     rounds: list[dict[str, float]] = had.get("answer", {}).get("rounds", [])

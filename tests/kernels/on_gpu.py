@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from forests import random_forest
 
-from gpuguard.kernels import forest, sequential, windows
+from gpuguard.kernels import forest, opcodes, sequential, windows
 from gpuguard.kernels.launches import event_rows
 
 
@@ -94,12 +94,26 @@ def check_events(dice):
             np.testing.assert_array_equal(back(other), one)
 
 
+def check_opcodes(dice):
+    table = opcodes.counts([({"IADD3": int(n), "LOP3": int(2 * n), "STG": 1}, {}) for n in dice.integers(1, 90, 7)])
+    plain, trained = opcodes.features_reference(table), random_forest(dice, 9, 3, len(opcodes.FEATURES))
+    for given in arrays_of(table):
+        made, form = opcodes.features(given, "cuda")
+        assert form == "cuda"
+        np.testing.assert_allclose(back(made), plain, rtol=1e-6)
+    for given in arrays_of(plain):
+        made, form = opcodes.scores(given, trained, "cuda")
+        assert form == "cuda"
+        np.testing.assert_allclose(back(made), opcodes.scores_reference(plain, trained), rtol=1e-9)
+
+
 def main():
     dice = np.random.default_rng(3)
     check_windows(dice)
     check_forest(dice)
     check_sequential(dice)
     check_events(dice)
+    check_opcodes(dice)
     print("same")
 
 
