@@ -42,7 +42,7 @@ cdef class Programs:
             self._open(path, pid_namespace, True)
         except OSError as error:
             self._release()
-            self.undialled = str(error)
+            self.undialled = error.strerror or str(error)
             try:
                 self._open(path, pid_namespace, False)
             except OSError:
@@ -55,7 +55,10 @@ cdef class Programs:
         cdef bpf_program *program
         cdef bpf_link *link
         self._object = _opened(path, pid_namespace)
-        bpf_program__set_autoload(bpf_object__find_program_by_name(self._object, b"on_state"), dials)
+        program = bpf_object__find_program_by_name(self._object, b"on_state")
+        if program == NULL:
+            raise OSError(f"{path}: not the object that this module was built with")
+        bpf_program__set_autoload(program, dials)
         if bpf_object__load(self._object):
             raise _error("loading the process programs", errno)
         self.ring_fd, self.ring_bytes = self._ring(b"events")

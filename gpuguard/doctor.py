@@ -225,7 +225,10 @@ def processes(config: Config) -> Result:
         chosen = config.processes.source == "polling"
         remedy = "" if chosen else "CAP_BPF and CAP_PERFMON, or root, for exec and exit events"
         return Result("open" if chosen else "degraded", answer.mode, remedy)
-    return Result("open", f"events by {answer.mode}")
+    if "connects" not in answer.descriptors:
+        return Result("degraded", f"events by {answer.mode}; who dialled what ended at once is not told",
+                      "processes.source = auto, with CAP_BPF and CAP_PERFMON, or root")
+    return Result("open", f"events by {answer.mode}, and who dials")
 
 
 def sockets(config: Config) -> Result:
