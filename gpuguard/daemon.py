@@ -181,9 +181,6 @@ class Daemon:
         now_ns = time.monotonic_ns()
         self._open_sensors(now_ns)
         for key, _ in self._selector.select(self._timeout_s(now_ns)):
-            if key.data == "packets":
-                # Who dialled is told before the packets: those of a refused connection are its first and its last.
-                self._read("processes")
             if key.data == "broker":
                 message = "it closed its end"
                 raise BrokerGone(message)
@@ -230,6 +227,9 @@ class Daemon:
         except Exception as error:  # noqa: BLE001 one sensor that stumbles must not blind the others; it is told
             self._drop_sensor(name, error)
             return
+        if name == "packets" and blocks:
+            # Who dialled these is known by now, and is told before them: a refused connection ends as soon as it began.
+            self._read("processes")
         for block in blocks:
             self.feed(block)
 

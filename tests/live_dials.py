@@ -13,11 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuguard.core.events import Finding
 from gpuguard.replaying import replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: One process dials sixty places that nobody serves, and is gone.
 SCAN = """
@@ -81,6 +85,28 @@ def veth(container_pid: int) -> None:
     run(*inside, "link", "set", "gg1", "up")
 
 
+def wait(ready: Callable[[], bool]) -> None:
+    """Wait, for as long as a busy machine may take: what is missing then is told by the test."""
+    limit = time.monotonic() + 30
+    while not ready() and time.monotonic() < limit:
+        time.sleep(0.2)
+
+
+def from_container(finding: dict[str, Any]) -> bool:
+    return bool(finding["process"]) and "10.81.1." in finding["process"]["argv"]
+
+
+def from_loop(loop: int, finding: dict[str, Any]) -> bool:
+    return bool(finding["process"]) and [one["pid"] for one in finding["process"]["ancestors"][:1]] == [loop]
+
+
+def scans_of(scene: Scene, here: int, loop: int) -> set[str]:
+    """Return which of the three are told for certain by now."""
+    named = [one for one in scene.findings() if one["verdict"] == "confirmed" and one["process"]]
+    return {"here" if one["process"]["process"]["pid"] == here else "container" if from_container(one) else "loop"
+            for one in named if one["process"]["process"]["pid"] == here or from_container(one) or from_loop(loop, one)}
+
+
 def told(findings: list[dict[str, Any]], pids: set[int]) -> dict[str, Any]:
     mine = [one for one in findings if one["process"] and one["process"]["process"]["pid"] in pids]
     last = {one["id"]: one for one in mine}
@@ -110,16 +136,14 @@ def play(folder: Path) -> dict[str, Any]:
                         "gg-mark"], check=True)
         loop = subprocess.Popen(["bash", "-c", LOOP.format(host="10.80.0.2")])
         loop.wait()
-        time.sleep(3)
+        wait(lambda: len(scans_of(scene, here.pid, loop.pid)) == 3)
     finally:
         scene.stop()
         container.kill()
         container.wait()
     found = scene.findings()
-    scans = {one["process"]["process"]["pid"] for one in found if one["process"]
-             and "10.81.1." in one["process"]["argv"]}
-    children = {one["process"]["process"]["pid"] for one in found if one["process"]
-                and [parent["pid"] for parent in one["process"]["ancestors"][:1]] == [loop.pid]}
+    scans, children = ({one["process"]["process"]["pid"] for one in found if of(one)} for of in (
+        from_container, partial(from_loop, loop.pid)))
     again = [[event.id, event.process.process.pid if event.process else 0, event.verdict]
              for event in replay(scene.state / "guard" / "rec") if isinstance(event, Finding)]
     lived = [[one["id"], one["process"]["process"]["pid"] if one["process"] else 0, one["verdict"]] for one in found]
