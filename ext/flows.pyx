@@ -509,13 +509,20 @@ cdef class Table:
         return self.tell()
 
     def watch(self, int32_t slot, int side, uint32_t from_sequence):
-        """From this sequence number on, tell of every small segment of this side."""
+        """From this sequence number on, tell of every small segment of this side; of holes before it, no more."""
+        cdef Cold *cold
+        cdef int i
         if slot < 0 or slot >= self.size_max or side not in (0, 1) or not self.flows[slot].used:
             raise IndexError("no such flow")
+        cold = &self.colds[slot]
+        if not cold.watched[side]:
+            cold.dug[side] = 0
+            for i in range(cold.holes[side]):
+                cold.dug[side] += <int32_t>(cold.hole_start[side][i] - from_sequence) > 0
         self.flows[slot].marks |= WATCHED
-        self.colds[slot].watched[side] = 1
-        self.colds[slot].watch_from[side] = from_sequence
-        self.colds[slot].large_side = 2
+        cold.watched[side] = 1
+        cold.watch_from[side] = from_sequence
+        cold.large_side = 2
 
     def tick(self, int64_t time_ns):
         """Close what has been idle for too long at this time."""

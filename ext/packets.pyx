@@ -12,10 +12,10 @@ Every byte is hostile. Each function gets a pointer with the number of bytes tha
 each loop takes at least one byte a round or has a fixed bound. No Python object is touched per packet.
 
 A fact needs the first bytes of a TCP stream in order. Per direction a `Stream` notes which sequence number is wanted
-next; only bytes in order are read. A segment from beyond a hole is passed over, and the stream goes on when the
-sender sends the missing part again (its row is written in any case); a hole that lies within a message that is not
-read anyway is jumped. Nothing is copied while messages are whole within a segment; else the beginning of one message
-waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked at again while its
+next; only bytes in order are read. A segment from beyond a hole waits until that is filled, AHEAD_MAX of a stream and
+AHEAD_SEGMENTS of all, of which the oldest gives way (its row is written in any case); a hole that lies within a message
+that is not read anyway is jumped. Nothing is copied while messages are whole within a segment and in order; else the
+beginning of one message waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked at again while its
 place in the table lasts, once it has sent NEWKEYS, or its first messages are of none of the protocols that are known
 here. Of TLS the headers of the first RECORDS_MAX records are read on, to the second that is large: who sends many small
 ones, slowly, is told of with their times and sizes, and so is who sends cells. Of JSON the first line is looked at for
@@ -124,6 +124,8 @@ cdef enum:
     WAYS = 8
     MESSAGE_MAX = 16384
     BUFFERS_MAX = 1024
+    AHEAD_MAX = 8
+    AHEAD_SEGMENTS = 128
     TEXT_MAX = 16384
     LINE_MAX = 2048
     METHOD_MAX = 32
@@ -238,6 +240,15 @@ cdef struct Stream:
     uint8_t told        # said which protocol this is
     uint8_t called      # of the side that was called: its SYN answers one
     uint8_t posted      # POST_HEAD, POST_BODY: text is that of a POST
+    uint8_t ahead       # segments that wait in Parse.ahead
+
+# A segment of a stream that came before the one ahead of it.
+cdef struct Ahead:
+    Stream* stream      # NULL: none
+    uint8_t* data
+    uint32_t sequence
+    uint32_t have
+    uint32_t size
 
 cdef struct FactNote:
     uint32_t row
@@ -265,6 +276,8 @@ cdef struct Parse:
     uint64_t other
     uint64_t malformed
     uint64_t streams_lost
+    Ahead* ahead        # a ring of AHEAD_SEGMENTS
+    uint32_t ahead_next
     Datagram* datagrams
     uint64_t fragments_early
     uint64_t fragments_headless
@@ -892,9 +905,26 @@ cdef void drop_talk(Stream* t) noexcept nogil:
     t.talk = NULL
 
 
-cdef void decide(Parse* s, Stream* t) noexcept nogil:
+cdef void drop_ahead(Ahead* one) noexcept nogil:
+    free(one.data)
+    one.data = NULL
+    one.stream.ahead -= 1
+    one.stream = NULL
+
+
+cdef void clear(Parse* s, Stream* t) noexcept nogil:
+    """Free what a stream keeps."""
+    cdef int i
     drop_buffer(s, t)
     drop_talk(t)
+    if t.ahead:
+        for i in range(AHEAD_SEGMENTS):
+            if s.ahead[i].stream == t:
+                drop_ahead(&s.ahead[i])
+
+
+cdef void decide(Parse* s, Stream* t) noexcept nogil:
+    clear(s, t)
     t.state = DECIDED
 
 
@@ -959,12 +989,66 @@ cdef void read_stream(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_
                 at += part
 
 
+cdef void keep_ahead(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have,
+                     uint32_t size) noexcept nogil:
+    """Have a segment wait for what is missing before it."""
+    cdef Ahead* one
+    cdef int i
+    if have > MESSAGE_MAX or t.ahead >= AHEAD_MAX:
+        return
+    if t.ahead:
+        for i in range(AHEAD_SEGMENTS):
+            if s.ahead[i].stream == t and s.ahead[i].sequence == sequence and s.ahead[i].size == size:
+                return
+    one = &s.ahead[s.ahead_next % AHEAD_SEGMENTS]
+    if one.stream != NULL:
+        drop_ahead(one)
+    one.data = <uint8_t*>malloc(have + 1)
+    if one.data == NULL:
+        return
+    memcpy(one.data, p, have)
+    one.stream = t
+    one.sequence = sequence
+    one.have = have
+    one.size = size
+    t.ahead += 1
+    s.ahead_next += 1
+
+
+cdef Ahead* next_ahead(Parse* s, Stream* t) noexcept nogil:
+    """Return the first of the segments that wait if it is in order now, else NULL."""
+    cdef Ahead* first = NULL
+    cdef int i
+    for i in range(AHEAD_SEGMENTS):
+        if s.ahead[i].stream == t and (first == NULL or <int32_t>(s.ahead[i].sequence - first.sequence) < 0):
+            first = &s.ahead[i]
+    return NULL if <int32_t>(first.sequence - t.wanted) > 0 and first.sequence - t.wanted > t.skip else first
+
+
 cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have,
                   uint32_t size) noexcept nogil:
+    """Read what of this segment is in order and new, and then of those that waited for it."""
+    cdef Ahead* one
+    cdef Ahead taken
+    read_segment(s, t, sequence, p, have, size)
+    while t.ahead:  # none is left when the stream is decided
+        one = next_ahead(s, t)
+        if one == NULL:
+            return
+        taken = one[0]
+        one.data = NULL
+        drop_ahead(one)
+        read_segment(s, t, taken.sequence, taken.data, taken.have, taken.size)
+        free(taken.data)
+
+
+cdef void read_segment(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have,
+                       uint32_t size) noexcept nogil:
     """Read what of this segment is in order and new; ``have`` of its ``size`` bytes were captured."""
     cdef int32_t old = <int32_t>(t.wanted - sequence)
     if old < 0:
         if <uint32_t>(-old) > t.skip:
+            keep_ahead(s, t, sequence, p, have, size)
             return
         t.skip -= <uint32_t>(-old)
         t.wanted = sequence
@@ -1036,8 +1120,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
     if oldest:
         if t.held or t.state == SSH or t.state == SSH_KEYS:  # else nothing was begun: a banner is known without SYN
             lose(s, t)
-        drop_buffer(s, t)
-        drop_talk(t)
+        clear(s, t)
     s.tags[chosen] = <uint16_t>(h | 1)
     memset(t, 0, sizeof(Stream))
     memcpy(t.key, <const uint8_t*>row + 8, 36)
@@ -1045,8 +1128,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
 
 
 cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
-    drop_buffer(s, t)
-    drop_talk(t)
+    clear(s, t)
     t.first = first
     t.wanted = first
     t.skip = 0
@@ -1595,8 +1677,10 @@ cdef class Parser:
         self.s.scratch = <uint8_t*>malloc(MESSAGE_MAX)
         self.s.tags = <uint16_t*>calloc(SETS * WAYS, sizeof(uint16_t))
         self.s.streams = <Stream*>calloc(SETS * WAYS, sizeof(Stream))
+        self.s.ahead = <Ahead*>calloc(AHEAD_SEGMENTS, sizeof(Ahead))
         self.s.datagrams = <Datagram*>calloc(DATAGRAM_SETS * DATAGRAM_WAYS, sizeof(Datagram))
-        if NULL in (self.s.facts, self.s.arena, self.s.scratch, self.s.tags, self.s.streams, self.s.datagrams):
+        if NULL in (self.s.facts, self.s.arena, self.s.scratch, self.s.tags, self.s.streams, self.s.ahead,
+                    self.s.datagrams):
             raise MemoryError
         self._fresh()
 
@@ -1606,11 +1690,15 @@ cdef class Parser:
             for i in range(SETS * WAYS):
                 free(self.s.streams[i].buffer)
                 free(self.s.streams[i].talk)
+        if self.s.ahead != NULL:
+            for i in range(AHEAD_SEGMENTS):
+                free(self.s.ahead[i].data)
         free(self.s.facts)
         free(self.s.arena)
         free(self.s.scratch)
         free(self.s.tags)
         free(self.s.streams)
+        free(self.s.ahead)
         free(self.s.datagrams)
 
     cdef _fresh(self):

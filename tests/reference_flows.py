@@ -144,8 +144,11 @@ class Table:
 
     def watch(self, slot, side, from_sequence):
         flow = next(flow for flow in self.flows.values() if flow.slot == slot)
-        flow.sides[side].watched = 1
-        flow.sides[side].watch_from = from_sequence
+        side = flow.sides[side]
+        if not side.watched:
+            side.dug = sum(signed(first - from_sequence) > 0 for first, _ in side.holes)
+        side.watched = 1
+        side.watch_from = from_sequence
         flow.large_side = 2
 
     def tick(self, time_ns):

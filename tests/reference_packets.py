@@ -809,19 +809,28 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
     if row["tcp_flags"] & 2:
         sequence = (sequence + 1) % 2**32
         if key not in streams or streams[key]["first"] != sequence:
-            streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": []}
+            streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": []}
         streams[key]["called"] = bool(row["tcp_flags"] & 16)
     elif key not in streams:
         if not (payload.startswith(b"SSH-")
                 or (payload[:2] == b"\x16\x03" and len(payload) >= 6 and payload[2] <= 4 and payload[5] == 1)):
             return []
-        streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "called": False}
+        streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "called": False}
     stream = streams[key]
-    at = (sequence - stream["first"]) % 2**32
-    if at > len(stream["data"]) or at + len(payload) <= len(stream["data"]):
+    at = (sequence - stream["first"] + 2**31) % 2**32 - 2**31
+    if at > len(stream["data"]):
+        if len(stream["ahead"]) < 8 and (at, len(payload)) not in [(at, len(one)) for at, one in stream["ahead"]]:
+            stream["ahead"].append((at, payload))
         return []
-    stream["data"] += payload[len(stream["data"]) - at:]
-    stream["edges"].append((len(stream["data"]), row["time_ns"]))
+    some = [(at, payload)]
+    while some:
+        at, payload = some.pop()
+        if at + len(payload) > len(stream["data"]):
+            stream["data"] += payload[len(stream["data"]) - at:]
+            stream["edges"].append((len(stream["data"]), row["time_ns"]))
+        stream["ahead"].sort(key=lambda one: one[0])
+        if stream["ahead"] and stream["ahead"][0][0] <= len(stream["data"]):
+            some = [stream["ahead"].pop(0)]
     facts = stream_facts(stream["data"], stream["edges"], stream["first"], index, called=stream["called"])
     new = facts[stream["facts"]:]
     stream["facts"] = len(facts)

@@ -425,6 +425,57 @@ def test_any_order_gives_the_same_facts_once_all_was_sent_again(cuts: list[int],
     assert facts[-1].end_sequence == 5000 + len(SSH_STREAM)
 
 
+def moved(some: list[tuple[int, bytes, int]], places: list[int]) -> list[tuple[int, bytes, int]]:
+    """The same, each so many places later as it says; the first stays where it is."""
+    late = [at + (places[at] if at < len(places) and at else 0) for at in range(len(some))]
+    return [some[at] for at in sorted(range(len(some)), key=lambda at: (late[at], at))]
+
+
+def without_rows(facts: list[Fact]) -> list[dict]:
+    return [{**_fields(fact), "row": type(fact).__name__} for fact in facts]
+
+
+@given(STREAMS, st.lists(st.integers(0, 1500), max_size=12), st.integers(0, 2**32 - 1),
+       st.lists(st.integers(0, 5), max_size=14))
+@settings(max_examples=400, deadline=None)
+def test_another_order_gives_the_same_facts(stream: bytes, cuts: list[int], first: int, places: list[int]) -> None:
+    """A stream is read in its own order: what came before the segment ahead of it waits."""
+    some = tcp_frames(stream, cuts, first)
+    other = moved(some, places)
+    assert without_rows(parse(other)[1]) == without_rows(parse(some)[1])
+    assert without_rows(parse(other)[1]) == without_rows(reference.read_frames(other)[1])
+
+
+def test_facts_come_with_the_segment_that_lacked() -> None:
+    frames = tcp_frames(SSH_STREAM, [21, 200, 900])
+    _, facts = parse([frames[at] for at in (0, 2, 4, 3, 1)])
+    assert [fact.row for fact in facts] == [4, 4, 4]
+    assert facts[-1].end_sequence == 5000 + len(SSH_STREAM)
+
+
+def test_of_more_than_eight_segments_ahead_the_rest_has_to_come_again() -> None:
+    syn, first, *rest = tcp_frames(SSH_STREAM, list(range(100, len(SSH_STREAM), 100)))
+    assert len(rest) > 10
+    assert [type(fact) for fact in parse([syn, *rest, first])[1]] == [SshBanner, SshKexInit]
+    assert [type(fact) for fact in parse([syn, *rest, first, *rest])[1]] == [SshBanner, SshKexInit, SshNewKeys]
+
+
+def test_what_waits_is_bounded_for_all_streams() -> None:
+    """The oldest gives way: a flood does not keep others from being read, and holds no memory."""
+    parser = Parser()
+    for port in range(5000):
+        if parser.full:
+            parser.take()
+        parser.frame(101, ipv4(tcp(b"", 4999, 2, (port, 22))), 0)
+        for ahead in range(3):
+            parser.frame(101, ipv4(tcp(bytes(1400), 6000 + 1400 * ahead, 0x18, (port, 22))), 0)
+    parser.take()
+    frames = tcp_frames(SSH_STREAM, [21])
+    for at in (0, 2, 1):
+        parser.frame(*frames[at][:2], 0)
+    assert [type(fact) for fact in parser.take()[1]] == [SshBanner, SshKexInit, SshNewKeys]
+
+
 @given(st.lists(frames(), max_size=30), st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_block_size_changes_nothing(some: list[tuple[int, bytes, int]], rows_max: int) -> None:
