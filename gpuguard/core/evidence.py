@@ -24,6 +24,7 @@ class Evidence(Struct, frozen=True):
     ``kind`` is a short stable name of what was seen ("ssh-reverse-forward-request"); ``text`` says it for people, with
     the numbers; ``start_ns`` to ``time_ns`` is the span it rests on; ``blind_spots`` says what would fool it.
     ``evidence_class`` is the probe it came from: what comes from one probe is one class, however often it speaks.
+    A ``label`` of "" is told with whatever the subject is called; such evidence weighs nothing.
     A detector emits increments: two pieces of evidence add up only if they rest on different records.
     """
 

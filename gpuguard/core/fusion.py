@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 
+import msgspec
 from msgspec import Struct, field
 
 from gpuguard.core.evidence import Evidence, EvidenceClass
@@ -94,6 +95,7 @@ class Fusion:
         self.evicted = 0
         self._standings: OrderedDict[tuple[Subject, str], Standing] = OrderedDict()
         self._labels: dict[Subject, list[str]] = {}
+        self._notes: OrderedDict[Subject, list[Evidence]] = OrderedDict()
 
     def receive(self, evidence: Evidence) -> tuple[Standing, bool]:
         """Add one piece of evidence; return the standing, and whether there is something new to tell of it.
@@ -110,6 +112,18 @@ class Fusion:
             standing.decided_packets = None
         return standing, changed or (new_kind and standing.verdict in ("suspect", "confirmed"))
 
+    def note(self, evidence: Evidence) -> None:
+        """Keep what weighs nothing and is told with whatever its subject is called."""
+        _remember(self._notes.setdefault(evidence.subject, []), evidence)
+        self._notes.move_to_end(evidence.subject)
+        while len(self._notes) > STANDINGS_MAX:
+            self._notes.popitem(last=False)
+            self.evicted += 1
+
+    def notes(self, subject: Subject, label: str) -> list[Evidence]:
+        """Return what was noted of a subject, under the name that it has now."""
+        return [msgspec.structs.replace(one, label=label) for one in self._notes.get(subject, ())]
+
     def best(self, subject: Subject) -> Standing | None:
         """Return the standing that names the subject: the strongest accusation, else the strongest other label."""
         standings = [self._standings[subject, label] for label in self._labels.get(subject, ())]
@@ -122,7 +136,8 @@ class Fusion:
         return list(self._labels)
 
     def forget(self, subject: Subject) -> None:
-        """Drop all standings of a subject that is gone."""
+        """Drop all standings of a subject that is gone, and what was noted of it."""
+        self._notes.pop(subject, None)
         for label in self._labels.pop(subject, ()):
             del self._standings[subject, label]
 

@@ -187,6 +187,9 @@ class Guard:
                     events += self._answer(one)
                     continue
                 evidence = one.evidence if isinstance(one, Paced) else one
+                if not evidence.label:
+                    self._fusion.note(evidence)
+                    continue
                 # Told piece by piece, not block by block: a block of launches that was cut in two tells the same.
                 standing, changed = self._fusion.receive(evidence)
                 if standing.decided_packets is None and standing.decided_ns:
@@ -245,7 +248,7 @@ class Guard:
             start_ns=start_ns,
             decided_after_s=max(0, (standing.decided_ns or time_ns) - start_ns) / 1e9,
             decided_after_packets=standing.decided_packets,
-            evidence=tuple(standing.evidence),
+            evidence=(*standing.evidence, *self._fusion.notes(subject, standing.label)),
             counter_evidence=tuple(standing.counter_evidence),
             process=process,
             tool_call=call,

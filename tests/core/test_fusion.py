@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,3 +87,16 @@ def test_probability_is_a_probability() -> None:
     assert 0.0 < probability(0.0) < 0.02
     assert probability(SUSPECT_NATS) > 0.5
     assert probability(CONFIRM) > 0.999_999
+
+
+def test_what_is_noted_is_told_under_any_name_and_weighs_nothing() -> None:
+    fusion = Fusion(RATE)
+    for text in ("once", "twice"):
+        fusion.note(msgspec.structs.replace(evidence(0.0), label="", kind="seen", text=text))
+    assert fusion.best(evidence(0.0).subject) is None
+    standing, _ = fusion.receive(evidence(5.0))
+    (note,) = fusion.notes(standing.subject, standing.label)
+    assert (note.label, note.text, note.nats) == (standing.label, "twice", 0.0)
+    assert standing.nats == 5.0
+    fusion.forget(standing.subject)
+    assert fusion.notes(standing.subject, standing.label) == []
