@@ -127,12 +127,13 @@ def test_a_long_command_is_no_terminal(suite):
 @pytest.mark.parametrize(("use", "nats", "label"), [
     ("ssh-nested-in-jump", 0.0, "ssh-jump"), ("ssh-agent-used-in-exec", 0.0, "ssh-exec"),
     ("ssh-nested-in-reverse-tunnel", 0.0, "ssh-reverse-tunnel"), ("ssh-login-refused", 3.0, "ssh"),
-    ("ssh-exec", 4.0, "ssh-exec"), ("ssh-exec", 0.0, None), ("keepalive", 0.0, None), ("authenticated", 0.0, None),
+    ("ssh-exec", 4.0, "ssh-exec"), ("ssh-exec", 0.0, None), ("keepalive", 0.0, ""), ("authenticated", 0.0, ""),
+    ("ssh-channel-2", 0.0, ""), ("ssh-channels", 0.0, ""), ("ssh-forwarding-asked", 0.0, ""),
 ])
 def test_what_is_seen_beside_a_use_is_told_with_it(use, nats, label):
     told = ssh_use.Detector().receive(msgspec.structs.replace(USE, use=use, nats=nats), Host())
-    assert [one.label for one in told] == ([label] if label else [])
-    assert all(one.nats == nats and one.label in LABELS for one in told)
+    assert [one.label for one in told] == ([] if label is None else [label])
+    assert all(one.nats == nats and (one.label in LABELS or one.label == "") for one in told)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # What was seen beside a use is told under its label and weighs nothing: "ssh-nested-in-jump".
 _IN = "-in-"
 _REFUSED = "ssh-login-refused"
+# What is true of a connection whatever it is for.
+_NOTES = ("authenticated", "keepalive", "ssh-channel", "ssh-forwarding")
 
 
 class Detector:
@@ -34,6 +36,8 @@ class Detector:
         if not isinstance(item, FlowUse):
             return []
         flow = item.flow
+        if item.use.startswith(_NOTES):
+            return [of_use(item, "")]
         label = "ssh" if item.use == _REFUSED else item.use
         if _IN in label:
             label = "ssh-" + label.partition(_IN)[2]

@@ -75,12 +75,11 @@ class Asking:
         if seg.size in sizes.session and len(seen.asked) < ASKED_MAX:
             # ... or it opened a session: the answer tells.
             seen.asked.append(Asked(seg.time_ns, seg.size, opening=False))
-        uses = seen.told.once("keepalive", 0.0, f"a keepalive of {seg.size} bytes")
         only = {sizes.no_more, sizes.keepalive}
         if seen.asked and seen.asked[0].size == sizes.no_more and all(one.size in only for one in seen.asked):
-            uses += seen.told.once("ssh-local-forward", NAME_NATS, "a session without a channel, held open (-N), and "
-                                   "no port of the far side asked for")
-        return uses
+            return seen.told.once("ssh-local-forward", NAME_NATS, "a session without a channel, held open (-N), and no "
+                                  "port of the far side asked for")
+        return []
 
     def _opening(self, seg: Segment, *, first: bool, early: bool) -> list[Use]:
         """Take in a segment that may be of the opening: ``first`` of all, ``early`` enough after the login."""

@@ -109,4 +109,5 @@ class Login:
 
     def _accept(self) -> list[Use]:
         self.accepted = True
-        return [self._told.say("authenticated", 0.0, "the server accepted the login")]
+        refused = f", {self._refusals} attempt(s) having been refused" if self._refusals else ""
+        return [self._told.say("authenticated", 0.0, "the server accepted the login" + refused)]

@@ -8,8 +8,8 @@ messages that may stand there; what cannot be split is left unread, never guesse
 The phases follow each other, each in a file of its own: `key_exchange` settles who is who and what messages cost,
 `login` waits for the server to accept, `asking` and `answering` read the opening until a channel is open, `running` and
 `onwards` what is done there. Beside them `incoming` looks for channels of the far side, `later` for requests on a
-running connection, `inner` for what runs inside. What they hand on to each other is in `connection`, `line` and
-`request`; what each weighs stands with it.
+running connection, `inner` for what runs inside; `channels` and `keepalives` name what weighs nothing. What the phases
+hand on to each other is in `connection`, `line` and `request`; what each weighs stands with it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 from gpuguard.core.ssh.answering import Answering
 from gpuguard.core.ssh.asking import Asking
+from gpuguard.core.ssh.channels import Channels
 from gpuguard.core.ssh.connection import Seen, Terms
 from gpuguard.core.ssh.incoming import Incoming
 from gpuguard.core.ssh.inner import Inside
+from gpuguard.core.ssh.keepalives import Keepalives
 from gpuguard.core.ssh.key_exchange import KeyExchange
 from gpuguard.core.ssh.line import Segment
 from gpuguard.core.ssh.login import Login
@@ -103,6 +105,8 @@ class AfterLogin:
         self._running = Running(terms, seen)
         self._incoming = Incoming(terms, seen)
         self._inside = Inside(terms, seen)
+        self._channels = Channels(terms, seen)
+        self._keepalives = Keepalives(terms, seen)
         self.asking = Asking(terms, seen, self._run)
 
     def segment(self, seg: Segment) -> list[Use]:
@@ -110,6 +114,7 @@ class AfterLogin:
         if self._answering.about_keys(seg):
             return []
         seen, sizes = self._seen, self._terms.sizes
+        opened = seen.channel
         uses = seen.request.settle(seg.size, went_on=seg.from_client and seg.size > sizes.ignore)
         uses += self._incoming.segment(seg)
         if sizes.exact:
@@ -120,6 +125,9 @@ class AfterLogin:
             uses += self.asking.segment(seg)
         else:
             uses += self._answering.segment(seg)
+        if sizes.exact:
+            uses += self._keepalives.segment(seg)
+            uses += self._channels.segment(seg, opened=seen.channel and not opened)
         seen.line.remember(seg, sizes, self._terms.peers, session=seen.session)
         return uses
 

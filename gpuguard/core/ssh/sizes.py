@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from gpuguard.core.ssh.messages import (
+    AGENT_REQUEST,
     ATTEMPT_MIN,
     DATA,
     ENDING,
@@ -23,6 +24,7 @@ from gpuguard.core.ssh.messages import (
     TUN_OPEN,
     USERAUTH_NONE_MAX,
     WINDOW_ADJUST,
+    X11_REQUEST,
 )
 from gpuguard.core.ssh.openings import answers, deflated_openings, plain_openings
 from gpuguard.core.ssh.suites import Suite, record_bytes
@@ -74,10 +76,15 @@ class Sizes(NamedTuple):
     reply_port: int
     #: EOF or CLOSE of a channel, RFC 4254 section 5.3, from the client.
     ending: int
+    #: A request for agent forwarding, OpenSSH's PROTOCOL.agent; and one for X11 forwarding.
+    agent: int
+    x11: int
     #: CHANNEL_SUCCESS, WINDOW_ADJUST, CHANNEL_SUCCESS.
     granted: int
     #: WINDOW_ADJUST, CHANNEL_SUCCESS.
     granted_one: int
+    #: CHANNEL_SUCCESS or CHANNEL_FAILURE, which answer a request on a channel.
+    granted_each: int
     confirm: int
     confirms: frozenset[int]
     forwarded: frozenset[int]
@@ -144,8 +151,11 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
         replies=frozenset(replies),
         reply_port=theirs(REPLY_WITH_PORT),
         ending=ours(ENDING),
+        agent=ours(AGENT_REQUEST),
+        x11=ours(X11_REQUEST),
         granted=2 * theirs(5) + theirs(9),
         granted_one=theirs(5) + theirs(9),
+        granted_each=theirs(5),
         confirm=min(confirms),
         confirms=confirms,
         forwarded=frozenset(theirs(48 + size) for size in _NAMES_BYTES),

@@ -1,0 +1,182 @@
+"""The channels of a connection one by one, where there are several: sessions of a ControlMaster, and opens onwards.
+
+A session is opened, confirmed, asked for something and granted it (RFC 4254 sections 5.1, 6.1 to 6.5). OpenSSH's server
+grants in one segment: an answer to each request that wants one, and a window. One answer is a command's or a
+subsystem's; two are a terminal's and a shell's; where there are three, OpenSSH's client also asked for its X11 display
+(it wants no answer about the agent, nor about variables). As long as further answers are the first words of a command
+that spoke at once: both are told. A request for the agent is told from its size only where it stands alone, and then it
+may be a variable's as well. Beside a terminal, opens onwards are not told: what is pasted and echoed looks the same.
+
+Said is what weighs nothing: which session the whole connection is called after is not decided here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpuguard.core.ssh.incoming import OPEN
+
+if TYPE_CHECKING:
+    from gpuguard.core.ssh.connection import Seen, Terms
+    from gpuguard.core.ssh.line import Segment
+    from gpuguard.core.ssh.uses import Use
+
+#: So many are told by themselves, the others are counted.
+TOLD_MAX = 8
+_ANSWER_NS = 3_000_000_000
+_ANSWERS_MAX = 6
+_ASKED_MAX = 6
+_OTHERS_MAX = 2
+_SFTP_VERSION_MIN = 200
+
+_SESSION = "session"
+_ONWARDS = "connection onwards"
+_COMMAND = "a command or a subsystem was asked for"
+_AT_ONCE = "a command that spoke at once"
+
+
+class _Open(NamedTuple):
+    """What the client sent that opens a channel of this kind."""
+
+    time_ns: int
+    size: int
+    kind: str
+
+
+class _Setup:
+    """A session that was confirmed: what was asked for on it, in segments, and how often that was answered."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.answers = 0
+        self.answered_first = False
+        #: Segments of the server that belonged to other channels.
+        self.others = 0
+
+
+class Channels:
+    """What was opened on one connection, in order."""
+
+    def __init__(self, terms: Terms, seen: Seen) -> None:
+        self._terms = terms
+        self._seen = seen
+        self._open: _Open | None = None
+        self._setup: _Setup | None = None
+        #: What each channel is for, of the first ones; and how many there are of each kind.
+        self._texts: list[str] = []
+        self._counts: dict[str, int] = {}
+        #: The number of the last session, as long as it may turn out to be for SFTP, and whether that was asked.
+        self._sftp: int | None = None
+        self._sftp_asked = False
+
+    def segment(self, seg: Segment, *, opened: bool) -> list[Use]:
+        """Take in what one side said, which ``opened`` the first channel by what the other phases made of it."""
+        sizes, peers = self._terms.sizes, self._terms.peers
+        if seg.size == sizes.ignore and peers.ignores(from_client=seg.from_client):
+            return []
+        if seg.from_client:
+            self._asked(seg)
+            return []
+        uses = self._opens_sftp(seg.size)
+        if self._setup is not None and self._setup.asked:
+            return uses + self._granted(seg.size, self._setup)
+        waiting = self._open
+        if waiting is not None and seg.size == sizes.confirm and seg.time_ns - waiting.time_ns < _ANSWER_NS:
+            self._open = None
+            if waiting.kind == _ONWARDS:
+                return uses + self._tell(_ONWARDS, f"a connection onwards was opened ({waiting.size} bytes)")
+            self._setup = _Setup()
+        elif opened and self._seen.session:
+            # Confirmed among other messages.
+            self._setup = _Setup()
+        return uses
+
+    def _asked(self, seg: Segment) -> None:
+        sizes = self._terms.sizes
+        self._sftp_asked = self._sftp is not None and seg.size == sizes.sftp_init != sizes.adjust
+        if self._setup is not None:
+            self._setup.asked.append(seg.size)
+            if len(self._setup.asked) > _ASKED_MAX:
+                self._setup = None
+            return
+        kinds = [kind for kind, found in ((_SESSION, sizes.session), (_ONWARDS, sizes.direct))
+                 if seg.size in found or seg.size - sizes.no_more in found]
+        if self._seen.pty or OPEN in self._seen.told:
+            kinds = [kind for kind in kinds if kind != _ONWARDS]
+        # What may be either is neither.
+        self._open = _Open(seg.time_ns, seg.size, kinds[0]) if len(kinds) == 1 else None
+
+    def _granted(self, size: int, setup: _Setup) -> list[Use]:
+        """Count answers until a window comes with them, which is what ends the requests to OpenSSH's server."""
+        sizes = self._terms.sizes
+        if size == sizes.granted_each and self._terms.peers.openssh_server:
+            setup.answered_first |= not setup.answers and len(setup.asked) == 1
+            setup.answers += 1
+            return []
+        window = sizes.granted_one - sizes.granted_each
+        answers = next((count for count in range(1, _ANSWERS_MAX) if size == count * sizes.granted_each + window), 0)
+        if not answers or not self._terms.peers.openssh_server:
+            # Another server's, or data with the answer; or another channel's, where there is one.
+            setup.others += 1
+            if not self._counts or setup.others > _OTHERS_MAX:
+                self._setup = None
+            return []
+        self._setup = None
+        answers += setup.answers
+        uses = self._tell(_SESSION, f"{self._purpose(setup, answers)} ({'+'.join(map(str, setup.asked))} bytes)")
+        self._sftp = len(self._texts) if answers == 1 and len(self._texts) == sum(self._counts.values()) else None
+        return uses + self._forwarding(setup, answers)
+
+    def _purpose(self, setup: _Setup, answers: int) -> str:
+        """Return what a session is for, by how many answers it was granted with and whether so much was asked."""
+        sizes, asked = self._terms.sizes, sum(setup.asked)
+        if answers == 1 or asked < min(sizes.bare_pty):
+            return _COMMAND
+        if answers == 2 or not self._x11_fits(asked):
+            return f"a terminal and a shell were asked for, or {_AT_ONCE}, or X11 and a command"
+        return f"a terminal, a shell and more were asked for, or {_AT_ONCE}"
+
+    def _x11_fits(self, asked: int) -> bool:
+        sizes = self._terms.sizes
+        return asked >= sizes.x11 + min(sizes.bare_pty)
+
+    def _forwarding(self, setup: _Setup, answers: int) -> list[Use]:
+        """Say that the agent or the display of this side was asked for, used or not."""
+        told, sizes, peers = self._seen.told, self._terms.sizes, self._terms.peers
+        what = "X11 forwarding" if peers.openssh_client else "X11 or agent forwarding, or a variable,"
+        if answers > 2 and self._x11_fits(sum(setup.asked)):
+            return told.once("ssh-forwarding-asked", 0.0, f"{what} was asked for, or it was {_AT_ONCE}: {answers} "
+                             "answers where a terminal and a shell have two")
+        alone = len(setup.asked) > 1 and setup.asked[0] == sizes.agent and not setup.answered_first
+        if alone:
+            return told.once("ssh-forwarding-asked", 0.0, "agent forwarding was asked for, or a variable: a first "
+                             f"request of {sizes.agent} bytes wanted no answer")
+        return []
+
+    def _opens_sftp(self, size: int) -> list[Use]:
+        """SSH_FXP_INIT is answered at length."""
+        if not self._sftp_asked or self._sftp is None:
+            return []
+        number, self._sftp, self._sftp_asked = self._sftp, None, False
+        if size <= _SFTP_VERSION_MIN:
+            return []
+        self._texts[number - 1] += ", and SFTP was spoken"
+        return self._said(number) if len(self._texts) > 1 else []
+
+    def _tell(self, kind: str, text: str) -> list[Use]:
+        """Count a channel, and tell of it where it is not the only one; of many, whenever their number doubled."""
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        number = sum(self._counts.values())
+        if number > TOLD_MAX:
+            if number & (number - 1):
+                return []
+            counts = ", ".join(f"{count} {kind}(s)" for kind, count in sorted(self._counts.items()))
+            return [self._seen.told.say("ssh-channels", 0.0, f"{number} channels by now: {counts}")]
+        typed = self._seen.pty and number > 1 and self._terms.sizes.reply >= self._terms.sizes.key_echo
+        self._texts.append(f"{text}; or it was typed, and answered at these lengths" if typed else text)
+        if number == 1:
+            return []
+        return [*(self._said(1) if number == 2 else []), *self._said(number)]
+
+    def _said(self, number: int) -> list[Use]:
+        return [self._seen.told.say(f"ssh-channel-{number}", 0.0, f"channel {number}: {self._texts[number - 1]}")]
