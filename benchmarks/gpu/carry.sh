@@ -15,7 +15,8 @@ needed='msgspec structlog click rich markdown-it-py mdurl pygments prometheus-cl
     zstandard nvidia-ml-py grpcio grpcio-health-checking grpcio-reflection opentelemetry-proto protobuf
     typing-extensions'
 
-rm -rf "$build/wheels" "$build/lib" "$build/site" "$build/venv"
+# With what was built and measured before: nothing of this machine may pass for the other's.
+for made in wheels lib site venv programs results work; do rm -rf "${build:?}/$made"; done
 mkdir -p "$build/wheels" "$build/lib"
 "$python" -m venv "$build/venv"
 "$build/venv/bin/pip" install -q 'setuptools>=77' 'Cython>=3.1' 'numpy>=2' wheel

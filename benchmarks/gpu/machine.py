@@ -133,16 +133,16 @@ def last_line(output: str) -> dict[str, object]:
 
 
 def write_line(path: Path, record: dict[str, object]) -> None:
-    """Append one JSON line, at once on disk: what was measured outlives whatever comes after."""
+    """Append one JSON line with its device, at once on disk: what was measured outlives whatever comes after."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
-        stream.write(json.dumps(record) + "\n")
+        stream.write(json.dumps({"device": context()["device"], **record}) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def read_lines(path: Path) -> list[dict[str, object]]:
-    """Return what was written so far; a line that was cut off is no line."""
+    """Return what was written so far of this device; a line that was cut off is no line."""
     if not path.exists():
         return []
     found = []
@@ -151,7 +151,7 @@ def read_lines(path: Path) -> list[dict[str, object]]:
             found.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return [line for line in found if line["device"] == context()["device"]]
 
 
 if __name__ == "__main__":
