@@ -126,6 +126,30 @@ def test_look_alikes_weigh_nothing(name):
     assert judge(talk(LOOK_ALIKES[name])).get("reverse-shell", 0.0) < SUSPECT
 
 
+def in_turn(rows):
+    """The same, this host saying nothing but its answers."""
+    return [(*row[:5], rows[i - 1][3] if i else 0) for i, row in enumerate(rows)]
+
+
+def test_a_client_that_writes_to_a_slow_server_is_left_alone():
+    rng = random.Random(7)
+    inserts = in_turn([("responder", rng.uniform(500, 1600), rng.choice((15, 15, 16)), rng.randint(60, 300),
+                        rng.uniform(0.9, 6)) for _ in range(60)])
+    mail = in_turn([("responder", rng.uniform(500, 1600), (24, 14, 14, 8, 31, 14)[i % 6],
+                     (rng.randint(20, 40), rng.randint(20, 40), 6, rng.randint(40, 300), 6, 24)[i % 6],
+                     rng.uniform(0.2, 9)) for i in range(60)])
+    assert judge(talk(inserts, carrier="tcp")) == {}
+    assert judge(talk(inserts)) == {}
+    assert judge(talk(mail, carrier="tcp")).get("reverse-shell", 0.0) < SUSPECT
+    for count in (2, 3, 4):
+        assert judge(redialled(mail, count, carrier="tcp")) == {}
+        assert judge(redialled(in_turn(commands(60)), count, carrier="tcp")) == {}
+
+
+def test_a_shell_without_a_prompt_is_suspect_by_lines_of_several_lengths():
+    assert judge(talk(in_turn(commands(12)), carrier="tcp"))["reverse-shell"] >= SUSPECT
+
+
 #: A client whose server takes 0.2 to 2 s for each answer, and which asks the next question at once.
 SLOW_SERVERS = {
     "mail handed in": [("responder", rng.uniform(200, 2000), rng.randint(14, 60), rng.randint(6, 45),

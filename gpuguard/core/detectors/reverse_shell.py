@@ -24,6 +24,8 @@ Benign look-alikes, and what keeps them out:
   TLS requests come closer together than anybody types lines, or are all answered after the same time, as one function
   takes it; the commands of a shell are different programs. Or most are not answered at once: they are worked on;
 - a debugger's steps, to a stub that dialled it: most are the same question and the same answer;
+- clients of a slow server, in clear (mail handed in, rows inserted): each answer, half a second late, looks like a
+  question. They say one thing at a time, and what they hear is mostly one confirmation;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
 - steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began
@@ -110,6 +112,10 @@ ALIKE_BYTES = 4
 CONFIRMED_SHARE = 0.9
 STANDING_SHARE = 0.9
 STANDING_MIN = 3
+#: A client that writes: its server confirms in one length but for a counter's digit. Of six promptless shells that were
+#: played at most three of seven lines were so.
+IN_TURN_SHARE = 0.9
+CONFIRMATION_BYTES = 1
 #: Acknowledgements: events now and then get an answer of their own instead (a bot's; 3 of 10 in Slack's socket mode).
 #: Of shells on all sorts of carriers at most 43 % of the answers were alike where the questions were not.
 ACKNOWLEDGED_SHARE = 0.75
@@ -169,6 +175,8 @@ class _Turn(NamedTuple):
     #: Since the question before, and what the far side said in between; None where there was none on this connection.
     gap_ns: int | None
     more: int | None
+    #: Whether this host had said one thing only since the exchange before, None where that is not known.
+    in_turn: bool | None
 
 
 class _Sums(NamedTuple):
@@ -183,8 +191,8 @@ class _Led:
     """What is known of one flow, and of those before it that it goes on from."""
 
     __slots__ = ("answered", "base_far", "base_near", "broken", "chaff", "connections", "earlier",
-                 "far_bytes", "here", "key", "last_ns", "led", "led_ns", "near", "slow", "sums", "told", "tunnel",
-                 "turns", "typed", "undo", "visited")
+                 "far_bytes", "here", "key", "last_ns", "led", "led_ns", "near", "said", "slow", "sums", "told",
+                 "tunnel", "turns", "typed", "undo", "visited")
 
     def __init__(self) -> None:
         self.led = 0
@@ -205,6 +213,8 @@ class _Led:
         self.typed = 0.0
         self.key = 0
         self.far_bytes = -1
+        #: What this host said in the last exchange, in bytes.
+        self.said = 0
         self.undo = 0
         self.visited: FlowUse | None = None
         #: Exchanges that the far side led on this connection, and how many connections there were.
@@ -268,6 +278,7 @@ class Detector:
             if led.here >= AGAIN_LED_MIN and item.flow.initiator_known:
                 self._places[_place(item.flow)] = led
         led.last_ns = item.time_ns
+        led.said = item.answer_bytes if item.first == "responder" else item.question_bytes
         if not led.here or led.led < _least(item.flow, led) or _spared(item.flow, dialler, host):
             return []
         return self._tell(item, led, item.carrier)
@@ -300,6 +311,7 @@ class Detector:
             item.question_bytes, item.answer_bytes, item.answer_delay_ns, item.before_bytes,
             None if first else item.time_ns - led.led_ns,
             None if first else item.payload_bytes_responder - led.far_bytes - item.question_bytes,
+            item.before_bytes == led.said if item.before_bytes and led.said else None,
         ))
         led.led_ns = led.undo = item.time_ns
         led.far_bytes = item.payload_bytes_responder
@@ -521,7 +533,7 @@ def _commands(led: _Led, item: Exchange, asked: int) -> bool:
     clear = item.carrier == "tcp" and item.flow.initiator_known
     started = clear and _differ(led) and delays[len(delays) // 2] >= PROGRAM_NS
     return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * asked
-            and (started or _varies(delays)) and not _polls(led) and not _stands(led))
+            and (started or _varies(delays)) and not _polls(led) and not _stands(led) and not _writes(led))
 
 
 def _varies(delays: list[int]) -> bool:
@@ -548,6 +560,17 @@ def _stands(led: _Led) -> bool:
     before = [turn.before for turn in led.turns if turn.before]
     alike = _most_alike(before)
     return len(before) >= STANDING_MIN and alike >= min(len(before) - 1, STANDING_SHARE * len(before))
+
+
+def _writes(led: _Led) -> bool:
+    """Return whether this host says one thing at a time to a far side that mostly confirms it: a client that writes.
+
+    A shell's prompt, or more output, follows what it answers at once; one without a prompt is told by lines of several
+    lengths. Where connections are summed up it is not told.
+    """
+    known = [turn.in_turn for turn in led.turns if turn.in_turn is not None]
+    confirmed = _most_alike([turn.question for turn in led.turns], CONFIRMATION_BYTES) >= MOSTLY * len(led.turns)
+    return sum(known) >= IN_TURN_SHARE * len(known) and (confirmed or led.connections > 1)
 
 
 def _polls_on(led: _Led) -> bool:
@@ -580,11 +603,11 @@ def _acknowledges(led: _Led) -> bool:
     return _most_alike(answers) >= ACKNOWLEDGED_SHARE * size and _most_alike(questions) <= MOSTLY * size
 
 
-def _most_alike(sizes: Sequence[int]) -> int:
+def _most_alike(sizes: Sequence[int], within: int = ALIKE_BYTES) -> int:
     """Return how many of the sizes are nearly one of them, at most."""
-    return max((_alike(sizes, one) for one in set(sizes)), default=0)
+    return max((_alike(sizes, one, within) for one in set(sizes)), default=0)
 
 
-def _alike(sizes: Iterable[int], usual: int) -> int:
+def _alike(sizes: Iterable[int], usual: int, within: int = ALIKE_BYTES) -> int:
     """Return how many of the sizes are nearly the usual one."""
-    return sum(abs(one - usual) <= ALIKE_BYTES for one in sizes)
+    return sum(abs(one - usual) <= within for one in sizes)
