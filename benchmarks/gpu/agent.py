@@ -25,7 +25,7 @@ SETTINGS = """\
 [nvml]
 rate_hz = {rate_hz}
 [launches]
-libraries = ["{library}"]
+libraries = {libraries}
 [packets]
 enabled = false
 [sockets]
@@ -47,7 +47,8 @@ def agent(folder: Path, *, rate_hz: float = 10.0, record: bool = False) -> Itera
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     settings = folder / "gpuguard.toml"
-    settings.write_text(SETTINGS.format(rate_hz=rate_hz, library=driver_library()))
+    libraries = json.dumps([library] if (library := driver_library()) else [])
+    settings.write_text(SETTINGS.format(rate_hz=rate_hz, libraries=libraries))
     told = {**environment(), "GPUGUARD_STATE_DIR": str(folder / "state"), "GPUGUARD_RUNTIME_DIR": str(folder / "run"),
             "GPUGUARD_LOG_DIR": str(folder / "log")}
     command = [sys.executable, "-m", "gpuguard", "run", "--config", str(settings)]

@@ -50,8 +50,11 @@ def smi(*arguments: str) -> str:
 
 
 def has_gpu() -> bool:
-    """Return whether a driver answers here."""
-    return smi("-L").startswith("GPU ")
+    """Return whether a driver answers here; raises `SystemExit` where there is one that does not."""
+    answers = smi("-L").startswith("GPU ")
+    if not answers and Path("/proc/driver/nvidia/version").exists():
+        raise SystemExit("a driver is here, but `nvidia-smi -L` names no GPU: no stand-in is measured instead")
+    return answers
 
 
 REAL = has_gpu()

@@ -122,8 +122,11 @@ def main() -> None:
     prepare_standins()
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "machine.json").write_text(json.dumps(context(), indent=2) + "\n")
-    done = {one["name"] for one in read_lines(LABELS) if not one["gap"]}
+    before = read_lines(LABELS)
+    done = {one["name"] for one in before if not one["gap"]}
+    failed = {one["name"] for one in before} - done
     todo = [one for one in workloads() if one.name not in done and (arguments.only or "") in one.name]
+    todo.sort(key=lambda one: one.name in failed)  # what failed is tried again, but last
     for group, members in groupby(todo, lambda one: one.group):
         if time.monotonic() + arguments.seconds + 20 < until_s:
             try:

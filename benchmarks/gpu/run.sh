@@ -38,6 +38,8 @@ if [ -z "${PYTHON:-}" ]; then
     # A carried package is for the machine's own Python; a checkout that is set up has its own.
     [ -d "$carried/wheels" ] || [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
+# Where container runtimes mount a driver's tools.
+export PATH="$PATH:/usr/local/nvidia/bin"
 nvcc=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
 # Numba and CuPy look for the toolkit here, and not beside nvcc.
 if [ -x "$nvcc" ] && [ -z "${CUDA_HOME:-}" ] && [ -d /usr/local/cuda ]; then export CUDA_HOME=/usr/local/cuda; fi
@@ -48,8 +50,12 @@ use_site
 build_all() {
     mkdir -p "$work/lib"
     if [ -d "$carried/wheels" ] && [ ! -e "$work/site/.done" ]; then
+        # A wheel is an archive of what goes there: without pip it is only unpacked.
         "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/site" \
-            "$carried"/wheels/*.whl
+            "$carried"/wheels/*.whl || {
+            rm -rf "$work/site"
+            for wheel in "$carried"/wheels/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$work/site"; done
+        }
         touch "$work/site/.done"
         use_site
     fi
@@ -77,7 +83,7 @@ compile_all() {
     done
     wait
     for name in rate negative $(printf 'search_%s ' $families); do
-        [ -x "$build/programs/$name" ] || { echo "$name: not built" >&2; tail -n 20 "$build/programs/$name.log" >&2; }
+        [ -x "$build/programs/$name" ] || { echo "$name: not built" >&2; tail -n 20 "$build/programs/$name.log" >&2 || :; }
     done
 }
 

@@ -29,7 +29,8 @@ def by_cupy(count: int) -> str:
 
 def by_numba(count: int) -> str:
     import numpy as np
-    from numba import cuda
+
+    from gpuguard.kernels.device import cuda  # Numba's, made to go with NumPy 2.5
 
     @cuda.jit
     def counted_by_numba(x):  # noqa: ANN001, ANN202 numba infers them
