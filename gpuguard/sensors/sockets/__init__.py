@@ -7,7 +7,7 @@ The netlink socket of another network namespace is opened by a thread of its own
 (`netlink.open_netlink`), so nothing else of the broker is ever in a foreign namespace.
 
 A connection that came in has an owner from accept(2) on. What opens and closes between two looks is not seen; the
-packet eye sees it, without its owner.
+packet eye sees it, and the process eye who dialled it (`processes.connects`).
 """
 
 from __future__ import annotations
