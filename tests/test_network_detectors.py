@@ -146,6 +146,14 @@ def test_a_client_that_writes_to_a_slow_server_is_left_alone():
         assert judge(redialled(in_turn(commands(60)), count, carrier="tcp")) == {}
 
 
+def test_calls_back_in_clear_are_left_alone():
+    rng = random.Random(8)
+    calls = in_turn([("responder", rng.uniform(500, 3000), rng.randint(70, 140), rng.randint(20, 300),
+                      rng.uniform(1, 18)) for _ in range(60)])
+    assert judge(talk(calls, carrier="tcp")) == {}
+    assert judge(redialled(calls, 3, carrier="tcp")) == {}
+
+
 def test_a_shell_without_a_prompt_is_suspect_by_lines_of_several_lengths():
     assert judge(talk(in_turn(commands(12)), carrier="tcp"))["reverse-shell"] >= SUSPECT
 

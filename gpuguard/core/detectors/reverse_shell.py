@@ -26,6 +26,7 @@ Benign look-alikes, and what keeps them out:
 - a debugger's steps, to a stub that dialled it: most are the same question and the same answer;
 - clients of a slow server, in clear (mail handed in, rows inserted): each answer, half a second late, looks like a
   question. They say one thing at a time, and what they hear is mostly one confirmation;
+- callbacks of a server, in clear (RPyC): again one thing at a time, and questions that nobody types as lines;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
 - steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began
@@ -116,6 +117,8 @@ STANDING_MIN = 3
 #: played at most three of seven lines were so.
 IN_TURN_SHARE = 0.9
 CONFIRMATION_BYTES = 1
+#: A call has a header, names and numbers; half of what somebody types is shorter than this. Known in clear only.
+CALL_BYTES_MIN = 64
 #: Acknowledgements: events now and then get an answer of their own instead (a bot's; 3 of 10 in Slack's socket mode).
 #: Of shells on all sorts of carriers at most 43 % of the answers were alike where the questions were not.
 ACKNOWLEDGED_SHARE = 0.75
@@ -532,8 +535,8 @@ def _commands(led: _Led, item: Exchange, asked: int) -> bool:
     # What is in clear, and no broker's, is known where the first bytes were seen.
     clear = item.carrier == "tcp" and item.flow.initiator_known
     started = clear and _differ(led) and delays[len(delays) // 2] >= PROGRAM_NS
-    return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * asked
-            and (started or _varies(delays)) and not _polls(led) and not _stands(led) and not _writes(led))
+    return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * asked and (started or _varies(delays))
+            and not _polls(led) and not _stands(led) and not _in_turn(led, clear=clear))
 
 
 def _varies(delays: list[int]) -> bool:
@@ -562,15 +565,17 @@ def _stands(led: _Led) -> bool:
     return len(before) >= STANDING_MIN and alike >= min(len(before) - 1, STANDING_SHARE * len(before))
 
 
-def _writes(led: _Led) -> bool:
-    """Return whether this host says one thing at a time to a far side that mostly confirms it: a client that writes.
+def _in_turn(led: _Led, *, clear: bool) -> bool:
+    """Return whether this host says one thing at a time, as clients and callbacks do, and the words are no shell's.
 
     A shell's prompt, or more output, follows what it answers at once; one without a prompt is told by lines of several
-    lengths. Where connections are summed up it is not told.
+    lengths, short enough to be typed. Where connections are summed up it is not told.
     """
     known = [turn.in_turn for turn in led.turns if turn.in_turn is not None]
-    confirmed = _most_alike([turn.question for turn in led.turns], CONFIRMATION_BYTES) >= MOSTLY * len(led.turns)
-    return sum(known) >= IN_TURN_SHARE * len(known) and (confirmed or led.connections > 1)
+    questions = sorted(turn.question for turn in led.turns)
+    confirmed = _most_alike(questions, CONFIRMATION_BYTES) >= MOSTLY * len(questions)
+    called = clear and questions[len(questions) // 2] >= CALL_BYTES_MIN
+    return sum(known) >= IN_TURN_SHARE * len(known) and (confirmed or called or led.connections > 1)
 
 
 def _polls_on(led: _Led) -> bool:
