@@ -124,16 +124,15 @@ def test_connections_onwards_beside_a_command():
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_what_is_pasted_into_a_terminal_opens_nothing(suite):
+def test_beside_a_terminal_it_may_have_been_pasted(suite):
     talk = master(suite)
     talk.ours(SESSION_OPEN, NO_MORE_SESSIONS)
     talk.theirs(OPEN_CONFIRMATION)
     talk.ours(PTY, SHELL_REQUEST)
     talk.theirs(ANSWER, WINDOW, ANSWER)
-    for _ in range(3):
-        talk.ours(direct_tcpip(9, 9), after_ns=SECOND_NS)
-        talk.theirs(OPEN_CONFIRMATION)
-    assert notes(talk) == {}
+    talk.ours(direct_tcpip(9, 9), after_ns=SECOND_NS)
+    talk.theirs(OPEN_CONFIRMATION)
+    assert notes(talk)["ssh-channel-2"].endswith("; or it was typed, and answered at these lengths")
 
 
 def test_answers_through_a_reverse_tunnel_open_nothing_onwards():
@@ -163,19 +162,33 @@ def test_of_many_channels_the_first_are_told_and_the_others_counted():
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_a_third_answer_is_for_x11(suite):
-    """`ssh -X`: x11-req, pty-req, env and shell in one segment, of which three want an answer."""
+@pytest.mark.parametrize(("asked", "answers", "label"), [((PTY, ENV, SHELL_REQUEST), 3, "ssh-interactive"),
+                                                         ((ENV, COMMAND), 2, "ssh-exec")])
+def test_openssh_asks_for_its_display_first(suite, asked, answers, label):
+    """`ssh -X`, with a shell and with a command."""
     talk = master(suite)
-    session(talk, X11_REQUEST, PTY, ENV, SHELL_REQUEST, answers=3)
-    text = notes(talk, "ssh-forwarding")["ssh-forwarding-asked"]
-    assert text.startswith("X11 forwarding was asked for, or it was a command that spoke at once")
+    talk.ours(SESSION_OPEN)
+    talk.theirs(OPEN_CONFIRMATION)
+    talk.ours(X11_REQUEST, after_ns=200_000)
+    talk.ours(*asked, after_ns=700_000)
+    talk.theirs(*[ANSWER] * (answers - 1), WINDOW, ANSWER)
+    assert notes(talk, "ssh-forwarding")["ssh-forwarding-asked"].startswith("X11 forwarding was asked for: ")
+    assert talk.named() & {"ssh-interactive", "ssh-exec"} == {label}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_command_as_long_as_a_request_for_a_display(suite):
+    talk = master(suite)
+    session(talk, X11_REQUEST)
+    assert notes(talk, "ssh-forwarding") == {}
+    assert "ssh-exec" in talk.named()
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_of_other_clients_it_may_be_the_agent_or_a_variable(suite):
     talk = master(suite, banner="SSH-2.0-PuTTY_Release_0.78")
     session(talk, AGENT_REQUEST, X11_REQUEST, PTY, SHELL_REQUEST, answers=4)
-    assert notes(talk, "ssh-forwarding")["ssh-forwarding-asked"].startswith("X11 or agent forwarding, or a variable,")
+    assert notes(talk, "ssh-forwarding")["ssh-forwarding-asked"].startswith("X11 or agent forwarding was asked ")
 
 
 @pytest.mark.parametrize("suite", SUITES)

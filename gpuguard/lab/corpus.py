@@ -116,6 +116,7 @@ BENIGN: dict[str, tuple[tuple[str, ...], str, str]] = {
     "shell-compressed": (("-tt", "-C"), "shell", "ssh-interactive"),
     "shell-agent": (("-tt", "-A"), "shell", "ssh-interactive"),
     "shell-x11": (("-tt", "-X"), "shell", "ssh-interactive"),
+    "shell-x11-asked": (("-tt", "-Y"), "shell", "ssh-interactive"),
     "shell-alive": (("-tt", "-o", "ServerAliveInterval=1"), "shell", "ssh-interactive"),
     "paste": (("-tt",), "paste", "ssh-interactive"),
     "exec": ((), "uname -a", "ssh-exec"),
@@ -234,7 +235,8 @@ def _others() -> list[Scenario]:
                               ("rsync", "ssh-transfer|ssh-exec"), ("git", "ssh-exec|ssh-transfer"),
                               ("ansible", "ssh-exec|ssh-transfer|ssh-interactive"),
                               ("vscode", "ssh-exec|ssh-dynamic-forward|ssh-local-forward|ssh-transfer"),
-                              ("exec-multiplexed", "ssh-exec"), ("refused", "ssh"),
+                              ("exec-multiplexed", "ssh-exec"), ("shell-multiplexed", "ssh-interactive"),
+                              ("refused", "ssh"),
                               ("inbound-shell", "ssh-interactive"), ("inbound-exec", "ssh-exec")):
             found.append(Scenario(use, client, client, expected=expected))
         found.append(Scenario("inbound-reverse", client, client, arguments=("-N", "-R", "{f}:127.0.0.1:22"),

@@ -90,7 +90,9 @@ def _command(player: Player, kind: str, release: str, *more: str, server: str = 
         port = CARRIER_PORTS["websocket", one.server]
         options += ["-o", (f"ProxyCommand={sys.executable} -m gpuguard.lab.clients.websocket_pipe "
                           f"ws://{player.host}:{port}/")]
-    return peers.openssh(release, host or player.host, server or one.server, *options, user=one.user)
+    command = peers.openssh(release, host or player.host, server or one.server, *options, user=one.user)
+    # A display is asked for only where there is one; nobody draws on it.
+    return ["/usr/bin/env", "DISPLAY=127.0.0.1:10", *command] if "x11-asked" in one.use else command
 
 
 def _socket(player: Player) -> str:
@@ -233,8 +235,13 @@ def _sftp(player: Player, release: str) -> None:
     if not release:
         _library(player, player.scenario.client)
         return
+    _copy(player, release)
+
+
+def _copy(player: Player, release: str, *options: str) -> None:
+    """Put a file by SFTP."""
     programs = peers.PEERS / release / "usr/bin"
-    command = [str(programs / "sftp"), "-S", str(programs / "ssh"), "-b", "-", *_scp(player, release)[3:],
+    command = [str(programs / "sftp"), "-S", str(programs / "ssh"), "-b", "-", *_scp(player, release)[3:], *options,
                f"outsider@{player.host}"]
     child = player.spawn(command, stdin=subprocess.PIPE)
     player.write(child, f"ls /\nput /usr/bin/socat /tmp/lab-{player.number}\nls /tmp\nbye\n".encode())
@@ -299,6 +306,22 @@ def _exec_multiplexed(player: Player, release: str) -> None:
     time.sleep(2.5)
 
 
+def _shell_multiplexed(player: Player, release: str) -> None:
+    """A shell stays open; beside it a command, a copy and a local port, all over its connection."""
+    server, control = player.scenario.server, f"ControlPath={_socket(player)}"
+    shell = _body(player, peers.openssh(release, player.host, server, "-tt", "-M", "-o", control), "idle-shell")
+    player.until(lambda: Path(_socket(player)).exists())
+    time.sleep(SETTLE_S)
+    player.run([*peers.openssh(release, player.host, server, "-o", control), "cat /proc/loadavg"])
+    time.sleep(0.5)
+    _copy(player, release, "-o", control)
+    player.run(peers.openssh(release, player.host, server, "-o", control, "-O", "forward", "-L",
+                             f"{player.ports['l']}:127.0.0.1:7003"))
+    _fetch(player, "web", "")
+    player.write(shell, b"exit\n")
+    shell.wait(HOLD_S)
+
+
 def _refused(player: Player, release: str) -> None:
     player.run([*peers.openssh(release, player.host, player.scenario.server, user="stranger"), "true"], may_fail=True)
 
@@ -349,7 +372,8 @@ def _role_swap(player: Player, _release: str) -> None:
 
 _OWN_WAYS: dict[str, Callable[[Player, str], None]] = {
     "scp-up": _scp_up, "scp-down": _scp_down, "sftp": _sftp, "rsync": _rsync, "git": _git, "ansible": _ansible,
-    "vscode": _vscode, "exec-multiplexed": _exec_multiplexed, "refused": _refused,
+    "vscode": _vscode, "exec-multiplexed": _exec_multiplexed,
+    "shell-multiplexed": _shell_multiplexed, "refused": _refused,
     "reverse-autossh": _reverse_autossh, "inbound-shell": _inbound_shell, "inbound-exec": _inbound_exec,
     "inbound-reverse": _inbound_reverse, "role-swap": _role_swap,
 }

@@ -2,10 +2,13 @@
 
 A session is opened, confirmed, asked for something and granted it (RFC 4254 sections 5.1, 6.1 to 6.5). OpenSSH's server
 grants in one segment: an answer to each request that wants one, and a window. One answer is a command's or a
-subsystem's; two are a terminal's and a shell's; where there are three, OpenSSH's client also asked for its X11 display
-(it wants no answer about the agent, nor about variables). As long as further answers are the first words of a command
-that spoke at once: both are told. A request for the agent is told from its size only where it stands alone, and then it
-may be a variable's as well. Beside a terminal, opens onwards are not told: what is pasted and echoed looks the same.
+subsystem's, two are a terminal's and a shell's; or the first words of a command that spoke at once were as long, which
+is told too. Beside a terminal, opens onwards may be what was pasted there, and are told as either.
+
+OpenSSH's client writes a request for its X11 display out before all others (x11_request_forwarding_with_spoofing in
+channels.c), and its length is known. It asks for the agent in one segment with the rest and wants no answer, so that no
+size tells that. Of other clients a third answer is for X11, the agent or a variable; and where a request of the agent's
+length stands alone, it may be a variable's as well.
 
 Said is what weighs nothing: which session the whole connection is called after is not decided here.
 """
@@ -101,7 +104,8 @@ class Channels:
             return
         kinds = [kind for kind, found in ((_SESSION, sizes.session), (_ONWARDS, sizes.direct))
                  if seg.size in found or seg.size - sizes.no_more in found]
-        if self._seen.pty or OPEN in self._seen.told:
+        if OPEN in self._seen.told:
+            # Answers through a tunnel are of such lengths too.
             kinds = [kind for kind in kinds if kind != _ONWARDS]
         # What may be either is neither.
         self._open = _Open(seg.time_ns, seg.size, kinds[0]) if len(kinds) == 1 else None
@@ -127,31 +131,31 @@ class Channels:
         self._sftp = len(self._texts) if answers == 1 and len(self._texts) == sum(self._counts.values()) else None
         return uses + self._forwarding(setup, answers)
 
+    def _x11_first(self, setup: _Setup) -> bool:
+        """Return whether the first segment asks for an X11 display, as OpenSSH's client does by itself."""
+        return self._terms.peers.openssh_client and len(setup.asked) > 1 and setup.asked[0] == self._terms.sizes.x11
+
     def _purpose(self, setup: _Setup, answers: int) -> str:
         """Return what a session is for, by how many answers it was granted with and whether so much was asked."""
-        sizes, asked = self._terms.sizes, sum(setup.asked)
-        if answers == 1 or asked < min(sizes.bare_pty):
+        least = min(self._terms.sizes.bare_pty)
+        first = self._x11_first(setup)
+        if answers - first == 1 or sum(setup.asked[first:]) < least:
             return _COMMAND
-        if answers == 2 or not self._x11_fits(asked):
-            return f"a terminal and a shell were asked for, or {_AT_ONCE}, or X11 and a command"
-        return f"a terminal, a shell and more were asked for, or {_AT_ONCE}"
-
-    def _x11_fits(self, asked: int) -> bool:
-        sizes = self._terms.sizes
-        return asked >= sizes.x11 + min(sizes.bare_pty)
+        return f"a terminal and a shell were asked for, or {_AT_ONCE}"
 
     def _forwarding(self, setup: _Setup, answers: int) -> list[Use]:
         """Say that the agent or the display of this side was asked for, used or not."""
-        told, sizes, peers = self._seen.told, self._terms.sizes, self._terms.peers
-        what = "X11 forwarding" if peers.openssh_client else "X11 or agent forwarding, or a variable,"
-        if answers > 2 and self._x11_fits(sum(setup.asked)):
-            return told.once("ssh-forwarding-asked", 0.0, f"{what} was asked for, or it was {_AT_ONCE}: {answers} "
-                             "answers where a terminal and a shell have two")
-        alone = len(setup.asked) > 1 and setup.asked[0] == sizes.agent and not setup.answered_first
-        if alone:
-            return told.once("ssh-forwarding-asked", 0.0, "agent forwarding was asked for, or a variable: a first "
-                             f"request of {sizes.agent} bytes wanted no answer")
-        return []
+        sizes, size, asked = self._terms.sizes, setup.asked[0], sum(setup.asked)
+        if self._x11_first(setup):
+            text = f"X11 forwarding was asked for: a first request of {size} bytes, before that for what runs"
+        elif answers > 2 and asked >= sizes.agent + min(sizes.bare_pty) and not self._terms.peers.openssh_client:
+            text = (f"X11 or agent forwarding was asked for, or a variable, or it was {_AT_ONCE}: {answers} answers "
+                    "where a terminal and a shell have two")
+        elif len(setup.asked) > 1 and size == sizes.agent and not setup.answered_first:
+            text = f"agent forwarding was asked for, or a variable: a first request of {size} bytes wanted no answer"
+        else:
+            return []
+        return self._seen.told.once("ssh-forwarding-asked", 0.0, text)
 
     def _opens_sftp(self, size: int) -> list[Use]:
         """SSH_FXP_INIT is answered at length."""
@@ -172,7 +176,8 @@ class Channels:
                 return []
             counts = ", ".join(f"{count} {kind}(s)" for kind, count in sorted(self._counts.items()))
             return [self._seen.told.say("ssh-channels", 0.0, f"{number} channels by now: {counts}")]
-        typed = self._seen.pty and number > 1 and self._terms.sizes.reply >= self._terms.sizes.key_echo
+        alike = kind == _ONWARDS or self._terms.sizes.reply >= self._terms.sizes.key_echo
+        typed = self._seen.pty and number > 1 and alike
         self._texts.append(f"{text}; or it was typed, and answered at these lengths" if typed else text)
         if number == 1:
             return []

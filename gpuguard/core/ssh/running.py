@@ -32,6 +32,8 @@ class Running:
         #: The size of a request that is a terminal's or a long command's.
         self._long_request = 0
         self._sftp_asked = False
+        #: The size of a first request that is one for an X11 display, or a command of that length.
+        self._display = 0
 
     def onwards(self, seg: Segment) -> list[Use]:
         """Take in a segment where no session is open: further connections onwards may be."""
@@ -54,6 +56,8 @@ class Running:
             self._keys += 1
             if self._keys == _KEYS_MIN:
                 return self._terminal(f"{_KEYS_MIN} keys were typed and echoed")
+        if not seg.from_client and self._display:
+            return self._no_display()
         if not seg.from_client and self._long_request:
             return self._granted(seg.size)
         if not seg.from_client and self._bare_terminal(seg.size):
@@ -76,12 +80,21 @@ class Running:
     def _requested(self, size: int) -> list[Use]:
         """Say what the first request of a session is for."""
         sizes = self._terms.sizes
+        first, self._display = self._seen.requests == 1, 0
+        if size == sizes.x11 and first and sizes.exact and self._terms.peers.openssh_client:
+            self._display = size
+            return []
         if size >= sizes.pty and sizes.exact and self._terms.peers.openssh_server:
             self._long_request = size
             return []
         if size >= sizes.pty:
             return self._terminal(f"a terminal was asked for ({size} bytes)")
         return self._seen.told.once("ssh-exec", NAME_NATS, f"a command or subsystem was asked for ({size} bytes)")
+
+    def _no_display(self) -> list[Use]:
+        """What runs is asked for before the server answers: that was it."""
+        asked, self._display = self._display, 0
+        return self._seen.told.once("ssh-exec", NAME_NATS, f"a command or subsystem was asked for ({asked} bytes)")
 
     def _granted(self, size: int) -> list[Use]:
         """A terminal and a shell are granted by two answers, a long command (Ansible's, say) by one."""
