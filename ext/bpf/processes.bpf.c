@@ -111,7 +111,7 @@ struct inet_sock { struct sock sk; __be16 inet_sport; } CO_RE;
 struct dial {
 	__u64 time_ns;
 	__u64 start_ns;
-	__u32 pid;
+	__u32 pid; /* 0: a thread of the kernel, or not visible from the namespace */
 };
 
 /* The same process has the same pid and start as long as it lives. */
@@ -314,11 +314,8 @@ static __always_inline int dial(struct sock *sk)
 	__u64 key = (__u64)sk;
 	struct dial one = {};
 
-	if (BPF_CORE_READ(task, flags) & KERNEL_THREAD)
-		return 0;
-	one.pid = current_pid_here(task);
-	if (!one.pid || BPF_CORE_READ(sk, sk_protocol) != TCP)
-		return 0;
+	if (!(BPF_CORE_READ(task, flags) & KERNEL_THREAD))
+		one.pid = current_pid_here(task);
 	one.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	one.time_ns = bpf_ktime_get_boot_ns();
 	if (bpf_map_update_elem(&dials, &key, &one, BPF_ANY))
@@ -373,11 +370,13 @@ static __always_inline int answer(struct sock *sk, int state)
 	struct tally *tally;
 	struct dial one;
 
-	if (!found)
+	if (!found) { /* pushed out by later ones, or of before */
+		__sync_fetch_and_add(&connects_lost, 1);
 		return 0;
+	}
 	one = *found;
 	bpf_map_delete_elem(&dials, &key);
-	if (!port) /* none was free: nothing was sent */
+	if (!one.pid || !port) /* no port was free: nothing was sent */
 		return 0;
 	tally = count(&one, state);
 	if (!tally)
@@ -423,11 +422,9 @@ int on_state(struct bpf_raw_tracepoint_args *ctx)
 	struct sock *sk = (struct sock *)ctx->args[0];
 	int before = ctx->args[1], state = ctx->args[2];
 
-	if (before == SYN_SENT)
-		return answer(sk, state);
-	if (state == SYN_SENT)
-		return dial(sk);
-	return 0;
+	if ((before != SYN_SENT && state != SYN_SENT) || BPF_CORE_READ(sk, sk_protocol) != TCP)
+		return 0;
+	return before == SYN_SENT ? answer(sk, state) : dial(sk);
 }
 
 /* The kernel lets only programs that are offered under the GPL as well read its memory: hence this file's licences. */

@@ -41,7 +41,8 @@ SAMPLES_MAX = 4_096
 ANCESTORS_MAX = 64
 IMAGES_MAX = 256
 NAMESPACES_MAX = 256
-DIALS_MAX = 32_768
+#: A flow's owner is asked for within seconds if at all, or is on a list of sockets.
+DIALS_MAX, DIALS_KEPT_NS = 65_536, 60_000_000_000
 #: Dials between one pair of ends that are remembered: a source port that a program chose is soon dialled from again.
 DIALS_OF_ENDS_MAX = 4
 #: A connection's first packet leaves at once, or when its neighbour's address was asked for; the clocks of packets and
@@ -109,6 +110,11 @@ class BoundedTable(Generic[K, V]):
     def entries(self) -> dict[K, V]:
         """All entries as they lie here, to be looked into by compiled code and changed by nobody."""
         return self._entries
+
+    @property
+    def oldest(self) -> tuple[K, V] | None:
+        """The entry that would leave first, None if there is none."""
+        return next(iter(self._entries.items()), None)
 
     def values(self) -> list[V]:
         """Return all entries, oldest first."""
@@ -408,6 +414,8 @@ class Host:
                 ends = raw[at * size + _ENDS_AT:(at + 1) * size]
                 before = self._dials.get(ends) or ()
                 self._dials[ends] = (*before, Dial(time_ns, netns, process))[-DIALS_OF_ENDS_MAX:]
+        while (oldest := self._dials.oldest) and oldest[1][-1].time_ns < self.now_ns - DIALS_KEPT_NS:
+            self._dials.pop(oldest[0])
 
     def _exit(self, gone: ProcessExited) -> None:
         self.exited[gone.process] = gone

@@ -118,6 +118,14 @@ def test_the_table_of_dials_is_bounded(monkeypatch) -> None:  # type: ignore[no-
     same = [flow(start_ns=T0 + 2 * n * SECOND) for n in range(9)]
     host = host_with(told(*(dial(one, pid(5)) for one in same)))
     assert sum(host.owner(one) is not None for one in same) == host_module.DIALS_OF_ENDS_MAX
+    assert host.knows_diallers
+
+
+def test_dials_that_are_long_over_leave_and_are_not_missed() -> None:
+    early, late = flow(port=40_000), flow(port=40_001, start_ns=T0 + 61 * SECOND)
+    host = host_with(told(dial(early, pid(5))), told(dial(late, pid(5)), time_ns=T0 + 61 * SECOND))
+    assert (host.owner(early), host.owner(late)) == (None, pid(5))
+    assert host.evicted()["dials"] == 0
 
 
 def test_connections_are_counted_for_each_process() -> None:

@@ -90,13 +90,7 @@ class ProcessSensor:
             blocks.append(Gap(now_ns, NAME, "more process events than could be kept: listing anew", lost=lost))
         if self._must_list or self._polls:
             blocks += self._list(now_ns)
-        dialling = _diallers(dialled)
-        for pid, start_ticks in dialling:
-            blocks += self._name_fork(pid, start_ticks)
-        for event in events:
-            blocks += self._take(event)
-            if event.kind == Kind.FORK and (event.pid, event.start_ticks) in dialling:
-                blocks += self._name_fork(event.pid, event.start_ticks or 0)
+        blocks += self._take_all(events, _diallers(dialled))
         if undialled:
             blocks.append(Gap(now_ns, NAME, "more connections than could be kept: who dialled them is not told",
                               lost=undialled))
@@ -114,16 +108,6 @@ class ProcessSensor:
             self._connects.close()
         self.descriptor = None
 
-    def _unread_gaps(self, now_ns: int) -> list[Block]:
-        if not self._unread or not is_due(now_ns, self._unread_told_ns, UNREAD_PERIOD_NS):
-            return []
-        gaps: list[Block] = [Gap(now_ns, NAME, reason, lost=count) for reason, count in self._unread.items()]
-        self._unread.clear()
-        self._unread_told_ns = now_ns
-        return gaps
-
-    # -- listing ------------------------------------------------------------------------------------------------------
-
     def _limits(self, now_ns: int) -> list[Block]:
         """Tell once what the source of events cannot see at all."""
         told, self._told_limits = self._told_limits, True
@@ -136,6 +120,16 @@ class ProcessSensor:
             blocks.append(Gap(now_ns, NAME, f"{self.mode}: whose a connection was is not told where it is over before "
                                             "the sockets are listed", since_ns=now_ns))
         return blocks
+
+    def _unread_gaps(self, now_ns: int) -> list[Block]:
+        if not self._unread or not is_due(now_ns, self._unread_told_ns, UNREAD_PERIOD_NS):
+            return []
+        gaps: list[Block] = [Gap(now_ns, NAME, reason, lost=count) for reason, count in self._unread.items()]
+        self._unread.clear()
+        self._unread_told_ns = now_ns
+        return gaps
+
+    # -- listing ------------------------------------------------------------------------------------------------------
 
     def _list(self, now_ns: int) -> list[Block]:
         """Compare /proc with what is known; only who was known before the listing began can be missing from it."""
@@ -162,6 +156,17 @@ class ProcessSensor:
         return blocks
 
     # -- events -------------------------------------------------------------------------------------------------------
+
+    def _take_all(self, events: list[Event], dialling: set[tuple[int, int]]) -> list[Block]:
+        """Take events in; whoever of ``dialling``, (pid, start), forked and ran nothing is named before his end."""
+        blocks: list[Block] = []
+        for pid, start_ticks in sorted(dialling):
+            blocks += self._name_fork(pid, start_ticks)
+        for event in events:
+            blocks += self._take(event)
+            if event.kind == Kind.FORK and (event.pid, event.start_ticks) in dialling:
+                blocks += self._name_fork(event.pid, event.start_ticks or 0)
+        return blocks
 
     def _take(self, event: Event) -> list[Block]:
         match event.kind:
