@@ -65,7 +65,10 @@ def kernels(half: str, limit_s: float) -> dict[str, Any]:
         ended = f"was ended after {limit_s:g} s"
     if not written.exists():
         raise RuntimeError(f"no result: {ended}")
-    return {"result": json.loads(written.read_text()), "ended": ended}
+    result = json.loads(written.read_text())
+    if half == "cuda" and not any(name.startswith("cuda_") for name in result):
+        raise RuntimeError(f"no figure of a GPU: {ended}")
+    return {"result": result, "ended": ended}
 
 
 def parity() -> dict[str, Any]:
