@@ -124,7 +124,7 @@ def test_connections_onwards_beside_a_command():
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_beside_a_terminal_it_may_have_been_pasted(suite):
+def test_beside_a_channel_it_may_be_data(suite):
     talk = master(suite)
     talk.ours(SESSION_OPEN, NO_MORE_SESSIONS)
     talk.theirs(OPEN_CONFIRMATION)
@@ -132,7 +132,7 @@ def test_beside_a_terminal_it_may_have_been_pasted(suite):
     talk.theirs(ANSWER, WINDOW, ANSWER)
     talk.ours(direct_tcpip(9, 9), after_ns=SECOND_NS)
     talk.theirs(OPEN_CONFIRMATION)
-    assert notes(talk)["ssh-channel-2"].endswith("; or it was typed, and answered at these lengths")
+    assert notes(talk)["ssh-channel-2"].endswith("; or as much was sent in another, and answered so")
 
 
 def test_answers_through_a_reverse_tunnel_open_nothing_onwards():
@@ -312,3 +312,18 @@ def test_the_line_of_a_flow_has_its_channels():
     assert texts[0].startswith("a command or subsystem was asked for")
     assert "the server accepted the login" in texts
     assert sum(text.startswith("channel ") for text in texts) == 6
+
+
+@pytest.mark.parametrize(("family", "label", "expected"), [
+    ("openssh-bullseye.shell-multiplexed", "ssh-interactive", [
+        "the server accepted the login", "channel 1: a terminal and a shell", "channel 2: a command or a subsystem",
+        "channel 3: a command or a subsystem", "channel 4: a connection onwards"]),
+    ("openssh-bookworm.shell-x11-asked", "ssh-interactive", [
+        "the server accepted the login", "X11 forwarding was asked"]),
+])
+def test_what_real_programs_do_beside_a_shell(family, label, expected):
+    result = CliRunner().invoke(main, ["pcap", "-o", "json", str(CAPTURES / f"{family}.pcap.gz")])
+    flows = [json.loads(line) for line in result.stdout.splitlines()]
+    notes = next([one["text"] for one in flow["evidence"] if one["nats"] == 0.0] for flow in flows
+                 if flow.get("label") == label)
+    assert [text[:len(start)] for text, start in zip(notes, expected, strict=True)] == expected
