@@ -20,6 +20,7 @@ from gpuguard.sensors.packets import CaptureError, read_capture
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test_packets as frames
 import test_packets_capture as files
+import test_packets_fragments as fragments
 
 SEED_BYTES_MAX = 200_000
 INTERESTING = (0, 1, 4, 5, 15, 16, 20, 21, 63, 64, 127, 128, 191, 192, 254, 255)
@@ -32,6 +33,10 @@ def corpus() -> list[bytes]:
                for _, data, _ in frames.tcp_frames(stream, list(range(50, len(stream), 400)))]
     packets += [frames.ipv4(frames.udp(frames.question(b"a", b"example")), 17),
                 frames.ipv6(b"\x2c\0" + bytes(6) + b"\x11\0\0\1" + bytes(4) + frames.udp(bytes(20)), 60)]
+    packets += [one for make in (fragments.piece4, fragments.piece6) for cuts in ([24, 96], [512])
+                for one in fragments.pieces(fragments.DATAGRAM[:900], cuts, make, number=len(cuts))]
+    packets += fragments.pieces(frames.tcp(frames.SSH_STREAM), [40, 600], protocol=6)[::-1]
+    packets += [data for _, data, _ in frames.tcp_frames(frames.SSH_STREAM, list(range(50, 1500, 200)), 9000)[::-1]]
     seeds = [files.pcap(packets), files.pcap(packets, ">", 0xA1B2CD34)]
     seeds += [files.pcapng(packets), files.pcapng(packets, ">")]
     seeds += [path.read_bytes()[:SEED_BYTES_MAX] for path in files.CAPTURES]
