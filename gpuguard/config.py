@@ -48,7 +48,7 @@ class PacketSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 2048
     ring_bytes: Annotated[
         int, Meta(ge=256 * _KIB, le=1024 * _MIB, description="size of the kernel's ring for packets, in bytes")
-    ] = 8 * _MIB
+    ] = 32 * _MIB
     ignore: Annotated[
         tuple[str, ...],
         Meta(max_length=packet_filter.RULES_MAX,

@@ -180,11 +180,11 @@ _SO_ATTACH_FILTER = 26
 _SO_LOCK_FILTER = 44
 
 # A block is handed over when it is full or after _RETIRE_MS, and each costs a wake-up, whatever is in it: so they are
-# large, but at least 16 of them, of which all but the one that is filled may wait.
+# large, but at least _BLOCKS_MIN of them, of which all but the one that is filled may wait.
 _BLOCK_BYTES = range(64 * 1024, 2 * 1024 * 1024 + 1, 64 * 1024)
 _BLOCKS_MIN = 16
 _FRAME_BYTES = 2048
-_RETIRE_MS = 20
+_RETIRE_MS = 40
 _RING_BYTES = range(1024 * 1024, 256 * 1024 * 1024 + 1)
 _SNAP_BYTES = range(96, 65536)
 _STATISTICS_S = 1.0
