@@ -49,6 +49,9 @@ class PacketSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ring_bytes: Annotated[
         int, Meta(ge=256 * _KIB, le=1024 * _MIB, description="size of the kernel's ring for packets, in bytes")
     ] = 32 * _MIB
+    rings: Annotated[
+        int, Meta(ge=1, le=8, description="so many rings of that size share the packets of an interface")
+    ] = 1
     ignore: Annotated[
         tuple[str, ...],
         Meta(max_length=packet_filter.RULES_MAX,

@@ -26,13 +26,15 @@ class Hello(Struct, frozen=True, tag="hello"):
 class OpenPackets(Struct, frozen=True, tag="open_packets"):
     """Ask for a bound, running AF_PACKET TPACKET_V3 socket on one interface (or all: "").
 
-    ``ignore`` are rules of `packet_filter`: what they name is dropped by the kernel.
+    ``ignore`` are rules of `packet_filter`: what they name is dropped by the kernel. ``rings``: so many sockets share
+    the packets, and the descriptors of each follow one another.
     """
 
     interface: str
     snap_bytes: int
     ring_bytes: int
     ignore: tuple[str, ...] = ()
+    rings: int = 1
 
 
 class OpenProcesses(Struct, frozen=True, tag="open_processes"):

@@ -40,6 +40,9 @@ _NUMBERS = {"tcp": 6, "udp": 17}
 _NUMBER, _PORTS, _ADDRESSES = 0, 1, 3
 _NO_PORT = 0x10000
 
+#: The program that passes no packet at all.
+NOTHING = struct.pack("=HBBI", _RET, 0, 0, 0)
+
 
 class Rule(NamedTuple):
     """Traffic that is not to be looked at."""

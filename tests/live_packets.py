@@ -231,7 +231,8 @@ def endings() -> dict:
 def refusals() -> dict:
     asked = [OpenPackets("none0", 2048, 1 << 23), OpenPackets("", 10, 1 << 23), OpenPackets("", 2048, 1 << 40),
              OpenPackets("x" * 16, 2048, 1 << 23), OpenPackets("lo\0", 2048, 1 << 23),
-             OpenPackets("lo", 2048, 1 << 23, ("tcp",)), OpenPackets("lo", 2048, 1 << 23, ("port 1",) * 33)]
+             OpenPackets("lo", 2048, 1 << 23, ("tcp",)), OpenPackets("lo", 2048, 1 << 23, ("port 1",) * 33),
+             OpenPackets("lo", 2048, 1 << 23, rings=9)]
     answers = [grant(request) for request in asked]
     os.setresuid(65534, 65534, 65534)
     answers.append(grant(OpenPackets("", 2048, 1 << 23)))
@@ -258,6 +259,31 @@ def ignored() -> dict:
     return seen
 
 
+def shared() -> dict:
+    """Conversations over three rings: each packet is met once, and both directions of a flow in the same ring."""
+    broker = Broker()
+    sensor = sensor_of(broker, rings=3)
+    ports = [converse(1000) for _ in range(40)]
+    blocks = []
+    rings: dict[int, set[int]] = {port: set() for port in ports}
+    end = time.monotonic() + 10
+    while fins_in(blocks) < 2 * len(ports) and time.monotonic() < end:
+        for number, source in enumerate(sensor._sources):
+            new = source.read(time.time_ns())
+            for block in (block for block in new if isinstance(block, Packets)):
+                for row in block.rows[["source_port", "destination_port"]].tolist():
+                    rings[row[0] if row[0] in rings else row[1]].add(number)
+            blocks += new
+        time.sleep(0.01)
+    watching = broker.threads()
+    sensor.close()
+    broker.end()
+    flags = [int(row["tcp_flags"]) for block in blocks if isinstance(block, Packets) for row in block.rows]
+    return {"rings": sorted({number for one in rings.values() for number in one}), "watching": watching,
+            "split": sum(len(one) != 1 for one in rings.values()), "syns": flags.count(2), "answers": flags.count(18),
+            "gaps": [block.reason for block in blocks if isinstance(block, Gap)]}
+
+
 def datagram(port: int) -> bytes:
     """UDP in IPv4."""
     addresses = socket.inet_aton("10.9.9.1") + socket.inet_aton("10.9.9.2")
@@ -271,7 +297,7 @@ def ports_of(blocks: list[Block]) -> list[int]:
 
 SCENES = {"conversation": lambda: conversation(2048), "snapped": lambda: conversation(96), "flood": flood,
           "powers": powers, "endings": endings, "refusals": refusals,
-          "ignored": ignored}
+          "ignored": ignored, "shared": shared}
 
 if __name__ == "__main__":
     own_namespace()

@@ -78,14 +78,15 @@ def test_each_side_notices_that_the_other_has_gone() -> None:
 @pytest.mark.privileged
 def test_what_may_not_be_is_refused_with_a_reason() -> None:
     seen = scene("refusals")
-    assert seen["descriptors"] == [0] * 8
-    none, snap, ring, long, zero, rule, rules, unprivileged = seen["reasons"]
+    assert seen["descriptors"] == [0] * 9
+    none, snap, ring, long, zero, rule, rules, nine, unprivileged = seen["reasons"]
     assert none.startswith("packets: interface none0: ")
     assert snap == ring
     assert "snap_bytes must be 96 to 65535" in snap
     assert long == zero == "packets: an interface name has at most 15 bytes"
     assert rule == "packets: 'tcp' is too much to be blind to; name a net or a port as well"
     assert rules == "packets: 33 rules; at most 32"
+    assert nine == "packets: rings must be 1 to 8"
     assert unprivileged == "packets: all interfaces: Operation not permitted; it needs CAP_NET_RAW"
 
 
@@ -97,6 +98,16 @@ def test_ignored_traffic_does_not_reach_the_guard_and_is_told_of_once() -> None:
     assert seen["some"]["ports"] == [2004]
     assert seen["some"]["gaps"] == [
         "not looked at and not counted, by packets.ignore: net 10.9.9.0/24 udp port 2000-2003; port 1-9"]
+
+
+@pytest.mark.privileged
+def test_several_rings_share_the_packets_by_flows() -> None:
+    seen = scene("shared")
+    assert seen["rings"] == [0, 1, 2]  # none of 40 flows in one of them: once in three million times
+    assert seen["split"] == 0
+    assert seen["syns"] == seen["answers"] == 40
+    assert seen["watching"] == 4
+    assert seen["gaps"] == []
 
 
 class Saying:

@@ -15,6 +15,11 @@ interfaces" may mix Ethernet, tun and WireGuard, and hardware addresses are neve
 twice, outgoing and incoming; the socket filter keeps the incoming one. It also drops what the operator does not want to
 be looked at (`packet_filter`): a classic program cannot count, so nobody knows how much that is.
 
+Several rings (`packets.rings`) share the packets as one PACKET_FANOUT group, so that not all processors wait for one
+ring's lock. Both directions of a flow, and all fragments of a datagram, are in the same one: within a flow order is
+kept. Flows of different rings are met in turn, by blocks, as those of different interfaces are: time goes back by as
+much as a block may wait. No socket passes anything until all have joined; else each would get all packets for a while.
+
 A packet that crosses several interfaces of one namespace (a container's veth, a bridge, the card) is met on each, and
 counts where it was met first: on another interface within 10 ms, a packet with the same addresses, ports, numbers and
 sizes is the same one; a block says how many of them there were.
@@ -174,6 +179,8 @@ _SOL_PACKET = 263
 _PACKET_RX_RING = 5
 _PACKET_STATISTICS = 6
 _PACKET_VERSION = 10
+_PACKET_FANOUT = 18
+_FANOUT_HASH, _FANOUT_UNIQUE = 0, 0x2000
 _TPACKET_V3 = 2
 _ETH_P_ALL = 3
 _SO_ATTACH_FILTER = 26
@@ -187,6 +194,8 @@ _FRAME_BYTES = 2048
 _RETIRE_MS = 40
 _RING_BYTES = range(1024 * 1024, 256 * 1024 * 1024 + 1)
 _SNAP_BYTES = range(96, 65536)
+_RINGS = range(1, 9)
+_DESCRIPTORS = ("packet", "epoll", "drops")
 _STATISTICS_S = 1.0
 _COUNT = struct.Struct("=Q")
 
@@ -196,6 +205,8 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
     if request.snap_bytes not in _SNAP_BYTES or request.ring_bytes not in _RING_BYTES:
         return Refused(f"packets: snap_bytes must be {_SNAP_BYTES.start} to {_SNAP_BYTES.stop - 1}, "
                        f"ring_bytes {_RING_BYTES.start} to {_RING_BYTES.stop - 1}"), ()
+    if request.rings not in _RINGS:
+        return Refused(f"packets: rings must be {_RINGS.start} to {_RINGS.stop - 1}"), ()
     if len(request.interface.encode()) > 15 or "\0" in request.interface:
         return Refused("packets: an interface name has at most 15 bytes"), ()
     try:
@@ -208,35 +219,73 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
     blocks = request.ring_bytes // block_bytes
     with ExitStack() as stack:
         try:
-            packets = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
-            _narrow(packets, program)
-            ring = struct.pack("=7I", block_bytes, blocks, _FRAME_BYTES, blocks * (block_bytes // _FRAME_BYTES),
-                               _RETIRE_MS, 0, 0)
-            packets.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
-            _bind(packets, request.interface)
-            ready = stack.enter_context(select.epoll())
-            ready.register(packets.fileno(), select.EPOLLIN | select.EPOLLERR)
+            rings = [stack.enter_context(_running(request.interface, block_bytes, blocks))
+                     for _ in range(request.rings)]
+            _share(rings)
+            for packets in rings:
+                _attach(packets, program)
+                packets.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+            epolls = [stack.enter_context(_watching(packets)) for packets in rings]
             netns = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116  a link to no path
-            given = [os.dup(packets.fileno()), os.dup(ready.fileno())]
+            given: list[int] = []
+            for packets, ready in zip(rings, epolls, strict=True):
+                for own in (packets.fileno(), ready.fileno()):
+                    given.append(os.dup(own))
+                    stack.callback(os.close, given[-1])
+                given.append(_count_drops(packets))
+                stack.callback(os.close, given[-1])
         except OSError as error:
             hint = "; it needs CAP_NET_RAW" if error.errno in {errno.EPERM, errno.EACCES} else ""
             return Refused(f"packets: {where}: {error.strerror or error}{hint}"), ()
         stack.pop_all()
-    ready.close()
-    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    threading.Thread(target=_report_drops, args=(packets, writing), name="packet-drops", daemon=True).start()
-    answer = Opened(("packet", "epoll", "drops"), "tpacket_v3",
+    for ready in epolls:
+        ready.close()
+    answer = Opened(_DESCRIPTORS * request.rings, "tpacket_v3",
                     {"block_bytes": block_bytes, "blocks": blocks, "netns": netns})
-    return answer, (*given, reading)
+    return answer, tuple(given)
 
 
-def _narrow(packets: socket.socket, program: bytes) -> None:
-    """Set version 3 and a locked filter, before the ring is there and anything can reach it."""
-    packets.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
+def _running(interface: str, block_bytes: int, blocks: int) -> socket.socket:
+    """Return a bound socket with a ring, whose filter passes nothing yet."""
+    with ExitStack() as stack:
+        packets = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
+        packets.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
+        _attach(packets, packet_filter.NOTHING)
+        ring = struct.pack("=7I", block_bytes, blocks, _FRAME_BYTES, blocks * (block_bytes // _FRAME_BYTES),
+                           _RETIRE_MS, 0, 0)
+        packets.setsockopt(_SOL_PACKET, _PACKET_RX_RING, ring)
+        _bind(packets, interface)
+        stack.pop_all()
+    return packets
+
+
+def _share(rings: list[socket.socket]) -> None:
+    """Have several sockets share the packets by a hash of addresses and ports, the same for both directions."""
+    if len(rings) == 1:
+        return
+    number, how = 0, _FANOUT_HASH | _FANOUT_UNIQUE
+    for packets in rings:
+        packets.setsockopt(_SOL_PACKET, _PACKET_FANOUT, struct.pack("=HH", number, how))
+        number, how = packets.getsockopt(_SOL_PACKET, _PACKET_FANOUT) & 0xFFFF, _FANOUT_HASH
+
+
+def _attach(packets: socket.socket, program: bytes) -> None:
     memory = ctypes.create_string_buffer(program, len(program))
     packets.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                        struct.pack("@HP", len(program) // 8, ctypes.addressof(memory)))
-    packets.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+
+
+def _watching(packets: socket.socket) -> select.epoll:
+    ready = select.epoll()
+    ready.register(packets.fileno(), select.EPOLLIN | select.EPOLLERR)
+    return ready
+
+
+def _count_drops(packets: socket.socket) -> int:
+    """Return the reading end of a pipe in which a thread says how many packets were dropped."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    threading.Thread(target=_report_drops, args=(packets, writing), name="packet-drops", daemon=True).start()
+    return reading
 
 
 def _bind(packets: socket.socket, interface: str) -> None:
@@ -290,30 +339,32 @@ def open_sensor(broker: Broker, config: Config) -> PacketSensor:
     with ExitStack() as stack:
         sources = []
         for interface in config.packets.interfaces or ("",):
-            source = _open_source(broker, interface, config)
-            stack.callback(source.close)
-            sources.append(source)
+            for source in _open_sources(broker, interface, config):
+                stack.callback(source.close)
+                sources.append(source)
         sensor = PacketSensor(sources, config.packets.ignore)
         stack.pop_all()
     return sensor
 
 
-def _open_source(broker: Broker, interface: str, config: Config) -> _Source:
+def _open_sources(broker: Broker, interface: str, config: Config) -> list[_Source]:
+    asked = config.packets
     answer, descriptors = broker.ask(
-        OpenPackets(interface, config.packets.snap_bytes, config.packets.ring_bytes, config.packets.ignore))
-    try:
+        OpenPackets(interface, asked.snap_bytes, asked.ring_bytes, asked.ignore, asked.rings))
+    with ExitStack() as stack:
+        for descriptor in descriptors:
+            stack.callback(os.close, descriptor)
         if isinstance(answer, Refused):
             raise EyeClosed(answer.reason)
-        if not isinstance(answer, Opened) or answer.descriptors != ("packet", "epoll", "drops"):
+        if not isinstance(answer, Opened) or answer.descriptors != _DESCRIPTORS * asked.rings:
             raise EyeClosed("packets: the broker gave an answer that this version does not know")
-        packet, ready, drops = descriptors
-        ring = Ring(packet, answer.values["block_bytes"], answer.values["blocks"], many=not interface)
-    except BaseException:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise
-    os.close(packet)
-    return _Source(interface, ring, answer.values, ready, drops)
+        rings = [Ring(packet, answer.values["block_bytes"], answer.values["blocks"], many=not interface)
+                 for packet in descriptors[::3]]
+        stack.pop_all()
+    for packet in descriptors[::3]:
+        os.close(packet)
+    return [_Source(interface, ring, answer.values, ready, drops)
+            for ring, ready, drops in zip(rings, descriptors[1::3], descriptors[2::3], strict=True)]
 
 
 class _Source:
