@@ -1,7 +1,7 @@
 """What the counter eye finds, how late, how often wrongly, and what it costs.
 
 Claims: 24 hours of 8 GPUs at 1 Hz replay through the guard in under 60 s of CPU time with bounded memory; no H100
-recording becomes suspect; modelled alarms on simulated work stay below 1 in 1,000 GPU-years, beside those counted.
+recording becomes suspect; jobs that were not in the count keep to the alarms a GPU-year that were counted.
 Everything but the recordings (GPUGUARD_DATA_DIR) is *simulated*: gpuguard/lab/telemetry.py.
 Run: make bench-counters, or with names of parts (cost recordings programs detection unseen alarms)
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import os
 import resource
 import sys
@@ -21,7 +22,7 @@ import msgspec
 import numpy as np
 
 from gpuguard.core import counter_features as cf
-from gpuguard.core.detectors.counters import Detector, threshold_nats
+from gpuguard.core.detectors.counters import NEAR_NATS, Detector
 from gpuguard.core.guard import Guard
 from gpuguard.core.host import Host
 from gpuguard.core.records import Device, DeviceSample, Gpm
@@ -32,7 +33,9 @@ from gpuguard.lab import telemetry
 SECOND_NS = 1_000_000_000
 HOUR_S = 3_600
 GPUS, HOURS, REPLAY_S_MAX = 8, 24, 60.0
-RATES = (0.1, 0.001)
+#: Alarms a GPU-year: the default, and what they are shown for beside it.
+DEFAULT = 0.1
+RATES = (10.0, 1.0, 0.1, 0.001)
 RESULT = Path(__file__).parent / "results" / "counters.json"
 DATA = Path(os.environ.get("GPUGUARD_DATA_DIR", "/nonexistent")) / "telemetry"
 PROGRAM_S = (600, 3600)
@@ -102,10 +105,11 @@ def recordings() -> dict[str, object]:
     for path in sorted(DATA.glob("h100-*.csv.gz")):
         with gzip.open(path, "rt", newline="") as file:
             told = reading.read_csv(file)
-        judged = judging.judge(reading.blocks_of(told), shipped_model(), RATES[0])
+        judged = {rate: judging.judge(reading.blocks_of(told), shipped_model(), rate) for rate in (DEFAULT, RATES[0])}
         out[path.name] = {
-            "devices": len(told.names), "looks": judged.looks, "suspect": len(judged.suspect_after_s),
-            "kinds": sorted({f"{one.kind} ({one.verdict})" for one in judged.episodes})}
+            "devices": len(told.names), "looks": judged[DEFAULT].looks,
+            "suspect": {f"{rate:g}": len(one.suspect_after_s) for rate, one in judged.items()},
+            "kinds": sorted({f"{one.kind} ({one.verdict})" for one in judged[DEFAULT].episodes})}
     return out
 
 
@@ -133,40 +137,56 @@ def programs() -> dict[str, object]:
         found: dict[str, dict[str, object]] = {}
         kinds: dict[str, set[str]] = {}
         for seed, row in enumerate(rows):
+            # Who is not suspect at the most alarms is not at fewer.
             judged = judging.judge(program(row, seconds, seed), shipped_model(), RATES[0])
             kinds.setdefault(row["benchmark"], set()).update(one.kind for one in judged.episodes)
             after = judged.suspect_after_s.get("V100")
             if after is not None:
                 why = next(one.text for one in judged.evidence["V100"] if one.time_ns >= after * SECOND_NS)
-                found[f"{row['benchmark']} at {row['core_frequency']} MHz"] = {"suspect_after_s": after, "why": why}
-        out[f"{seconds} s"] = {"programs": len(kinds), "played": len(rows), "suspect": found,
+                strict = judging.judge(program(row, seconds, seed), shipped_model(), DEFAULT)
+                found[f"{row['benchmark']} at {row['core_frequency']} MHz"] = {
+                    "suspect_after_s": after, "why": why, f"at {DEFAULT:g} too": "V100" in strict.suspect_after_s}
+        out[f"{seconds} s"] = {"programs": len(kinds), "played": len(rows), f"suspect at {RATES[0]:g}": found,
                                "kinds": {name: sorted(one) for name, one in kinds.items()}}
     return out
 
 
 def unseen() -> dict[str, object]:
-    """Return what is found of families, and wrongly of other work, that the forests were not shown: jobs of those."""
-    table = train.drawn(train.collect(train.SEED, train.JOBS // 2), train.FIT_ROWS)
-    groups, shipped = train.by_workload(table), shipped_model()
-    threshold, others = threshold_nats(RATES[0]), [one for one in telemetry.BENIGN if one.kind != "idle"]
-    found: dict[str, list[float]] = {name: [] for name in ("mining", *(one.kind for one in others))}
+    """Return what is found of families, and wrongly of other work, that the forests were not shown: jobs of those.
+
+    The jobs of other work are not those that the limits were counted from.
+    """
+    shipped, others = shipped_model(), [one for one in telemetry.BENIGN if one.kind != "idle"]
+    evasions = [one for one in telemetry.EVASIONS if train.trained_on(one)]
+    heights: dict[str, list[float]] = {name: [] for name in ("mining", *(one.kind for one in others))}
+    sources: dict[str, list[str]] = {name: [] for name in heights}
     wrongly: dict[str, int] = {}
-    for group in np.unique(groups):
-        names = set(table.workload[groups == group].tolist())
-        model = train.raw(train.fit(table.some(groups != group)), shipped.line)._replace(
-            nats_least=shipped.nats_least, nats_most=shipped.nats_most, allowance=shipped.allowance)
-        mining = [one for one in telemetry.MINERS if train.FAMILIES.index(one.family) == group]
-        for workloads, evasions, each, seconds in (
-                (mining, [one for one in telemetry.EVASIONS if train.trained_on(one)], 2, HOUR_S),
-                ([one for one in others if one.name in names], telemetry.EVASIONS[:1], 12, 2 * HOUR_S)):
-            some = evaluation.jobs_of(workloads, evasions, each, np.random.default_rng(17))
-            alarmed = ~np.isnan(evaluation.delays(evaluation.play(model, some, seconds, 1.0, 17), threshold))
-            for job, alarm in zip(some, alarmed.tolist(), strict=True):
-                found[job.workload.kind].append(alarm)
-                if alarm and job.workload.kind != "mining":
+    table = train.drawn(train.collect(train.SEED, train.JOBS), train.FIT_ROWS)
+    for group, forest in train.left_out(table).items():
+        model = train.bounded(forest, shipped.line)
+        of = [one for one in (*telemetry.MINERS, *others) if train.GROUPS[one.name] == group]
+        for kinds, hidden, each, seconds in (
+                ([one for one in of if one.kind == "mining"], evasions, 1, HOUR_S),
+                ([one for one in of if one.kind != "mining"], telemetry.EVASIONS[:1], 4, 2 * HOUR_S)):
+            some = evaluation.jobs_of(kinds, hidden, each, np.random.default_rng(17))
+            highest = evaluation.play(model, some, seconds, 1.0, 17).heights.max(axis=1)
+            for job, height in zip(some, highest.tolist(), strict=True):
+                heights[job.workload.kind].append(height)
+                sources[job.workload.kind].append(job.visible)
+                if job.workload.kind != "mining" and height >= shipped.honest.limit(RATES[0]).height:
                     wrongly[job.workload.name] = wrongly.get(job.workload.name, 0) + 1
-    return {"simulated": True, "threshold_nats": round(threshold, 2), "alarms by workload": wrongly,
-            **{kind: {"jobs": len(some), "alarmed": int(sum(some))} for kind, some in found.items()}}
+    return {"simulated": True, f"alarms at {RATES[0]:g} by workload": wrongly,
+            **{kind: told_of(np.array(some), np.array(sources[kind])) for kind, some in heights.items()}}
+
+
+def told_of(highest: np.ndarray, sources: np.ndarray) -> dict[str, object]:
+    """Return how many jobs come to the limit of each rate, and how many to what adds up most with other eyes."""
+    honest = shipped_model().honest
+    near = np.array([honest.nats(one) >= NEAR_NATS for one in highest.tolist()])
+    reached = {f"{rate:g}": highest >= honest.limit(rate).height for rate in RATES} | {f"{NEAR_NATS} nats": near}
+    return {"jobs": len(highest), **{name: {"all": int(one.sum()), **{
+        source: round(float(one[sources == source].mean()), 3) for source in evaluation.VISIBLE}}
+        for name, one in reached.items()}}
 
 
 PARTS = {
@@ -175,14 +195,16 @@ PARTS = {
     "programs": programs,
     "detection": lambda: {"simulated": True, **evaluation.detections(shipped_model(), 2, 3600.0, RATES, 7)},
     "unseen": unseen,
-    "alarms": lambda: {"simulated": True, **evaluation.alarms(shipped_model(), 12, 7200.0, RATES, 11)},
+    "alarms": lambda: {"simulated": True, **evaluation.alarms(shipped_model(), 6, 7200.0, RATES, 11)},
 }
 
 
 def main(wanted: list[str]) -> int:
     """Measure the parts that are asked for, and write them beside what was measured before."""
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    result["thresholds_nats"] = {f"{rate:g}": round(threshold_nats(rate), 2) for rate in RATES}
+    limits = {rate: shipped_model().honest.limit(rate) for rate in RATES}
+    result["limits"] = {f"{rate:g}": one._asdict() if math.isfinite(one.height) else None
+                        for rate, one in limits.items()}
     for name in wanted or PARTS:
         if name in ("recordings", "programs") and not DATA.exists():
             print(f"{name}: GPUGUARD_DATA_DIR has no telemetry")

@@ -15,8 +15,8 @@ then worth only d * sqrt((1 - rho) / (1 + rho)), which is all the information th
 infinite) changes nothing, and neither does the one behind it, of which the predecessor is not known.
 
 The counter detector's own sum is `Cusum` over weights of looks that are independent already (rho 0), a subject at a
-time and with a ceiling; a test holds the two alike. What stands here beside it is for whoever has thousands of raw
-series at once: fleets, recordings, studies of other scores.
+time, until it is so old that it fades; a test holds the two alike. What stands here beside it is for whoever has
+thousands of raw series at once: fleets, recordings, studies of other scores.
 
 What a threshold means is computed, not tuned: `cusum_arl` and `cusum_delay` by Siegmund's corrected approximation,
 `cusum_ticks` exactly by Page's integral equation, `cusum_threshold` the other way about; tests hold all of them

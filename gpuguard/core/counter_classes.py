@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuguard.core.counter_features import FEATURES
+from gpuguard.core.counter_jobs import NONE_SEEN, Honest, honest_from
 from gpuguard.kernels import forest as trees
 from gpuguard.kernels.opcodes import Forest
 
@@ -38,6 +39,7 @@ class Model(NamedTuple):
 
     ``classes`` ends with `OTHER`. ``line`` is two slopes, of the log-odds by family and by rhythm, and an offset. One
     look weighs between ``nats_least`` and ``nats_most``. ``allowance`` is what a sum of looks must beat to rise.
+    ``honest`` are the jobs that say what a sum is worth.
     ``digest`` names the model: recordings carry it, so that a replay by another one is told.
     """
 
@@ -47,6 +49,7 @@ class Model(NamedTuple):
     nats_least: float
     nats_most: float
     allowance: float
+    honest: Honest = NONE_SEEN
     digest: str = ""
 
     def odds(self, features: np.ndarray, backend: str = "numpy") -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +95,8 @@ def model_from(arrays: Mapping[str, Any]) -> Model:
         raise ValueError("the model's trees and its classes do not fit each other")
     known, rhythm, offset = arrays["line"].tolist()
     least, most, allowance = arrays["bounds"].tolist()
-    return Model(packed, classes, (known, rhythm, offset), least, most, allowance, digest_of(arrays))
+    return Model(packed, classes, (known, rhythm, offset), least, most, allowance,
+                 honest_from(arrays, most - allowance), digest_of(arrays))
 
 
 def digest_of(arrays: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuguard.core import counter_features as cf
-from gpuguard.core.detectors.counters import CEILING, LOOKS_PER_YEAR, threshold_nats
+from gpuguard.core.counter_jobs import MEMORY, SHRINK
+from gpuguard.core.detectors.counters import NEAR_NATS
 from gpuguard.counters import jobs
 from gpuguard.lab import telemetry
 
@@ -26,10 +27,9 @@ VISIBLE: tuple[telemetry.Visible, ...] = ("gpm", "dcgm", "nvml")
 
 
 class Played(NamedTuple):
-    """One replay, (jobs, looks) each: weights less the allowance, the sums of them, and which looks were at work."""
+    """One replay, (jobs, looks) each: the heights of jobs, and which looks were at work."""
 
-    steps: np.ndarray
-    sums: np.ndarray
+    heights: np.ndarray
     at_work: np.ndarray
 
 
@@ -46,32 +46,33 @@ def scores(odds: np.ndarray, mining: np.ndarray) -> dict[str, float]:
     return {"auc": round(auc(odds, mining), 4), "recall_at_fpr_1e-3": round(float((odds[mining] > cut).mean()), 4)}
 
 
-def play(model: Model, some: Sequence[Job], seconds: float, rate_hz: float, seed: int) -> Played:
+def play(model: Model, some: Sequence[Job], seconds: float, rate_hz: float, seed: int | Sequence[int]) -> Played:
     """Simulate jobs, weigh each look and add them up as the detector does."""
-    random, steps, sums, at_work = np.random.default_rng(seed), [], [], []
+    random, heights, at_work = np.random.default_rng(seed), [], []
     for begin in range(0, len(some), BATCH):
         looks = jobs.look_at(some[begin:begin + BATCH], seconds, rate_hz, random)
         count, length = looks.at_work.shape
         nats = model.judge(looks.features.reshape(-1, len(cf.FEATURES)))[0].reshape(count, length)
-        steps.append(nats - model.allowance)
-        sums.append(added_up(nats, looks.at_work, model.allowance, threshold_nats(1e-3)))
+        heights.append(heights_of(nats, looks.at_work, model.allowance))
         at_work.append(looks.at_work)
-    return Played(np.concatenate(steps), np.concatenate(sums), np.concatenate(at_work))
+    return Played(np.concatenate(heights), np.concatenate(at_work))
 
 
-def added_up(nats: np.ndarray, at_work: np.ndarray, allowance: float, threshold: float) -> np.ndarray:
-    """Return the sums that `detectors.counters.Level` would hold after each look."""
-    out, held = np.zeros_like(nats), np.zeros(len(nats))
+def heights_of(nats: np.ndarray, at_work: np.ndarray, allowance: float) -> np.ndarray:
+    """Return the heights that `detectors.counters.Level` would have after each look."""
+    out, held, looks = np.zeros_like(nats), np.zeros(len(nats)), np.zeros(len(nats))
     for k in range(nats.shape[1]):
-        moved = np.clip(held + nats[:, k] - allowance, 0.0, CEILING * threshold)
-        held = np.where(at_work[:, k], moved, held)
-        out[:, k] = held
+        faded = np.where(looks == MEMORY, held * (1 - 1 / MEMORY), held)
+        moved = np.maximum(0.0, faded + nats[:, k] - allowance)
+        count = np.minimum(MEMORY, np.where((moved == 0) | (held == 0), 0, looks) + 1)
+        held, looks = np.where(at_work[:, k], moved, held), np.where(at_work[:, k], count, looks)
+        out[:, k] = held / (looks + SHRINK)
     return out
 
 
-def delays(played: Played, threshold: float) -> np.ndarray:
+def delays(played: Played, limit: float) -> np.ndarray:
     """Return seconds from the first look to the alarm, NaN where there was none."""
-    reached = played.sums >= threshold
+    reached = played.heights >= limit
     first = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, np.nan)
     out: np.ndarray = first * cf.LOOK_S
     return out
@@ -97,17 +98,25 @@ def jobs_of(workloads: Sequence[Workload], evasions: Sequence[Evasion], each: in
 
 
 def detections(model: Model, per_cell: int, seconds: float, rates: Sequence[float], seed: int) -> dict[str, Any]:
-    """Return detection by workload, by evasion and by what the board tells, at the thresholds of some alarm rates."""
+    """Return detection by workload, by evasion and by what the board tells, at the limits of some alarm rates.
+
+    Last comes the weight that adds up most with what other eyes see (`NEAR_NATS`), and how soon it is reached.
+    """
     some = jobs_of(telemetry.MINERS, telemetry.EVASIONS, per_cell, np.random.default_rng(seed))
     played = play(model, some, seconds, 1.0, seed)
+    alone = np.array([job.evasion.share == 1 for job in some])
+    limits = {f"{rate:g} alarms per GPU-year": model.honest.limit(rate).height for rate in rates}
+    limits[f"{NEAR_NATS} nats for other eyes"] = float(
+        np.quantile(model.honest.heights, 1 - math.exp(-NEAR_NATS), method="higher"))
     out: dict[str, Any] = {}
-    for rate in rates:
-        after = delays(played, threshold_nats(rate))
+    for name, limit in limits.items():
+        after = delays(played, limit)
         table: dict[str, Any] = {}
         for visible in VISIBLE:
             of = np.array([job.visible == visible for job in some])
             full = of & np.array([job.evasion.name == "none" for job in some])
             table[visible] = {
+                "with a GPU of its own": detection(after[of & alone], seconds),
                 "by workload, unhidden": {one.name: detection(after[full & _named(some, one.name)], seconds)
                                           for one in telemetry.MINERS},
                 "by evasion": {one.name: detection(after[of & _evading(some, one.name)], seconds)
@@ -116,7 +125,7 @@ def detections(model: Model, per_cell: int, seconds: float, rates: Sequence[floa
                     one.name: {two.name: detection(after[of & _named(some, one.name) & _evading(some, two.name)],
                                                    seconds)["detected"] for two in telemetry.EVASIONS}
                     for one in telemetry.MINERS}}
-        out[f"{rate:g} alarms per GPU-year"] = table
+        out[name] = table
     return out
 
 
@@ -129,47 +138,36 @@ def _evading(some: Sequence[Job], name: str) -> np.ndarray:
 
 
 def alarms(model: Model, per_workload: int, seconds: float, rates: Sequence[float], seed: int) -> dict[str, Any]:
-    """Return alarms per GPU-year of benign jobs, by kind and by what the board tells: counted, and modelled.
+    """Return alarms per GPU-year of benign jobs, by kind and by what the board tells, and of searches that do not mine.
 
-    The model is Lundberg's: a sum of independent steps ever passes h with a probability of at most exp(-r h), where r
-    solves E exp(r step) = 1, and it may begin anew at each look. The steps are those replayed, and in place of a share
-    of them, which is the rule of three of as many looks, the largest step there can be: what was not seen is thereby
-    not taken to be impossible. Jobs that look like mining throughout break the independence; they are what is counted.
-    Jobs are independent, so what is proven is `at_most` for the count of them, at 95 %, in the GPU-years replayed.
+    Jobs are independent, so what a count proves is `at_most` of it, at 95 %, in the GPU-years replayed.
     """
-    some = jobs_of(telemetry.BENIGN, telemetry.EVASIONS[:1], per_workload, np.random.default_rng(seed))
-    played = play(model, some, seconds, 1.0, seed)
-    highest = played.sums.max(axis=1)
+    some = jobs_of((*telemetry.BENIGN, *telemetry.SEARCHES), telemetry.EVASIONS[:1], per_workload,
+                   np.random.default_rng(seed))
+    highest = play(model, some, seconds, 1.0, seed).heights.max(axis=1)
+    searches = [one.name for one in telemetry.SEARCHES]
+    kinds = np.array(["search" if job.workload.name in searches else job.workload.kind for job in some])
     out: dict[str, Any] = {}
     for visible in VISIBLE:
-        for kind in ("training", "inference", "compute", "idle"):
-            of = np.array([job.visible == visible and job.workload.kind == kind for job in some])
-            steps = played.steps[of][played.at_work[of]]
-            out[f"{visible}, {kind}"] = _rate(highest[of], steps, model.nats_most - model.allowance, seconds, rates)
-        worst = {one.name: round(float((highest[_named(some, one.name) & np.array(
-            [job.visible == visible for job in some])] >= threshold_nats(rates[0])).mean()), 4)
-            for one in telemetry.BENIGN}
-        out[f"{visible}, share of jobs that alarm"] = {name: share for name, share in worst.items() if share}
+        sees = np.array([job.visible == visible for job in some])
+        for kind in ("training", "inference", "compute", "idle", "search"):
+            out[f"{visible}, {kind}"] = counted(highest[sees & (kinds == kind)], seconds, model, rates)
+        limit = model.honest.limit(rates[0]).height
+        share = {one.name: round(float((highest[sees & _named(some, one.name)] >= limit).mean()), 4)
+                 for one in (*telemetry.BENIGN, *telemetry.SEARCHES)}
+        out[f"{visible}, share of jobs that alarm"] = {name: one for name, one in share.items() if one}
     return out
 
 
-def _rate(
-    highest: np.ndarray, steps: np.ndarray, largest: float, seconds: float, rates: Sequence[float],
-) -> dict[str, Any]:
-    """Return counted and modelled alarms per GPU-year at the threshold of each rate."""
+def counted(highest: np.ndarray, seconds: float, model: Model, rates: Sequence[float]) -> dict[str, Any]:
+    """Return alarms of some jobs at the limit of each rate."""
     years = len(highest) * seconds / 3600 / HOURS_PER_YEAR
-    exponent = lundberg(steps, largest)
-    out: dict[str, Any] = {"gpu_years": round(years, 4), "jobs": len(highest), "looks_at_work": len(steps),
-                           "looks_above_allowance": int((steps > 0).sum()),
-                           "highest_nats": round(float(highest.max()), 2), "exponent": round(exponent, 3)}
+    out: dict[str, Any] = {"gpu_years": round(years, 4), "jobs": len(highest),
+                           "highest": round(float(highest.max()), 3)}
     for rate in rates:
-        threshold = threshold_nats(rate)
-        counted = int((highest >= threshold).sum())
-        modelled = LOOKS_PER_YEAR * np.exp(-exponent * threshold) if len(steps) else 0.0
-        out[f"{rate:g}"] = {"threshold_nats": round(threshold, 2), "alarms": counted,
-                            "counted_per_gpu_year": round(counted / years, 1),
-                            "at_most_per_gpu_year": round(at_most(counted) / years, 1),
-                            "modelled_per_gpu_year": float(f"{modelled:.2g}")}
+        alarms = int((highest >= model.honest.limit(rate).height).sum())
+        out[f"{rate:g}"] = {"alarms": alarms, "counted_per_gpu_year": round(alarms / years, 1),
+                            "at_most_per_gpu_year": round(at_most(alarms) / years, 1)}
     return out
 
 
@@ -184,18 +182,3 @@ def at_most(counted: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if chance(middle) > 0.05 else (low, middle)
     return high
-
-
-def lundberg(steps: np.ndarray, largest: float) -> float:
-    """Return the r that solves E exp(r step) = 1, 0 where the steps do not fall on average."""
-    unseen = min(1.0, 3 / max(1, len(steps)))
-
-    def excess(r: float) -> float:
-        seen = float(np.exp(r * steps).mean()) if len(steps) else 0.0
-        return float((1 - unseen) * seen + unseen * np.exp(r * largest) - 1)
-
-    low, high = 0.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
-    return low

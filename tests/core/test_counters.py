@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpuguard.core import counter_features as cf
 from gpuguard.core.attribution import Tenant
+from gpuguard.core.counter_jobs import MEMORY, SHRINK, Honest
 from gpuguard.core.detectors.counters import (
     CAP_NATS,
     FLOOR_NATS,
@@ -21,7 +22,6 @@ from gpuguard.core.detectors.counters import (
     Look,
     Watch,
     shared_out,
-    threshold_nats,
 )
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import SUSPECT_NATS, Fusion
@@ -35,7 +35,8 @@ from gpuguard.lab import telemetry
 SECOND = 1_000_000_000
 WHO = ProcessId("boot", 7, 70)
 OTHER = ProcessId("boot", 8, 80)
-MODEL = shipped_model()
+#: The shipped model, held against so many honest jobs that even the strictest rate here is counted.
+MODEL = shipped_model()._replace(honest=Honest(np.linspace(0, 1, 50_000)))
 H100 = telemetry.BOARDS[0]
 KHEAVYHASH = next(one for one in telemetry.MINERS if one.name == "kheavyhash")
 DDP = next(one for one in telemetry.TRAINING if one.name == "ddp")
@@ -80,10 +81,41 @@ def test_a_search_is_suspect_in_the_end_and_never_more():
     assert "mining:integer" in evidence[-1].text
 
 
-def test_nothing_is_suspect_before_its_sum_reaches_the_threshold():
-    fewest = math.ceil(threshold_nats(0.1) / (MODEL.nats_most - MODEL.allowance))
+def test_nothing_is_suspect_before_its_height_reaches_the_limit():
+    limit = MODEL.honest.limit(0.1).height
+    fewest = math.ceil(SHRINK * limit / (MODEL.nats_most - MODEL.allowance - limit))
     evidence = play([trace(KHEAVYHASH, (fewest - 1) * cf.LOOK_S)])
     assert nats(evidence) <= NEAR_NATS < SUSPECT_NATS
+
+
+def test_a_job_that_looks_a_little_like_mining_is_not_suspect_however_long_it_goes_on():
+    level, honest = Level(start_ns=0), MODEL.honest
+    look = Look(0, 1, True, MODEL.allowance + 0.5, (), (), (), 0.0)
+    for _ in range(20_000):
+        level.take(look, MODEL.allowance)
+    assert level.height < 0.5 < honest.limit(10.0).height
+    assert level.told(honest, honest.limit(10.0).height) == pytest.approx(math.log(2), abs=0.1)
+
+
+def test_a_job_that_becomes_another_is_judged_by_what_it_is_now():
+    level = Level(start_ns=0)
+    for weight, looks in ((0.1, 2000), (2.0, 2 * MEMORY)):
+        for _ in range(looks):
+            level.take(Look(0, 1, True, 3.0 + weight, (), (), (), 0.0), 3.0)
+    assert level.height > 1.6
+    assert level.looks == MEMORY
+
+
+def test_what_is_told_says_how_many_honest_jobs_come_as_high_and_what_that_rests_on():
+    evidence = play([trace(KHEAVYHASH, 1200)])
+    assert "of 50000 honest jobs of unknown kinds" in evidence[-1].text
+    assert "alarms a GPU-year, counted)" in evidence[-1].text
+    few = MODEL._replace(honest=Honest(np.linspace(0, 1, 100)))
+    detector = Detector()
+    detector.judge_by(few, 0.1)
+    evidence = play([trace(KHEAVYHASH, 1200)], detector=detector)
+    assert nats(evidence) <= NEAR_NATS
+    assert "none is suspect: 100 jobs support 43 alarms a GPU-year" in evidence[-1].text
 
 
 def test_a_stricter_rate_takes_longer():
@@ -95,7 +127,8 @@ def test_a_stricter_rate_takes_longer():
                 return one.time_ns
         return math.inf
 
-    assert first(10.0) < first(0.001) < math.inf
+    assert first(2000.0) < first(0.1) < math.inf
+    assert first(0.001) == math.inf  # so many jobs were not seen
 
 
 def test_with_the_code_of_a_miner_it_is_confirmed_and_with_a_beat_alone_it_is_not():
@@ -106,6 +139,18 @@ def test_with_the_code_of_a_miner_it_is_confirmed_and_with_a_beat_alone_it_is_no
             fusion.receive(one)
         standing, _ = fusion.receive(Evidence(0, WHO, "mining", other, "x", weight, "", 0))
         assert standing.verdict == verdict
+
+
+def test_what_is_below_the_limit_adds_up_with_launches_and_alone_accuses_nobody():
+    detector = Detector()
+    detector.judge_by(MODEL._replace(honest=Honest(np.linspace(0, 1, 100))), 0.1)
+    evidence = play([trace(KHEAVYHASH, 1200)], detector=detector)
+    fusion = Fusion(0.1)
+    alone = [fusion.receive(one)[0].verdict for one in evidence]
+    assert set(alone) == {"unknown"}
+    assert nats(evidence) == pytest.approx(NEAR_NATS)
+    together, _ = fusion.receive(Evidence(0, WHO, "mining", "launch", "x", 2.0, "", 0))
+    assert together.verdict == "suspect"
 
 
 def test_training_is_named_and_speaks_against_what_others_hold():
@@ -121,7 +166,7 @@ def test_idle_says_nothing_and_takes_nothing_back():
     detector.judge_by(MODEL, 0.1)
     before = nats(play([trace(KHEAVYHASH, 600)], detector=detector))
     assert before > 0
-    assert play([trace(IDLE, 1200)], detector=detector, start=700 * SECOND) == []
+    assert play([trace(IDLE, 1200)], detector=detector, start=900 * SECOND) == []
 
 
 def test_without_a_model_nothing_is_judged():
@@ -129,8 +174,14 @@ def test_without_a_model_nothing_is_judged():
 
 
 def test_the_rate_of_sampling_adds_nothing():
-    slow, fast = (play([trace(KHEAVYHASH, 1200, rate_hz=rate)]) for rate in (1.0, 10.0))
-    assert nats(fast) == pytest.approx(nats(slow), abs=1.5)
+    found = []
+    exponential = Honest(-0.5 * np.log(np.linspace(1, 1e-5, 50_000)))  # a height is worth twice as many nats
+    for rate_hz in (1.0, 10.0):
+        detector = Detector()
+        detector.judge_by(MODEL._replace(honest=exponential), 0.1)
+        found.append(nats(play([trace(KHEAVYHASH, 1200, rate_hz=rate_hz)], detector=detector)))
+    assert min(found) > 0
+    assert found[1] == pytest.approx(found[0], abs=1.0)
 
 
 def test_samples_that_come_too_fast_are_passed_over():
@@ -223,8 +274,10 @@ def test_whoever_owns_a_look_did_most_of_it_whatever_the_others_did(parts, whole
 
 
 def test_eight_gpus_are_one_job():
-    evidence = play([trace(KHEAVYHASH, 2400, seed=i) for i in range(8)])
-    assert NEAR_NATS < nats(evidence) <= CAP_NATS + 1e-9
+    alone = play([trace(KHEAVYHASH, 1200)])
+    assert nats(play([trace(KHEAVYHASH, 1200)] * 8)) == pytest.approx(nats(alone))
+    mixed = play([trace(KHEAVYHASH, 1200), *[trace(DDP, 1200)] * 7])
+    assert nats(mixed) < NEAR_NATS
 
 
 def test_a_new_process_begins_anew_and_one_that_ended_is_forgotten():
@@ -295,14 +348,13 @@ def test_jobs_in_step_are_looked_at_as_one_by_one():
 
 @given(st.lists(st.floats(-4, 5.8), min_size=1, max_size=80), st.floats(0, 4))
 def test_the_sum_is_pages_cusum_as_the_kernels_have_it(weights, allowance):
-    threshold = 1e6  # so high that the detector's ceiling is out of reach
     level = Level(start_ns=0)
     # With a shift of 1 a step is the sample, less the mean, less a half; the kernel's first sample has no predecessor.
-    test = sequential.Cusum(np.array([allowance - 0.5]), np.ones(1), np.zeros(1), 1.0, threshold)
+    test = sequential.Cusum(np.array([allowance - 0.5]), np.ones(1), np.zeros(1), 1.0, 1e6)
     state = sequential.start(test)
     sequential.run(np.array([[0.0], *([one] for one in weights)]), test, state, "reference")
     for weight in weights:
-        level.take(Look(0, 1, True, weight, (), (), (), 0.0), allowance, threshold)
+        level.take(Look(0, 1, True, weight, (), (), (), 0.0), allowance)
     assert level.nats == pytest.approx(sequential.evidence_nats(test, state)[0], abs=1e-9)
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from gpuguard.core import counter_features as cf
 from gpuguard.core.counter_classes import model_from
+from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, MEMORY, Honest
 from gpuguard.core.detectors.counters import Level, Look
-from gpuguard.counters import evaluation, jobs, train
+from gpuguard.counters import evaluation, honest, jobs, train
 from gpuguard.lab import telemetry
 
 
@@ -79,21 +80,26 @@ def test_the_same_seed_draws_the_same_jobs_and_looks():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.floats(-4, 6), st.booleans()), min_size=1, max_size=60))
-def test_sums_that_are_measured_are_those_of_the_detector(steps):
+@given(st.lists(st.tuples(st.floats(-4, 6), st.booleans()), min_size=1, max_size=MEMORY + 40))
+def test_heights_that_are_measured_are_those_of_the_detector(steps):
     level, want = Level(start_ns=0), []
     for nats, at_work in steps:
         if at_work:
-            level.take(Look(0, 1, True, nats, (), (), (), 0.0), 2.0, 16.6)
-        want.append(level.nats)
+            level.take(Look(0, 1, True, nats, (), (), (), 0.0), 2.0)
+        want.append(level.height)
     nats, at_work = (np.array([column]) for column in zip(*steps, strict=True))
-    np.testing.assert_allclose(evaluation.added_up(nats, at_work, 2.0, 16.6)[0], want)
+    np.testing.assert_allclose(evaluation.heights_of(nats, at_work, 2.0)[0], want, atol=1e-12)
 
 
-def test_the_exponent_of_a_normal_walk_is_known():
-    steps = np.random.default_rng(0).normal(-1.0, 1.0, 200_000)
-    assert evaluation.lundberg(steps, 3.8) == pytest.approx(2.0, rel=0.06)
-    assert evaluation.lundberg(-steps, 3.8) == pytest.approx(0.0, abs=1e-9)
+def test_long_heights_are_those_of_the_detector():
+    random = np.random.default_rng(3)
+    nats, at_work = random.normal(2.2, 2.0, (1, 1500)), random.random((1, 1500)) < 0.9
+    level, want = Level(start_ns=0), []
+    for one, busy in zip(nats[0].tolist(), at_work[0].tolist(), strict=True):
+        if busy:
+            level.take(Look(0, 1, True, one, (), (), (), 0.0), 2.0)
+        want.append(level.height)
+    np.testing.assert_allclose(evaluation.heights_of(nats, at_work, 2.0)[0], want, atol=1e-12)
 
 
 def test_a_count_of_none_proves_the_rule_of_three():
@@ -102,7 +108,7 @@ def test_a_count_of_none_proves_the_rule_of_three():
 
 
 def test_delays_are_of_the_first_crossing():
-    played = evaluation.Played(np.zeros((2, 3)), np.array([[1.0, 9.0, 1.0], [1.0, 2.0, 3.0]]), np.ones((2, 3), bool))
+    played = evaluation.Played(np.array([[1.0, 9.0, 1.0], [1.0, 2.0, 3.0]]), np.ones((2, 3), bool))
     assert evaluation.delays(played, 5.0).tolist() == pytest.approx([40.0, np.nan], nan_ok=True)
 
 
@@ -117,3 +123,40 @@ def test_a_job_of_later_weeks_is_the_same_job_under_another_driver():
     old = telemetry.drifted(trace, 40.0)
     assert np.abs(old.shares / np.maximum(trace.shares, 1e-9) - 1)[trace.shares > 0.01].max() <= 0.05 + 1e-9
     assert ((old.shares >= 0) & (old.shares <= 1)).all()
+
+
+def test_kinds_of_one_nature_are_left_out_together():
+    for group in set(train.GROUPS.values()):
+        out = {name for name, one in train.GROUPS.items() if one == group}
+        for one in (*telemetry.MINERS, *telemetry.BENIGN):
+            if one.family and one.name in out:
+                assert {other.name for other in (*telemetry.MINERS, *telemetry.BENIGN)
+                        if other.family == one.family} <= out
+
+
+def replayed(random, kinds=20, each=60):
+    """Return jobs whose heights are exponential, a tenth of them above nothing."""
+    heights = np.where(random.random(kinds * each) < 0.1, random.exponential(0.2, kinds * each), 0.0)
+    return honest.Replayed(heights, np.repeat(np.arange(kinds), each).astype(str), np.full(kinds * each, "gpm"))
+
+
+def test_a_tail_of_a_known_shape_is_found_and_its_bounds_hold_the_truth():
+    inside = 0
+    for seed in range(20):
+        seen = honest.honest_of(replayed(np.random.default_rng(seed)), 50.0, seed)
+        limit = seen.limit(0.5)
+        assert not limit.counted
+        assert limit.height >= seen.heights[-1]
+        inside += limit.least <= 0.1 * np.exp(-limit.height / 0.2) * JOBS_PER_GPU_YEAR <= limit.most
+    assert inside >= 15
+
+
+def test_what_is_written_of_honest_jobs_is_read(tmp_path):
+    pytest.importorskip("lightgbm")
+    seen = honest.honest_of(replayed(np.random.default_rng(0)), train.NATS_MOST - train.ALLOWANCE, 0)
+    train.write_model(tmp_path / "m.npz", train.fit(table(800), 1), (1.0, 0.0, 0.0), seen)
+    with np.load(tmp_path / "m.npz") as arrays:
+        read = model_from(dict(arrays)).honest
+    assert isinstance(read, Honest)
+    for rate in (1000.0, 10.0, 0.5):
+        assert read.limit(rate) == seen.limit(rate)

@@ -5,17 +5,17 @@ the SMs at 0.7 and above and none uses a tensor core. So levels decide nothing h
 rhythm of each look (`core.counter_features`, `core.counter_classes`), with whatever the board tells, and weighs little
 where it tells little.
 
-A sequential test adds the looks up, S = max(0, S + w - allowance), one sum for each job. What handles the correlation:
-samples of one look are one observation (real power at 10 Hz has a lag-1 autocorrelation of up to 0.99, worth one in 200
-samples), and looks of one job, which are alike because the job goes on, must each beat the allowance: a job that looks
-a little like mining for ever never adds up. The threshold is
+A sequential test adds the looks up, S = max(0, S + w - allowance), one sum for each job. Samples of one look are one
+observation (real power at 10 Hz has a lag-1 autocorrelation of up to 0.99, worth one in 200 samples). Looks of one job
+are alike because the job goes on, so their sum says no more than what the job is like: it is shrunk to the *height* of
+the job, S / (n + shrinkage), which does not grow with time, and a height is worth what the share of honest jobs that
+come as high says (`core.counter_jobs`). The job, not the look, is the unit: a job is suspect from the height on that so
+few honest jobs of a year reach, by those replayed, as the stated rate allows.
 
-    h = ln(looks per year / alarms per GPU-year)
-
-16.6 nats for one alarm in ten GPU-years, 21.2 for one in a thousand. That holds in the model that the forest was
-trained on, and not for a program that nobody measured and that looks just like a search: model error is why reaching h
-is told as `CAP_NATS`, which is suspect and no more, and half-way there as `NEAR_NATS` at most. With the code or the
-name of a miner beside it that is enough to confirm; with launches that only beat like a search it is not.
+That holds for programs like those that were replayed, and not for one that nobody measured and that looks just like a
+search: why reaching the limit is told as `CAP_NATS`, which is suspect and no more, and what is below it as `NEAR_NATS`
+at most. With the code or the name of a miner beside it that is enough to confirm; with launches that only beat like a
+search it is not.
 
 Grounds for innocence count as well: looks that are unlike mining (collectives over NVLink, half-precision tensor work
 in steps, copies and checkpoints) take the sum down, then take from what other eyes hold, down to `FLOOR_NATS`, and name
@@ -39,6 +39,7 @@ from msgspec import Struct, field
 from gpuguard.core import counter_features as cf
 from gpuguard.core.attribution import ALONE_ERROR, Part, Tenant, attribute, time_shares
 from gpuguard.core.counter_classes import MINING, Model
+from gpuguard.core.counter_jobs import MEMORY, NONE_SEEN, SHRINK, Honest, Limit
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import DeviceSample, Launches, ProcessExited, ProcessSample
@@ -51,17 +52,14 @@ if TYPE_CHECKING:
 
 SECOND_NS = 1_000_000_000
 LOOK_NS = int(cf.LOOK_S * SECOND_NS)
-LOOKS_PER_YEAR = 365.25 * 86_400 / cf.LOOK_S
 #: A look needs this many samples, be it that it takes longer; samples that come faster than 25 Hz are passed over.
 SAMPLES_MIN, APART_MIN_NS = 8, SECOND_NS // 25
 #: Samples further apart than this are no look at what was between them.
 APART_MAX_NS = 120 * SECOND_NS
 
-#: The fusion layer says suspect at 6 nats. Before its threshold the sum stays so low that a launch eye which sees
-#: nothing (1.5 nats) does not make a suspect of it.
+#: The fusion layer says suspect at 6 nats. Below its limit a job stays so low that a launch eye which sees nothing (1.5
+#: nats) does not make a suspect of it.
 CAP_NATS, NEAR_NATS, FLOOR_NATS = 6.25, 4.4, -2.0
-#: The sum is kept near its threshold, so that a job that stops can be seen to have stopped.
-CEILING = 1.25
 #: One look unlike mining takes this share of its weight from what others hold.
 INNOCENT_SHARE = 0.1
 #: A look names what is no mining by this much, when the forest gives it this probability; `fusion.NAMED_NATS` is 3.
@@ -85,11 +83,6 @@ BLIND_SPOTS = (
     "ordinary CUDA programs can look the same; measured only on simulated mining",
     "mining at a small share of a busy GPU, or inside real tensor work, does not look like this",
 )
-
-
-def threshold_nats(alarms_per_gpu_year: float) -> float:
-    """Return the sum from which on a job is suspect, for a rate of false alarms."""
-    return math.log(LOOKS_PER_YEAR / alarms_per_gpu_year)
 
 
 class Look(Struct, frozen=True):
@@ -206,24 +199,32 @@ class Level(Struct):
     nats: float = 0.0
     innocent_nats: float = 0.0
     looks: int = 0
-    like_mining: int = 0
+    like_mining: float = 0.0
 
-    def take(self, look: Look, allowance: float, threshold: float) -> None:
+    @property
+    def height(self) -> float:
+        """What the job's looks are worth in the long run, as far as seen: see `core.counter_jobs`."""
+        return self.nats / (self.looks + SHRINK)
+
+    def take(self, look: Look, allowance: float) -> None:
         """Add one look at work."""
         before = self.nats
-        self.nats = min(CEILING * threshold, max(0.0, self.nats + look.nats - allowance))
+        if self.looks == MEMORY:
+            self.nats *= 1 - 1 / MEMORY
+            self.like_mining *= 1 - 1 / MEMORY
+        self.nats = max(0.0, self.nats + look.nats - allowance)
         if self.nats == 0.0 or before == 0.0:
-            self.start_ns, self.looks, self.like_mining = look.start_ns, 0, 0
-        self.looks += 1
+            self.start_ns, self.looks, self.like_mining = look.start_ns, 0, 0.0
+        self.looks = min(MEMORY, self.looks + 1)
         self.like_mining += look.nats > allowance
         shift = look.nats * (INNOCENT_SHARE if look.nats < 0 else 1.0)
         self.innocent_nats = min(0.0, max(FLOOR_NATS, self.innocent_nats + shift))
 
-    def told(self, threshold: float) -> float:
+    def told(self, honest: Honest, limit: float) -> float:
         """Return what the fusion layer is to hold of this."""
-        if self.nats >= threshold:
-            return CAP_NATS
-        return NEAR_NATS * self.nats / threshold if self.nats else self.innocent_nats
+        if self.nats == 0.0:
+            return self.innocent_nats
+        return CAP_NATS if self.height >= limit else min(NEAR_NATS, honest.nats(self.height))
 
 
 class Standing(Struct):
@@ -241,7 +242,7 @@ class Detector:
 
     def __init__(self) -> None:
         self._model: Model | None = None
-        self._threshold = threshold_nats(0.1)
+        self._limit = NONE_SEEN.limit(0.1)
         self._watches: BoundedTable[str, Watch] = BoundedTable(DEVICES_MAX)
         self._standings: BoundedTable[ProcessId | DeviceId, Standing] = BoundedTable(SUBJECTS_MAX)
         #: Launches of each process so far, by pid and start.
@@ -250,8 +251,8 @@ class Detector:
         self.looks: BoundedTable[str, Look] = BoundedTable(DEVICES_MAX)
 
     def judge_by(self, model: Model, alarms_per_gpu_year: float) -> None:
-        """Weigh looks by this model, against the threshold of this rate."""
-        self._model, self._threshold = model, threshold_nats(alarms_per_gpu_year)
+        """Weigh looks by this model, and jobs against the honest ones that it knows, for this rate."""
+        self._model, self._limit = model, model.honest.limit(alarms_per_gpu_year)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a look that this record ends says."""
@@ -302,9 +303,9 @@ class Detector:
         level = standing.levels.get(uuid)
         if level is None:
             level = standing.levels[uuid] = Level(start_ns=look.start_ns)
-        level.take(look, model.allowance, self._threshold)
+        level.take(look, model.allowance)
         text = text_of(look, model) + _whose(look)
-        return [*self._weigh(subject, standing, level, look, text), *_name(subject, standing, look, model, text)]
+        return [*self._weigh(model, subject, standing, level, look, text), *_name(subject, standing, look, model, text)]
 
     def _tenants(self, uuid: str, watch: Watch, host: Host) -> dict[ProcessId | None, Tenant]:
         """Return who held the device. Launches are not told by device: of who uses another too, they say nothing."""
@@ -314,23 +315,17 @@ class Detector:
             else self._launched.get(_key(process))) for process, held in watch.held.items()}
 
     def _weigh(
-        self, subject: ProcessId | DeviceId, standing: Standing, level: Level, look: Look, text: str,
+        self, model: Model, subject: ProcessId | DeviceId, standing: Standing, level: Level, look: Look, text: str,
     ) -> list[Evidence]:
         # One process on eight GPUs is one job: its devices do not add up.
-        levels = [one.told(self._threshold) for one in standing.levels.values()]
+        levels = [one.told(model.honest, self._limit.height) for one in standing.levels.values()]
         now = sum(levels) / len(levels)
         change = now - standing.told_nats
         if abs(change) < TOLD_NATS and not (now >= CAP_NATS > standing.told_nats):
             return []
         standing.told_nats = now
         guilty = change > 0
-        seconds = (look.end_ns - level.start_ns) / SECOND_NS
-        so_far = ""
-        if level.nats:
-            # What is expected is what Wald says of a sum that moves on as it did: threshold over mean step.
-            expected = self._threshold / (level.nats / level.looks) * cf.LOOK_S
-            so_far = (f"; so in {level.like_mining} of {level.looks} looks over {seconds:.0f} s: {level.nats:.1f} of "
-                      f"the {self._threshold:.1f} nats to suspect, to be expected after {expected:.0f} s of this")
+        so_far = standing_of(level, model.honest, self._limit, look.end_ns) if level.nats else ""
         return [Evidence(
             time_ns=look.end_ns,
             subject=subject,
@@ -342,6 +337,22 @@ class Detector:
             start_ns=level.start_ns if guilty else look.start_ns,
             blind_spots=BLIND_SPOTS,
         )]
+
+
+def standing_of(level: Level, honest: Honest, limit: Limit, now_ns: int) -> str:
+    """Return how far a job has come, how seldom honest ones do, and when it is to be expected at the limit."""
+    seconds = (now_ns - level.start_ns) / SECOND_NS
+    seen = (f"; so in {level.like_mining:.0f} of {level.looks} looks over {seconds:.0f} s: height {level.height:.2f}, "
+            f"as {honest.chance(level.height):.1%} of {len(honest.heights)} honest jobs of unknown kinds")
+    if not math.isfinite(limit.height):
+        return f"{seen}; none is suspect: {len(honest.heights)} jobs support {honest.supported:.2g} alarms a GPU-year"
+    basis = "counted" if limit.counted else (
+        f"extrapolated, {limit.least:.2g} to {limit.most:.2g}; counting supports down to {honest.supported:.2g}")
+    pace = level.nats / level.looks
+    # The height of n looks at this pace is n pace / (n + SHRINK).
+    when = (f"expected after {SHRINK * limit.height / (pace - limit.height) * cf.LOOK_S:.0f} s of this"
+            if pace > limit.height else "not to be expected at this pace")
+    return f"{seen}; {limit.height:.2f} is suspect, {when} ({limit.alarms:.2g} alarms a GPU-year, {basis})"
 
 
 def _key(process: ProcessId) -> tuple[int, int]:
