@@ -28,6 +28,7 @@ from gpuguard.core.host import Host
 from gpuguard.core.records import Device, DeviceSample, Gpm
 from gpuguard.counters import evaluation, judging, reading, train
 from gpuguard.counters.shipped import shipped_model
+from gpuguard.counters.table import Table
 from gpuguard.lab import telemetry
 
 SECOND_NS = 1_000_000_000
@@ -104,7 +105,7 @@ def recordings() -> dict[str, object]:
     out: dict[str, object] = {}
     for path in sorted(DATA.glob("h100-*.csv.gz")):
         with gzip.open(path, "rt", newline="") as file:
-            told = reading.read_csv(file)
+            told = reading.read_csv(Table(file))
         judged = {rate: judging.judge(reading.blocks_of(told), shipped_model(), rate) for rate in (DEFAULT, RATES[0])}
         out[path.name] = {
             "devices": len(told.names), "looks": judged[DEFAULT].looks,
@@ -184,9 +185,11 @@ def told_of(highest: np.ndarray, sources: np.ndarray) -> dict[str, object]:
     honest = shipped_model().honest
     near = np.array([honest.nats(one) >= NEAR_NATS for one in highest.tolist()])
     reached = {f"{rate:g}": highest >= honest.limit(rate).height for rate in RATES} | {f"{NEAR_NATS} nats": near}
-    return {"jobs": len(highest), **{name: {"all": int(one.sum()), **{
-        source: round(float(one[sources == source].mean()), 3) for source in evaluation.VISIBLE}}
-        for name, one in reached.items()}}
+    out: dict[str, object] = {"jobs": len(highest)}
+    for name, one in reached.items():
+        by_source = {source: round(float(one[sources == source].mean()), 3) for source in evaluation.VISIBLE}
+        out[name] = {"all": int(one.sum()), **by_source}
+    return out
 
 
 PARTS = {
