@@ -34,7 +34,8 @@ Benign look-alikes, and what keeps them out:
 - an administrator who logs in: the far side has dialled.
 
 A guard that started later than the connection saw nobody dial. The host's sockets then say who did (`Host.dialler`),
-and the standing is bounded by how far they can be trusted; where they do not say, nothing is concluded.
+and the standing is bounded by how far they can be trusted; where they do not say, nothing is concluded. Over UDP the
+first packet and the ports do. A shell that is dialled again for each few commands is told from their sum.
 
 Weights: see the constants. The flow's standing is computed anew at each exchange, and only its change is told, so that
 a conversation that turns out otherwise takes its suspicion back.
@@ -43,6 +44,7 @@ a conversation that turns out otherwise takes its suspicion back.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -157,8 +159,9 @@ PACE_NS = (80_000_000, 1_500_000_000)
 IRREGULAR_MIN = 0.25
 CLOCKWORK_MAX = 0.15
 
-_SPOTS = ("commands carried by a message broker in clear", "commands that answer polls, and shells over UDP",
-          "pasted scripts that answer with files only", "commands paced by a timer and not echoed",
+_SPOTS = ("commands carried by a message broker in clear", "commands that answer polls",
+          "shells in two one-way connections", "pasted scripts that answer with files only",
+          "commands paced by a timer and not echoed",
           "padding of every record", "traffic merged with other channels of the same connection")
 _UNSEEN_SPOT = "who dialled, where the listener of an accepted connection has gone"
 
@@ -610,9 +613,11 @@ def _acknowledges(led: _Led) -> bool:
 
 def _most_alike(sizes: Sequence[int], within: int = ALIKE_BYTES) -> int:
     """Return how many of the sizes are nearly one of them, at most."""
-    return max((_alike(sizes, one, within) for one in set(sizes)), default=0)
+    ordered = sorted(sizes)
+    return max((bisect_right(ordered, one + within) - bisect_left(ordered, one - within) for one in set(sizes)),
+               default=0)
 
 
-def _alike(sizes: Iterable[int], usual: int, within: int = ALIKE_BYTES) -> int:
+def _alike(sizes: Iterable[int], usual: int) -> int:
     """Return how many of the sizes are nearly the usual one."""
-    return sum(abs(one - usual) <= within for one in sizes)
+    return sum(abs(one - usual) <= ALIKE_BYTES for one in sizes)
