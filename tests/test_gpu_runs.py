@@ -7,12 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gpuguard.core.records import DeviceSample, Launches
 from gpuguard.recording.reader import read_recording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 RUN = ROOT / "benchmarks" / "gpu" / "run.sh"
@@ -37,12 +42,13 @@ def lines(path: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("gpu")
-    for one in (made, *made.parents[:2]):  # pytest's own three, no further up
-        one.chmod(0o755)  # the guard gives its privileges up, and reads what lies here
-    assert json.loads(run(made, "build"))["device"] == "stand-in"
-    return made
+def folder() -> Iterator[Path]:
+    # Not below pytest's own folders: each pytest that starts closes them, and the guard, without rights, reads here.
+    with tempfile.TemporaryDirectory(prefix="gpuguard-gpu-") as name:
+        made = Path(name)
+        made.chmod(0o755)
+        assert json.loads(run(made, "build"))["device"] == "stand-in"
+        yield made
 
 
 def test_a_question_is_answered_once_and_says_on_what(folder):
@@ -69,7 +75,7 @@ def test_every_launch_is_seen(folder):
 
 
 def test_a_recording_holds_what_its_labels_say(folder):
-    run(folder, "record", "--seconds", "4", "--only", "keccak-full")
+    assert run(folder, "record", "--seconds", "4", "--only", "keccak-full") == "keccak-full: recorded\n"
     label, = lines(folder / "results" / "labels.jsonl")
     assert (label["label"], label["family"], label["gap"]) == ("mining", "keccak", "")
     blocks = [block for path in (folder / "results" / "record" / "hash").glob("*.ggrec")

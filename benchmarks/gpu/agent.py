@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-OPEN_S = 20.0
+OPEN_S = 40.0
 STOP_S = 15.0
 
 SETTINGS = """\
