@@ -149,7 +149,7 @@ WORK_SPREAD_MIN = 3.0
 MIDDLE_SPREAD_MIN = 1.5
 POLLS_MIN = 2
 
-#: What the grammar says where somebody asks through a tunnel (`core.ssh_visitor`).
+#: What the grammar says where somebody asks through a tunnel (`core.ssh.visitor`).
 VISITED = "ssh-reverse-channel-asked"
 
 TOLD_NATS_MIN = 1.0
