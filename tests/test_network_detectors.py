@@ -341,6 +341,21 @@ def test_a_client_in_lockstep_with_a_slow_server_is_not_led():
     assert judge(talk(rows, carrier="ssh", out=400_000)) == {}
 
 
+@pytest.mark.parametrize(("question", "answer"), [(68, 44), (48, 32), (60, 36), (240, 36), (92, 52)])
+@pytest.mark.parametrize("flow", [FLOW, msgspec.structs.replace(FLOW, initiator_known=False)])
+def test_what_an_ssh_server_asks_for_is_no_typing(flow, question, answer):
+    """A forwarded agent that is used again and again, programs on X11, keepalives, a slow answer in a transfer."""
+    rng = random.Random(question)
+    rows = [("responder", rng.lognormvariate(6.3, 0.8), question, answer, rng.uniform(0.1, 30)) for _ in range(40)]
+    assert judge(talk(rows, carrier="ssh", flow=flow), host=late(flow)) == {}
+
+
+@pytest.mark.parametrize("carrier", ["ssh", "tls", "tcp"])
+def test_keepalives_that_start_anew_when_somebody_types_are_a_clock(carrier):
+    rows = [("responder", 3_500 if i % 5 == 0 else 1_000 + i % 3, 60, 60, 0.1) for i in range(40)]
+    assert judge(talk(rows, carrier=carrier)) == {}
+
+
 def test_a_visitor_in_a_tunnel_is_a_shell_whatever_this_side_types_beside():
     request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
     visited = FlowUse(START, FLOW, "ssh-reverse-channel-asked", "ssh", 6.5, "typed", START, 60)

@@ -266,6 +266,16 @@ def test_keepalives_of_paramiko_want_no_answer(suite):
 
 
 @pytest.mark.parametrize("suite", SUITES)
+def test_the_end_of_a_longer_record_answers_nothing(suite):
+    """A window of an X11 program: what TCP could not put into one segment comes in the next."""
+    talk = running_shell(suite)
+    talk.ours(tcpip_forward(9))
+    talk.raw(1448, client=False)
+    talk.theirs(REPLY)
+    assert talk.nats(REQUEST) == 0
+
+
+@pytest.mark.parametrize("suite", SUITES)
 @pytest.mark.parametrize("blocks", [1, 12])
 def test_a_padded_request_of_paramiko(suite, blocks):
     talk = Talk(suite, banner="SSH-2.0-paramiko_5.1.0").login()

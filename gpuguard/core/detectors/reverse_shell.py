@@ -158,6 +158,9 @@ BYTES_RATIO_MIN = 0.7
 PACE_NS = (80_000_000, 1_500_000_000)
 IRREGULAR_MIN = 0.25
 CLOCKWORK_MAX = 0.15
+#: A beat lies so near to the usual one; nobody types half of all keys so evenly.
+BEAT_RATIO = 0.02
+BEATS_MIN = 3
 
 _SPOTS = ("commands carried by a message broker in clear", "commands that answer polls",
           "shells in two one-way connections", "pasted scripts that answer with files only",
@@ -458,11 +461,14 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     pace_ns, spread = _pace(led)
     pair, _ = _usual_pair(led)
     udp = item.flow.protocol == UDP
-    typed = 0.0 if udp and abs(pair[1] - pair[0]) > ALIKE_BYTES else _typed(led, pace_ns, spread)
+    # An SSH server asks for much: keepalives, channels to the agent and to X11. Keys are told from that by their echo.
+    echo_only = udp or (item.carrier == "ssh" and not led.tunnel)
+    typed = 0.0 if echo_only and abs(pair[1] - pair[0]) > ALIKE_BYTES else _typed(led, pace_ns, spread)
+    lines = led.tunnel or (item.carrier != "ssh" and (_echoes(led) or _commands(led, item, asked)))
     ratio = UDP_BYTES_RATIO_MIN if udp else BYTES_RATIO_MIN
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < ratio * theirs
             or _ticks(led, spread) or item.carrier == "broker" or _acknowledges(led) or _confirms(led)
-            or not (typed or led.tunnel or _echoes(led) or _commands(led, item, asked))):
+            or not (typed or lines)):
         return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
                      f"pace varies by {spread:.2f}: not as a shell on this host would have it")
     nats += typed
@@ -514,8 +520,14 @@ def _typed(led: _Led, pace_ns: int, spread: float) -> float:
 
 
 def _ticks(led: _Led, spread: float) -> bool:
-    """Return whether the far side speaks by the clock; what it says is not lines of all lengths that are echoed."""
-    return spread < CLOCKWORK_MAX and not (_differ(led) and _echoes(led))
+    """Return whether the far side speaks by the clock; what it says is not lines of all lengths that are echoed.
+
+    A clock that starts anew whenever something else is said (keepalives) is one as well.
+    """
+    gaps = sorted(_gaps(led))
+    beats = sum(abs(gap - gaps[len(gaps) // 2]) <= BEAT_RATIO * gap for gap in gaps)
+    regular = spread < CLOCKWORK_MAX or beats >= max(BEATS_MIN, MOSTLY * len(gaps))
+    return regular and not (_differ(led) and _echoes(led))
 
 
 def _differ(led: _Led) -> bool:

@@ -26,6 +26,8 @@ LATER_ALIKE_NATS = 3.0
 # client that was held up (one session in a hundred, of the tenth that has keepalives).
 LATER_OFF_BEAT_NATS = 7.0
 
+#: What follows so much, the least that TCP sends in one segment (RFC 1122, 4.2.2.6), may be the end of a longer record.
+_FULL_BYTES = 536
 _LATER_NS = 1_000_000_000
 _COARSE_NS = 1_100_000_000
 
@@ -35,7 +37,8 @@ def later_request(seg: Segment, terms: Terms, seen: Seen) -> list[Use]:
     sizes, request = terms.sizes, seen.request
     when, size = seen.line.client
     # no-more-sessions is over by now, and another session is confirmed at greater length.
-    if size not in sizes.forward or not sizes.exact or seg.time_ns - when > _LATER_NS or request.answered:
+    unclear = request.answered or not sizes.exact or seen.line.heard >= _FULL_BYTES
+    if unclear or size not in sizes.forward or seg.time_ns - when > _LATER_NS:
         return []
     # Without a channel, if none can have been opened unseen, even where a key's echo costs what an answer does.
     no_data = not seen.channel and seg.whole
