@@ -1015,6 +1015,11 @@ cdef void keep_ahead(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, u
     s.ahead_next += 1
 
 
+cdef inline bint beyond(const Stream* t, uint32_t sequence) noexcept nogil:
+    """Whether bytes lack before this one that are to be read."""
+    return <int32_t>(t.wanted - sequence) < 0 and sequence - t.wanted > t.skip
+
+
 cdef Ahead* next_ahead(Parse* s, Stream* t) noexcept nogil:
     """Return the first of the segments that wait if it is in order now, else NULL."""
     cdef Ahead* first = NULL
@@ -1022,7 +1027,7 @@ cdef Ahead* next_ahead(Parse* s, Stream* t) noexcept nogil:
     for i in range(AHEAD_SEGMENTS):
         if s.ahead[i].stream == t and (first == NULL or <int32_t>(s.ahead[i].sequence - first.sequence) < 0):
             first = &s.ahead[i]
-    return NULL if <int32_t>(first.sequence - t.wanted) > 0 and first.sequence - t.wanted > t.skip else first
+    return NULL if beyond(t, first.sequence) else first
 
 
 cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have,
@@ -1046,11 +1051,11 @@ cdef void read_segment(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p,
                        uint32_t size) noexcept nogil:
     """Read what of this segment is in order and new; ``have`` of its ``size`` bytes were captured."""
     cdef int32_t old = <int32_t>(t.wanted - sequence)
+    if beyond(t, sequence):
+        keep_ahead(s, t, sequence, p, have, size)
+        return
     if old < 0:
-        if <uint32_t>(-old) > t.skip:
-            keep_ahead(s, t, sequence, p, have, size)
-            return
-        t.skip -= <uint32_t>(-old)
+        t.skip -= sequence - t.wanted
         t.wanted = sequence
         old = 0
     if <uint32_t>old >= size:

@@ -460,6 +460,14 @@ def test_of_more_than_eight_segments_ahead_the_rest_has_to_come_again() -> None:
     assert [type(fact) for fact in parse([syn, *rest, first, *rest])[1]] == [SshBanner, SshKexInit, SshNewKeys]
 
 
+@pytest.mark.parametrize("distance", [2**20, 2**31 - 1, 2**31, 2**31 + 1])
+def test_a_segment_from_nowhere_is_left_where_it_is(distance: int) -> None:
+    syn, *rest = tcp_frames(SSH_STREAM, [21])
+    stray = ipv4(tcp(b"hello", 5000 + distance))
+    for some in ([syn, (101, stray, len(stray)), *rest], [syn, rest[0], (101, stray, len(stray)), rest[1]]):
+        assert [type(fact) for fact in parse(some)[1]] == [SshBanner, SshKexInit, SshNewKeys]
+
+
 def test_what_waits_is_bounded_for_all_streams() -> None:
     """The oldest gives way: a flood does not keep others from being read, and holds no memory."""
     parser = Parser()
