@@ -356,6 +356,25 @@ def test_keepalives_that_start_anew_when_somebody_types_are_a_clock(carrier):
     assert judge(talk(rows, carrier=carrier)) == {}
 
 
+@pytest.mark.parametrize("carrier", ["tls", "tcp"])
+@pytest.mark.parametrize("body", [lambda rng: 0, lambda rng: rng.randint(80, 500)])
+def test_a_client_in_lockstep_with_a_slow_server_types_nothing(carrier, body):
+    """Each answer takes the server a while, and the next request follows: its head first, then what it posts."""
+    rng = random.Random(7)
+    said, rows = 0, []
+    for _ in range(60):
+        rows.append(("responder", rng.lognormvariate(6, 0.7), 46, 62, rng.uniform(0.2, 6), said))
+        said = 62 + body(rng)
+    assert judge(talk(rows, carrier=carrier, out=500)) == {}
+
+
+@pytest.mark.parametrize("carrier", ["tls", "tcp"])
+def test_keys_that_print_now_and_then_are_typed(carrier):
+    rng = random.Random(7)
+    rows = [("responder", rng.lognormvariate(5.3, 0.7), 46, 62, 0.2, 400 if i % 9 == 8 else 62) for i in range(60)]
+    assert judge(talk(rows, carrier=carrier, out=500))["reverse-shell"] >= CONFIRMED
+
+
 def test_a_visitor_in_a_tunnel_is_a_shell_whatever_this_side_types_beside():
     request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
     visited = FlowUse(START, FLOW, "ssh-reverse-channel-asked", "ssh", 6.5, "typed", START, 60)

@@ -27,6 +27,9 @@ Benign look-alikes, and what keeps them out:
 - clients of a slow server, in clear (mail handed in, rows inserted): each answer, half a second late, looks like a
   question. They say one thing at a time, and what they hear is mostly one confirmation;
 - callbacks of a server, in clear (RPyC): again one thing at a time, and questions that nobody types as lines;
+- clients in lockstep with a server that takes its time (requests, queries, a transfer): what stands before its answer
+  is their next request, one like the other or all different. Before most keys stands the echo of the last, and before
+  some what a command printed;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
 - steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began
@@ -511,12 +514,26 @@ def _typed(led: _Led, pace_ns: int, spread: float) -> float:
     if share < MOSTLY and led.led >= TYPED_LONG:
         near = sum(max(abs(turn.question - pair[0]), abs(turn.answer - pair[1])) <= ALIKE_BYTES for turn in led.turns)
         share = near / len(led.turns) if near >= NEARLY_TYPED_SHARE * len(led.turns) else 0.0
-    if share >= MOSTLY and PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN and not _polls_on(led):
+    paced = PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
+    if share >= MOSTLY and paced and _prints(led) and not _polls_on(led):
         led.typed = min(TYPED_NATS_MAX, TYPED_NATS_EACH * led.led * share)
         led.key = pair[0]
         return led.typed
     keys = _alike((turn.question for turn in led.turns), led.key)
     return led.typed if led.typed >= TYPED_LONG_NATS and keys >= MOSTLY * len(led.turns) else 0.0
+
+
+def _prints(led: _Led) -> bool:
+    """Return whether before most questions stands what always does, an echo, and before some stands more: output.
+
+    A client whose server takes its time has asked before each answer: always the same, or each time another request.
+    """
+    before = [turn.before for turn in led.turns if turn.before]
+    if len(before) < STANDING_MIN:
+        return True
+    usual, _ = Counter(before).most_common(1)[0]
+    printed = any(one > usual + ALIKE_BYTES for one in before)
+    return printed and _alike(before, usual) >= MOSTLY * len(before)
 
 
 def _ticks(led: _Led, spread: float) -> bool:
