@@ -81,7 +81,7 @@ class Channels:
         if seg.from_client:
             self._asked(seg)
             return []
-        uses = self._opens_sftp(seg.size)
+        uses = self._opens_sftp(seg.size) if self._sftp_asked else []
         if self._setup is not None and self._setup.asked:
             return uses + self._granted(seg.size, self._setup)
         waiting = self._open
@@ -103,13 +103,14 @@ class Channels:
             if len(self._setup.asked) > _ASKED_MAX:
                 self._setup = None
             return
-        kinds = [kind for kind, found in ((_SESSION, sizes.session), (_ONWARDS, sizes.direct))
-                 if seg.size in found or seg.size - sizes.no_more in found]
-        if OPEN in self._seen.told:
-            # Answers through a tunnel are of such lengths too.
-            kinds = [kind for kind in kinds if kind != _ONWARDS]
+        self._open = None
+        session = seg.size in sizes.session or seg.size - sizes.no_more in sizes.session
+        onwards = seg.size in sizes.direct or seg.size - sizes.no_more in sizes.direct
+        # Answers through a tunnel are as long as opens onwards too.
+        onwards = onwards and OPEN not in self._seen.told
         # What may be either is neither.
-        self._open = _Open(seg.time_ns, seg.size, kinds[0]) if len(kinds) == 1 else None
+        if session != onwards:
+            self._open = _Open(seg.time_ns, seg.size, _SESSION if session else _ONWARDS)
 
     def _granted(self, size: int, setup: _Setup) -> list[Use]:
         """Count answers until a window comes with them, which is what ends the requests to OpenSSH's server."""
@@ -160,7 +161,7 @@ class Channels:
 
     def _opens_sftp(self, size: int) -> list[Use]:
         """SSH_FXP_INIT is answered at length."""
-        if not self._sftp_asked or self._sftp is None:
+        if self._sftp is None:
             return []
         number, self._sftp, self._sftp_asked = self._sftp, None, False
         if size <= _SFTP_VERSION_MIN:

@@ -39,8 +39,10 @@ class Keepalives:
             asks = seg.size == sizes.keepalive and peers.awaits_keepalives and self._due(seg.time_ns)
             self._asked_ns = seg.time_ns if asks else None
             return []
+        if self._asked_ns is None:
+            return []
         asked_ns, self._asked_ns = self._asked_ns, None
-        if asked_ns is None or seg.size != sizes.reply or seg.time_ns - asked_ns > _ANSWER_NS:
+        if seg.size != sizes.reply or seg.time_ns - asked_ns > _ANSWER_NS:
             return []
         self._answered += 1
         if self._answered < TOLD_MIN or self._answered & (self._answered - 1):
