@@ -83,7 +83,9 @@ compile_all() {
     done
     wait
     for name in rate negative $(printf 'search_%s ' $families); do
-        [ -x "$build/programs/$name" ] || { echo "$name: not built" >&2; tail -n 20 "$build/programs/$name.log" >&2 || :; }
+        [ -x "$build/programs/$name" ] && continue
+        echo "$name: not built" >&2
+        tail -n 20 "$build/programs/$name.log" >&2 || :
     done
 }
 
