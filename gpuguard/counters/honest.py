@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: is fitted to.
 JOBS_EACH, TAIL_SHARE = 43, 0.02
 RESAMPLES = 200
+#: Fewer jobs than these are no tail.
+TAIL_MIN = 30
 
 
 class Replayed(NamedTuple):
@@ -56,6 +58,8 @@ def honest_of(replayed: Replayed, most: float, seed: int) -> Honest:
     """
     random, heights = np.random.default_rng(seed), np.sort(replayed.heights)
     above = float(heights[-max(2, round(TAIL_SHARE * len(heights)))])
+    if (heights > above).sum() < TAIL_MIN:
+        return Honest(heights, most)
     by_kind = [replayed.heights[replayed.kind == name] for name in np.unique(replayed.kind)]
     tails = [_tail(heights, above)]
     while len(tails) <= RESAMPLES:

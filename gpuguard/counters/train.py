@@ -270,11 +270,15 @@ def splits(few: Table, later: Table) -> tuple[Line, dict[str, dict[str, float]]]
 
 def main(out: Path, count: int = JOBS) -> None:
     """Simulate, train, score held out, and write the model and its card."""
-    make(collect(SEED, count), collect(SEED + 1, max(LATER_JOBS_MIN, count // 9), LATER_WEEKS), out, count)
+    make(collect(SEED, count), collect(SEED + 1, max(LATER_JOBS_MIN, count // 9), LATER_WEEKS), out, count,
+         max(1, honest.JOBS_EACH * count // JOBS))
 
 
-def make(table: Table, later: Table, out: Path, count: int, honest_each: int = honest.JOBS_EACH) -> None:
-    """Train on looks at so many jobs, score held out and on jobs of a later time, and write the model and its card."""
+def make(table: Table, later: Table, out: Path, count: int, honest_each: int) -> None:
+    """Train on looks at so many jobs, score held out and on jobs of a later time, and write the model and its card.
+
+    Limits are counted from ``honest_each`` jobs of each kind of other compute and source of counters.
+    """
     line, scores = splits(drawn(table, SPLIT_ROWS), later)
     some = drawn(table, FIT_ROWS)
     unknowing = {group: bounded(forest, line) for group, forest in left_out(some).items()}

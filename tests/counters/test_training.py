@@ -134,7 +134,7 @@ def test_kinds_of_one_nature_are_left_out_together():
                         if other.family == one.family} <= out
 
 
-def replayed(random, kinds=20, each=60):
+def replayed(random, kinds=20, each=90):
     """Return jobs whose heights are exponential, a tenth of them above nothing."""
     heights = np.where(random.random(kinds * each) < 0.1, random.exponential(0.2, kinds * each), 0.0)
     return honest.Replayed(heights, np.repeat(np.arange(kinds), each).astype(str), np.full(kinds * each, "gpm"))
@@ -160,3 +160,10 @@ def test_what_is_written_of_honest_jobs_is_read(tmp_path):
     assert isinstance(read, Honest)
     for rate in (1000.0, 10.0, 0.5):
         assert read.limit(rate) == seen.limit(rate)
+
+
+def test_too_few_jobs_are_no_tail_and_nothing_is_extrapolated():
+    for heights in (np.zeros(60), np.linspace(0, 1, 60)):
+        seen = honest.honest_of(honest.Replayed(heights, np.repeat("a", 60), np.repeat("gpm", 60)), 2.8, 0)
+        assert seen.limit(1000.0).counted
+        assert seen.limit(1.0).height == np.inf
