@@ -15,16 +15,16 @@ A fact needs the first bytes of a TCP stream in order. Per direction a `Stream` 
 next; only bytes in order are read. A segment from beyond a hole waits until that is filled, AHEAD_MAX of a stream and
 AHEAD_SEGMENTS of all, of which the oldest gives way (its row is written in any case); a hole that lies within a message
 that is not read anyway is jumped. Nothing is copied while messages are whole within a segment and in order; else the
-beginning of one message waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not
-looked at again while its place in the table lasts, once it has sent NEWKEYS, or its first messages are of none of the
-protocols that are known here. Of TLS the headers of the first RECORDS_MAX records are read on, to the second that is large: who sends many small
-ones, slowly, is told of with their times and sizes, and so is who sends cells. Of JSON the first line is looked at for
-the words of mining pools, and what came at once of the body of a first POST for a miner's calls of a node; what a
-proxy was asked to carry is read as a stream of its own. The table is
-set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted.
-Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
-A datagram is compared with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data,
-which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
+beginning of one message waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked
+at again while its place in the table lasts, once it has sent NEWKEYS, or its first messages are of none of the
+protocols that are known here. Of TLS the headers of the first RECORDS_MAX records are read on, to the second that is
+large: who sends many small ones, slowly, is told of with their times and sizes, and so is who sends cells. Of JSON the
+first line is looked at for the words of mining pools, and what came at once of the body of a first POST for a miner's
+calls of a node; what a proxy was asked to carry is read as a stream of its own. The table is set-associative: a full
+set gives up its oldest decided, else its oldest stream; those within a handshake are counted. Of a stream that is not
+in the table the first six bytes of a segment are compared with a banner's and a ClientHello's. A datagram is compared
+with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data, which has four, needs
+DATAGRAMS_MIN of them in a row, and a place in the table.
 
 Known limits: Stratum is read where its opening was captured, and in clear only; a ClientHello or KEXINIT above
 MESSAGE_MAX is not read; text before an SSH banner is followed for TEXT_MAX bytes; what an HTTP proxy answers is read as
