@@ -31,6 +31,10 @@ class GuardSettings(Struct, frozen=True, forbid_unknown_fields=True):
         float,
         Meta(gt=0, le=1_000_000, description="false alarms to accept per GPU and year; the delay follows from it"),
     ] = 0.1
+    counter_alarms_per_gpu_year: Annotated[
+        float,
+        Meta(gt=0, le=1_000_000, description="the same for what counters say alone, which makes a job suspect at most"),
+    ] = 1.0
     tick_ms: Annotated[
         int, Meta(ge=10, le=60_000, description="how often time moves on when nothing happens, in milliseconds")
     ] = 250

@@ -111,6 +111,7 @@ class Daemon:
         config = start.config
         self._guard = Guard(
             start.policy, mode=config.guard.mode, alarms_per_gpu_year=config.guard.alarms_per_gpu_year,
+            counter_alarms_per_gpu_year=config.guard.counter_alarms_per_gpu_year,
             signatures=shipped(), counter_model=shipped_model(), quiet=True)
         self._events = EventLog(guard_dir / "events.jsonl")
         self._recorder = _recorder(config, guard_dir)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gpuguard.config import GuardSettings
 from gpuguard.core.events import Finding
 from gpuguard.core.records import Device, DeviceSample
 from gpuguard.counters.judging import judge
@@ -31,6 +30,8 @@ from gpuguard.replaying import replay
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: The rate that `gpuguard classify` accepts, too.
+ALARMS_PER_GPU_YEAR = 10.0
 PLAYED_NS = 1800 * 1_000_000_000
 #: The driver's means reach this far back: before it, they speak of what was before.
 SETTLING_NS = 1_000_000_000
@@ -85,10 +86,9 @@ def played(stretch: Stretch, until_ns: int) -> Iterator[Device | DeviceSample]:
 
 def by_counters(stretch: Stretch) -> dict[str, Any]:
     """Return what counters alone say: of the stretch as it is, and played for half an hour."""
-    alarms = GuardSettings().alarms_per_gpu_year
     model, uuid = shipped_model(), stretch.device.uuid
-    once = judge(played(stretch, 0), model, alarms)
-    longer = judge(played(stretch, PLAYED_NS), model, alarms)
+    once = judge(played(stretch, 0), model, ALARMS_PER_GPU_YEAR)
+    longer = judge(played(stretch, PLAYED_NS), model, ALARMS_PER_GPU_YEAR)
     after_s = longer.suspect_after_s.get(uuid)
     kinds: dict[str, int] = {}
     for episode in longer.episodes:

@@ -98,6 +98,8 @@ class Guard:
         ``observe`` only writes down what would have been done; ``enforce`` asks for it.
     alarms_per_gpu_year
         The false-alarm rate that the thresholds are set for, see `fusion`. Raises ValueError if not sensible.
+    counter_alarms_per_gpu_year
+        The same for what counters say alone, see `counter_jobs`.
     signatures
         What is known of code and launches that mine; without them, mining by launches is not recognised.
     counter_model
@@ -113,6 +115,7 @@ class Guard:
         *,
         mode: Literal["observe", "enforce"] = "observe",
         alarms_per_gpu_year: float = 0.1,
+        counter_alarms_per_gpu_year: float = 1.0,
         signatures: tuple[Signature, ...] = (),
         counter_model: Model | None = None,
         quiet: bool = False,
@@ -124,7 +127,7 @@ class Guard:
         # Egress policy wants each flow by its name.
         self._flows = FlowTable(quiet=quiet and not policy.egress, exchanges=False, names=bool(policy.egress))
         self._listed = False
-        self._detectors = new_detectors(signatures, counter_model, alarms_per_gpu_year, policy.egress)
+        self._detectors = new_detectors(signatures, counter_model, counter_alarms_per_gpu_year, policy.egress)
         self._ruled = [one for one in self._detectors if isinstance(one, Ruled)]
         self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)

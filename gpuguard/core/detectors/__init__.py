@@ -66,8 +66,8 @@ class Ruled(Protocol):
 
 
 def new_detectors(
-    signatures: tuple[Signature, ...] = (), counter_model: Model | None = None, alarms_per_gpu_year: float = 0.1,
-    egress: tuple[EgressPolicy, ...] = (),
+    signatures: tuple[Signature, ...] = (), counter_model: Model | None = None,
+    counter_alarms_per_gpu_year: float = 1.0, egress: tuple[EgressPolicy, ...] = (),
 ) -> list[Detector]:
     """Return one fresh instance of every detector in this folder, in order of name, knowing all this."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
@@ -79,5 +79,5 @@ def new_detectors(
         if isinstance(one, Ruled):
             one.rule_by(egress)
         if counter_model and isinstance(one, Judge):
-            one.judge_by(counter_model, alarms_per_gpu_year)
+            one.judge_by(counter_model, counter_alarms_per_gpu_year)
     return detectors

@@ -242,7 +242,7 @@ class Detector:
 
     def __init__(self) -> None:
         self._model: Model | None = None
-        self._limit = NONE_SEEN.limit(0.1)
+        self._limit = NONE_SEEN.limit(1.0)
         self._watches: BoundedTable[str, Watch] = BoundedTable(DEVICES_MAX)
         self._standings: BoundedTable[ProcessId | DeviceId, Standing] = BoundedTable(SUBJECTS_MAX)
         #: Launches of each process so far, by pid and start.
