@@ -81,6 +81,20 @@ class UseSample(NamedTuple):
     decoder: int
 
 
+class Asked(NamedTuple):
+    """One call.
+
+    ``answer`` is what its place in the row holds before, and ``place`` the argument that is to be the address of that;
+    one that ``needs_last`` is not made where the call before it failed.
+    """
+
+    function: Callable[..., int]
+    arguments: tuple[int, ...]
+    answer: bytes = b""
+    place: int = -1
+    needs_last: bool = False
+
+
 def address(pointer: Any) -> int:
     """Return where a pointer or a function of ctypes points to."""
     return ctypes.cast(pointer, ctypes.c_void_p).value or 0

@@ -21,10 +21,10 @@ from gpuguard.sensors.nvml.calls import (
     METRICS_HEAD,
     METRICS_VERSION,
     SUCCESS,
+    Asked,
     Library,
     address,
 )
-from gpuguard.sensors.nvml.rounds import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

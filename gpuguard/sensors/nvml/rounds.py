@@ -7,10 +7,10 @@ two forms: in full once a second, and in short in between, without what loses no
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gpuguard._nvml import Calls
-from gpuguard.sensors.nvml.calls import FIELD, address
+from gpuguard.sensors.nvml.calls import FIELD, Asked, address
 from gpuguard.sensors.nvml.fields import FAST, FIELD_VALUES
 
 if TYPE_CHECKING:
@@ -19,20 +19,6 @@ if TYPE_CHECKING:
     from gpuguard._nvml import Call as Compiled
     from gpuguard.sensors.nvml.fields import Call, FieldReader
     from gpuguard.sensors.nvml.gpm import Window
-
-
-class Asked(NamedTuple):
-    """One call.
-
-    ``answer`` is what its place in the row holds before, and ``place`` the argument that is to be the address of that;
-    one that ``needs_last`` is not made where the call before it failed.
-    """
-
-    function: Callable[..., int]
-    arguments: tuple[int, ...]
-    answer: bytes = b""
-    place: int = -1
-    needs_last: bool = False
 
 
 class Sheet:
