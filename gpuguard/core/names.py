@@ -42,17 +42,19 @@ def observations_of(flows: FlowTable, block: Packets) -> Iterator[Observation]:
         if isinstance(fact, DnsMessage) and not may_carry(fact):
             continue
         row = min(max(fact.row, done), len(rows) - 1)
-        yield from flows.receive(_part(block, done, row + 1, first, index + 1))
+        yield from flows.receive(part(block, done, row + 1, first, index + 1))
         yield _seen(block, row, fact)
         done, first = row + 1, index + 1
         if done == len(rows):
             return
-    yield from flows.receive(_part(block, done, len(rows), first, len(facts)) if done else block)
+    yield from flows.receive(part(block, done, len(rows), first, len(facts)) if done else block)
 
 
-def _part(block: Packets, start: int, end: int, first: int, last: int) -> Packets:
+def part(block: Packets, start: int, end: int, first: int, last: int) -> Packets:
+    """Return rows[start:end] of a block with facts[first:last], which are of these rows."""
     facts = tuple(replace(fact, row=max(0, fact.row - start)) for fact in block.facts[first:last])
-    return Packets(time_ns=block.time_ns, netns=block.netns, rows=block.rows[start:end], facts=facts)
+    return Packets(time_ns=block.time_ns, netns=block.netns, rows=block.rows[start:end], facts=facts,
+                   met_again=0 if start else block.met_again)
 
 
 def _seen(block: Packets, row: int, fact: DnsMessage | Stratum) -> Observation:

@@ -19,6 +19,7 @@ from gpuguard.core.labels import LABELS, VERDICTS
 from gpuguard.core.observations import Exchange, FlowUse
 from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Socket, Sockets, Tick
 from gpuguard.core.subjects import FlowId
+from gpuguard.core.ticking import ticked
 from gpuguard.lab import link, peers
 from gpuguard.sensors.packets import read_capture
 
@@ -129,7 +130,7 @@ def _watch(path: Path, sockets: Sockets | None = None,
                                     clock_ticks_per_s=100, addresses=(link.NODE,)))
     seen: list[Exchange | FlowUse] = []
     now_ns = 0
-    for block in read_capture(path):
+    for block in ticked(read_capture(path)):
         if isinstance(block, Gap):
             continue
         if isinstance(block, Packets):
@@ -138,7 +139,7 @@ def _watch(path: Path, sockets: Sockets | None = None,
             if sockets:
                 events += guard.receive(msgspec.structs.replace(sockets, time_ns=now_ns))
         events += guard.receive(block)
-        events += guard.receive(Tick(time_ns=now_ns))
+    events += guard.receive(Tick(time_ns=now_ns))
     events += guard.close(now_ns)
     return ([one for one in events if isinstance(one, Finding)],
             [one for one in events if isinstance(one, FlowReport)], seen)

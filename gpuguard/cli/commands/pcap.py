@@ -166,6 +166,7 @@ def _dull(name: str, held: list[FlowReports], tally: _Tally, gaps: list[str], *,
 def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[str], policy: Policy) -> Iterator[Event]:
     """Drive one guard over one file. Ticks follow the packets' own time."""
     from gpuguard.core.guard import Guard
+    from gpuguard.core.ticking import ticked
     from gpuguard.sensors.packets import CaptureError, read_capture
 
     guard = Guard(policy, quiet=True)
@@ -175,16 +176,16 @@ def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[st
         guard.receive(HostInfo(time_ns=0, schema_version=SCHEMA_VERSION, boot_id="", hostname="", clock_ticks_per_s=100,
                                addresses=addresses))
     try:
-        for block in read_capture(source, brief=not policy.egress):
+        for block in ticked(read_capture(source, brief=not policy.egress)):
             if isinstance(block, Gap):
                 _add_gap(gaps, block)
                 continue
-            now_ns = max(now_ns, _last_ns(block))
+            now_ns = max(now_ns, _last_ns(block) if isinstance(block, Packets) else block.time_ns)
             yield from guard.receive(block)
-            yield from guard.receive(Tick(time_ns=now_ns))
     except CaptureError as error:  # its text has already come as a gap
         click.echo(f"gpuguard: {shown_path(str(error))}", err=True)
         tally.unreadable.append(str(file))
+    yield from guard.receive(Tick(time_ns=now_ns))
     yield from guard.close(now_ns)
 
 
