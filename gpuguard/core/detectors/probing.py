@@ -15,10 +15,12 @@ Benign look-alikes, and what keeps them out:
   package mirrors, load balancers, service meshes: they succeed, and a success takes more away than a failure gives;
 - waiting for a master that does not listen yet: one target, however often;
 - monitoring with half a rack down (Prometheus, health checks): the same targets again and again; a repeat takes away;
+- a cluster whose workers are gone (Ray, Dask): ports of one machine that systems hand out weigh a fifth;
 - health checks that open and close without a word: they were answered;
 - libraries of clouds (boto3, google-auth, all of them in one program), off a cloud: many addresses, one kind;
 - agents of nodes and monitoring of clusters: two or three kinds, that answer on most of many nodes;
-- peers of file sharing and coins, many of which are gone: public addresses weigh half;
+- peers of file sharing and coins, mail, candidates of connections, many of which are gone: public addresses weigh half,
+  and a sixth where they lie apart, on ports of their own less still; what sweeps a range or a machine does not;
 - what comes in from outside: the host that is scanned did nothing.
 
 An attempt has failed when its flow ended without payload and without a full closing handshake, or when no packet
@@ -57,6 +59,15 @@ NAMESPACES_MAX = 256
 # half of it again towards public addresses, where whole lists of peers are stale; a success keeps nearly all.
 FAILED_NATS = 0.5
 FAILED_PUBLIC_NATS = 0.25
+#: That much is for a sweep: a port that failed before at a neighbour, or one more port of one address. Whoever was told
+#: where to go goes to places that have nothing to do with each other, and of peers elsewhere most are gone.
+APART_NATS = 0.25
+APART_PUBLIC_NATS = 0.08
+APART_PUBLIC_NEW_PORT_NATS = 0.04
+#: One more port of one address that systems hand out and nobody is assigned: where workers, candidates of a connection
+#: and peers listen. When their machine starts anew they fail together. Scans of these are long.
+HANDED_OUT_NATS = 0.1
+HANDED_OUT_MIN = 10_000
 ANSWERED_NATS = -1.2
 #: A target tried before: monitors and retries do little else, scanners hardly ever.
 AGAIN_NATS = -0.25
@@ -99,6 +110,7 @@ _PLACES = Places(
 )
 
 _TCP, _ICMP, _ICMPV6 = 6, 1, 58
+_MAPPED = b"\0" * 10 + b"\xff\xff"
 _SPOTS = ("less than one new target in ten minutes", "neighbours on the same link that nobody answers for (ARP only)",
           "a scan that only tries what is known to answer")
 
@@ -132,7 +144,7 @@ class _Judged(NamedTuple):
 class _Source(Tried):
     """What one unit tried."""
 
-    __slots__ = ("addresses", "failed", "last_ns", "ports", "start_ns", "told", "told_failed")
+    __slots__ = ("addresses", "failed", "last_ns", "neighbours", "ports", "start_ns", "told", "told_failed")
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
@@ -142,6 +154,8 @@ class _Source(Tried):
         self.told_failed = 0
         self.addresses: BoundedTable[str, None] = BoundedTable(TARGETS_MAX)
         self.ports: BoundedTable[int, None] = BoundedTable(TARGETS_MAX)
+        #: Links on which a port failed, with the port.
+        self.neighbours: BoundedTable[bytes, None] = BoundedTable(TARGETS_MAX)
 
     def add(self, nats: float) -> None:
         self.nats = min(max(0.0, self.nats + nats), NATS_MAX)
@@ -151,6 +165,27 @@ class _Source(Tried):
         further = kind and self.kinds and not self.kinds >> kind & 1
         self.kinds |= bool(kind) << kind
         return FURTHER_KIND if further else 1.0
+
+    def fail(self, flow: FlowId, target: Target) -> float:
+        """Note a failure at a target that was not tried before; return what it adds."""
+        address, port = flow.responder, flow.responder_port if flow.protocol == _TCP else 0
+        again, neighbour = address in self.addresses, _link(target) in self.neighbours
+        known_port, kind = port in self.ports, _PLACES.kind(target)
+        self.addresses[address] = None
+        self.ports[port] = None
+        self.neighbours[_link(target)] = None
+        self.failed += 1
+        if kind or neighbour:
+            nats = _weight(address)
+        elif again:
+            nats = HANDED_OUT_NATS if port >= HANDED_OUT_MIN else _weight(address)
+        elif _weight(address) == FAILED_NATS:
+            nats = APART_NATS
+        else:
+            nats = APART_PUBLIC_NATS if known_port else APART_PUBLIC_NEW_PORT_NATS
+        nats *= self.meet(kind)
+        self.add(nats)
+        return nats
 
     def known(self) -> str:
         """Return which places it tried that everybody knows, as the end of a sentence."""
@@ -300,11 +335,7 @@ class Detector:
             source.add(AGAIN_NATS)
             return 0.0
         source.targets.put(target, 0)
-        source.addresses[flow.responder] = None
-        source.ports[flow.responder_port if flow.protocol == _TCP else 0] = None
-        source.failed += 1
-        nats = _weight(flow.responder) * source.meet(_PLACES.kind(target))
-        source.add(nats)
+        nats = source.fail(flow, target)
         seen_ns = self._failing.get(unit.source) or 0
         if unit.process is not None and source.failed >= FAILED_OF_PROCESS_MIN:
             seen_ns = time_ns
@@ -384,9 +415,14 @@ def _target(flow: FlowId) -> Target:
     return address_bytes(flow.responder) + port.to_bytes(2, "little") + bytes([flow.protocol])
 
 
+def _link(target: Target) -> bytes:
+    """Return the link that a target is on, as far as addresses tell (/24, /64), with its port and protocol."""
+    return (target[:15] if target.startswith(_MAPPED) else target[:8]) + target[16:]
+
+
 @lru_cache(maxsize=4096)
 def _weight(address: str) -> float:
-    """Return what a failure at an address weighs, 0 if it is no machine's: a group's, or everybody's."""
+    """Return what a failure at an address weighs in a sweep, 0 if it is no machine's: a group's, or everybody's."""
     one = ipaddress.ip_address(address)
     if one.is_multicast or one.is_unspecified or one.is_loopback or address == "255.255.255.255":
         return 0.0
