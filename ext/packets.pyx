@@ -3,7 +3,8 @@
 
 Sources: RFC 791, 8200 (extension headers, fragments), 9293, 768, 792, 4443; Linux "cooked" and other link layers from
 tcpdump.org/linktypes.html; RFC 4253 (SSH), RFC 8446 (TLS), RFC 6066, RFC 7301, RFC 1035, 7766 (DNS over TCP);
-RFC 1928, 1929 and openssh.com/txt/socks4.protocol (SOCKS); RFC 9112 section 3.2 (proxies); RFC 7296 (IKE);
+RFC 1928, 1929 and openssh.com/txt/socks4.protocol (SOCKS); RFC 9112 section 3.2 (proxies); RFC 9113 section 3.4
+(HTTP/2); RFC 6455 and 7692 (WebSockets); X Window System Protocol, X.Org's edition for X11R7.7; RFC 7296 (IKE);
 wireguard.com/protocol; OpenVPN's doc/doxygen/doc_protocol_overview.h; Tor's tor-spec (cells); sv2-spec chapter 4
 (Stratum V2); pcap and pcapng from draft-ietf-opsawg-pcap and -pcapng; TPACKET_V3 from
 Documentation/networking/packet_mmap.rst and linux/if_packet.h.
@@ -19,16 +20,18 @@ beginning of one message waits in a buffer of at most MESSAGE_MAX bytes. A strea
 at again while its place in the table lasts, once it has sent NEWKEYS, or its first messages are of none of the
 protocols that are known here. Of TLS the headers of the first RECORDS_MAX records are read on, to the second that is
 large: who sends many small ones, slowly, is told of with their times and sizes, and so is who sends cells. Of JSON the
-first line is looked at for the words of mining pools, and what came at once of the body of a first POST for a miner's
-calls of a node; what a proxy was asked to carry is read as a stream of its own. The table is set-associative: a full
-set gives up its oldest decided, else its oldest stream; those within a handshake are counted. Of a stream that is not
-in the table the first six bytes of a segment are compared with a banner's and a ClientHello's. A datagram is compared
-with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data, which has four, needs
-DATAGRAMS_MIN of them in a row, and a place in the table.
+first LINES_MAX lines, or messages in a WebSocket, are looked at for the words and forms of mining pools, and what came
+at once of the body of a first POST for a miner's calls of a node; of what an X display says, how often a key was
+pressed, up to X11_KEYS_MIN; what a proxy was asked to carry is read as a stream of its own. The table is
+set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted.
+Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
+A datagram is compared with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data,
+which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
 
-Known limits: Stratum is read where its opening was captured, and in clear only; a ClientHello or KEXINIT above
-MESSAGE_MAX is not read; text before an SSH banner is followed for TEXT_MAX bytes; what an HTTP proxy answers is read as
-text only; of a datagram in IP fragments the first is read (see packets_fragments.pxi).
+Known limits: Stratum is read where its opening was captured, and in clear only, in a WebSocket that compresses up to
+the first message in several frames or above LINE_MAX; a ClientHello or KEXINIT above MESSAGE_MAX is not read; text
+before an SSH banner is followed for TEXT_MAX bytes; what an HTTP proxy answers is read as text only; of a datagram in
+IP fragments the first is read (see packets_fragments.pxi).
 """
 
 from libc.errno cimport errno
@@ -36,8 +39,12 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strerror
 
+import zlib
+from collections import OrderedDict
+
 import numpy as np
 
+from gpuguard.core import pools
 from gpuguard.core.records import (
     PACKET,
     SPOKEN,
@@ -128,6 +135,8 @@ cdef enum:
     AHEAD_SEGMENTS = 128
     TEXT_MAX = 16384
     LINE_MAX = 2048
+    LINES_MAX = 16
+    INFLATERS_MAX = 64
     METHOD_MAX = 32
     BANNER_LINE_MAX = 8192
     SSH_PACKET_MAX = 262144
@@ -139,13 +148,14 @@ cdef enum:
     EXTENSION_HEADERS_MAX = 16
     PACKET_TYPE_UNKNOWN = 255
     RECORDS_MAX = 64
-    RECORDS_STEP = 8
+    RECORDS_STEP = 4
     RECORDS_GAP_MS = 500
     RECORD_LARGE = 4096
-    RECORD_TALK = 2048
+    RECORD_TALK = 3072
     CELLS_MIN = 3
     CELLS_CBC_MIN = 8
     DATAGRAMS_MIN = 4
+    X11_KEYS_MIN = 20
 
 cdef enum:
     OPENING = 0
@@ -156,8 +166,10 @@ cdef enum:
     SOCKS = 5
     DNS_STREAM = 6
     NOISE = 7
-    DECIDED = 8
-    DATAGRAMS = 9  # not TCP: never read as a stream
+    WEBSOCKET = 8
+    X11 = 9
+    DECIDED = 10
+    DATAGRAMS = 11  # not TCP: never read as a stream
 
 cdef enum:
     BANNER = 0
@@ -168,6 +180,8 @@ cdef enum:
     STRATUM = 5
     TOLD_RECORDS = 6
     TOLD_SPOKEN = 7
+    JSON = 8
+    DEFLATED = 9
 
 # records.SPOKEN, in its order.
 cdef enum:
@@ -188,6 +202,8 @@ cdef enum:
     MESSAGE_BROKER = 14
     HTTP_BACKWARDS = 15
     RFB_VERSION = 16
+    X11_SETUP = 17
+    X11_KEYS = 18
 
 cdef enum:
     FIN = 1
@@ -205,6 +221,11 @@ cdef enum:
 cdef enum:
     POST_HEAD = 1
     POST_BODY = 2
+
+# How far the head that ends in a WebSocket was read.
+cdef enum:
+    UPGRADE_HEAD = 1
+    UPGRADE_ASKED = 2
 
 # Of what a DNS answer says.
 cdef enum:
@@ -240,6 +261,9 @@ cdef struct Stream:
     uint8_t told        # said which protocol this is
     uint8_t called      # of the side that was called: its SYN answers one
     uint8_t posted      # POST_HEAD, POST_BODY: text is that of a POST
+    uint8_t upgrade     # UPGRADE_HEAD, UPGRADE_ASKED: text is a head that may end in a WebSocket
+    uint8_t lines       # of JSON, messages of a WebSocket, or keys of X11 so far
+    uint8_t little      # of X11: its numbers are little-endian
     uint8_t ahead       # segments that wait in Parse.ahead
 
 # A segment of a stream that came before the one ahead of it.
@@ -620,6 +644,50 @@ cdef bint stratum(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
     return True
 
 
+cdef void json_text(Parse* s, const uint8_t* p, uint32_t n) noexcept nogil:
+    """Hand on an object that has a word of work in it, to be judged by its form (`core.pools`)."""
+    if n and p[0] == 123 and (behind(p, n, b'"nonce', 6) or behind(p, n, b'"target', 7) or behind(p, n, b'"diff', 5)
+                              or behind(p, n, b'"mining.', 8) or behind(p, n, b'"login"', 7)):
+        put(s, note(s, JSON, 0, 0), p, n)
+
+
+cdef int32_t websocket(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 6455, 5.2: one frame. Messages in one frame of at most LINE_MAX bytes are read, LINES_MAX of them.
+
+    Those of RFC 7692, which are told apart by a bit of the first byte, are compressed with all before them in mind.
+    """
+    cdef uint32_t at = 2, size, i
+    if n < 2:
+        return 0
+    size = p[1] & 127
+    if p[0] & 0x30 or 2 < p[0] & 15 < 8:
+        return -1
+    at += (2 if size == 126 else 8 if size == 127 else 0) + (4 if p[1] & 128 else 0)
+    if n < at:
+        return 0
+    if size == 126:
+        size = be16(p + 2)
+    elif size == 127:
+        size = be32(p + 6) if be32(p + 2) == 0 else 0xFFFFFFFF
+    if size > 0x3FFFFFFF:
+        return -1
+    if p[0] & 8:
+        return <int32_t>(at + size)
+    if size > LINE_MAX or not (p[0] & 0x80) or p[0] & 15 == 0:
+        return -1 if p[0] & 0x40 or t.lines == LINES_MAX else <int32_t>(at + size)
+    if n < at + size:
+        return 0
+    for i in range(size):
+        s.scratch[i] = p[at + i] ^ (p[at - 4 + i % 4] if p[1] & 128 else 0)
+    if p[0] & 0x40:
+        put(s, note(s, DEFLATED, <uint32_t>(t - s.streams), t.told), s.scratch, size)
+        t.told = 1
+    else:
+        json_text(s, s.scratch, size)
+    t.lines += 1
+    return -1 if t.lines == LINES_MAX else <int32_t>(at + size)
+
+
 # -- proxies, VPNs and others -----------------------------------------------------------------------------------------
 
 cdef void spoken(Parse* s, uint32_t what) noexcept nogil:
@@ -723,7 +791,8 @@ cdef int32_t socks4(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept 
 cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
     """RFC 9112, 3.2.2 and 3.2.3: a request whose target is a whole address is one to a proxy. ``n``: of its line.
 
-    Any other is a client's, and clients call (RFC 9110, 3.3): the side that was called does not begin with one.
+    Any other is a client's, and clients call (RFC 9110, 3.3): the side that was called does not begin with one, nor
+    with the preface of HTTP/2 (RFC 9113, 3.4). A GET and a 101 may open a WebSocket (RFC 6455, 4).
     """
     cdef uint32_t at = 0
     if n > 8 and memcmp(p, b"CONNECT ", 8) == 0:
@@ -733,12 +802,28 @@ cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
         return
     if n > 5 and memcmp(p, b"POST ", 5) == 0 and behind(p, n, b" HTTP/1.", 8):
         t.posted = POST_HEAD
+    if n > 12 and p[n - 1] == 10 and (memcmp(p, b"GET ", 4) == 0 or memcmp(p, b"HTTP/1.1 101", 12) == 0):
+        t.upgrade = UPGRADE_HEAD
+    if t.called and n == 16 and memcmp(p, b"PRI * HTTP/2.0\r\n", 16) == 0:
+        spoken(s, HTTP_BACKWARDS)
     while at < n and at < 8 and 65 <= p[at] <= 90:
         at += 1
     if at >= 3 and n > at + 8 and memcmp(p + at, b" http://", 8) == 0:
         spoken(s, HTTP_ABSOLUTE)
     elif t.called and at >= 3 and n > at + 2 and memcmp(p + at, b" /", 2) == 0 and behind(p, n, b" HTTP/1.", 8):
         spoken(s, HTTP_BACKWARDS)
+
+
+cdef bint websocket_header(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether this line of a head is "Upgrade: websocket", in letters of any case."""
+    cdef const uint8_t* word = b"upgrade: websocket"
+    cdef uint32_t i
+    if not (n == 19 and p[18] == 10 or n == 20 and p[18] == 13 and p[19] == 10):
+        return 0
+    for i in range(18):
+        if p[i] | 32 != word[i]:
+            return 0
+    return 1
 
 
 cdef bint broker(const uint8_t* p, uint32_t n) noexcept nogil:
@@ -792,6 +877,40 @@ cdef bint ike(const uint8_t* p, uint32_t n, uint32_t size) noexcept nogil:
     return p[17] == 0x20 and p[18] == 34 or p[17] == 0x10 and (p[18] == 2 or p[18] == 4)
 
 
+cdef inline uint32_t x11_16(const Stream* t, const uint8_t* p) noexcept nogil:
+    return p[0] | <uint32_t>p[1] << 8 if t.little else be16(p)
+
+
+cdef int32_t x11_setup(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """X Window System Protocol, 8: a client's byte order and version 11.0, or a server's word that it may; else -2."""
+    t.little = p[2] == 11
+    if x11_16(t, p + 2) != 11 or x11_16(t, p + 4) != 0:
+        return -2
+    if t.called:
+        t.state = X11
+        return <int32_t>(8 + 4 * x11_16(t, p + 6))
+    if p[1] != 0 or (p[0] == 108) != t.little:
+        return -2
+    spoken(s, X11_SETUP)
+    return -1
+
+
+cdef int32_t x11_message(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """An error, a reply, or an event of a server: KeyPress is 2, and none that another client made has that byte."""
+    cdef uint32_t more = 0
+    if n < 8:
+        return 0
+    if p[0] == 1 or p[0] == 35:
+        more = x11_16(t, p + 4) | x11_16(t, p + 6) << 16 if t.little else be32(p + 4)
+    if more > 0x3FFFFFF:
+        return -1
+    t.lines += p[0] == 2
+    if t.lines == X11_KEYS_MIN:
+        spoken(s, X11_KEYS)
+        return -1
+    return <int32_t>(32 + 4 * more)
+
+
 cdef int32_t opening_binary(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
     """The first bytes of a stream that are no text; -2 if they are of none of these protocols."""
     cdef int32_t took = -1
@@ -800,6 +919,11 @@ cdef int32_t opening_binary(Parse* s, Stream* t, const uint8_t* p, uint32_t n) n
     if p[0] == 22:
         t.state = TLS
         return tls_hello(s, t, p, n)
+    if t.called and n >= 8 and p[0] == 1 or not t.called and n >= 12 and (p[0] == 108 or p[0] == 66):
+        took = x11_setup(s, t, p, n)
+        if took != -2:
+            return took
+        took = -1
     if p[0] == 5:
         took = socks5(s, t, p, n)
     elif p[0] == 4:
@@ -842,13 +966,18 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
         t.posted = 0
         if (p[0] == 123 or p[0] == 91) and work(s, p, least(n, LINE_MAX)):
             return -1
-    if t.text == 0:
-        if p[0] == 123:
-            if end == NULL and n < LINE_MAX:
-                return 0
-            if end != NULL and end - p < LINE_MAX and stratum(s, p, <uint32_t>(end - p)):
+    if t.upgrade and not t.mid_line and end == NULL and n < LINE_MAX:
+        return 0
+    if p[0] == 123 and not t.mid_line and (t.text == 0 or 0 < t.lines < LINES_MAX):
+        if end == NULL and n < LINE_MAX:
+            return 0
+        if end != NULL and end - p < LINE_MAX:
+            if stratum(s, p, <uint32_t>(end - p)):
                 return -1
-        elif size == 12 and memcmp(p, b"RFB 00", 6) == 0 and p[11] == 10:
+            json_text(s, p, <uint32_t>(end - p))
+            t.lines += 1
+    elif t.text == 0:
+        if size == 12 and memcmp(p, b"RFB 00", 6) == 0 and p[11] == 10:
             spoken(s, RFB_VERSION)  # RFC 6143, 7.1.1
         elif 65 <= p[0] <= 90:
             proxy_request(s, t, p, least(size, LINE_MAX))
@@ -859,6 +988,12 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
             return <int32_t>size
         if t.posted:
             t.posted = POST_BODY
+        if t.upgrade == UPGRADE_ASKED:
+            t.state = WEBSOCKET
+            return <int32_t>size
+        t.upgrade = 0
+    elif t.upgrade and not t.mid_line and websocket_header(p, size):
+        t.upgrade = UPGRADE_ASKED
     t.text += size
     t.mid_line = end == NULL
     if t.text > TEXT_MAX or memchr(p, 0, size) != NULL:
@@ -879,6 +1014,10 @@ cdef int32_t message(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t
         return dns_stream(s, t, p, n)
     if t.state == NOISE:
         return noise(s, t, p, n)
+    if t.state == WEBSOCKET:
+        return websocket(s, t, p, n)
+    if t.state == X11:
+        return x11_message(s, t, p, n)
     return ssh_packet(s, t, p, n, sequence)
 
 
@@ -893,8 +1032,8 @@ cdef void drop_buffer(Parse* s, Stream* t) noexcept nogil:
 
 
 cdef void lose(Parse* s, Stream* t) noexcept nogil:
-    """Count a stream of which something was missed, once. Headers of TLS records are no handshake."""
-    if t.state == RECORDS:
+    """Count a stream of which something was missed, once. Headers of TLS records and the like are no handshake."""
+    if t.state == RECORDS or t.state == WEBSOCKET or t.state == X11:
         return
     s.streams_lost += not t.lost
     t.lost = 1
@@ -1145,6 +1284,9 @@ cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     t.told = 0
     t.called = 0
     t.posted = 0
+    t.upgrade = 0
+    t.lines = 0
+    t.little = 0
 
 
 cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
@@ -1649,6 +1791,22 @@ def _end(data, at):
     return at + 1
 
 
+def _inflated(inflaters, slot, further, data):
+    """A message of RFC 7692, the first of the stream in this slot or a further one; nothing if one before failed."""
+    one = inflaters.pop(slot, None) if further else zlib.decompressobj(-15)
+    if one is None:
+        return b""
+    try:
+        text = one.decompress(data + b"\0\0\xff\xff", MESSAGE_MAX)
+    except zlib.error:
+        return b""
+    if not one.unconsumed_tail and not one.eof:
+        inflaters[slot] = one
+        if len(inflaters) > INFLATERS_MAX:
+            inflaters.popitem(last=False)
+    return text[:LINE_MAX]
+
+
 def _records(row, data):
     used = (len(data) - 8) // 6
     first_ns = int.from_bytes(data[:8], "little", signed=True)
@@ -1667,6 +1825,7 @@ cdef class Parser:
 
     cdef Parse s
     cdef object rows
+    cdef object inflaters
     cdef list pool
 
     def __cinit__(self, *, int rows_max=8192, uint64_t seed=0, bint brief=False):
@@ -1677,6 +1836,7 @@ cdef class Parser:
         self.s.seed = seed
         self.s.brief = brief
         self.pool = []
+        self.inflaters = OrderedDict()
         self.s.facts = <FactNote*>malloc(FACTS_MAX * sizeof(FactNote))
         self.s.arena = <uint8_t*>malloc(ARENA_BYTES)
         self.s.scratch = <uint8_t*>malloc(MESSAGE_MAX)
@@ -1757,6 +1917,12 @@ cdef class Parser:
                 facts.append(_hello(fact.row, data, bool(fact.a)))
             elif fact.kind == STRATUM:
                 facts.append(Stratum(fact.row, _text(data)))
+            elif fact.kind == JSON or fact.kind == DEFLATED:
+                if fact.kind == DEFLATED:
+                    data = _inflated(self.inflaters, fact.a, fact.b, data)
+                method = pools.said(data)
+                if method:
+                    facts.append(Stratum(fact.row, method))
             elif fact.kind == TOLD_SPOKEN:
                 facts.append(Spoken(fact.row, SPOKEN[fact.a]))
             elif fact.kind == TOLD_RECORDS:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from gpuguard.core import pools
 from gpuguard.core.records import (
     DnsMessage,
     Fact,
@@ -295,13 +297,15 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         if not seen or (b"SSH-".startswith(seen) and len(seen) < 4):
             continue
         if seen.startswith(b"SSH-"):
-            return text_or_ssh(data, at, first, row, facts, connects=False, posts=[])
+            return text_or_ssh(data, at, first, row, facts, connects=False, posts=[], upgrade=False)
         if broker(seen):
             facts.append(Spoken(row, "message-broker"))
         if len(seen) in {64, 234} and seen[:2] != b"\x16\3" and len(seen) < 4 * high(seen) < 3 * len(seen):
             return noise(data, edges, at, len(seen), row, facts)
         if seen[0] == 22:
             facts += tls(data, edges, at, row)
+            return None
+        if x11(data, edges, at, seen, row, facts, called=called):
             return None
         if seen[0] in {4, 5}:
             step = (socks5 if seen[0] == 5 else socks4)(data, edges, at, edge, row, facts)
@@ -321,18 +325,15 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
                 continue
             facts += dns_stream(data, edges, at, edge, row)
             return None
-        if seen[:1] == b"{":
-            end = seen.find(b"\n")
-            if end < 0 and len(seen) < 2048:
-                continue
-            if 0 < end < 2048 and (method := stratum(seen[:end])):
-                facts.append(Stratum(row, method))
-                return None
+        if seen[:1] == b"{" and b"\n" not in seen and len(seen) < 2048:
+            continue
         line = seen[:seen.find(b"\n") + 1] or seen
         if what := proxy_request(line[:2048], called=called):
             facts.append(Spoken(row, what))
         posts = line.startswith(b"POST ") and b" HTTP/1." in line[:2048]
-        return text_or_ssh(data, at, first, row, facts, connects=what == "http-connect", posts=edges if posts else [])
+        upgrade = 12 < len(line) <= 2048 and line.endswith(b"\n") and line.startswith((b"GET ", b"HTTP/1.1 101"))
+        return text_or_ssh(data, at, first, row, facts, connects=what == "http-connect", posts=edges if posts else [],
+                           upgrade=upgrade)
     return None
 
 
@@ -397,6 +398,8 @@ def proxy_request(line: bytes, *, called: bool) -> str:
         return "rfb-version"
     if line.startswith(b"CONNECT "):
         return "http-connect" if len(line) > 8 and b" HTTP/1." in line else ""
+    if called and line == b"PRI * HTTP/2.0\r\n":
+        return "http-backwards"
     method, space, rest = line.partition(b" ")
     upper = 3 <= len(method) <= 8 and all(65 <= one <= 90 for one in method)
     if upper and space and rest.startswith(b"http://") and len(rest) > 7:
@@ -429,14 +432,30 @@ def openvpn(message: bytes) -> bool:
 
 
 def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *, connects: bool, posts: Edges,
-                ) -> int | None:
-    """Lines up to a banner; of a request to a proxy, up to the empty one; of a POST, what came at once of its body."""
-    start = at
+                upgrade: bool) -> int | None:
+    """Lines up to a banner; of a request to a proxy, up to the empty one; of a POST, what came at once of its body.
+
+    Of objects of JSON that come first the first 16 are judged; a head that asks for a WebSocket is followed by one.
+    """
+    start, objects, asked = at, 0, False
     while not data[at:].startswith(b"SSH-"):
         if b"SSH-".startswith(data[at:]):
             return None
         end = data.find(b"\n", at)
         line = data[at:] if end < 0 else data[at:end + 1]
+        if line.startswith(b"{") and (at == start or 0 < objects < 16) and 0 < end - at < 2048:
+            objects += 1
+            method = stratum(line[:-1])
+            known = bool(method)
+            if method := method or json_text(line[:-1]):
+                facts.append(Stratum(row, method))
+            if known:
+                return None
+        if upgrade and line in {b"\n", b"\r\n"}:
+            if asked:
+                return websocket(data, end + 1, row, facts)
+            upgrade = False
+        asked = asked or (upgrade and line.lower() in {b"upgrade: websocket\n", b"upgrade: websocket\r\n"})
         if connects and line in {b"\n", b"\r\n"}:
             return end + 1
         if b"\0" in line or at - start + len(line) > 16384 or end < 0:
@@ -456,6 +475,76 @@ def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *
     if line.startswith((b"SSH-2.0-", b"SSH-1.99-")):
         facts += ssh(data, end + 1, first, row)
     return None
+
+
+def json_text(line: bytes) -> str:
+    words = (b'"nonce', b'"target', b'"diff', b'"mining.', b'"login"')
+    return pools.said(line) if line.startswith(b"{") and any(word in line for word in words) else ""
+
+
+def websocket(data: bytes, at: int, row: int, facts: list[Fact]) -> None:
+    """The first 16 messages that are in one frame of at most 2048 bytes."""
+    inflater: zlib._Decompress | None = zlib.decompressobj(-15)
+    count = 0
+    while count < 16 and len(data) - at >= 2:
+        first, second = data[at], data[at + 1]
+        wide = {126: 2, 127: 8}.get(second & 127, 0)
+        begin = at + 2 + wide + (4 if second & 128 else 0)
+        if first & 0x30 or 2 < first & 15 < 8 or len(data) < begin:
+            return
+        size = be(data[at + 2:at + 2 + wide]) if wide else second & 127
+        if size >= 2**30:
+            return
+        at = begin + size
+        if first & 8:
+            continue
+        if size > 2048 or not first & 0x80 or first & 15 == 0:
+            if first & 0x40:
+                return
+            continue
+        if len(data) < at:
+            return
+        key = data[begin - 4:begin] if second & 128 else bytes(4)
+        message = bytes(byte ^ key[i % 4] for i, byte in enumerate(data[begin:at]))
+        count += 1
+        if first & 0x40:
+            try:
+                said = inflater.decompress(message + b"\0\0\xff\xff", 16384) if inflater else b""
+            except zlib.error:
+                said, inflater = b"", None
+            if inflater and (inflater.unconsumed_tail or inflater.eof):
+                inflater = None
+            method = pools.said(said[:2048])
+        else:
+            method = json_text(message)
+        if method:
+            facts.append(Stratum(row, method))
+
+
+def x11(data: bytes, edges: Edges, at: int, seen: bytes, row: int, facts: list[Fact], *, called: bool) -> bool:
+    """What a client of X begins with; of a display, its twentieth key."""
+    if len(seen) < (8 if called else 12) or seen[0] not in ({1} if called else {0x42, 0x6c}):
+        return False
+    little = seen[2] == 11
+    if seen[2:6] != (b"\x0b\0\0\0" if little else b"\0\x0b\0\0"):
+        return False
+    if not called:
+        if seen[1] or seen[0] != (0x6c if little else 0x42):
+            return False
+        facts.append(Spoken(row, "x11-setup"))
+        return True
+    order: Literal["little", "big"] = "little" if little else "big"
+    at, keys, end = at + 8 + 4 * int.from_bytes(seen[6:8], order), 0, edges[-1][0]
+    while end - at >= 8:
+        more = int.from_bytes(data[at + 4:at + 8], order) if data[at] in {1, 35} else 0
+        if more > 0x3FFFFFF:
+            return True
+        keys += data[at] == 2
+        if keys == 20:
+            facts.append(Spoken(row, "x11-keys"))
+            return True
+        at += 32 + 4 * more
+    return True
 
 
 def dns_stream(data: bytes, edges: Edges, at: int, edge: int, row: int) -> list[Fact]:
@@ -590,8 +679,8 @@ def records(data: bytes, edges: Edges, at: int, row: int) -> list[Fact]:
                 break
             if sum(one > 4096 for one in sizes) >= 2 and not cells:
                 break
-            talk = sum(one > 2048 for one in sizes) <= 2 and times_ms[-1] >= 500 * len(sizes)
-            if len(sizes) % 8 == 0 and talk:
+            talk = sum(one > 3072 for one in sizes) <= 2 and times_ms[-1] >= 500 * len(sizes)
+            if len(sizes) % 4 == 0 and talk:
                 facts.append(TlsRecords(row, tuple(first_ns + 10**6 * ms for ms in times_ms), tuple(sizes)))
         at += 5 + size
     return facts

@@ -6,6 +6,7 @@ import itertools
 import random
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard._packets import Parser
-from gpuguard.core.records import SPOKEN, DnsMessage, Fact, Spoken, SshBanner, TlsClientHello, TlsRecords
+from gpuguard.core.records import SPOKEN, DnsMessage, Fact, Spoken, SshBanner, Stratum, TlsClientHello, TlsRecords
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_packets as reference
@@ -68,6 +69,31 @@ RESET_CRYPT = b"\x38CLIENTID" + struct.pack(">II", 0x0F000001, 7) + NOISE[:37]
 IKE = NOISE[:8] + bytes(8) + bytes([33, 0x20, 34, 8]) + bytes(4) + struct.pack(">I", 128) + bytes(100)
 
 
+WEBSOCKET = b"GET /ws HTTP/1.1\r\nHost: a\r\nUPGRADE: WebSocket\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n"
+POOL_JOB = b'{"type":"job","params":{"job_id":"7","blob":"%s","target":"ff0000"}}' % (b"0e" * 76)
+OTHER_JOB = b'{"method":"job","input":"%s","difficulty":134217728,"height":25}' % (b"0e" * 32)
+OTHER_SHARE = b'{"method":"solution","nonce":"0123456789abcdef","output":"%s"}' % (b"1f" * 104)
+
+
+def ws(data: bytes, *, key: bytes = b"", opcode: int = 1, final: bool = True, deflated: bool = False) -> bytes:
+    """One frame of RFC 6455, 5.2."""
+    size = len(data)
+    head = bytes([128 * final | 64 * deflated | opcode, 128 * bool(key) | min(126, size)])
+    head += struct.pack(">H", size) if size >= 126 else b""
+    return head + key + bytes(byte ^ key[i % 4] if key else byte for i, byte in enumerate(data))
+
+
+def deflated(*messages: bytes, key: bytes = b"") -> list[bytes]:
+    """Messages of one side as RFC 7692, 7.2.1 has them, the window kept from one to the next."""
+    one = zlib.compressobj(wbits=-15)
+    return [ws((one.compress(data) + one.flush(zlib.Z_SYNC_FLUSH))[:-4], key=key, deflated=True) for data in messages]
+
+
+X_SETUP, X_MAY = b"l\0\x0b" + bytes(9), b"\1\0\x0b\0\0\0\2\0" + bytes(8)
+X_REPLY, X_KEY = b"\1\0\7\0\1\0\0\0" + bytes(28), b"\2\x26" + bytes(30)
+
+
 @pytest.mark.parametrize(("segments", "names"), [
     ([GREETING, REQUEST], ["socks5-greeting", "socks5-request"]),
     ([b"\5\3\0\1\2", b"\1\4user\4word", REQUEST], ["socks5-greeting", "socks5-request"]),
@@ -111,6 +137,39 @@ def test_the_side_that_was_called_begins_as_a_client_of_http(line: bytes) -> Non
                                   b"220 GET / HTTP/1.1\r\n", b"\r\nGET / HTTP/1.1\r\n", b"GET /a\r\n HTTP/1.1"])
 def test_other_first_lines_of_a_server_are_no_request(line: bytes) -> None:
     assert told(line, flags=18) == []
+
+
+def test_the_preface_of_http2_is_a_clients() -> None:
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)
+    assert told(preface, flags=18) == ["http-backwards"]
+    assert told(preface, flags=2) == told(b"PRI * HTTP/1.1\r\n", flags=18) == []
+
+
+@pytest.mark.parametrize(("head", "key"), [(WEBSOCKET, b"abcd"), (SWITCHED, b"")])
+@pytest.mark.parametrize("cut", [1, 5, 10**6])
+def test_messages_in_a_websocket_are_read(head: bytes, key: bytes, cut: int) -> None:
+    plain = [ws(b"", opcode=9, key=key), ws(b"{}", key=key), ws(OTHER_JOB, key=key), ws(POOL_JOB, key=key)]
+    pressed = deflated(b'{"id":1}', OTHER_JOB, OTHER_JOB, POOL_JOB, key=key)
+    for frames_of, methods in ((plain, ["pool-job", "job"]), (pressed, ["pool-job", "pool-job", "job"]),
+                               ([pressed[0], *pressed[2:]], []), ([ws(b"{}", key=key)] * 16 + plain, [])):
+        whole = b"".join(frames_of)
+        facts = facts_of([(head, 0), *((whole[at:at + cut], 0) for at in range(0, len(whole), cut))])
+        assert [fact.method for fact in facts if isinstance(fact, Stratum)] == methods
+
+
+def test_a_head_that_asks_for_no_websocket_is_followed_by_none() -> None:
+    for head in (WEBSOCKET.replace(b"WebSocket", b"h2c"), WEBSOCKET.replace(b"GET", b"PUT"),
+                 SWITCHED.replace(b"101", b"200")):
+        assert told(head + ws(POOL_JOB)) == []
+
+
+def test_keys_pressed_at_a_display_are_counted_up_to_twenty() -> None:
+    assert told(X_SETUP) == told(b"B\0\0\x0b" + bytes(8)) == ["x11-setup"]
+    assert told(b"l\0\0\x0b" + bytes(8)) == told(b"l\0\x0b\0\1" + bytes(7)) == told(X_SETUP, flags=18) == []
+    some = X_MAY + (X_REPLY + X_KEY + b"\x82" + X_KEY[1:] + b"\3" + X_KEY[1:]) * 19
+    assert told(some, flags=18) == []
+    assert told(some, X_KEY, X_KEY * 30, flags=18) == ["x11-keys"]
+    assert told(some + X_KEY, flags=2) == []
 
 
 @pytest.mark.parametrize(("datagrams", "names"), [
@@ -193,13 +252,13 @@ def application(size: int) -> bytes:
 def test_a_slow_side_is_told_with_times_and_sizes() -> None:
     sizes = [200 + i for i in range(24)]
     facts = facts_of([(SERVER_HELLO, 1), *((application(size), 2000 + 7 * i) for i, size in enumerate(sizes))])
-    assert [type(fact) for fact in facts] == [TlsRecords] * 3
+    assert [type(fact) for fact in facts] == [TlsRecords] * 6
     assert facts[-1].sizes == tuple(sizes)
     assert facts[-1].times_ns[1] - facts[-1].times_ns[0] == 2007 * MS
     assert all(time_ns % MS == 0 for time_ns in facts[-1].times_ns)
 
 
-@pytest.mark.parametrize(("sizes", "after_ms"), [([300] * 80, 100), ([300, 16384] * 40, 5000), ([3000] * 80, 5000)])
+@pytest.mark.parametrize(("sizes", "after_ms"), [([300] * 80, 100), ([300, 16384] * 40, 5000), ([3100] * 80, 5000)])
 def test_quick_and_large_talk_is_not(sizes: list[int], after_ms: int) -> None:
     assert facts_of([(SERVER_HELLO, 1), *((application(size), after_ms) for size in sizes)]) == []
 
@@ -223,13 +282,17 @@ def test_cells_of_tor(sizes: list[int], tor: bool) -> None:
 
 
 def test_every_name_can_be_told() -> None:
-    assert len(set(SPOKEN)) == len(SPOKEN) == 17
+    assert len(set(SPOKEN)) == len(SPOKEN) == 19
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------
 
 LENGTHS = st.one_of(st.integers(1, 700), st.sampled_from([531, 538, 544, 560, 1045, 2048, 2049, 4097, 16640]))
 PIECES = st.sampled_from([
+    WEBSOCKET, SWITCHED, WEBSOCKET[:-2], b"Upgrade: websocket\r\n", ws(POOL_JOB), ws(POOL_JOB, key=b"abcd"), ws(b"{}"),
+    ws(OTHER_JOB, final=False), ws(b"x" * 2100), ws(b"", opcode=9), *deflated(OTHER_JOB, OTHER_JOB),
+    OTHER_JOB + b"\n", OTHER_SHARE + b"\n", b"PRI * HTTP/2.0\r\n", X_SETUP, X_MAY, X_REPLY, X_KEY * 11,
+    b"B\0\0\x0b" + bytes(8), b"\1\0\0\x0b\0\0\0\1" + bytes(4),
     GREETING, b"\5\1\0", b"\5\0", b"\5\2", b"\1\0", b"\1\4user\4word", REQUEST, b"\5\0\0\1\n\0\0\1\1\xbb", b"\5", b"\4",
     b"\5\1\0\4" + bytes(18), b"\4\1\0\x50\x5d\xb8\xd8\x77\0", b"\4\1\0\x50\0\0\0\1me\0www.example.com\0",
     b"\0\x5a\xdf\xb2\n\xb4\x9c\xf9", b"CONNECT a:443 HTTP/1.1\r\n", b"CONNECT ", b"\r\n", b"\r", b"\n",
@@ -252,6 +315,15 @@ def test_streams_are_the_references(segments: list[Sent], cuts: list[int]) -> No
     whole = b"".join(data for data, _ in segments)
     edges = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
     facts_of([(whole[a:b], 700) for a, b in itertools.pairwise(edges)])
+
+
+@given(st.sampled_from([b"", WEBSOCKET, SWITCHED, X_MAY, OTHER_JOB + b"\n"]), st.lists(PIECES, max_size=24),
+       st.lists(st.integers(1, 4000), max_size=6), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_what_is_read_on_is_the_references(head: bytes, pieces: list[bytes], cuts: list[int], called: bool) -> None:
+    whole = head + b"".join(pieces) or b"x"
+    edges = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
+    facts_of([(whole[a:b], 700) for a, b in itertools.pairwise(edges)], flags=18 if called else 2)
 
 
 @given(st.lists(st.tuples(LENGTHS, st.sampled_from([0, 400, 900, 5000])), max_size=90), st.booleans(),

@@ -133,7 +133,7 @@ class DnsSeen(Struct, frozen=True, tag="dns_seen"):
 
 
 class StratumSeen(Struct, frozen=True, tag="stratum_seen"):
-    """What one side of a TCP connection sent first is JSON-RPC with a method of mining (`records.Stratum`)."""
+    """What one side of a TCP connection sent among its first speaks of mining in JSON (`records.Stratum`)."""
 
     time_ns: int
     netns: int

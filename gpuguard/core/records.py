@@ -105,9 +105,10 @@ class DnsMessage(Struct, frozen=True, tag="dns"):
 
 
 class Stratum(Struct, frozen=True, tag="stratum"):
-    """The first line of a TCP stream, or the body of a first POST, is JSON-RPC with a method of mining.
+    """A first line of a TCP stream or message in a WebSocket, or the body of a first POST, speaks of mining in JSON.
 
-    A line with one of pools, a body with one that fetches work from a node or hands it in; 32 bytes of it at most.
+    ``method`` is of a pool, or, in a body, one that fetches work from a node or hands it in; 32 bytes of it at most;
+    or what a line of no known method has the form of, as `core.pools` names it.
     """
 
     row: int
@@ -133,6 +134,8 @@ SPOKEN = (
     "message-broker",
     "http-backwards",
     "rfb-version",
+    "x11-setup",
+    "x11-keys",
 )
 
 

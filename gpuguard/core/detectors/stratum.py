@@ -1,14 +1,17 @@
 """Mining pools: in clear by their JSON-RPC, in Stratum V2 by its handshake, behind TLS by who says what when.
 
 Stratum V1 (mining.subscribe, mining.authorize), the dialect of CryptoNote coins (login, then a job with its blob) and
-ethproxy's (eth_submitLogin) are named by the first line of a connection; who mines at a node of its own by what it
-first asks of it over HTTP: a block to find, or to take one (BIP 22 and 23, getwork, Monero's and Ethereum's alike). The
-port says nothing, nor does the name of the pool: pools listen on 443, and proxies of pools anywhere. Stratum V2
-(sv2-spec, 4.5) begins with 64 random bytes, answered by 234, and the first message after that is answered by 44.
+ethproxy's (eth_submitLogin) are named by the first lines of a connection, or messages in a WebSocket; other dialects by
+the form of what is said (`core.pools`), if the far side gives a job before this one hands in two shares. Who mines at a
+node of its own is named by what it first asks of it over HTTP: a block to find, or to take one (BIP 22 and 23, getwork,
+Monero's and Ethereum's alike). The port says nothing, nor does the name of the pool: pools listen on 443, and proxies
+of pools anywhere. Stratum V2 (sv2-spec, 4.5) begins with 64 random bytes, answered by 234, and the first message after
+that is answered by 44.
 
-Benign look-alikes in clear: JSON-RPC of other programs (language servers, Electrum and Lightning wallets, explorers
-and wallets that ask a node for blocks and balances, a ``login`` of any service): other methods, or without the fields
-that only a pool's have. A pool that runs on this host and is dialled from outside is somebody else's mining.
+Benign look-alikes in clear: JSON-RPC of other programs (language servers, Electrum and Lightning wallets, explorers and
+wallets that ask a node for blocks and balances, a ``login`` of any service): other methods, or without the fields that
+only a pool's have, and forms of one side only. A pool that runs on this host and is dialled from outside is somebody
+else's mining.
 
 Behind TLS the lengths of records are those of the lines in them, and a pool's talk has a form of its own:
 
@@ -37,6 +40,9 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import Struct, field
+
+from gpuguard.core import pools
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import FlowClosed, FlowOpened, Spoke, StratumSeen, TlsTalk
@@ -59,6 +65,11 @@ ETHPROXY_NATS = 14.0
 CRYPTONOTE_NATS = 11.0
 WORK_NATS = 9.0
 
+# A job and a share by their form alone: who else hands out something to be hashed to a difficulty, and takes nonces for
+# it, are the challenges of web pages (one answer each), faucets and tests: suspect, no more.
+FORM_NATS = 8.0
+SHARES_MIN = 2
+
 # Stratum V2. Of the flows that this host opens with 64 random bytes and nothing more (one in ten thousand), one in 200
 # would be answered by just 234 random ones, and one in 50 of those by 44 next: 4 nats for the first, 9.2 for the answer
 # (ln 200 + ln 50), which is told only where both its parts were seen. No capture of it was at hand: suspect, no more.
@@ -80,6 +91,8 @@ ALIKE_MIN = 0.85
 #: A share is always the same line with other digits; of a chat's messages about who types many are, but not all.
 SHARES_ALIKE_MIN = 0.95
 SHARE_BYTES = 6
+#: No share is as short in its record as the pings, pongs and the end of a WebSocket (RFC 6455, 5.5) and TLS's alerts.
+CONTROL_BYTES = 32
 ANSWER_BYTES = 4
 JOB_RATIO = 0.35
 IRREGULAR_MIN = 0.45
@@ -106,6 +119,14 @@ class Talk(NamedTuple):
     sizes: tuple[int, ...]
 
 
+class Lines(Struct):
+    """What was said in JSON: who spoke in known words, whether a job was given, and how many shares were since."""
+
+    known: set[str] = field(default_factory=set)
+    job: bool = False
+    shares: int = 0
+
+
 class Detector:
     """Tells of connections that speak to a pool."""
 
@@ -115,6 +136,7 @@ class Detector:
         self._flows: BoundedTable[Ends, FlowId] = BoundedTable(FLOWS_MAX)
         self._talks: BoundedTable[FlowId, dict[str, Talk]] = BoundedTable(TALKS_MAX)
         self._told: BoundedTable[FlowId, float] = BoundedTable(TALKS_MAX)
+        self._lines: BoundedTable[FlowId, Lines] = BoundedTable(TALKS_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a first line, a handshake or the talk so far weighs."""
@@ -132,6 +154,7 @@ class Detector:
             case FlowClosed():
                 self._talks.pop(item.flow)
                 self._told.pop(item.flow)
+                self._lines.pop(item.flow)
             case _:
                 pass
         return []
@@ -167,10 +190,27 @@ class Detector:
             return []
         by_far = near == (flow.responder, flow.responder_port)
         side = "far" if by_far else "near"
+        lines = self._lines[flow] = self._lines.get(flow) or Lines()
+        if item.method in (pools.JOB, pools.SHARE):
+            return self._form(item, flow, lines, side)
+        if side in lines.known:
+            return []
+        lines.known.add(side)
         text = (f"the {side} side first asks a node for a block to find, or to take one: {item.method}"
                 if item.method in WORK else
-                f"the first line of the {side} side is a mining pool's JSON-RPC: {item.method}")
+                f"the {side} side begins with a mining pool's JSON-RPC: {item.method}")
         return [_evidence(item, flow, "pool-answers" if by_far else "pool-is-asked", _weigh(item.method), text, "tcp")]
+
+    def _form(self, item: StratumSeen, flow: FlowId, lines: Lines, side: str) -> list[Evidence]:
+        """Count the shares of this side that come after a job of the far one."""
+        lines.job |= (item.method, side) == (pools.JOB, "far")
+        lines.shares += lines.job and (item.method, side) == (pools.SHARE, "near")
+        if lines.shares < SHARES_MIN or lines.known:
+            return []
+        lines.known.add("form")
+        text = (f"the far side gave out a header and how hard it is, and this one handed in {SHARES_MIN} nonces, all "
+                "in JSON, as a pool and a miner do")
+        return [_evidence(item, flow, "pool-like-lines", FORM_NATS, text, "tcp")]
 
 
 def _weigh(method: str) -> float:
@@ -203,10 +243,13 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
     end_ns = min(near.times_ns[-1], far.times_ns[-1])
     sent = [(now, size) for now, size in zip(*near, strict=True) if start_ns <= now <= end_ns]
     said = [(now, size) for now, size in zip(*far, strict=True) if start_ns <= now <= end_ns + ANSWER_NS]
+    controls = [now for now, size in sent if size <= CONTROL_BYTES]
+    sent = [(now, size) for now, size in sent if size > CONTROL_BYTES]
     reports = _reports(sent)
     shares = [one for index, one in enumerate(sent) if index not in reports]
     answers, said = _answers([now for now, _ in shares], said)
-    _, said = _answers([sent[index][0] for index in sorted(reports)], said)
+    for asked in ([sent[index][0] for index in sorted(reports)], controls):
+        _, said = _answers(asked, said)
     jobs = [one for one in said if one[0] <= end_ns]
     if len(shares) < TALK_NATS[0][0] or len(jobs) < JOBS_MIN or len(answers) < ANSWERED_MIN * len(shares):
         return 0.0, "too little, or too little answered alike, to be a pool's"
