@@ -22,7 +22,7 @@ cdef enum:
 cdef class Programs:
     """The loaded, attached programs; they run until `close` or until this process ends.
 
-    Where the kernel does not take the one that hears who dials, the others run without it: ``undialled`` says why, and
+    Where the kernel does not take those that hear who dials, the others run without it: ``undialled`` says why, and
     ``connects_fd`` is -1.
     """
 
@@ -55,10 +55,11 @@ cdef class Programs:
         cdef bpf_program *program
         cdef bpf_link *link
         self._object = _opened(path, pid_namespace)
-        program = bpf_object__find_program_by_name(self._object, b"on_state")
-        if program == NULL:
-            raise OSError(f"{path}: not the object that this module was built with")
-        bpf_program__set_autoload(program, dials)
+        for name in (b"on_state", b"on_state_within"):
+            program = bpf_object__find_program_by_name(self._object, name)
+            if program == NULL:
+                raise OSError(f"{path}: not the object that this module was built with")
+            bpf_program__set_autoload(program, dials)
         if bpf_object__load(self._object):
             raise _error("loading the process programs", errno)
         self.ring_fd, self.ring_bytes = self._ring(b"events")

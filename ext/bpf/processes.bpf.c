@@ -145,7 +145,7 @@ struct connect {
 	__u8 remote[16];
 	__u16 local_port;
 	__u16 remote_port;
-	__u32 unused;
+	__u32 waited_us; /* for its answer; what took longer than fits is said to have waited as long as fits */
 };
 
 struct {
@@ -318,16 +318,18 @@ static __always_inline int dial(struct sock *sk)
 		one.pid = current_pid_here(task);
 	one.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	one.time_ns = bpf_ktime_get_boot_ns();
-	if (bpf_map_update_elem(&dials, &key, &one, BPF_ANY))
+	if (bpf_map_update_elem(&dials, &key, &one, BPF_ANY)) {
+		bpf_map_delete_elem(&dials, &key); /* better nobody than whoever had this socket before */
 		__sync_fetch_and_add(&connects_lost, 1);
+	}
 	return 0;
 }
 
 /* Count the end of a dial; return whose tally it is, NULL where it is counted only. */
-static __always_inline struct tally *count(const struct dial *one, int state)
+static __always_inline struct tally *count(const struct dial *one, int state, __u64 now_ns)
 {
 	struct dialler who = {.start_ns = one->start_ns, .pid = one->pid};
-	__u64 slice = one->time_ns >> SLICE_SHIFT;
+	__u64 slice = now_ns >> SLICE_SHIFT;
 	struct tally *tally = bpf_map_lookup_elem(&diallers, &who);
 
 	if (!tally) {
@@ -361,6 +363,7 @@ static __always_inline void map_ipv4(__u8 *address, __be32 from)
 	__builtin_memcpy(address + 12, &from, 4);
 }
 
+/* Tell how a dial ended; return whether its beginning was known. */
 static __always_inline int answer(struct sock *sk, int state)
 {
 	__u64 key = (__u64)sk;
@@ -369,22 +372,22 @@ static __always_inline int answer(struct sock *sk, int state)
 	struct connect *row;
 	struct tally *tally;
 	struct dial one;
+	__u64 now_ns = bpf_ktime_get_boot_ns(), waited_us;
 
-	if (!found) { /* pushed out by later ones, or of before */
-		__sync_fetch_and_add(&connects_lost, 1);
+	if (!found)
 		return 0;
-	}
 	one = *found;
-	bpf_map_delete_elem(&dials, &key);
+	if (bpf_map_delete_elem(&dials, &key)) /* pushed out at this moment: what was copied may be another's */
+		return 0;
 	if (!one.pid || !port) /* no port was free: nothing was sent */
-		return 0;
-	tally = count(&one, state);
+		return 1;
+	tally = count(&one, state, now_ns);
 	if (!tally)
-		return 0;
+		return 1;
 	row = bpf_ringbuf_reserve(&connects, sizeof(*row), 0);
 	if (!row) {
 		__sync_fetch_and_add(&connects_lost, 1);
-		return 0;
+		return 1;
 	}
 	row->time_ns = one.time_ns;
 	row->start_ns = one.start_ns;
@@ -398,7 +401,8 @@ static __always_inline int answer(struct sock *sk, int state)
 	row->state = state;
 	row->local_port = __builtin_bswap16(port);
 	row->remote_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
-	row->unused = 0;
+	waited_us = (now_ns - one.time_ns) / 1000;
+	row->waited_us = waited_us < 0xFFFFFFFF ? waited_us : 0xFFFFFFFF;
 	if (BPF_CORE_READ(sk, __sk_common.skc_family) == IPV4) {
 		map_ipv4(row->local, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
 		map_ipv4(row->remote, BPF_CORE_READ(sk, __sk_common.skc_daddr));
@@ -407,7 +411,7 @@ static __always_inline int answer(struct sock *sk, int state)
 		BPF_CORE_READ_INTO(&row->remote, sk, __sk_common.skc_v6_daddr);
 	}
 	bpf_ringbuf_submit(row, BPF_RB_NO_WAKEUP);
-	return 0;
+	return 1;
 }
 
 /* TP_PROTO(const struct sock *sk, const int oldstate, const int newstate), at every change of state of any TCP socket,
@@ -424,7 +428,27 @@ int on_state(struct bpf_raw_tracepoint_args *ctx)
 
 	if ((before != SYN_SENT && state != SYN_SENT) || BPF_CORE_READ(sk, sk_protocol) != TCP)
 		return 0;
-	return before == SYN_SENT ? answer(sk, state) : dial(sk);
+	if (before != SYN_SENT)
+		return dial(sk);
+	if (!answer(sk, state)) /* pushed out by later ones, or of before */
+		__sync_fetch_and_add(&connects_lost, 1);
+	return 0;
+}
+
+/* The kernel passes over a program that would interrupt itself (kernel/trace/bpf_trace.c, __bpf_trace_run): so it does
+ * with an answer in softirq while a dial, or what a socket's owner brought about, is taken in on the same processor. This
+ * one is asked after the one above, and finds what that was not asked for; softirqs do not interrupt each other, so there
+ * is no third.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int on_state_within(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (struct sock *)ctx->args[0];
+	int before = ctx->args[1], state = ctx->args[2];
+
+	if (before == SYN_SENT && BPF_CORE_READ(sk, sk_protocol) == TCP)
+		answer(sk, state);
+	return 0;
 }
 
 /* The kernel lets only programs that are offered under the GPL as well read its memory: hence this file's licences. */

@@ -45,9 +45,8 @@ NAMESPACES_MAX = 256
 DIALS_MAX, DIALS_KEPT_NS = 65_536, 60_000_000_000
 #: Dials between one pair of ends that are remembered: a source port that a program chose is soon dialled from again.
 DIALS_OF_ENDS_MAX = 4
-#: A connection's first packet leaves at once, or when its neighbour's address was asked for; the clocks of packets and
-#: dials are read apart.
-DIALLED_BEFORE_NS, DIALLED_AFTER_NS = 1_000_000_000, 10_000_000
+#: A connection's first packet leaves between the dial and its answer; the clocks of packets and dials are read apart.
+DIAL_APART_NS = 1_000_000
 LISTEN_STATE = 10
 #: From here on Linux takes the port of a connection that it opens (ip_local_port_range, ip(7)).
 EPHEMERAL_PORT_MIN = 32_768
@@ -59,9 +58,10 @@ _ENDS_AT = CONNECT.itemsize - 37
 
 
 class Dial(NamedTuple):
-    """Who dialled a connection, from which network namespace, and when."""
+    """Who dialled a connection, from which network namespace, when, and when that was answered or in vain."""
 
     time_ns: int
+    answered_ns: int
     netns: int
     process: ProcessId
 
@@ -294,12 +294,13 @@ class Host:
     def who_dialled(self, flow: FlowId) -> ProcessId | None:
         """Return who dialled a flow, by the kernel's word at that moment, None if that was not told, or two may have.
 
-        Where its namespace only carries the flow, or is called by a container, the dial was in another.
+        What begins after the answer is another connection between these ends, whose dial was not told. Where its
+        namespace only carries the flow, or is called by a container, the dial was in another.
         """
         if not flow.initiator_known or not len(self._dials):
             return None
         dials = [one for one in self._dials.get(_ends(flow)) or ()
-                 if -DIALLED_AFTER_NS <= flow.start_ns - one.time_ns <= DIALLED_BEFORE_NS]
+                 if one.time_ns - DIAL_APART_NS <= flow.start_ns <= one.answered_ns + DIAL_APART_NS]
         here = [one for one in dials if one.netns == flow.netns]
         if not here and self.is_local(flow.netns, flow.initiator):
             return None
@@ -403,9 +404,9 @@ class Host:
         boot_id = self.info.boot_id if self.info else ""
         processes: dict[tuple[int, int], ProcessId] = {}
         raw, size = seen.rows.tobytes(), CONNECT.itemsize
-        columns = ("time_ns", "netns", "pid", "start_ticks", "dialled", "in_vain", "withheld", "state")
+        columns = ("time_ns", "waited_us", "netns", "pid", "start_ticks", "dialled", "in_vain", "withheld", "state")
         for at, row in enumerate(zip(*(seen.rows[name].tolist() for name in columns), strict=True)):
-            time_ns, netns, pid, start_ticks, dialled, in_vain, withheld, state = row
+            time_ns, waited_us, netns, pid, start_ticks, dialled, in_vain, withheld, state = row
             process = processes.get((pid, start_ticks))
             if process is None:
                 process = processes[pid, start_ticks] = ProcessId(boot_id, pid, start_ticks)
@@ -413,8 +414,10 @@ class Host:
             if state:
                 ends = raw[at * size + _ENDS_AT:(at + 1) * size]
                 before = self._dials.get(ends) or ()
-                self._dials[ends] = (*before, Dial(time_ns, netns, process))[-DIALS_OF_ENDS_MAX:]
-        while (oldest := self._dials.oldest) and oldest[1][-1].time_ns < self.now_ns - DIALS_KEPT_NS:
+                dial = Dial(time_ns, time_ns + waited_us * 1000, netns, process)
+                self._dials[ends] = (*before, dial)[-DIALS_OF_ENDS_MAX:]
+        # One that is further ahead is of before the clock was set back.
+        while (oldest := self._dials.oldest) and abs(seen.time_ns - oldest[1][-1].answered_ns) > DIALS_KEPT_NS:
             self._dials.pop(oldest[0])
 
     def _exit(self, gone: ProcessExited) -> None:

@@ -456,15 +456,17 @@ class Socket(Struct, frozen=True):
 
 #: One TCP connection that a process of this host dialled, told when it was answered (``state`` ESTABLISHED, or
 #: SYN_RECV where both ends dialled) or came to nothing (CLOSE; ``error`` as connect(2) gives it, 0 where the process
-#: gave it up itself). ``time_ns`` is when it was dialled, ``start_ticks`` the process's start. ``dialled``, ``in_vain``
-#: and ``withheld`` count all connections of this process since it was met first, this one too; those withheld came too
-#: fast to be told one by one. With ``state`` 0 there is no connection: the process ended, and this is its last count.
-#: Addresses as in `PACKET`; the ends lie in one piece.
+#: gave it up itself). ``time_ns`` is when it was dialled, ``waited_us`` how long until that answer or end, at most 71
+#: minutes; ``start_ticks`` is the process's start. ``dialled``, ``in_vain`` and ``withheld`` count all connections of
+#: this process since it was met first, this one too; those withheld came too fast to be told one by one. With ``state``
+#: 0 there is no connection: the process ended, and this is its last count. Addresses as in `PACKET`; the ends lie in
+#: one piece.
 CONNECT = np.dtype([
     ("time_ns", "<i8"),
     ("start_ticks", "<u8"),
     ("pid", "<u4"),
     ("netns", "<u4"),
+    ("waited_us", "<u4"),
     ("dialled", "<u4"),
     ("in_vain", "<u4"),
     ("withheld", "<u4"),

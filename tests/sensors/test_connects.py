@@ -127,11 +127,13 @@ def test_what_is_given_up_before_an_answer_came_to_nothing_without_an_error(sens
         last = waiting[-1].getsockname()[1]
         heard = read(sensor, os.getpid())
         assert last not in heard["local_port"].tolist()
+        time.sleep(0.1)
         for one in waiting:
             one.close()
         rows = read(sensor, os.getpid())
     (row,) = rows[rows["local_port"] == last]
     assert (row["state"], row["error"]) == (CLOSE, 0)
+    assert 100_000 <= row["waited_us"] < 20_000_000
 
 
 CONTAINER = """
@@ -180,6 +182,32 @@ def test_who_dials_without_end_is_told_in_part_and_counted_whole(sensor: Process
     assert last["withheld"] + len(rows) - 1 == 5000
     assert 256 <= len(rows) - 1 < 5000
     assert not [b for b in blocks if isinstance(b, Gap) and "connections" in b.reason]
+
+
+GIVEN_UP = """
+import resource, socket, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (1100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+server = socket.socket()
+server.bind(("127.0.0.1", 0))
+server.listen(0)
+early, late = [socket.socket() for _ in range(500)], [socket.socket() for _ in range(500)]
+for some in early, late:
+    time.sleep(0.3)
+    for one in some:
+        one.setblocking(False)
+        one.connect_ex(server.getsockname())
+for pair in zip(early, late):
+    for one in pair:
+        one.close()
+"""
+
+
+def test_what_was_dialled_at_two_times_and_ends_at_once_has_one_share(sensor: ProcessSensor) -> None:
+    giver = subprocess.Popen([sys.executable, "-c", GIVEN_UP])
+    giver.wait()
+    rows = rows_of(sensor.read(time.time_ns()), giver.pid)
+    assert (rows[-1]["dialled"], rows[-1]["state"]) == (1000, 0)
+    assert rows[-1]["withheld"] >= 1000 - 3 * 256
 
 
 SIXTY = """

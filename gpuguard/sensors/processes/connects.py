@@ -41,10 +41,10 @@ RING_ROW = np.dtype([
     ("remote", "u1", (16,)),
     ("local_port", "<u2"),
     ("remote_port", "<u2"),
-    ("unused", "<u4"),
+    ("waited_us", "<u4"),
 ])
-_SAME = ("pid", "netns", "dialled", "in_vain", "withheld", "error", "state", "local", "remote", "local_port",
-         "remote_port")
+_SAME = ("pid", "netns", "waited_us", "dialled", "in_vain", "withheld", "error", "state", "local", "remote",
+         "local_port", "remote_port")
 NOTHING = np.zeros(0, CONNECT)
 
 

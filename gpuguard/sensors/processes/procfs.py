@@ -129,8 +129,13 @@ def ticks_per_s() -> int:
 
 
 def boot_ns() -> int:
-    """Return the Unix time of boot: what to add to CLOCK_BOOTTIME."""
-    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    """Return the Unix time of boot: what to add to CLOCK_BOOTTIME. A reading that was interrupted is not taken."""
+    readings = []
+    for _ in range(3):
+        before_ns, now_ns, after_ns = (time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns(),
+                                       time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+        readings.append((after_ns - before_ns, now_ns - after_ns))
+    return min(readings)[1]
 
 
 @lru_cache(maxsize=4)
