@@ -26,6 +26,7 @@ from gpuguard.core.subjects import FlowId
 sys.path.insert(0, str(Path(__file__).parent))
 import tls_talks
 from test_packets import client_hello, question, tls_record
+from test_packets_protocols import X_KEY, X_MAY, X_REPLY, X_SETUP
 
 S = 1_000_000_000
 START = 10**18
@@ -129,6 +130,24 @@ def test_a_vnc_server_that_dials_is_seen():
     assert judged(conversation([], opening=[near, far]), host) == {}
 
 
+def test_a_window_that_is_typed_in_on_a_far_display_is_seen():
+    setup, may, keys = (0, X_SETUP), (1, X_MAY), (1, (X_REPLY + X_KEY) * 20)
+    assert judged(conversation([], opening=[setup, may, keys])) == {"reverse-shell": "suspect"}
+    assert judged(conversation([], opening=[setup, may, (1, X_REPLY * 200)])) == {}
+    assert judged(conversation([], opening=[setup, may, (1, (X_REPLY + X_KEY) * 19)])) == {}
+    assert judged(conversation([], opening=[may, keys])) == {}
+    host = Host()
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    assert judged(conversation([], opening=[setup, may, keys]), host) == {}
+
+
+def test_http2_turned_round_is_a_reverse_proxy():
+    preface, settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5), bytes(3) + b"\4" + bytes(5)
+    assert judged(conversation([], opening=[(0, b"dial home\n"), (1, preface), (0, settings)])) == {
+        "reverse-proxy": "suspect"}
+    assert judged(conversation([], opening=[(0, preface), (1, settings)])) == {}
+
+
 def test_a_tunnel_within_a_proxy_is_seen_through_it():
     mining = b'{"id":1,"method":"mining.subscribe","params":[]}\n'
     assert judged(conversation([], opening=[(0, b"CONNECT p:1 HTTP/1.1\r\n\r\n"), (0, mining)])) == {
@@ -176,6 +195,23 @@ def test_who_types_in_a_chat_is_hardly_ever_a_pools_talk():
     """Eight times in a row that somebody types, and no message in between, happens: once in 360 drawings."""
     found = [judged(behind_tls(tls_talks.presence(random.Random(seed)))) for seed in range(40)]
     assert sum("mining-pool" in one for one in found) <= 1
+
+
+@pytest.mark.parametrize("carried", ["large shares", "a WebSocket's pings", "hung up"])
+def test_pools_in_other_clothes_are_seen_behind_tls(carried):
+    """Equihash's solutions; pings of both sides by the clock; what a WebSocket and TLS say when they hang up."""
+    share = 2834 if carried == "large shares" else 96
+    for seed in range(6):
+        dice = random.Random(seed)
+        said = tls_talks.merged(
+            300, tls_talks.pushed(tls_talks.by_chance(dice, 9, 6), lambda _: 250),
+            tls_talks.answered(dice, tls_talks.by_chance(dice, 9, 6), lambda _: share, lambda _: 10))
+        if carried == "a WebSocket's pings":
+            said = tls_talks.merged(300, said, tls_talks.answered(dice, tls_talks.by_timer(dice, 20), lambda _: 10,
+                                                                  lambda _: 6))
+        if carried == "hung up":
+            said += [(301.0, 0, 8), (301.01, 0, 2), *((301.1, 0, 2) for _ in range(6))]
+        assert judged(behind_tls(said)).get("mining-pool") == "suspect", seed
 
 
 @pytest.mark.parametrize("name", tls_talks.POOLS)
