@@ -133,8 +133,14 @@ cdef enum:
     ECHO_TIMES_MAX = 32
     ECHO_EXCESS_BYTES = 256
     ECHO_OPEN_MAX = 16
-    ECHO_LONGER_MIN = 4
+    ECHO_UNLIKE_MIN = 4
     ECHO_LENGTHS_MIN = 3
+    ICMP_STRANGE_MIN = 16
+    ICMP_UNASKED_BYTES = 2048
+    ICMP_OVERLONG_BYTES = 256
+    ICMP_TIMES_BYTES = 12   # what a timestamp holds, the longest of those whose length is laid down
+    ICMP_SIZES_MIN = 24
+    ICMP_TURNS_MIN = 8
     HELD_MAX = 1024
     HELD_SEGMENTS_MAX = 8
     POOL_MAX = 2048
@@ -192,9 +198,13 @@ cdef struct Echoes:
     uint32_t opened
     int64_t open[ECHO_OPEN_MAX][2]  # a ring of sequence numbers, plus one, and sizes; 0: answered
     uint64_t surplus_bytes  # what answers held more than their question did
-    uint32_t longer         # how many did
-    uint32_t longer_told    # how many had when that was told
+    uint32_t unlike         # how many held more or less
+    uint32_t unlike_told    # how many had when that was told
     uint32_t lengths[ECHO_LENGTHS_MIN]  # of such answers, the first that differ
+    uint64_t sizes_seen[8]  # of questions before any answer, a bit for each size modulo 512
+    uint32_t sizes_differ   # how many of those bits are set
+    uint32_t turns          # how often sizes that had grown shrank, and the other way round
+    bint grew
 
 # What of a watched flow came ahead of a hole, by side and in the order of the stream. One more than may be held: the
 # one that comes then is put in its place before the hole is given up.
@@ -251,6 +261,20 @@ cdef enum:
     STRANGE = 4
     HOLES = 16
 
+# Of ICMP `order` says what came, beside EXPECTED: the latest echo request was not answered yet.
+cdef enum:
+    ASKED = 2       # echo requests
+    ANSWERED = 4    # echo replies
+    MEASURED = 8    # queries and answers whose length is laid down, types 13 to 18
+    OTHERS = 16
+    KINDS = 30
+
+cdef enum:
+    UNLIKE = 0
+    UNASKED = 1
+    UNHEARD = 2
+    OVERLONG = 3
+
 cdef enum:
     OPENED = 0
     EXCHANGE = 1
@@ -262,7 +286,7 @@ cdef enum:
     UNANSWERED = 7
     BEGUN = 8
     ECHOED = 9
-    LONGER = 10
+    NOT_ECHOES = 10
 
 cdef enum:
     QUEUE_CLOSED = 0
@@ -842,62 +866,113 @@ cdef class Table:
     cdef inline int pair(self, int32_t slot, int side, const Packet *packet, uint32_t size) except -1:
         cdef Hot *flow = &self.flows[slot]
         cdef uint8_t kind = packet.source_port >> 8
-        if side == 0 and kind == (8 if packet.protocol == 1 else 128):
-            self.ask_echo(slot, packet.sequence & 0xFFFF, size)
-        elif side == 1 and kind == (0 if packet.protocol == 1 else 129):
-            if flow.order & EXPECTED and flow.expected[0] == packet.sequence & 0xFFFF:
-                flow.order &= ~EXPECTED
-                if size > flow.expected[1]:
-                    return self.answer_echo(slot, packet, size, flow.expected[1])
-            elif self.colds[slot].echoes:
-                return self.answer_echo(slot, packet, size, -1)
+        if kind == (8 if packet.protocol == 1 else 128):
+            flow.order |= ASKED
+            if side == 0:
+                self.ask_echo(slot, packet.sequence & 0xFFFF, size)
+        elif kind == (0 if packet.protocol == 1 else 129):
+            flow.order |= ANSWERED
+            if side == 1:
+                self.answer_echo(slot, packet, size)
+        else:
+            flow.order |= MEASURED if packet.protocol == 1 and 13 <= kind <= 18 else OTHERS
         return 0
 
     cdef inline void ask_echo(self, int32_t slot, uint32_t sequence, uint32_t size) noexcept:
         """Note a question."""
         cdef Hot *flow = &self.flows[slot]
         cdef Echoes *echoes
-        if flow.order & EXPECTED:
-            if flow.expected[0] == sequence:
-                if flow.expected[1] > size:
-                    size = flow.expected[1]
-            elif flow.marks & HEARD:
+        if flow.order & EXPECTED and (flow.expected[0] != sequence or flow.expected[1] != size):
+            if flow.marks & HEARD:
                 echoes = self.echoes_of(slot)
                 if echoes != NULL:
                     echoes.open[echoes.opened % ECHO_OPEN_MAX][0] = flow.expected[0] + 1
                     echoes.open[echoes.opened % ECHO_OPEN_MAX][1] = flow.expected[1]
                     echoes.opened += 1
+            elif flow.expected[1] != size:
+                self.vary(slot, flow.expected[1], size)
         flow.order |= EXPECTED
         flow.expected[0] = sequence
         flow.expected[1] = size
 
-    cdef int answer_echo(self, int32_t slot, const Packet *packet, uint32_t size, int64_t asked) except -1:
-        """Find the largest question that this may be the answer to (-1: none was found yet), and compare."""
+    cdef void vary(self, int32_t slot, uint32_t before, uint32_t size) noexcept:
+        """Note that a question has another size than the one before it, neither of them answered."""
         cdef Echoes *echoes = self.echoes_of(slot)
-        cdef int i
+        cdef bint grows = size > before
+        if echoes == NULL:
+            return
+        echoes.turns += grows != echoes.grew
+        echoes.grew = grows
+        echoes.sizes_differ += not echoes.sizes_seen[size >> 6 & 7] >> (size & 63) & 1
+        echoes.sizes_seen[size >> 6 & 7] |= <uint64_t>1 << (size & 63)
+
+    cdef int answer_echo(self, int32_t slot, const Packet *packet, uint32_t size) except -1:
+        """Find the questions that this may be the answer to, and compare. What differs from one alone is no echo."""
+        cdef Hot *flow = &self.flows[slot]
+        cdef uint32_t sequence = packet.sequence & 0xFFFF
+        cdef int64_t asked = -1
+        cdef int i, questions = 0
+        if flow.order & EXPECTED and flow.expected[0] == sequence:
+            flow.order &= ~EXPECTED
+            if flow.expected[1] == size:
+                return 0
+            asked = flow.expected[1]
+            questions = 1
+        elif not self.colds[slot].echoes:
+            return 0
+        cdef Echoes *echoes = self.echoes_of(slot)
         if echoes == NULL:
             return 0
         for i in range(ECHO_OPEN_MAX):
-            if echoes.open[i][0] == (packet.sequence & 0xFFFF) + 1:
+            if echoes.open[i][0] == sequence + 1:
                 echoes.open[i][0] = 0
                 asked = max(asked, echoes.open[i][1])
-        if asked < 0 or size <= asked:
+                questions += 1
+        if not questions or size == asked or (size < asked and questions > 1):
             return 0
-        echoes.longer += 1
-        echoes.surplus_bytes += size - asked
+        echoes.unlike += 1
+        if size > asked:
+            echoes.surplus_bytes += size - asked
+        return self.tell_unlike(slot, echoes, size, packet.time_ns)
+
+    cdef int tell_unlike(self, int32_t slot, Echoes *echoes, uint32_t size, int64_t time_ns) except -1:
+        cdef int i
         for i in range(ECHO_LENGTHS_MIN):
             if echoes.lengths[i] == 0:
-                echoes.lengths[i] = size
-            if echoes.lengths[i] == size:
+                echoes.lengths[i] = size + 1
+            if echoes.lengths[i] == size + 1:
                 break
-        if (echoes.longer < ECHO_LONGER_MIN or not echoes.lengths[ECHO_LENGTHS_MIN - 1]
-                or echoes.longer < 2 * echoes.longer_told):
+        if (echoes.unlike < ECHO_UNLIKE_MIN or not echoes.lengths[ECHO_LENGTHS_MIN - 1]
+                or echoes.unlike < 2 * echoes.unlike_told):
             return 0
-        echoes.longer_told = echoes.longer
-        self.name(slot)
-        self.say((LONGER, packet.time_ns, slot, echoes.longer, echoes.surplus_bytes,
-                  <uint64_t>self.colds[slot].packets_high << 32 | self.flows[slot].packets))
+        echoes.unlike_told = echoes.unlike
+        return self.tell_strange(slot, UNLIKE, echoes.unlike, echoes.surplus_bytes, time_ns)
+
+    cdef inline int look_for_strange(self, int32_t slot, int64_t time_ns) except -1:
+        """Tell of what all packets so far have in common, where no host would send them for what they are."""
+        cdef Hot *flow = &self.flows[slot]
+        cdef uint64_t packets, size = flow.payload_bytes[0] + flow.payload_bytes[1]
+        cdef uint8_t kinds = flow.order & KINDS
+        cdef Echoes *echoes
+        if flow.packets < ICMP_STRANGE_MIN or flow.packets & (flow.packets - 1):
+            return 0
+        packets = <uint64_t>self.colds[slot].packets_high << 32 | flow.packets
+        if kinds == ANSWERED and size >= ICMP_UNASKED_BYTES:
+            return self.tell_strange(slot, UNASKED, packets, size, time_ns)
+        if kinds == MEASURED and size >= ICMP_TIMES_BYTES * packets + ICMP_OVERLONG_BYTES:
+            return self.tell_strange(slot, OVERLONG, packets, size - ICMP_TIMES_BYTES * packets, time_ns)
+        if kinds == ASKED and self.colds[slot].echoes:
+            echoes = &self.echoes[self.colds[slot].echoes - 1]
+            if echoes.sizes_differ >= ICMP_SIZES_MIN and echoes.turns >= ICMP_TURNS_MIN:
+                return self.tell_strange(slot, UNHEARD, packets, size, time_ns)
         return 0
+
+    cdef int tell_strange(self, int32_t slot, int what, uint64_t count, uint64_t data_bytes,
+                          int64_t time_ns) except -1:
+        cdef Hot *flow = &self.flows[slot]
+        self.name(slot)
+        return self.say((NOT_ECHOES, time_ns, slot, what, count, data_bytes, flow.payload_bytes[0],
+                         flow.payload_bytes[1], <uint64_t>self.colds[slot].packets_high << 32 | flow.packets))
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
@@ -1087,6 +1162,7 @@ cdef class Table:
             fresh = 0
         elif icmp(packet.protocol):
             self.pair(slot, side, packet, fresh)
+            self.look_for_strange(slot, packet.time_ns)
         if fresh:
             flow.spoke |= 1 << side
             flow.payload_bytes[side] += fresh
@@ -1114,6 +1190,8 @@ cdef class Table:
             if icmp(flow.protocol):
                 self.pair(slot, side, packet, packet.acknowledgement)
             self.talk(slot, side, packet.acknowledgement, packet.time_ns)
+        if icmp(flow.protocol):
+            self.look_for_strange(slot, packet.time_ns)
         return 0
 
     cdef void handshake(self, int32_t slot, const Packet *packet, int side) noexcept:

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 FIN, SYN, RST, ACK, FRAGMENT, TCP, UDP = 1, 2, 4, 16, 32, 6, 17
-OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN, ECHOED, LONGER = range(11)
+OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN, ECHOED, NOT_ECHOES = range(11)
 SHUT, BRIEF, LONG = range(3)
 BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
 TIMEOUT_NS = (10 * 10**9, 180 * 10**9, 86_400 * 10**9)
@@ -41,10 +41,13 @@ class Echoes:
     answers: set[int] = field(default_factory=set)
     times_ns: deque[int] = field(default_factory=lambda: deque(maxlen=32))
     open: deque[tuple[int, int] | None] = field(default_factory=lambda: deque([None] * 16, maxlen=16))
-    longer: int = 0
-    longer_told: int = 0
+    unlike: int = 0
+    unlike_told: int = 0
     surplus_bytes: int = 0
     lengths: set[int] = field(default_factory=set)
+    sizes_seen: set[int] = field(default_factory=set)
+    turns: int = 0
+    grew: bool = False
 
 
 @dataclass
@@ -80,6 +83,7 @@ class Flow:
     echoes: Echoes | None = None
     told_ns: int = 0  # of what was last handed on while anything is held
     question: tuple[int, int] | None = None  # of an echo, not answered
+    kinds: set[str] = field(default_factory=set)  # of ICMP
     sides: tuple[Side, Side] = field(default_factory=lambda: (Side(), Side()))
 
 
@@ -260,35 +264,65 @@ class Table:
         return flow.echoes
 
     def pair(self, flow, number, row, size):
-        icmp_type, sequence = int(row["source_port"]) >> 8, int(row["sequence"]) & 0xFFFF
-        request, reply = (8, 0) if flow.key[1] == 1 else (128, 129)
-        if number == 0 and icmp_type == request:
-            if flow.question and flow.question[0] == sequence:
-                size = max(size, flow.question[1])
-            elif flow.question and flow.heard and (echoes := self.echoes_of(flow)):
-                echoes.open.append(flow.question)
-            flow.question = (sequence, size)
-        elif number == 1 and icmp_type == reply:
-            last = flow.question if flow.question and flow.question[0] == sequence else None
-            flow.question = None if last else flow.question
-            if (last and size > last[1]) or (last is None and flow.echoes):
-                self.answer_echo(flow, sequence, size, last, int(row["time_ns"]))
+        icmp_type, time_ns = int(row["source_port"]) >> 8, int(row["time_ns"])
+        version_4 = flow.key[1] == 1
+        request, reply = (8, 0) if version_4 else (128, 129)
+        if icmp_type == request:
+            flow.kinds.add("asked")
+            if number == 0:
+                self.ask_echo(flow, int(row["sequence"]) & 0xFFFF, size)
+        elif icmp_type == reply:
+            flow.kinds.add("answered")
+            if number == 1:
+                self.answer_echo(flow, int(row["sequence"]) & 0xFFFF, size, time_ns)
+        else:
+            flow.kinds.add("measured" if version_4 and icmp_type in range(13, 19) else "other")
 
-    def answer_echo(self, flow, sequence, size, last, time_ns):
+    def ask_echo(self, flow, sequence, size):
+        if flow.question and flow.question != (sequence, size):
+            if flow.heard:
+                if echoes := self.echoes_of(flow):
+                    echoes.open.append(flow.question)
+            elif flow.question[1] != size and (echoes := self.echoes_of(flow)):
+                grows = size > flow.question[1]
+                echoes.turns += grows != echoes.grew
+                echoes.grew = grows
+                echoes.sizes_seen.add(size % 512)
+        flow.question = (sequence, size)
+
+    def answer_echo(self, flow, sequence, size, time_ns):
+        last = flow.question if flow.question and flow.question[0] == sequence else None
+        if last:
+            flow.question = None
+        if last == (sequence, size) or not (last or flow.echoes):
+            return
         echoes = self.echoes_of(flow)
         if echoes is None:
             return
         asked = [one[1] for one in (*echoes.open, last) if one and one[0] == sequence]
         echoes.open = deque([one if one and one[0] != sequence else None for one in echoes.open], maxlen=16)
-        if not asked or size <= max(asked):
+        if not asked or size == max(asked) or (size < max(asked) and len(asked) > 1):
             return
-        echoes.longer += 1
-        echoes.surplus_bytes += size - max(asked)
+        echoes.unlike += 1
+        echoes.surplus_bytes += max(0, size - max(asked))
         echoes.lengths.add(size)
-        if echoes.longer >= max(4, 2 * echoes.longer_told) and len(echoes.lengths) >= 3:
-            echoes.longer_told = echoes.longer
-            self.name(flow)
-            self.told.append((LONGER, time_ns, flow.slot, echoes.longer, echoes.surplus_bytes, flow.packets))
+        if echoes.unlike >= max(4, 2 * echoes.unlike_told) and len(echoes.lengths) >= 3:
+            echoes.unlike_told = echoes.unlike
+            self.tell_strange(flow, 0, echoes.unlike, echoes.surplus_bytes, time_ns)
+
+    def look_for_strange(self, flow, time_ns):
+        size, packets = sum(side.payload_bytes for side in flow.sides), flow.packets
+        if flow.kinds == {"answered"} and size >= 2048:
+            self.tell_strange(flow, 1, packets, size, time_ns)
+        if flow.kinds == {"measured"} and size - 12 * packets >= 256:
+            self.tell_strange(flow, 3, packets, size - 12 * packets, time_ns)
+        if flow.kinds == {"asked"} and flow.echoes and len(flow.echoes.sizes_seen) >= 24 and flow.echoes.turns >= 8:
+            self.tell_strange(flow, 2, packets, size, time_ns)
+
+    def tell_strange(self, flow, what, count, data_bytes, time_ns):
+        self.name(flow)
+        self.told.append((NOT_ECHOES, time_ns, flow.slot, what, count, data_bytes,
+                          *(side.payload_bytes for side in flow.sides), flow.packets))
 
     def enqueue(self, flow, queue, time_ns):
         self.queues[flow.queue].pop(flow.key, None)
@@ -351,6 +385,8 @@ class Table:
                 self.talk(flow, number, message, time_ns)
         elif row["protocol"] in (1, 58):
             self.pair(flow, number, row, fresh)
+        if row["protocol"] in (1, 58) and flow.packets >= 16 and flow.packets.bit_count() == 1:
+            self.look_for_strange(flow, time_ns)
         if fresh:
             side.payload_bytes += fresh
             self.talk(flow, number, fresh, time_ns)

@@ -503,6 +503,7 @@ PAIRS = {
     "truncated": [(size, (min(size, 64),)) for size in range(8, 1400, 8)],
     "lost": [(size, (size,) * (size % 3 > 0)) for size in range(8, 543, 5)],
     "duplicated": [(56, (56, 56))] * 200,
+    "truncated by one of two": [(size, (min(size, (64, 512)[size % 3 > 0]),)) for size in range(8, 1400, 8)],
     "padded to one length": [(size, (46,)) for size in range(26, 56)][:20],
     "padded by one amount": [(56, (60,))] * 60,
 }
@@ -525,7 +526,7 @@ def test_a_shell_whose_commands_come_in_answers_is_found_whatever_it_sends(quiet
     flows = FlowTable(quiet=quiet)
     seen = flows.receive(Packets(START, 0, echo_rows(pairs, late=late)))
     (text, *_) = [one.text for item in seen for one in (icmp_tunnel.Detector().receive(item, Host()))]
-    assert text == "4 answers held 27 bytes more than the echoes that they answer"
+    assert text == "22 answers were longer or shorter than the echoes that they answer, 10 bytes more in all"
     assert standings([*seen, *flows.close(START + 10**12)], icmp_tunnel.Detector()) == {"icmp-tunnel": "suspect"}
 
 
@@ -539,6 +540,106 @@ def test_who_types_in_a_tunnel_through_echoes_is_said():
                                    ("initiator", 400_000, False)):
         texts = said(icmp_tunnel.Detector(), first=first, answer_delay_ns=delay_ns)
         assert any("broke the silence" in one for one in texts) == typed
+
+
+HOME = Host()
+HOME.receive(HostInfo(0, 1, "b", "h", 100, addresses=(HERE,)))
+REQUEST, REPLY, TIME, TIME_REPLY, INFORMATION = 8, 0, 13, 14, 15
+
+
+def icmp_rows(packets, *, protocol=1, gap_s=0.2):
+    """Packets of (sent by the far side, type, size), all with one identifier."""
+    rows = np.zeros(len(packets), PACKET)
+    ends = [list(address_bytes(one)) for one in (HERE, "203.0.113.9")]
+    for number, (row, (back, kind, size)) in enumerate(zip(rows, packets, strict=True)):
+        row["source"], row["destination"] = ends[::-1] if back else ends
+        row["time_ns"], row["source_port"], row["destination_port"] = START + round(number * gap_s * S), kind << 8, 7
+        row["sequence"], row["payload_bytes"], row["protocol"], row["ip_version"] = number, size, protocol, 4
+    return rows
+
+
+def sizes_at_random(count):
+    rng = random.Random(3)
+    return [rng.randint(200, 900) for _ in range(count)]
+
+
+def search(low, high):
+    """What a search for the path MTU asks where the lower half is let through: each size three times."""
+    while high - low > 1:
+        size = (low + high) // 2
+        yield from (size,) * 3
+        low, high = (size, high) if size < 3000 else (low, size)
+
+
+ONE_WAY = {
+    "a dead host": [(0, REQUEST, 56)] * 500,
+    "monitors of a dead host": [(0, REQUEST, (32, 56, 64, 1472)[number % 4]) for number in range(500)],
+    "a search for the MTU, silent": [(0, REQUEST, size) for size in search(576, 65_000)],
+    "a sweep of sizes, silent": [(0, REQUEST, size) for size in (*range(8, 1400, 8), *range(8, 1400, 8))],
+    "timestamps": [(number % 2, TIME + number % 2, 12) for number in range(400)],
+    "timestamps, one padded": [(0, TIME, 12 + 400 * (number == 3)) for number in range(10)],
+    "a scan that pads": [(0, TIME, 400)] * 10,
+    "information requests": [(0, INFORMATION, 0)] * 200,
+    "errors that quote": [(0, (3, 11)[number % 2], 28 + number * 7 % 540) for number in range(400)],
+    "answers of others": [(1, REPLY, size) for size in sizes_at_random(200)],
+    "requests of which most were lost": [(0, REPLY, 56)] * 15 + [(1, REQUEST, 56)] + [(0, REPLY, 56)] * 200,
+    "answers as small as ping's, a few": [(0, REPLY, 56)] * 30,
+    "whom others fill timestamps for": [(1, TIME, 400)] * 100,
+    "whom others ask in all sizes": [(1, REQUEST, size) for size in sizes_at_random(100)],
+}
+
+
+def told_of_icmp(rows, *, quiet=True):
+    flows = FlowTable(quiet=quiet)
+    seen = flows.receive(Packets(START, 0, rows))
+    return standings([*seen, *flows.close(START + 10**12)], icmp_tunnel.Detector(), HOME)
+
+
+@pytest.mark.parametrize("name", ONE_WAY)
+def test_what_goes_one_way_need_not_be_a_tunnel(name):
+    assert told_of_icmp(icmp_rows(ONE_WAY[name])) == {}
+
+
+def test_neighbours_routers_and_listeners_of_ipv6_are_no_echoes():
+    kinds = [(0, kind, 16 + number * 8 % 200) for number, kind in enumerate((133, 135, 136, 143) * 60)]
+    assert told_of_icmp(icmp_rows(kinds, protocol=58)) == {}
+
+
+FILLED = {
+    "questions that nobody answers": [(0, REQUEST, size) for size in sizes_at_random(60)],
+    "answers that nobody asked for": [(0, REPLY, 900)] * 60,
+    "both in answers only, the far side first": [(number % 2 == 0, REPLY, 100 + number) for number in range(60)],
+    "timestamps": [one for _ in range(60) for one in ((0, TIME, 400), (1, TIME_REPLY, 12))],
+    "information requests": [(0, INFORMATION, 300)] * 60,
+}
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.parametrize("name", FILLED)
+def test_what_nobody_would_send_is_a_tunnel(name, quiet):
+    assert told_of_icmp(icmp_rows(FILLED[name]), quiet=quiet) == {"icmp-tunnel": "suspect"}
+
+
+def test_what_goes_one_way_for_long_is_told_again_but_never_confirmed():
+    rows = icmp_rows([(0, REQUEST, size) for size in sizes_at_random(2000)], gap_s=0.01)
+    assert told_of_icmp(rows) == {"icmp-tunnel": "suspect"}
+
+
+def test_answers_shorter_than_their_questions_are_a_tunnel():
+    rng = random.Random(5)
+    pairs = [(rng.choice((32, 32, rng.randint(60, 900))), (rng.choice((32, 40, 90)),)) for _ in range(60)]
+    flows = FlowTable(quiet=True)
+    seen = flows.receive(Packets(START, 0, echo_rows(pairs)))
+    assert "icmp-tunnel" in standings([*seen, *flows.close(START + 10**12)], icmp_tunnel.Detector(), HOME)
+
+
+def test_two_that_ask_with_one_identifier_are_no_tunnel():
+    """Two processes (pid 7 of two containers on the host's network) ask at once, in sizes that vary."""
+    rows = icmp_rows([one for number in range(100) for one in (
+        (0, REQUEST, 56 + number % 5), (0, REQUEST, 1000 + number % 7), (1, REPLY, 56 + number % 5),
+        (1, REPLY, 1000 + number % 7))], gap_s=0.1)
+    rows["sequence"] //= 4
+    assert told_of_icmp(rows) == {}
 
 
 def test_who_is_pinged_did_nothing():

@@ -19,8 +19,8 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
 
 - An attempt (a SYN, an echo request) is unanswered after 4 s without a packet of the other side: by then Linux has sent
   its SYN again twice, and no path on Earth takes that long.
-- Echoes are dull while 255 bytes at most came back beyond what was sent, and fewer than four answers of three lengths
-  held more than their own question (see `detectors.icmp_tunnel`).
+- Echoes are dull while 255 bytes at most came back beyond what was sent, fewer than four answers of three lengths held
+  more or less than their own question, and nothing else is as in `NotEchoes` (see `detectors.icmp_tunnel`).
 - A datagram in IP fragments is one message, with the last of them that came; their bytes count as they come.
 
 A quiet table tells of a flow when there is something to tell (see `ext/flows.pyx`); the others are rows of
@@ -41,7 +41,6 @@ from gpuguard.core.observations import (
     OPENED_FLOW,
     DnsRead,
     Echoes,
-    EchoesLonger,
     Exchange,
     FlowClosed,
     FlowOpened,
@@ -50,6 +49,7 @@ from gpuguard.core.observations import (
     FlowsUnanswered,
     FlowUse,
     HelloRead,
+    NotEchoes,
     Observation,
     Speaker,
     Spoke,
@@ -82,9 +82,11 @@ CARRIERS = ("", "ssh", "tls", "dns", "broker")
 
 FLOWS_MAX = 131_072
 
-_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES, _UNANSWERED, _BEGUN, _ECHOED, _LONGER = range(11)
+_OPENED, _EXCHANGE, _CLOSED, _SEGMENT, _RHYTHM, _DULL, _CARRIES, _UNANSWERED, _BEGUN, _ECHOED, _NOT_ECHOES = range(11)
 _SPEAKERS: tuple[Speaker, Speaker] = ("initiator", "responder")
 REASONS: tuple[Literal["closed", "idle", "evicted", "end"], ...] = ("closed", "idle", "evicted", "end")
+_STRANGE: tuple[Literal["unlike", "unasked", "unheard", "overlong"], ...] = (
+    "unlike", "unasked", "unheard", "overlong")
 _CARRIERS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp"}
 _TLS, _DNS, _BROKER = 2, 3, 4
 
@@ -160,7 +162,7 @@ class FlowTable:
         self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {
             _OPENED: self._open, _EXCHANGE: self._exchange, _CLOSED: self._close, _SEGMENT: self._segment,
             _RHYTHM: self._rhythm, _UNANSWERED: self._unanswered, _BEGUN: self._begun, _ECHOED: self._echoed,
-            _LONGER: self._longer,
+            _NOT_ECHOES: self._not_echoes,
         }
 
     def __len__(self) -> int:
@@ -267,8 +269,10 @@ class FlowTable:
     def _echoed(self, slot: Any, questions: Any, answers: Any, times_ns: Any) -> Seen:
         return [Echoes(times_ns[-1], self._conversations[slot].flow, questions, answers, times_ns)]
 
-    def _longer(self, time_ns: Any, slot: Any, answers: Any, surplus_bytes: Any, packets: Any) -> Seen:
-        return [EchoesLonger(time_ns, self._conversations[slot].flow, answers, surplus_bytes, packets)]
+    def _not_echoes(self, time_ns: Any, slot: Any, what: Any, count: Any, data_bytes: Any, near_bytes: Any,
+                    far_bytes: Any, packets: Any) -> Seen:
+        flow = self._conversations[slot].flow
+        return [NotEchoes(time_ns, flow, _STRANGE[what], count, data_bytes, near_bytes, far_bytes, packets)]
 
     @staticmethod
     def _unanswered(data: bytes) -> Seen:

@@ -26,12 +26,12 @@ from gpuguard.core.incidents import Incidents, short_id
 from gpuguard.core.labels import LABELS, Verdict
 from gpuguard.core.names import observations_of
 from gpuguard.core.observations import (
-    EchoesLonger,
     Exchange,
     FlowClosed,
     FlowsClosed,
     FlowsUnanswered,
     FlowUse,
+    NotEchoes,
     Observation,
     Spoke,
     TlsTalk,
@@ -263,7 +263,7 @@ class Guard:
         """Return how many packets of a flow had been seen when this item was told."""
         if not isinstance(subject, FlowId):
             return None
-        if isinstance(item, FlowUse | Exchange | EchoesLonger | Spoke | TlsTalk | FlowClosed) and item.flow == subject:
+        if isinstance(item, FlowUse | Exchange | NotEchoes | Spoke | TlsTalk | FlowClosed) and item.flow == subject:
             return item.packets
         if isinstance(item, FlowsClosed | FlowsUnanswered):
             return next((one.packets for one in closed_flows(item.rows) if one.flow == subject), None)

@@ -82,16 +82,26 @@ class Echoes(Struct, frozen=True, tag="echoes"):
     times_ns: tuple[int, ...]
 
 
-class EchoesLonger(Struct, frozen=True, tag="echoes_longer"):
-    """Answers to echoes of the initiator held more than the questions with their sequence numbers; counts so far.
+class NotEchoes(Struct, frozen=True, tag="not_echoes"):
+    """What a flow of ICMP held that RFC 792 has no room for, or nobody asked for; counts so far.
 
-    Told of the fourth such answer, or later once there were three lengths of them, and whenever they have doubled.
+    - "unlike": answers to echoes of the initiator that held more or less than the questions with their sequence
+      numbers; ``data_bytes`` is how much more. Told of the fourth, or later once there were three lengths of them.
+    - "unasked": nothing but echo answers, 16 or more, with 2 kB or more; ``data_bytes`` is what all packets held.
+    - "unheard": nothing but echo requests, of 24 sizes or more and in no order.
+    - "overlong": nothing but queries whose length is laid down (types 13 to 18), and 256 bytes or more beyond it, which
+      are ``data_bytes``.
+
+    Each is told again whenever the count has doubled.
     """
 
     time_ns: int
     flow: FlowId
-    answers: int
-    surplus_bytes: int
+    what: Literal["unlike", "unasked", "unheard", "overlong"]
+    count: int
+    data_bytes: int
+    payload_bytes_initiator: int
+    payload_bytes_responder: int
     packets: int
 
 
@@ -259,7 +269,7 @@ Observation = (
     | FlowUse
     | Exchange
     | Echoes
-    | EchoesLonger
+    | NotEchoes
     | FlowClosed
     | FlowsClosed
     | FlowsUnanswered

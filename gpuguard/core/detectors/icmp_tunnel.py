@@ -1,12 +1,13 @@
-"""Data in ICMP echo: answers that hold what was not asked, and questions of many sizes at no one's pace.
+"""Data in ICMP: answers that hold what was not asked or that nobody asked for, and questions at no one's pace.
 
 "The data received in the echo message must be returned in the echo reply message" (RFC 792, RFC 4443 section 4.2): an
-echo answers with exactly as many bytes as it was sent. An answer that is longer than the question with its sequence
-number is not an echo's, however little it holds and however much else went out. Answers whose own question was not seen
-(ptunnel sends several to one) are compared in sum: at no time have echoes brought back more than had gone out by then,
-and the most that there ever was in excess counts, so that a tunnel does not clear itself by what it uploads.
+echo answers with exactly as many bytes as it was sent. An answer that is longer or shorter than the question with its
+sequence number is not an echo's, however little it holds and however much else went out. Answers whose own question was
+not seen (ptunnel sends several to one) are compared in sum: at no time have echoes brought back more than had gone out
+by then, and the most that there ever was in excess counts, so that a tunnel does not clear itself by what it uploads.
+Timestamps hold 12 bytes, information requests none (RFC 792), address masks 4 (RFC 950): what is beyond is data.
 ping sends one size, once a second or as fast as answers come. A tunnel (ptunnel, icmptunnel, Hans, a shell over ICMP)
-sends what it has, when it has it.
+sends what it has, when it has it; also to who never answers, and in answers to questions that were never asked.
 
 Benign look-alikes, and what keeps them out:
 
@@ -14,8 +15,16 @@ Benign look-alikes, and what keeps them out:
 - lost answers: then less comes back than went out, never more;
 - duplicated answers (DUP!): more comes back, in whole answers of the one size, and the first has ended its question;
 - path MTU probes, sweeps of sizes (``ping -g``, mtr): many sizes, but as many bytes back as went out;
+- the same where nobody answers: a sweep grows, a search for the MTU asks fewer than 24 sizes;
 - fragments: a question or an answer of which a part was not seen is compared with nothing (`core.flows`);
-- a broken host that pads short answers a little: to one length, so that there are no three of them.
+- a host that pads short answers or truncates long ones: to one length, so that there are no three of them;
+- several processes that ask with one identifier and the same numbers: an answer shorter than one of two is let pass;
+- dead hosts: one size, for ever;
+- answers of others that nobody here asked for, as when somebody forges this host's address; and where only one
+  direction is captured: what this host sends counts, which sees what it is asked;
+- clockdiff, ``fping --icmp-timestamp``, ``hping3 --icmp-ts``: 12 bytes; ``nmap -PP --data-length``: a few packets a
+  host;
+- errors (types 3, 5, 11, 12: they quote, RFC 4884), neighbour and router discovery, MLD: never counted.
 
 Who leads inside a tunnel shows as anywhere else: where the far side breaks silences and this host answers sooner than a
 round trip, someone types there in a program that runs here, which is then said.
@@ -30,7 +39,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.observations import Echoes, EchoesLonger, Exchange, FlowClosed
+from gpuguard.core.observations import Echoes, Exchange, FlowClosed, NotEchoes
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -42,7 +51,7 @@ FLOWS_MAX = 2_048
 SIZES_MAX = 16
 TIMES_MAX = 32
 
-# Answers longer than their own questions, four or more of three lengths (`EchoesLonger`), however little they held.
+# Answers unlike their own questions, four or more of three lengths (`NotEchoes`), however little they held.
 # Or more bytes back than sent, beyond what one repeated answer explains: duplicating hosts are one in some thousands,
 # and duplicate whole answers of one size (SIZES tells those apart). Each doubling beyond makes it half as likely.
 EXCESS_BYTES_MIN = 256
@@ -63,27 +72,37 @@ LED_MIN = 8
 LED_SHARE_MIN = 0.6
 LED_NATS = 2.0
 AT_ONCE_NS = 10_000_000
+# What goes one way only: suspect, and never more, as it is one thing that is strange, however often it is done. A
+# capture may lack one direction; ``mtr`` with a negative size asks sizes at random; nothing but a tunnel or a test of a
+# firewall fills a timestamp.
+ONE_WAY_NATS = 8.0
 TOLD_NATS_MIN = 1.0
 
 _PROTOCOLS = (1, 58)
-_SPOTS = ("data in questions of one size, answered alike", "data in other ICMP types or in header fields",
+_SPOTS = ("data in questions of one size, or answered alike", "data in ICMP errors or in header fields",
           "a tunnel that pads both ways alike")
+_ONE_WAY = {
+    "unasked": "{count} packets of echo answers that nobody asked for held {data} bytes",
+    "unheard": "{count} echo requests that nobody answered, of many sizes in no order, held {data} bytes",
+    "overlong": "{count} timestamps, information requests or address masks held {data} bytes more than those have",
+}
 
 
 class _Echo:
     """What is known of one conversation."""
 
-    __slots__ = ("answers", "came", "excess", "far_first", "led", "longer", "questions", "sent", "surplus", "times_ns",
-                 "told")
+    __slots__ = ("answers", "came", "excess", "far_first", "led", "one_way", "questions", "sent", "surplus",
+                 "times_ns", "told", "unlike")
 
     def __init__(self) -> None:
         self.sent = 0
         self.came = 0
         self.excess = 0
-        self.longer = 0
+        self.unlike = 0
         self.surplus = 0
         self.far_first = 0
         self.led = 0
+        self.one_way = ""
         self.questions: set[int] = set()
         self.answers: set[int] = set()
         self.times_ns: deque[int] = deque(maxlen=TIMES_MAX)
@@ -93,18 +112,21 @@ class _Echo:
 class Detector:
     """Weighs each conversation of echoes."""
 
-    takes = (Echoes, EchoesLonger, Exchange, FlowClosed)
+    takes = (Echoes, NotEchoes, Exchange, FlowClosed)
 
     def __init__(self) -> None:
         self._flows: BoundedTable[FlowId, _Echo] = BoundedTable(FLOWS_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return by how much what was exchanged moves the conversation's standing."""
-        if not isinstance(item, Echoes | EchoesLonger | Exchange | FlowClosed) or item.flow.protocol not in _PROTOCOLS:
+        if not isinstance(item, Echoes | NotEchoes | Exchange | FlowClosed) or item.flow.protocol not in _PROTOCOLS:
             return []
         flow = item.flow
+        if isinstance(item, NotEchoes) and item.what != "unlike":
+            return self._strange(item, host)
         if not flow.initiator_known or host.is_local(flow.netns, flow.responder):
-            self._flows.pop(flow)
+            if isinstance(item, FlowClosed):
+                self._flows.pop(flow)
             return []
         echo = self._flows.get(flow) or _Echo()
         if isinstance(item, Echoes):
@@ -113,14 +135,17 @@ class Detector:
             echo.times_ns.extend(item.times_ns)
             self._flows[flow] = echo
             return []
-        if isinstance(item, EchoesLonger):
+        if isinstance(item, NotEchoes):
             self._flows[flow] = echo
-            echo.longer, echo.surplus = item.answers, item.surplus_bytes
+            echo.unlike, echo.surplus = item.count, item.data_bytes
             return _tell(item, echo)
+        return self._weigh_bytes(item, echo)
+
+    def _weigh_bytes(self, item: Exchange | FlowClosed, echo: _Echo) -> list[Evidence]:
         echo.sent, echo.came = item.payload_bytes_initiator, item.payload_bytes_responder
         echo.excess = max(echo.excess, echo.came - echo.sent)
         if isinstance(item, Exchange):
-            self._flows[flow] = echo
+            self._flows[item.flow] = echo
             if item.first == "initiator" and len(echo.questions) < SIZES_MAX:
                 echo.questions.add(item.question_bytes)
                 echo.answers.add(item.answer_bytes)
@@ -128,11 +153,26 @@ class Detector:
             echo.led += item.first == "responder" and item.answer_delay_ns <= AT_ONCE_NS
             echo.times_ns.append(item.time_ns)
         else:
-            self._flows.pop(flow)
+            self._flows.pop(item.flow)
+        return _tell(item, echo)
+
+    def _strange(self, item: NotEchoes, host: Host) -> list[Evidence]:
+        """Weigh what goes one way, where this host sends it."""
+        flow = item.flow
+        near = [host.is_local(flow.netns, end) or host.houses(end) for end in (flow.initiator, flow.responder)]
+        sent = [item.payload_bytes_initiator, item.payload_bytes_responder]
+        if item.what == "unasked":
+            if not any(local and size for local, size in zip(near, sent, strict=True)):
+                return []
+        elif near[1]:
+            return []
+        echo = self._flows.get(flow) or _Echo()
+        self._flows[flow] = echo
+        echo.one_way = _ONE_WAY[item.what].format(count=item.count, data=item.data_bytes)
         return _tell(item, echo)
 
 
-def _tell(item: EchoesLonger | Exchange | FlowClosed, echo: _Echo) -> list[Evidence]:
+def _tell(item: NotEchoes | Exchange | FlowClosed, echo: _Echo) -> list[Evidence]:
     nats, text = _weigh(echo)
     change = nats - echo.told
     if abs(change) < TOLD_NATS_MIN:
@@ -155,14 +195,15 @@ def _tell(item: EchoesLonger | Exchange | FlowClosed, echo: _Echo) -> list[Evide
 def _weigh(echo: _Echo) -> tuple[float, str]:
     """Return the weight of all that was seen so far, and its words."""
     parts = []
-    if echo.longer:
-        parts.append(f"{echo.longer} answers held {echo.surplus} bytes more than the echoes that they answer")
+    if echo.unlike:
+        more = f", {echo.surplus} bytes more in all" if echo.surplus else ""
+        parts.append(f"{echo.unlike} answers were longer or shorter than the echoes that they answer{more}")
     if beyond := _beyond(echo):
         parts.append(f"{echo.sent} bytes of echo data went out and {echo.came} came back")
         if beyond > echo.came - echo.sent:
             parts.append(f"at one time {beyond} more than had gone out")
     if not parts:
-        return 0.0, ""
+        return (ONE_WAY_NATS, echo.one_way) if echo.one_way else (0.0, "")
     doublings = math.log2(max(1, echo.surplus / EXCESS_BYTES_MIN, beyond / EXCESS_BYTES_MIN))
     nats = EXCESS_NATS + EXCESS_DOUBLING_NATS * min(EXCESS_DOUBLINGS_MAX, doublings)
     if len(echo.questions) >= SIZES_MIN:
