@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from gpuguard._packets import Parser
 from gpuguard.core.detectors import beacon, dns_tunnel, proxies, reverse_desktop, reverse_shell, stratum, tor, vpn
 from gpuguard.core.flows import FlowTable
-from gpuguard.core.fusion import Fusion
+from gpuguard.core.fusion import SUSPECT_NATS, Fusion
 from gpuguard.core.host import Host
 from gpuguard.core.labels import LABELS, VERDICTS
 from gpuguard.core.names import observations_of
@@ -197,21 +197,28 @@ def test_who_types_in_a_chat_is_hardly_ever_a_pools_talk():
     assert sum("mining-pool" in one for one in found) <= 1
 
 
-@pytest.mark.parametrize("carried", ["large shares", "a WebSocket's pings", "hung up"])
-def test_pools_in_other_clothes_are_seen_behind_tls(carried):
-    """Equihash's solutions; pings of both sides by the clock; what a WebSocket and TLS say when they hang up."""
-    share = 2834 if carried == "large shares" else 96
+@pytest.mark.parametrize(("share", "pings"), [(2834, False), (96, True)])
+def test_pools_in_other_clothes_are_seen_behind_tls(share, pings):
+    """Equihash's solutions; a WebSocket whose both sides ping by one clock."""
     for seed in range(6):
         dice = random.Random(seed)
         said = tls_talks.merged(
             300, tls_talks.pushed(tls_talks.by_chance(dice, 9, 6), lambda _: 250),
             tls_talks.answered(dice, tls_talks.by_chance(dice, 9, 6), lambda _: share, lambda _: 10))
-        if carried == "a WebSocket's pings":
-            said = tls_talks.merged(300, said, tls_talks.answered(dice, tls_talks.by_timer(dice, 20), lambda _: 10,
-                                                                  lambda _: 6))
-        if carried == "hung up":
-            said += [(301.0, 0, 8), (301.01, 0, 2), *((301.1, 0, 2) for _ in range(6))]
-        assert judged(behind_tls(said)).get("mining-pool") == "suspect", seed
+        for now in range(20, 300, 20) if pings else ():
+            said += [(now, 0, 10), (now + 0.001, 1, 6), (now + 0.03, 1, 6), (now + 0.031, 0, 10)]
+        assert judged(behind_tls(sorted(said))).get("mining-pool") == "suspect", seed
+
+
+def test_a_pool_that_hangs_up_was_one():
+    """RFC 6455, 5.5.1 and RFC 8446, 6.1: the last two records are no shares."""
+    jobs = stratum.Talk(tuple(range(0, 90 * S, 7 * S)), (250,) * 13)
+    times = sorted((*range(0, 90 * S, 5 * S + 1), *(now * S for now in (11, 12, 14, 31, 33, 47))))
+    answers = [(now + S // 100, 30) for now in times]
+    far = stratum.Talk(*zip(*sorted([*zip(*jobs, strict=True), *answers]), strict=True))
+    for end in ((), (8 + 17, 2 + 17)):
+        near = stratum.Talk((*times, *(times[-1] for _ in end)), (116,) * len(times) + end)
+        assert stratum._weigh_talk(near, far)[0] > SUSPECT_NATS
 
 
 @pytest.mark.parametrize("name", tls_talks.POOLS)

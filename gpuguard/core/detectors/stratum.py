@@ -19,7 +19,7 @@ Behind TLS the lengths of records are those of the lines in them, and a pool's t
   intervals are no timer's. Each is answered by one short line, of one length too;
 - jobs: longer lines of the pool, of nearly one length, in between, answered by nothing and asked for by nothing;
 - at most one more kind of message of this host, of another length, by the clock: a hash rate (eth_submitHashrate), a
-  keepalive. It is left out with its answers.
+  keepalive. It is left out with its answers, and so are pings of a WebSocket.
 
 Benign look-alikes behind TLS, and what keeps them out:
 
@@ -91,7 +91,8 @@ ALIKE_MIN = 0.85
 #: A share is always the same line with other digits; of a chat's messages about who types many are, but not all.
 SHARES_ALIKE_MIN = 0.95
 SHARE_BYTES = 6
-#: No share is as short in its record as the pings, pongs and the end of a WebSocket (RFC 6455, 5.5) and TLS's alerts.
+#: No share and no job is as short in its record as the pings, pongs and the end of a WebSocket (RFC 6455, 5.5), and
+#: TLS's alerts.
 CONTROL_BYTES = 32
 ANSWER_BYTES = 4
 JOB_RATIO = 0.35
@@ -241,16 +242,14 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
     """Return what is said for a pool by what both sides sent, as long as both are known, and its words."""
     start_ns = max(near.times_ns[0], far.times_ns[0]) + LOGIN_NS
     end_ns = min(near.times_ns[-1], far.times_ns[-1])
-    sent = [(now, size) for now, size in zip(*near, strict=True) if start_ns <= now <= end_ns]
+    sent = [(now, size) for now, size in zip(*near, strict=True)
+            if start_ns <= now <= end_ns and size > CONTROL_BYTES]
     said = [(now, size) for now, size in zip(*far, strict=True) if start_ns <= now <= end_ns + ANSWER_NS]
-    controls = [now for now, size in sent if size <= CONTROL_BYTES]
-    sent = [(now, size) for now, size in sent if size > CONTROL_BYTES]
     reports = _reports(sent)
     shares = [one for index, one in enumerate(sent) if index not in reports]
     answers, said = _answers([now for now, _ in shares], said)
-    for asked in ([sent[index][0] for index in sorted(reports)], controls):
-        _, said = _answers(asked, said)
-    jobs = [one for one in said if one[0] <= end_ns]
+    _, said = _answers([sent[index][0] for index in sorted(reports)], said)
+    jobs = [(now, size) for now, size in said if now <= end_ns and size > CONTROL_BYTES]
     if len(shares) < TALK_NATS[0][0] or len(jobs) < JOBS_MIN or len(answers) < ANSWERED_MIN * len(shares):
         return 0.0, "too little, or too little answered alike, to be a pool's"
     share, answer, job = (_middle([size for _, size in some]) for some in (shares, answers, jobs))
