@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuguard.core.counter_features import FEATURES
-from gpuguard.core.counter_jobs import NONE_SEEN, Honest, honest_from
+from gpuguard.core.counter_jobs import NONE_SEEN, Honest, highest, honest_from
 from gpuguard.kernels import forest as trees
 from gpuguard.kernels.opcodes import Forest
 
@@ -96,7 +96,7 @@ def model_from(arrays: Mapping[str, Any]) -> Model:
     known, rhythm, offset = arrays["line"].tolist()
     least, most, allowance = arrays["bounds"].tolist()
     return Model(packed, classes, (known, rhythm, offset), least, most, allowance,
-                 honest_from(arrays, most - allowance), digest_of(arrays))
+                 honest_from(arrays, highest(most - allowance)), digest_of(arrays))
 
 
 def digest_of(arrays: Mapping[str, Any]) -> str:

@@ -11,10 +11,15 @@ was seen (Buehlmann's credibility, 1967: the shrinkage is the variance within a 
 grow with time.
 
 What a height is worth is read off honest jobs, each judged by a forest that was shown no work of its nature, since an
-unknown program is what a site has. Jobs are exchangeable, looks are not; so the chance that an honest job ever comes as
-high is (1 + those that did) / (1 + all), whatever jobs are like (conformal; Vovk, Gammerman and Shafer 2005), and never
-less than 1 / (1 + all): no more can be shown by counting. Below that only an assumption helps: a generalised Pareto
-tail over the highest jobs (McNeil and Frey 2000; Coles 2001), told with its 95 % bounds.
+unknown program is what a site has. Looks of a job are not exchangeable; jobs drawn from the same kinds of work are. So
+the chance that one more of them ever comes as high is (1 + those that did) / (1 + all), whatever jobs are like
+(conformal; Vovk, Gammerman and Shafer 2005), and never less than 1 / (1 + all): no more can be shown by counting.
+
+That is the rate of the mix that was replayed. Jobs of one kind are alike, so how far it holds for another mix is told
+by bounds for which kinds, and not jobs, are drawn anew, through a generalised Pareto tail over the highest jobs (McNeil
+and Frey 2000; Coles 2001), since the few jobs at the top are too few to be drawn from. The same tail goes on, as an
+assumption, where counting ends. For a kind that nobody replayed nothing of that holds: it is exchangeable with kinds at
+best, and k kinds show no chance below 1 / (1 + k) (Dunn, Wasserman and Ramdas 2022).
 
 Alarms a GPU-year are that chance times the jobs of a year, `JOBS_PER_GPU_YEAR`.
 """
@@ -37,7 +42,7 @@ MEMORY = 180
 #: A device does one job after the other, each as long as those that were replayed; a longer one counts as several.
 JOB_HOURS = 2.0
 JOBS_PER_GPU_YEAR = 365.25 * 24 / JOB_HOURS
-#: Bounds of what is extrapolated, as quantiles of the resampled tails.
+#: Bounds of a rate, as quantiles of the resampled tails.
 BOUNDS = (0.025, 0.975)
 #: Below this a shape is that of an exponential tail.
 _NO_SHAPE = 1e-6
@@ -46,7 +51,8 @@ _NO_SHAPE = 1e-6
 class Limit(NamedTuple):
     """The height that makes a job suspect, infinite where none does, and the alarms a GPU-year to expect of it.
 
-    ``counted`` where as many jobs were seen as that takes; else ``least`` and ``most`` bound it at 95 %.
+    ``counted`` where as many jobs were seen as that takes, else the tail's. ``least`` and ``most`` bound it at 95 %, by
+    kinds of work drawn anew; where no tail reaches down to the height they are the rate itself.
     """
 
     height: float
@@ -80,6 +86,10 @@ class Honest(NamedTuple):
             return float(self._tail(height)[0])
         return self._counted(height)
 
+    def reached(self, height: float) -> int:
+        """Return how many of the jobs came as high."""
+        return len(self.heights) - int(np.searchsorted(self.heights, height, "left"))
+
     def nats(self, height: float) -> float:
         """Return what a height is worth."""
         return -math.log(max(self.chance(height), 1e-12))
@@ -87,21 +97,22 @@ class Honest(NamedTuple):
     def limit(self, alarms_per_gpu_year: float) -> Limit:
         """Return the height from which on there are so few alarms."""
         wanted = alarms_per_gpu_year / JOBS_PER_GPU_YEAR
-        if (few := math.floor(wanted * (1 + len(self.heights)) - 1)) >= 0:
+        few = math.floor(wanted * (1 + len(self.heights)) - 1)
+        height, counted = math.inf, few >= 0
+        if counted:
             # So many jobs may come as high, and the next one must not.
             height = float(np.nextafter(self.heights[-1 - few], math.inf)) if few < len(self.heights) else 0.0
-            rate = self._counted(height) * JOBS_PER_GPU_YEAR
-            return Limit(height, rate, True, rate, rate)
-        height = max(self._height(wanted), float(self.heights[-1])) if math.isfinite(self.above) else math.inf
+        elif math.isfinite(self.above):
+            height = max(self._height(wanted), float(self.heights[-1]))
         if height > self.most or not math.isfinite(height):
             return Limit(math.inf, 0.0, False, 0.0, 0.0)
-        rates = self._tail(height) * JOBS_PER_GPU_YEAR
-        least, most = np.quantile(rates[1:] if len(rates) > 1 else rates, BOUNDS).tolist()
-        return Limit(height, float(rates[0]), False, least, most)
+        tails = self._tail(height) if height > self.above else np.full(1, self._counted(height))
+        chance = self._counted(height) if counted else float(tails[0])
+        least, most = np.quantile(tails[1:] if len(tails) > 1 else tails, BOUNDS) * JOBS_PER_GPU_YEAR
+        return Limit(height, chance * JOBS_PER_GPU_YEAR, counted, float(least), float(most))
 
     def _counted(self, height: float) -> float:
-        reached = len(self.heights) - int(np.searchsorted(self.heights, height, "left"))
-        return (1 + reached) / (1 + len(self.heights))
+        return (1 + self.reached(height)) / (1 + len(self.heights))
 
     def _tail(self, height: float) -> np.ndarray:
         """Return float64[1 + resamples]: the chance of a height above ``above``, by each tail."""
@@ -118,6 +129,11 @@ class Honest(NamedTuple):
 
 
 NONE_SEEN = Honest(np.zeros(0))
+
+
+def highest(step_nats: float) -> float:
+    """Return how high a job can come of which each look raises the sum by so much at most."""
+    return step_nats * MEMORY / (MEMORY + SHRINK)
 
 
 def honest_from(arrays: Mapping[str, Any], most: float) -> Honest:

@@ -18,6 +18,7 @@ are few, and serve to measure. Choices, and why:
 from __future__ import annotations
 
 import json
+import math
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -283,7 +284,7 @@ def make(table: Table, later: Table, out: Path, count: int, honest_each: int) ->
     some = drawn(table, FIT_ROWS)
     unknowing = {group: bounded(forest, line) for group, forest in left_out(some).items()}
     replayed = honest.replay(unknowing, GROUPS, honest_each, SEED)
-    seen = honest.honest_of(replayed, NATS_MOST - ALLOWANCE, SEED)
+    seen = honest.honest_of(replayed, core.highest(NATS_MOST - ALLOWANCE), SEED)
     write_model(out / "counter_forest.npz", fit(some), line, seen)
     result = {"trained": datetime.now(UTC).date().isoformat(), "jobs": count, "looks": len(table.label),
               "line": [round(one, 3) for one in line], "splits": scores, "honest jobs": len(seen.heights),
@@ -299,7 +300,8 @@ def card(result: dict[str, Any]) -> str:
                      for name, one in result["splits"].items())
     limits = "\n".join(
         f"| {rate} | {one['height']:.2f} | {'counted' if one['counted'] else 'extrapolated'} | "
-        f"{one['least']:.2g} to {one['most']:.2g} |" for rate, one in result["limits"].items())
+        f"{one['least']:.2g} to {one['most']:.2g} |" if math.isfinite(one["height"]) else f"| {rate} | none | - | - |"
+        for rate, one in result["limits"].items())
     supported = core.JOBS_PER_GPU_YEAR / (1 + result["honest jobs"])
     return f"""# counter_forest: what a job is, by its counters
 
@@ -333,14 +335,17 @@ the other workloads, that the forest never saw. That of time is as good as its a
 ## Honest jobs
 {result['honest jobs']} jobs of {core.JOB_HOURS:.0f} hours of other compute, {len(telemetry.COMPUTE)} kinds, each
 judged by a forest that was shown nothing of its nature. Counted, so many support {supported:.2g} alarms a GPU-year and
-no fewer. The tail above a height of {result['tail']['above']:.2f} has shape {result['tail']['shape']:.2f} and scale
-{result['tail']['scale']:.2f}. A job is suspect from this height on:
+no fewer, of a GPU that does these kinds of work, each as often as any other. Jobs of one kind are alike, so the bounds
+are of kinds drawn anew, by a tail: above a height of {result['tail']['above']:.2f} it has shape
+{result['tail']['shape']:.2f} and scale {result['tail']['scale']:.2f}. A job is suspect from this height on:
 
-| alarms a GPU-year | height | how | 95 % |
+| alarms a GPU-year | height | how | 95 %, by kinds |
 | --- | --- | --- | --- |
 {limits}
 
-No height is above {NATS_MOST - ALLOWANCE:.1f}: where more would be asked (inf), no job is suspect by counters alone.
+No height is above {core.highest(NATS_MOST - ALLOWANCE):.2f}: where more would be asked, no job is suspect by counters
+alone. For a kind of work that is none of these the count shows little: of so many kinds the next may be the one that
+always alarms, which bounds the rate at {core.JOBS_PER_GPU_YEAR / (1 + len(telemetry.COMPUTE)):.0f} and no lower.
 
 ## What it does not show
 - That a real miner looks as simulated. The ranges follow from the arithmetic of each algorithm, not from recordings.

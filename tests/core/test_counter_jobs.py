@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, NONE_SEEN, Honest
+from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, MEMORY, NONE_SEEN, Honest, highest
+from gpuguard.core.detectors.counters import Level, Look
 
 heights = st.lists(st.floats(0, 3) | st.just(0.0), min_size=1, max_size=200).map(lambda some: np.sort(np.array(some)))
 rates = st.floats(1e-6, 1e5)
@@ -69,6 +70,28 @@ def test_below_what_is_counted_a_tail_is_followed_and_its_bounds_are_told():
     assert limit.alarms == pytest.approx(0.1, rel=1e-3)
     assert limit.least < 0.1 < limit.most
     assert not limit.counted
+
+
+def test_a_limit_that_is_counted_is_bounded_by_kinds_drawn_anew_where_a_tail_reaches_it():
+    bare = np.sort(np.random.default_rng(1).uniform(0, 1, 4000))
+    tailed = exponential()._replace(above=0.9)
+    for rate in (1000.0, 10.0):
+        counted, bounded = Honest(bare).limit(rate), tailed.limit(rate)
+        assert counted.counted
+        assert bounded.counted
+        assert (bounded.height, bounded.alarms) == (counted.height, counted.alarms)
+        assert counted.least == pytest.approx(counted.alarms) == counted.most
+        assert (bounded.least < bounded.most) == (bounded.height > tailed.above)
+
+
+@given(st.floats(0.01, 5), st.integers(1, 500))
+def test_no_job_comes_higher_than_its_steps_allow(step, looks):
+    level = Level(start_ns=0)
+    for _ in range(looks):
+        level.take(Look(0, 1, True, step, (), (), (), 0.0), 0.0)
+    assert level.height <= highest(step) * (1 + 1e-9)
+    if looks >= MEMORY:
+        assert level.height == pytest.approx(highest(step))
 
 
 def test_a_limit_that_no_job_can_reach_is_none():

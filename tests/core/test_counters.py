@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpuguard.core import counter_features as cf
 from gpuguard.core.attribution import Tenant
-from gpuguard.core.counter_jobs import MEMORY, SHRINK, Honest
+from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, MEMORY, SHRINK, Honest
 from gpuguard.core.detectors.counters import (
     CAP_NATS,
     FLOOR_NATS,
@@ -22,6 +23,7 @@ from gpuguard.core.detectors.counters import (
     Look,
     Watch,
     shared_out,
+    standing_of,
 )
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import SUSPECT_NATS, Fusion
@@ -108,14 +110,34 @@ def test_a_job_that_becomes_another_is_judged_by_what_it_is_now():
 
 def test_what_is_told_says_how_many_honest_jobs_come_as_high_and_what_that_rests_on():
     evidence = play([trace(KHEAVYHASH, 1200)])
-    assert "of 50000 honest jobs of unknown kinds" in evidence[-1].text
-    assert "alarms a GPU-year, counted)" in evidence[-1].text
+    assert "of 50000 honest jobs of unknown kinds came" in evidence[-1].text
+    assert "alarms a GPU-year, counted; " in evidence[-1].text
     few = MODEL._replace(honest=Honest(np.linspace(0, 1, 100)))
     detector = Detector()
     detector.judge_by(few, 0.1)
     evidence = play([trace(KHEAVYHASH, 1200)], detector=detector)
     assert nats(evidence) <= NEAR_NATS
     assert "none is suspect: 100 jobs support 43 alarms a GPU-year" in evidence[-1].text
+
+
+@pytest.mark.parametrize(("pace", "looks"), [(0.5, 20), (1.0, 5), (1.02, 20), (2.0, 3), (2.0, 300)])
+def test_what_is_told_of_the_limit_is_when_a_job_of_that_pace_comes_there(pace, looks):
+    level, honest = Level(start_ns=0), MODEL.honest._replace(heights=np.linspace(0, 1, 1000))
+    limit = honest.limit(JOBS_PER_GPU_YEAR / 1001)
+    look = Look(0, 1, True, 3.0 + pace, (), (), (), 0.0)
+    for _ in range(looks):
+        level.take(look, 3.0)
+    told = standing_of(level, honest, limit, 0)
+    when = re.search(r"is suspect, (reached|not to be expected|expected after (\d+) s)", told)
+    if level.height >= limit.height:
+        assert when[1] == "reached"
+        return
+    for more in range(looks, 3 * MEMORY):
+        if level.height >= limit.height:
+            assert int(when[2]) == pytest.approx(more * cf.LOOK_S, abs=cf.LOOK_S)
+            return
+        level.take(look, 3.0)
+    assert when[1] == "not to be expected"
 
 
 def test_a_stricter_rate_takes_longer():
@@ -158,6 +180,36 @@ def test_training_is_named_and_speaks_against_what_others_hold():
     assert FLOOR_NATS <= nats(evidence) < 0
     assert nats(evidence, "training") == pytest.approx(3.0)
     assert Fusion(0.1).receive(evidence[0])[0].verdict == "unknown"
+
+
+def test_a_process_that_exited_within_a_look_is_told_nothing_twice():
+    detector, host, evidence = Detector(), Host(), []
+    detector.judge_by(MODEL, 0.1)
+    evidence += play([trace(KHEAVYHASH, 610)], detector=detector, host=host)
+    before = nats(evidence)
+    assert before > 1
+    gone = ProcessExited(610 * SECOND, WHO)
+    host.receive(gone)
+    evidence += detector.receive(gone, host)
+    evidence += play([trace(KHEAVYHASH, 60)], detector=detector, host=host, start=610 * SECOND, processes=())
+    assert nats([one for one in evidence if one.subject == WHO]) == before
+
+
+def test_who_starts_anew_in_every_look_is_added_up_on_the_device():
+    detector, host, evidence = Detector(), Host(), []
+    detector.judge_by(MODEL, 0.1)
+    recorded = trace(KHEAVYHASH, 1200)
+    host.receive(telemetry.device(recorded, "GPU-0", 0))
+    for i, sample in enumerate(telemetry.samples(recorded, "GPU-0", 0)):
+        process = ProcessId("boot", 100 + i // 15, i // 15)
+        if i and i % 15 == 0:
+            gone = ProcessExited(sample.time_ns, ProcessId("boot", 99 + i // 15, i // 15 - 1))
+            host.receive(gone)
+            evidence += detector.receive(gone, host)
+        evidence += detector.receive(sample, host)
+        evidence += detector.receive(ProcessSample(sample.time_ns, process, "GPU-0", 1, 0.98), host)
+    assert nats([one for one in evidence if one.subject == DeviceId("GPU-0")]) > 2
+    assert len({one.subject for one in evidence if one.label == "mining"}) == 1
 
 
 def test_idle_says_nothing_and_takes_nothing_back():

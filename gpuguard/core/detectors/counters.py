@@ -23,9 +23,10 @@ the work. Idle looks say nothing either way: who pauses is not cleared, and who 
 
 Whose look it is: the process's that has the device to itself. Where several hold it, the busiest pipe is shared out
 with the bounds of `core.attribution`, by SM time and by launches where both are known; a process is the subject when
-its lower bound alone is `OWN_RATIO` of that work, be it that the others did all that they had time for. Else, and where
-nobody is told of, it is the device, and the evidence names the candidates with their bounds: a miner that takes a third
-of the time beside a trainer is not told apart from it by counters, and a wrong name is worse than none.
+its lower bound alone is `OWN_RATIO` of that work, be it that the others did all that they had time for. Else, where
+nobody is told of, and where the owner has exited, it is the device, and the evidence names the candidates with their
+bounds: a miner that takes a third of the time beside a trainer is not told apart from it by counters, and a wrong name
+is worse than none. So one that starts anew all the time is added up on the device.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from msgspec import Struct, field
 from gpuguard.core import counter_features as cf
 from gpuguard.core.attribution import ALONE_ERROR, Part, Tenant, attribute, time_shares
 from gpuguard.core.counter_classes import MINING, Model
-from gpuguard.core.counter_jobs import MEMORY, NONE_SEEN, SHRINK, Honest, Limit
+from gpuguard.core.counter_jobs import MEMORY, NONE_SEEN, SHRINK, Honest, Limit, highest
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import DeviceSample, Launches, ProcessExited, ProcessSample
@@ -296,7 +297,8 @@ class Detector:
         self.looks[uuid] = look
         if not look.at_work:
             return []
-        subject = look.owner or DeviceId(uuid)
+        # What an exited process was told of is forgotten, and would be told of it again.
+        subject = look.owner if look.owner and look.owner not in host.exited else DeviceId(uuid)
         standing = self._standings.get(subject)
         if standing is None:
             standing = self._standings[subject] = Standing()
@@ -343,16 +345,23 @@ def standing_of(level: Level, honest: Honest, limit: Limit, now_ns: int) -> str:
     """Return how far a job has come, how seldom honest ones do, and when it is to be expected at the limit."""
     seconds = (now_ns - level.start_ns) / SECOND_NS
     seen = (f"; so in {level.like_mining:.0f} of {level.looks} looks over {seconds:.0f} s: height {level.height:.2f}, "
-            f"as {honest.chance(level.height):.1%} of {len(honest.heights)} honest jobs of unknown kinds")
+            f"to which {honest.reached(level.height)} of {len(honest.heights)} honest jobs of unknown kinds came")
     if not math.isfinite(limit.height):
         return f"{seen}; none is suspect: {len(honest.heights)} jobs support {honest.supported:.2g} alarms a GPU-year"
-    basis = "counted" if limit.counted else (
-        f"extrapolated, {limit.least:.2g} to {limit.most:.2g}; counting supports down to {honest.supported:.2g}")
+    basis = "counted" if limit.counted else f"extrapolated: counting supports {honest.supported:.2g}"
+    return (f"{seen}; {limit.height:.2f} is suspect, {_when(level, limit)} ({limit.alarms:.2g} alarms a GPU-year, "
+            f"{basis}; {limit.least:.2g} to {limit.most:.2g} for other mixes of these kinds)")
+
+
+def _when(level: Level, limit: Limit) -> str:
+    """Return after how long at this pace a job is to be expected at the limit."""
+    if level.height >= limit.height:
+        return "reached"
     pace = level.nats / level.looks
+    if highest(pace) <= limit.height:
+        return "not to be expected at this pace"
     # The height of n looks at this pace is n pace / (n + SHRINK).
-    when = (f"expected after {SHRINK * limit.height / (pace - limit.height) * cf.LOOK_S:.0f} s of this"
-            if pace > limit.height else "not to be expected at this pace")
-    return f"{seen}; {limit.height:.2f} is suspect, {when} ({limit.alarms:.2g} alarms a GPU-year, {basis})"
+    return f"expected after {SHRINK * limit.height / (pace - limit.height) * cf.LOOK_S:.0f} s of work like this"
 
 
 def _key(process: ProcessId) -> tuple[int, int]:
