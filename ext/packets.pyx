@@ -972,7 +972,7 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
         if end == NULL and n < LINE_MAX:
             return 0
         if end != NULL and end - p < LINE_MAX:
-            if stratum(s, p, <uint32_t>(end - p)):
+            if t.lines == 0 and stratum(s, p, <uint32_t>(end - p)):
                 return -1
             json_text(s, p, <uint32_t>(end - p))
             t.lines += 1

@@ -445,7 +445,7 @@ def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *
         line = data[at:] if end < 0 else data[at:end + 1]
         if line.startswith(b"{") and (at == start or 0 < objects < 16) and 0 < end - at < 2048:
             objects += 1
-            method = stratum(line[:-1])
+            method = stratum(line[:-1]) if objects == 1 else ""
             known = bool(method)
             if method := method or json_text(line[:-1]):
                 facts.append(Stratum(row, method))

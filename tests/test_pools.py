@@ -175,3 +175,12 @@ def test_others_in_a_websocket_are_no_pools(pressed: bool) -> None:
         said = [(1, line(pushed)), (0, line(own))] * 6
         assert judged(conversation([], opening=in_websocket(said, pressed=pressed))) == {}
         assert judged(conversation([], opening=lines(said))) == {}
+
+
+def test_words_that_others_use_too_count_in_a_first_line_only() -> None:
+    """A request may have a number against its repetition, and a method "submit"."""
+    submit = line({"id": 1, "method": "submit", "params": {"script": "train.sh", "nonce": digits(8)}})
+    hello = line({"id": 0, "method": "hello"})
+    assert judged(conversation([], opening=lines([(0, hello), (1, b'{"ok":1}'), *[(0, submit)] * 9]))) == {}
+    late = [(0, hello), (1, b'{"ok":1}'), (0, line(DIALECTS["mining.subscribe"][0]))]
+    assert judged(conversation([], opening=lines(late))) == {"mining-pool": "confirmed"}
