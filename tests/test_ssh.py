@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gpuguard.core.records import SshKexInit
 from gpuguard.core.ssh.answering import ANSWERED_NATS
+from gpuguard.core.ssh.global_requests import LATER_ALIKE_NATS, LATER_OFF_BEAT_NATS, LATER_REQUEST_NATS
 from gpuguard.core.ssh.incoming import LATER_CLOSE_NATS, LATER_OPEN_NATS, UNASKED_OPEN_NATS
 from gpuguard.core.ssh.key_exchange import SWAP_NATS, SWAP_ONE_NATS
-from gpuguard.core.ssh.later import LATER_ALIKE_NATS, LATER_OFF_BEAT_NATS, LATER_REQUEST_NATS
 from gpuguard.core.ssh.messages import (
     ENDING,
     KEEPALIVE,

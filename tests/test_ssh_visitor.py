@@ -13,12 +13,13 @@ from gpuguard.core.ssh.visitor import TURNS_MAX, Visitor
 MS = 1_000_000
 RTT_MS = 26.0
 OPEN, CONFIRM = 92, 44
+ALIVE = (60, 36)
 OWN_KEY, KEY = 36, 76
 
 
 def hear(segments, *, rtt_ms=RTT_MS):
     """Return what is said of (ms, whether from the far side, bytes), in any order, and after how many segments."""
-    visitor = Visitor(round(rtt_ms * MS), CONFIRM)
+    visitor = Visitor(round(rtt_ms * MS), CONFIRM, ALIVE)
     for number, (at_ms, far, size) in enumerate(sorted(segments), 1):
         time_ns = 10**18 + round(at_ms * MS)
         if far:
@@ -103,7 +104,7 @@ def test_lines_are_a_shells():
 @settings(derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.booleans(), st.integers(0, 2**31)), max_size=400))
 def test_nothing_grows_and_nothing_fails(segments):
-    visitor = Visitor(26 * MS, CONFIRM)
+    visitor = Visitor(26 * MS, CONFIRM, ALIVE)
     for at_us, far, size in sorted(segments):
         if far:
             visitor.far(at_us * 1_000, size)

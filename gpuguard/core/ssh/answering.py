@@ -11,13 +11,13 @@ import itertools
 from typing import TYPE_CHECKING
 
 from gpuguard.core.ssh.asked import Asked, forwards, forwards_in, in_doubt, may_answer
-from gpuguard.core.ssh.later import later_request, padded_request
 from gpuguard.core.ssh.onwards import is_jump, jump, local
 from gpuguard.core.ssh.request import REQUEST_FAMILIAR_NATS, REQUEST_NATS, USE
 from gpuguard.core.ssh.uses import SPOTS
 
 if TYPE_CHECKING:
     from gpuguard.core.ssh.connection import Seen, Terms
+    from gpuguard.core.ssh.global_requests import GlobalRequests
     from gpuguard.core.ssh.host_keys import KeyRecords
     from gpuguard.core.ssh.line import Segment
     from gpuguard.core.ssh.uses import Use
@@ -45,9 +45,10 @@ _CHATTER_MAX = 12
 class Answering:
     """The server's segments of the opening; ``keys`` is what it may say of its host keys."""
 
-    def __init__(self, terms: Terms, seen: Seen, keys: KeyRecords) -> None:
+    def __init__(self, terms: Terms, seen: Seen, requests: GlobalRequests, keys: KeyRecords) -> None:
         self._terms = terms
         self._seen = seen
+        self._requests = requests
         self._announced = keys.announced
         self._proofs = keys.proofs
         #: What answers the client that asked for proofs.
@@ -65,7 +66,7 @@ class Answering:
             return True
         confirm = self._terms.sizes.confirm
         more = any(seg.size - confirm - one in self._announced for one in (0, *self._chatter))
-        alone = seg.size in self._announced and not self._heard_keys and not more
+        alone = seg.size in self._announced and not self._heard_keys and not self._seen.requests and not more
         self._heard_keys |= alone
         if alone and not self._terms.peers.openssh_client:
             # Who waits for its answers does not go on by this: then a confirmation beside fewer keys is as long.
@@ -83,7 +84,7 @@ class Answering:
 
     def segment(self, seg: Segment) -> list[Use]:
         """Take in what the server said while no channel was open."""
-        terms, seen, sizes, request = self._terms, self._seen, self._terms.sizes, self._seen.request
+        seen, sizes, request = self._seen, self._terms.sizes, self._seen.request
         replies, confirmed = (0, False) if seg.size in self._chatter else self._split(seg.size)
         beside = not replies and not confirmed and seg.size != sizes.reply
         if beside:
@@ -98,7 +99,7 @@ class Answering:
             if not beside:
                 seen.line.unread = 0
         if replies == 0 and seg.size == sizes.reply:
-            uses += later_request(seg, terms, seen) or padded_request(seg, asked, terms, seen)
+            uses += self._requests.answered(seg) or self._requests.padded(seg, asked)
         if confirmed and asked and "ssh-reverse-channel-open" not in seen.told:
             uses += self._opened(seg, asked, answered=replies)
         return uses

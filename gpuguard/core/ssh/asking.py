@@ -43,13 +43,19 @@ class Asking:
         self._run = run
         #: A keepalive came that may have been the opening.
         self._early = False
+        #: The client's last word was an IGNORE.
+        self._announced = False
 
     def segment(self, seg: Segment) -> list[Use]:
         """Take in what the client sent, and say what the opening tells by now."""
         terms, seen, sizes = self._terms, self._seen, self._terms.sizes
         seen.request.doubted |= in_doubt(seen.asked, seen.line.unread, sizes)
         ignored = seg.size == sizes.ignore and terms.peers.client_ignores
+        announced, self._announced = self._announced, ignored
         if "ssh-reverse-channel-open" in seen.told or ignored:
+            return []
+        if seen.asked and terms.peers.client_announces and sizes.exact and seg.whole and not announced:
+            # DISCONNECT, or a new key exchange.
             return []
         first = not seen.asked and not self._early
         least_ns = terms.go_ns() if first and seg.size == sizes.keepalive else OPENING_NS - 1

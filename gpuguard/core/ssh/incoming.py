@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuguard.core.ssh.connection import OPENING_NS
-from gpuguard.core.ssh.later import LATER_ALIKE_NATS
+from gpuguard.core.ssh.global_requests import LATER_ALIKE_NATS
 from gpuguard.core.ssh.request import USE
 from gpuguard.core.ssh.uses import SPOTS
 from gpuguard.core.ssh.visitor import Visitor
@@ -52,7 +52,7 @@ class Incoming:
     def __init__(self, terms: Terms, seen: Seen) -> None:
         self._terms = terms
         self._seen = seen
-        self._visitor = Visitor(terms.answer_ns, terms.sizes.confirm_client)
+        self._visitor = Visitor(terms.answer_ns, terms.sizes.confirm_client, (terms.sizes.alive, terms.sizes.ending))
         #: When the server said what may be an open, and how long that was.
         self._open_ns: int | None = None
         self._open_size = 0
@@ -71,7 +71,7 @@ class Incoming:
         """The channel that may have been opened beside a terminal came to its end, and the session did not."""
         sizes, line = self._terms.sizes, self._seen.line
         short = sizes.key_echo > sizes.reply_port == line.server[1]
-        if not seg.from_client or not self._opened_later or not short or seg.size not in (
+        if not seg.from_client or not self._opened_later or not short or line.kept_alive or seg.size not in (
                 sizes.ending, 2 * sizes.ending):
             return []
         self._opened_later = False

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from gpuguard.core.ssh.sizes import Sizes
 
 _OWED_NS = 3_000_000_000
+# Libraries ask for one thing after the other on a session, and wait for each answer; OpenSSH asks for all at once.
+_SETUP_NS = 5_000_000_000
+# What both sides said at the same time: two keepalives, whose clocks often run out together.
+_CROSSED_NS = 50_000_000
 
 
 class Segment(NamedTuple):
@@ -31,15 +35,24 @@ class Line:
         #: (time, size) of the last segment of each side.
         self.client = (0, 0)
         self.server = (0, 0)
+        #: (time, size) of the client's last segment that no key is as long as; keystroke chaff goes on beside it.
+        self.asked = (0, 0)
+        #: When the server spoke before its last word.
+        self._before_ns = 0
         #: How long the server had been silent when the client spoke last, and the longest that nobody spoke.
         self.waited_ns = 0
         self.silence_ns = 0
-        #: The client opened a session, and the server confirmed it: a request is to follow.
+        #: The client opened a session, and the server confirmed it: requests are to follow, which may be granted each.
         self.setting_up = False
-        #: The longest that the server said since the client's last word; and the longest of it that was not read.
+        #: There is a session; and when another was confirmed.
+        self._session = False
+        self._further_ns: int | None = None
+        #: The longest that the server said since then; and since the client's last word, the longest that was not read.
         self.heard = 0
         self.unread = 0
         self.owed_ns: int | None = None
+        #: The server's last word was such an answer.
+        self.kept_alive = False
 
     def owes(self, time_ns: int) -> bool:
         """Return whether the next answer is a keepalive's: requests are answered in their order."""
@@ -52,14 +65,26 @@ class Line:
         if self.server[0] and not (seg.from_client and seg.size == sizes.keepalive):
             self.silence_ns = max(self.silence_ns, seg.time_ns - max(self.client[0], self.server[0]))
         if seg.from_client:
-            self.waited_ns = seg.time_ns - self.server[0]
-            self.setting_up = self.client[1] in sizes.session and self.server[1] in sizes.confirms
+            crossed = seg.time_ns - self.server[0] < _CROSSED_NS
+            self.waited_ns = seg.time_ns - (self._before_ns if crossed else self.server[0])
+            confirmed = self.client[1] in sizes.session and self.server[1] in sizes.confirms
+            granted = self.setting_up and self.server[1] == sizes.granted_each
+            further = self._further_ns is not None and seg.time_ns - self._further_ns < _SETUP_NS
+            self.setting_up = confirmed or granted or (further and not peers.openssh_client)
             self.client = (seg.time_ns, seg.size)
             if session and seg.size == sizes.keepalive and peers.awaits_keepalives:
                 self.owed_ns = seg.time_ns
-            self.heard = self.unread = 0
+            self.unread = 0
+            if seg.size != sizes.key:
+                self.asked = self.client
+                self.heard = 0
         else:
+            if self._session and seg.size in sizes.confirms and self.asked[1] in sizes.session:
+                self._further_ns = seg.time_ns
+            self._session = session
+            self._before_ns = self.server[0]
             self.server = (seg.time_ns, seg.size)
+            self.kept_alive = seg.size == sizes.reply and self.owes(seg.time_ns)
             if seg.size == sizes.reply:
                 self.owed_ns = None
             self.heard = max(self.heard, seg.size)

@@ -8,6 +8,8 @@ from __future__ import annotations
 SESSION_OPEN = 24  # RFC 4254 section 5.1: type, "session", channel, window, packet
 NO_MORE_SESSIONS = 34  # OpenSSH PROTOCOL section 2.2, want_reply false
 KEEPALIVE = 27  # keepalive@openssh.com, want_reply true
+CHANNEL_KEEPALIVE = 31  # the same from a server, on a channel: client_alive_check in serverloop.c
+KEX_REPLY_MIN = 179  # KEX_ECDH_REPLY, RFC 5656 section 4, with an Ed25519 key and curve25519
 OPEN_CONFIRMATION = 17
 IGNORE = 5  # RFC 4253 section 11.2, with no data: AsyncSSH sends one before every message
 REPLY = 1  # REQUEST_SUCCESS and REQUEST_FAILURE; also USERAUTH_SUCCESS, RFC 4252 section 5.1

@@ -38,6 +38,8 @@ class Peers:
         self.counts_silence = client.startswith(_SILENCE_COUNTING)
         #: The client wants its keepalives answered.
         self.awaits_keepalives = not client.startswith(_UNANSWERED)
+        #: The client sends an IGNORE before each message of RFC 4254, and before no other (send_packet in AsyncSSH).
+        self.client_announces = client.startswith(IGNORING)
         #: An IGNORE may come from the client, and from the server: learnt in the login, too.
         self.client_ignores = client.startswith(IGNORING)
         self.server_ignores = server.startswith(IGNORING)

@@ -79,11 +79,17 @@ class Request:
 
     def take_back(self) -> list[Use]:
         """Take back what was said of an answer beside a record: this client goes on as after an open."""
-        if not self.beside or not self.nats:
+        return self.withdraw(self.nats, "this side went on as where a session was opened") if self.beside else []
+
+    def withdraw(self, nats: float, text: str) -> list[Use]:
+        """Take back so much of what was said."""
+        nats = min(nats, self.nats)
+        if not nats:
             return []
-        nats, self.nats = self.nats, 0.0
-        self._told.names.discard(USE)
-        return [Use(USE, -nats, "this side went on as where a session was opened")]
+        self.nats -= nats
+        if not self.nats:
+            self._told.names.discard(USE)
+        return [Use(USE, -nats, text)]
 
     def settle(self, size: int, *, went_on: bool) -> list[Use]:
         """Say what was due until the client goes on, if it did so with these bytes; else it is due no more."""

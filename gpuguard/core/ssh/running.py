@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuguard.core.ssh.later import later_request
 from gpuguard.core.ssh.onwards import local
 from gpuguard.core.ssh.uses import NAME_FIRM_NATS, NAME_NATS
 
 if TYPE_CHECKING:
     from gpuguard.core.ssh.connection import Seen, Terms
+    from gpuguard.core.ssh.global_requests import GlobalRequests
     from gpuguard.core.ssh.line import Segment
     from gpuguard.core.ssh.uses import Use
 
@@ -25,9 +25,10 @@ _SFTP_VERSION_MIN = 200
 class Running:
     """The segments of a connection with a channel open."""
 
-    def __init__(self, terms: Terms, seen: Seen) -> None:
+    def __init__(self, terms: Terms, seen: Seen, global_requests: GlobalRequests) -> None:
         self._terms = terms
         self._seen = seen
+        self._global_requests = global_requests
         self._keys = 0
         #: The size of a request that is a terminal's or a long command's.
         self._long_request = 0
@@ -68,7 +69,7 @@ class Running:
             uses += told.once("ssh-transfer", NAME_FIRM_NATS, f"{seg.total} bytes one way and no terminal")
         uses += self._sftp(seg)
         if not seg.from_client and seg.size == sizes.reply:
-            uses += later_request(seg, self._terms, seen)
+            uses += self._global_requests.answered(seg)
         return uses
 
     def _echoed(self, size: int) -> bool:

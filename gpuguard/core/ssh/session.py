@@ -7,8 +7,8 @@ messages that may stand there; what cannot be split is left unread, never guesse
 
 The phases follow each other, each in a file of its own: `key_exchange` settles who is who and what messages cost,
 `login` waits for the server to accept, `asking` and `answering` read the opening until a channel is open, `running` and
-`onwards` what is done there. Beside them `incoming` looks for channels of the far side, `later` for requests on a
-running connection, `inner` for what runs inside; `channels` and `keepalives` name what weighs nothing. What the phases
+`onwards` what is done there. Beside them `incoming` looks for channels of the far side, `global_requests` for ports
+asked for later on, `inner` for what runs inside; `channels` and `keepalives` name what weighs nothing. What the phases
 hand on to each other is in `connection`, `line` and `request`; what each weighs stands with it.
 """
 
@@ -20,6 +20,7 @@ from gpuguard.core.ssh.answering import Answering
 from gpuguard.core.ssh.asking import Asking
 from gpuguard.core.ssh.channels import Channels
 from gpuguard.core.ssh.connection import Seen, Terms
+from gpuguard.core.ssh.global_requests import GlobalRequests
 from gpuguard.core.ssh.incoming import Incoming
 from gpuguard.core.ssh.inner import Inside
 from gpuguard.core.ssh.keepalives import Keepalives
@@ -101,8 +102,9 @@ class AfterLogin:
         seen = Seen(told, Request(agreed.peers, told, guessed=agreed.guessed, lost=lost))
         self._terms = terms
         self._seen = seen
-        self._answering = Answering(terms, seen, agreed.keys)
-        self._running = Running(terms, seen)
+        self._requests = GlobalRequests(terms, seen)
+        self._answering = Answering(terms, seen, self._requests, agreed.keys)
+        self._running = Running(terms, seen, self._requests)
         self._incoming = Incoming(terms, seen)
         self._inside = Inside(terms, seen)
         self._channels = Channels(terms, seen)
@@ -116,6 +118,7 @@ class AfterLogin:
         seen, sizes = self._seen, self._terms.sizes
         opened = seen.channel
         uses = seen.request.settle(seg.size, went_on=seg.from_client and seg.size > sizes.ignore)
+        uses += self._requests.segment(seg)
         uses += self._incoming.segment(seg)
         if sizes.exact:
             uses += self._inside.segment(seg)

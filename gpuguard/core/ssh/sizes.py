@@ -8,10 +8,12 @@ from typing import NamedTuple
 from gpuguard.core.ssh.messages import (
     AGENT_REQUEST,
     ATTEMPT_MIN,
+    CHANNEL_KEEPALIVE,
     DATA,
     ENDING,
     IGNORE,
     KEEPALIVE,
+    KEX_REPLY_MIN,
     KEY,
     KEY_ACCEPTED,
     NESTED_MAX,
@@ -85,6 +87,10 @@ class Sizes(NamedTuple):
     granted_one: int
     #: CHANNEL_SUCCESS or CHANNEL_FAILURE, which answer a request on a channel.
     granted_each: int
+    #: The least that a server says in a key exchange before its NEWKEYS.
+    key_exchange: int
+    #: A keepalive of the server's on a channel.
+    alive: int
     confirm: int
     confirms: frozenset[int]
     forwarded: frozenset[int]
@@ -156,6 +162,8 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
         granted=2 * theirs(5) + theirs(9),
         granted_one=theirs(5) + theirs(9),
         granted_each=theirs(5),
+        key_exchange=theirs(KEX_REPLY_MIN),
+        alive=theirs(CHANNEL_KEEPALIVE),
         confirm=min(confirms),
         confirms=confirms,
         forwarded=frozenset(theirs(48 + size) for size in _NAMES_BYTES),

@@ -12,6 +12,7 @@ Lines: small questions as far apart as it takes to type one. What is no answer, 
 - the echo of what this side typed, after which it types on: seldom at once;
 - messages that this side sends after whatever comes (Go opens its window again after each read, x/crypto/ssh): it says
   as much to its own echoes, so that others of that size stand alone;
+- the far side's keepalives (ClientAliveInterval, sshd_config(5)), which have one length, as their answers have;
 - the opening of channels, one for each request of a page: the opening is no line, nor is a channel's first question,
   which every protocol has;
 - pages and files: their questions are longer than a line.
@@ -47,12 +48,14 @@ TURNS_MAX = 64
 class Visitor:
     """Questions and answers of one connection.
 
-    ``rtt_ns`` is the shortest that was seen; ``confirm`` what the message costs by which this host opens a channel.
+    ``rtt_ns`` is the shortest that was seen; ``confirm`` what the message costs by which this host opens a channel,
+    ``alive`` what the far side's keepalives cost, and their answers.
     """
 
-    def __init__(self, rtt_ns: int, confirm: int) -> None:
+    def __init__(self, rtt_ns: int, confirm: int, alive: tuple[int, int]) -> None:
         self._rtt_ns = rtt_ns
         self._confirm = confirm
+        self._alive = alive
         self._near_ns = 0
         self._question: tuple[int, int] | None = None
         #: (question, answer) in bytes, 0 where there was none.
@@ -98,7 +101,8 @@ class Visitor:
         first, self._first = self._first, size == self._confirm
         # Whatever this side said last was answered by then; or it never says this of its own.
         of_its_own = silent_ns <= 2 * self._rtt_ns + AT_ONCE_NS and (0, size) in self._turns
-        if first or self._first or of_its_own or apart < LINE_GAP_NS or asked > LINE_BYTES_MAX:
+        typed = apart >= LINE_GAP_NS and asked <= LINE_BYTES_MAX and (asked, size) != self._alive
+        if first or self._first or of_its_own or not typed:
             return ""
         self._lines += 1
         return f"{self._lines} lines, {asked} bytes the last," if self._lines >= LINES_MIN else ""
