@@ -255,7 +255,10 @@ class _Rows:
             (f"{self._foreign} rows of devices beyond the first {DEVICES_MAX} were left out", self._foreign),
             (f"rows beyond the first {ROWS_MAX} were left out", self._cut)) if said]
         times = np.frombuffer(self._times, np.int64)
+        devices = np.frombuffer(self._devices, np.uint16)
         order = np.argsort(times, kind="stable")
+        if twice := _told_twice(times, devices):
+            gaps.append(f"{twice} rows are of a device and a time that another row has, and are passed over")
         fields: dict[str, np.ndarray] = {}
         while self._columns:
             name, values = self._columns.popitem()
@@ -273,8 +276,15 @@ class _Rows:
             gaps.append(f"not told: {', '.join(missing)}; what that would have shown weighs nothing")
         if not told & {"sm_ratio", "gpu_ratio"}:
             gaps.append("not told: whether anything ran at all (SM activity or GPU utilisation); nothing is judged")
-        return Telemetry(times[order], np.frombuffer(self._devices, np.uint16)[order], list(self._names), self._models,
+        return Telemetry(times[order], devices[order], list(self._names), self._models,
                          fields, gaps)
+
+
+def _told_twice(times: np.ndarray, devices: np.ndarray) -> int:
+    """Return how many rows have the device and the time of another."""
+    order = np.lexsort((times, devices))
+    same = (np.diff(times[order]) == 0) & (np.diff(devices[order]) == 0)
+    return int(same.sum())
 
 
 def _number(value: Any) -> float:

@@ -337,3 +337,12 @@ def test_parquet_of_lists_and_of_too_large_groups_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(reading, "GROUP_BYTES_MAX", 100)
     with pytest.raises(Unreadable, match="a row group of"):
         reading.read_parquet((tmp_path / "t.parquet").read_bytes())
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("ab")), min_size=1, max_size=40))
+def test_rows_that_share_a_device_and_a_time_are_counted_and_told(told):
+    rows = "\n".join(f"{1_700_000_000 + second},{device},0.5" for second, device in told)
+    read = read_csv(Table(io.StringIO(f"timestamp,gpu,sm_active\n{rows}\n")))
+    twice = len(told) - len(set(told))
+    said = [gap for gap in read.gaps if "of a device and a time" in gap]
+    assert said == [f"{twice} rows are of a device and a time that another row has, and are passed over"][:twice]
