@@ -34,9 +34,11 @@ cdef enum:
     TARGETS_MAX = 2048
     KNOWN_MAX = 16
     REASON_CLOSED = 0
+    REASON_END = 3
     REFUSED_PACKETS_MAX = 4
     ICMP = 1
     TCP = 6
+    UDP = 17
     ICMPV6 = 58
 
 cdef struct Way:
@@ -268,6 +270,8 @@ cdef inline bint in_vain(const Closed *row) noexcept:
     """Whether nobody answered, or so late that it was counted."""
     if row.protocol == ICMP or row.protocol == ICMPV6:
         return row.missed or row.payload_bytes[1] == 0
+    if row.protocol == UDP:
+        return row.reason == REASON_END and row.payload_bytes[1] == 0
     if row.protocol != TCP:
         return False
     if row.missed:

@@ -698,14 +698,19 @@ cdef class Table:
             return False
         if self.flows[slot].queue == QUEUE_CLOSED:
             return True
-        return self.flows[slot].spoke & 3 != 0 and packet.sequence != self.colds[slot].syn_sequence
+        if self.flows[slot].spoke & 3:
+            return packet.sequence != self.colds[slot].syn_sequence
+        # What came before was no opening: a segment that belongs to no connection says nothing of who opens one.
+        return self.flows[slot].packets != 0 and self.colds[slot].syn_ns < 0 and self.colds[slot].syn_answer_ns < 0
 
     cdef int32_t open(self, int32_t before, const Packet *packet, uint32_t netns, const Look *look) except -1:
         cdef int32_t slot
         cdef bint echo = icmp(packet.protocol)
         cdef uint8_t icmp_type = packet.source_port >> 8
         cdef bint backwards = packet.protocol == TCP and packet.tcp_flags & (SYN | ACK) == (SYN | ACK)
-        cdef bint known = packet.protocol == TCP and packet.tcp_flags & SYN != 0
+        # All segments but the first carry ACK or RST (RFC 9293 section 3.10.7.4); without, they ask who is there.
+        cdef bint probe = packet.protocol == TCP and not (packet.tcp_flags & (SYN | ACK | RST) or packet.payload_bytes)
+        cdef bint known = probe or (packet.protocol == TCP and packet.tcp_flags & SYN != 0)
         if echo:
             backwards = icmp_type == 0 if packet.protocol == 1 else icmp_type == 129
             known = backwards or icmp_type == (8 if packet.protocol == 1 else 128)
@@ -740,7 +745,10 @@ cdef class Table:
             self.name(slot)
         if self.listened and packet.protocol == TCP:
             self.begin(slot)
-        if packet.tcp_flags & (SYN | ACK | RST) == SYN if packet.protocol == TCP else known and not backwards:
+        if packet.protocol == TCP:
+            if probe or packet.tcp_flags & (SYN | ACK | RST) == SYN:
+                self.remember(slot, packet.time_ns)
+        elif packet.protocol == UDP or known and not backwards:
             self.remember(slot, packet.time_ns)
         return slot
 

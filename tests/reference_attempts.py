@@ -89,6 +89,8 @@ def target(row):
 def in_vain(row):
     if row["protocol"] in (1, 58):
         return bool(row["missed"] or not row["payload_bytes_responder"])
+    if row["protocol"] == 17:
+        return bool(row["reason"] == 3 and not row["payload_bytes_responder"])
     spoke = row["payload_bytes_initiator"] or row["payload_bytes_responder"]
     ended = row["reason"] == 0 and row["packets"] > REFUSED_PACKETS_MAX
     return row["protocol"] == 6 and bool(row["missed"] or not (spoke or ended))

@@ -195,13 +195,17 @@ class Table:
         if row["protocol"] != TCP or row["tcp_flags"] & (SYN | ACK | RST) != SYN:
             return False
         spoke = any(side.payload_bytes for side in flow.sides)
-        return flow.queue == SHUT or bool(spoke and row["sequence"] != flow.syn_sequence)
+        if flow.queue == SHUT or spoke:
+            return flow.queue == SHUT or bool(row["sequence"] != flow.syn_sequence)
+        return flow.packets > 0 and flow.syn_ns is None and flow.syn_answer_ns is None
 
     def open(self, before, key, from_high, row):
         time_ns, protocol = int(row["time_ns"]), key[1]
         icmp_type = int(row["source_port"]) >> 8
         backwards = protocol == TCP and row["tcp_flags"] & (SYN | ACK) == (SYN | ACK)
-        known = protocol == TCP and row["tcp_flags"] & SYN != 0
+        flags = row["tcp_flags"] & (SYN | ACK | RST)
+        probe = protocol == TCP and not (flags or row["payload_bytes"])
+        known = probe or (protocol == TCP and flags & SYN != 0)
         if protocol in (1, 58):
             request, reply = (8, 0) if protocol == 1 else (128, 129)
             backwards = icmp_type == reply
@@ -220,7 +224,7 @@ class Table:
             self.name(flow)
         if self.listened and protocol == TCP:
             self.begin(flow)
-        if row["tcp_flags"] & (SYN | ACK | RST) == SYN if protocol == TCP else known and not backwards:
+        if probe or flags == SYN if protocol == TCP else protocol == UDP or (known and not backwards):
             self.tried = [*self.tried, flow][-self.size_max:]
         return flow
 

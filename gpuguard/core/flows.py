@@ -17,8 +17,9 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
   closed ones first and conversations last, so that a scan cannot push a tunnel out. A flow that is in use moves to the
   back of its queue with its first packet of each 17 s (2**34 ns): its neighbours there cost a look into memory.
 
-- An attempt (a SYN, an echo request) is unanswered after 4 s without a packet of the other side: by then Linux has sent
-  its SYN again twice, and no path on Earth takes that long.
+- An attempt (a SYN, a segment without SYN, ACK, RST and data, a first datagram, an echo request) is unanswered after
+  4 s without a packet of the other side: by then Linux has sent its SYN again twice, and no path on Earth takes that
+  long.
 - Echoes are dull while 255 bytes at most came back beyond what was sent, fewer than four answers of three lengths held
   more or less than their own question, and nothing else is as in `NotEchoes` (see `detectors.icmp_tunnel`).
 - A datagram in IP fragments is one message, with the last of them that came; their bytes count as they come.

@@ -237,7 +237,9 @@ class FlowsClosed(Struct, tag="flows_closed"):
 
 
 class FlowsUnanswered(Struct, tag="flows_unanswered"):
-    """Attempts (SYN, ICMP echo) that no packet answered within four seconds, rows of `CLOSED_FLOW`.
+    """Attempts that no packet answered within four seconds, rows of `CLOSED_FLOW`.
+
+    A SYN, a segment that belongs to no connection, the first datagram of a flow, an ICMP echo.
 
     By then Linux has sent its SYN again twice. The end of each is told of as well.
     """

@@ -17,6 +17,10 @@ Benign look-alikes, and what keeps them out:
 - monitoring with half a rack down (Prometheus, health checks): the same targets again and again; a repeat takes away;
 - a cluster whose workers are gone (Ray, Dask): ports of one machine that systems hand out weigh a fifth;
 - health checks that open and close without a word: they were answered;
+- names, time, logs and figures by UDP for a server that is down, tunnels whose peer is gone: few ports of a machine,
+  from sockets of their own or to the same port as theirs, or streams; traces of routes go to ports handed out;
+- connections that are older than what is seen of them: their segments carry ACK, those of a scan by FIN, NULL or Xmas
+  do not;
 - libraries of clouds (boto3, google-auth, all of them in one program), off a cloud: many addresses, one kind;
 - agents of nodes and monitoring of clusters: two or three kinds, that answer on most of many nodes;
 - peers of file sharing and coins, mail, candidates of connections, many of which are gone: public addresses weigh half,
@@ -24,8 +28,9 @@ Benign look-alikes, and what keeps them out:
 - what comes in from outside: the host that is scanned did nothing.
 
 An attempt has failed when its flow ended without payload and without a full closing handshake, or when no packet
-answered it for four seconds. If it speaks after all, that is taken back. On a live host the kernel says who dialled
-what was refused; what nobody answers waits for the next list of sockets, so that it is known whose it was.
+answered it for four seconds; one of UDP in the latter way only, for that a port is closed comes by ICMP. If it speaks
+after all, that is taken back. On a live host the kernel says who dialled what was refused; what nobody answers waits
+for the next list of sockets, so that it is known whose it was.
 """
 
 from __future__ import annotations
@@ -68,6 +73,8 @@ APART_PUBLIC_NEW_PORT_NATS = 0.04
 #: and peers listen. When their machine starts anew they fail together. Scans of these are long.
 HANDED_OUT_NATS = 0.1
 HANDED_OUT_MIN = 10_000
+#: So many ports of a machine may leave datagrams unanswered: names, time, logs, figures of a server that is down.
+UNHEARD_MIN = 4
 ANSWERED_NATS = -1.2
 #: A target tried before: monitors and retries do little else, scanners hardly ever.
 AGAIN_NATS = -0.25
@@ -109,10 +116,11 @@ _PLACES = Places(
     {port: kind for kind, place in enumerate(PLACES, 1) for port in place.ports},
 )
 
-_TCP, _ICMP, _ICMPV6 = 6, 1, 58
+_TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
+_CARRIERS = {_TCP: "tcp", _UDP: "udp"}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _SPOTS = ("less than one new target in ten minutes", "neighbours on the same link that nobody answers for (ARP only)",
-          "a scan that only tries what is known to answer")
+          "a scan that only tries what is known to answer", "UDP to one port of many machines from ever new sockets")
 
 Target = bytes
 
@@ -144,7 +152,8 @@ class _Judged(NamedTuple):
 class _Source(Tried):
     """What one unit tried."""
 
-    __slots__ = ("addresses", "failed", "last_ns", "neighbours", "ports", "start_ns", "told", "told_failed")
+    __slots__ = ("addresses", "failed", "last_ns", "neighbours", "ports", "start_ns", "told", "told_failed",
+                 "unheard")
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
@@ -154,8 +163,10 @@ class _Source(Tried):
         self.told_failed = 0
         self.addresses: BoundedTable[str, None] = BoundedTable(TARGETS_MAX)
         self.ports: BoundedTable[int, None] = BoundedTable(TARGETS_MAX)
-        #: Links on which a port failed, with the port.
+        #: Links on which a port failed, with the port; of datagrams with the sender's as well.
         self.neighbours: BoundedTable[bytes, None] = BoundedTable(TARGETS_MAX)
+        #: On how many ports of an address datagrams were not answered.
+        self.unheard: BoundedTable[str, int] = BoundedTable(TARGETS_MAX)
 
     def add(self, nats: float) -> None:
         self.nats = min(max(0.0, self.nats + nats), NATS_MAX)
@@ -168,6 +179,8 @@ class _Source(Tried):
 
     def fail(self, flow: FlowId, target: Target) -> float:
         """Note a failure at a target that was not tried before; return what it adds."""
+        if flow.protocol == _UDP:
+            return self.fail_unheard(flow, target)
         address, port = flow.responder, flow.responder_port if flow.protocol == _TCP else 0
         again, neighbour = address in self.addresses, _link(target) in self.neighbours
         known_port, kind = port in self.ports, _PLACES.kind(target)
@@ -186,6 +199,24 @@ class _Source(Tried):
         nats *= self.meet(kind)
         self.add(nats)
         return nats
+
+    def fail_unheard(self, flow: FlowId, target: Target) -> float:
+        """Note a datagram that nobody answered, as most are not meant to be; return what it adds.
+
+        Only what scanners do weighs: one more port of a machine, or from one socket the same port of a neighbour.
+        """
+        neighbours = _link(target) + flow.initiator_port.to_bytes(2, "little")
+        ports = self.unheard.get(flow.responder) or 0
+        swept = ports >= UNHEARD_MIN or neighbours in self.neighbours
+        self.unheard[flow.responder] = ports + 1
+        self.neighbours[neighbours] = None
+        if not swept:
+            return 0.0
+        self.addresses[flow.responder] = None
+        self.ports[flow.responder_port] = None
+        self.failed += 1
+        self.add(_weight(flow.responder))
+        return _weight(flow.responder)
 
     def known(self) -> str:
         """Return which places it tried that everybody knows, as the end of a sentence."""
@@ -212,7 +243,7 @@ class Detector:
         """Return what an attempt that failed, or succeeded, adds."""
         match item:
             case FlowsUnanswered():
-                return [one for closed in closed_flows(item.rows)
+                return [one for closed in closed_flows(item.rows) if _is_attempt(closed)
                         for one in self._tried(closed.flow, item.time_ns, host)]
             case Exchange() | FlowUse():
                 if item.flow in self._waiting or item.flow in self._judged:
@@ -244,7 +275,7 @@ class Detector:
 
     def _tried(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
         """Judge an attempt that nobody answered in time, once the list of sockets had its chance to name its owner."""
-        if not flow.initiator_known or not _weight(flow.responder) or _from_outside(flow, host):
+        if not _weight(flow.responder) or _from_outside(flow, host):
             return []
         listed_ns = self._listed.get(flow.netns)
         if listed_ns is None or listed_ns >= flow.start_ns or not host.is_local(flow.netns, flow.initiator):
@@ -298,13 +329,15 @@ class Detector:
             in_vain = silent and (item.reason != "closed" or item.packets <= REFUSED_PACKETS_MAX)
         elif flow.protocol in (_ICMP, _ICMPV6):
             in_vain = item.payload_bytes_responder == 0
+        elif flow.protocol == _UDP and item.reason == "end" and item.payload_bytes_responder == 0:
+            in_vain = True  # the capture ends before it would have been missed
         else:
             return []
         if not in_vain:
             self._answered(flow, host)
         elif self._judged.pop(flow) or (missed and flow not in self._waiting):
             pass  # counted when it was missed
-        elif flow.initiator_known and _weight(flow.responder) and not _from_outside(flow, host):
+        elif _is_attempt(item) and _weight(flow.responder) and not _from_outside(flow, host):
             self._waiting.pop(flow, None)
             return self._count(flow, _unit(flow, host), item.time_ns, host)[1]
         return []
@@ -332,10 +365,13 @@ class Detector:
         source.start_ns = min(source.start_ns, flow.start_ns)
         target = _target(flow)
         if target in source.targets:
-            source.add(AGAIN_NATS)
+            # Names, figures and logs are sent again whoever scans beside it.
+            source.add(AGAIN_NATS if flow.protocol != _UDP else 0.0)
             return 0.0
         source.targets.put(target, 0)
         nats = source.fail(flow, target)
+        if not nats:
+            return 0.0
         seen_ns = self._failing.get(unit.source) or 0
         if unit.process is not None and source.failed >= FAILED_OF_PROCESS_MIN:
             seen_ns = time_ns
@@ -374,9 +410,21 @@ class Detector:
             nats=change,
             text=text,
             start_ns=source.start_ns,
-            carrier="icmp" if flow.protocol != _TCP else "tcp",
+            carrier=_CARRIERS.get(flow.protocol, "icmp"),
             blind_spots=_SPOTS,
         )]
+
+
+def _is_attempt(closed: FlowClosed) -> bool:
+    """Return whether a flow that nobody answered was opened; of datagrams, whether they look for a service.
+
+    These are no stream, and not for a port that is handed out. Who calls has a port above the one that is called; peers
+    have the same, and answers go the other way.
+    """
+    flow = closed.flow
+    if flow.protocol != _UDP:
+        return flow.initiator_known
+    return closed.packets <= REFUSED_PACKETS_MAX and flow.responder_port < min(HANDED_OUT_MIN, flow.initiator_port)
 
 
 def _from_outside(flow: FlowId, host: Host) -> bool:
@@ -411,7 +459,7 @@ def _source(flow: FlowId) -> bytes:
 
 def _target(flow: FlowId) -> Target:
     """Return what was tried; an echo's identifier is the sender's own and no part of it."""
-    port = flow.responder_port if flow.protocol == _TCP else 0
+    port = flow.responder_port if flow.protocol in (_TCP, _UDP) else 0
     return address_bytes(flow.responder) + port.to_bytes(2, "little") + bytes([flow.protocol])
 
 
