@@ -26,6 +26,7 @@ import msgspec
 from gpuguard.config import Config, PacketSettings
 from gpuguard.core.records import Block, Gap, Packets
 from gpuguard.messages import Answer, OpenPackets
+from gpuguard.sensors import packets
 from gpuguard.sensors.packets import PacketSensor, grant, open_sensor
 
 LOOPBACK = "127.0.0.1"
@@ -234,6 +235,13 @@ def refusals() -> dict:
              OpenPackets("lo", 2048, 1 << 23, ("tcp",)), OpenPackets("lo", 2048, 1 << 23, ("port 1",) * 33),
              OpenPackets("lo", 2048, 1 << 23, rings=9)]
     answers = [grant(request) for request in asked]
+    held = grant(OpenPackets("lo", 2048, 1 << 24))[1]
+    packets._HELD_BYTES_MAX = 1 << 25
+    answers.append(grant(OpenPackets("lo", 2048, 1 << 23, rings=3)))
+    for descriptor in held:
+        os.close(descriptor)
+    while packets._held:
+        time.sleep(0.01)
     os.setresuid(65534, 65534, 65534)
     answers.append(grant(OpenPackets("", 2048, 1 << 23)))
     return {"reasons": [answer.reason for answer, _ in answers], "descriptors": [len(given) for _, given in answers]}
@@ -269,7 +277,7 @@ def shared() -> dict:
     end = time.monotonic() + 10
     while fins_in(blocks) < 2 * len(ports) and time.monotonic() < end:
         for number, source in enumerate(sensor._sources):
-            new = source.read(time.time_ns())
+            new = source.read(time.time_ns(), 16)
             for block in (block for block in new if isinstance(block, Packets)):
                 for row in block.rows[["source_port", "destination_port"]].tolist():
                     rings[row[0] if row[0] in rings else row[1]].add(number)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from gpuguard.config import Config, PacketSettings
+from gpuguard.core.records import Packets
 from gpuguard.messages import Done, Refused
 from gpuguard.sensors import EyeClosed
-from gpuguard.sensors.packets import open_sensor
+from gpuguard.sensors.packets import PacketSensor, open_sensor
 
 HERE = Path(__file__).parent
 
@@ -78,8 +79,8 @@ def test_each_side_notices_that_the_other_has_gone() -> None:
 @pytest.mark.privileged
 def test_what_may_not_be_is_refused_with_a_reason() -> None:
     seen = scene("refusals")
-    assert seen["descriptors"] == [0] * 9
-    none, snap, ring, long, zero, rule, rules, nine, unprivileged = seen["reasons"]
+    assert seen["descriptors"] == [0] * 10
+    none, snap, ring, long, zero, rule, rules, nine, much, unprivileged = seen["reasons"]
     assert none.startswith("packets: interface none0: ")
     assert snap == ring
     assert "snap_bytes must be 96 to 65535" in snap
@@ -87,6 +88,7 @@ def test_what_may_not_be_is_refused_with_a_reason() -> None:
     assert rule == "packets: 'tcp' is too much to be blind to; name a net or a port as well"
     assert rules == "packets: 33 rules; at most 32"
     assert nine == "packets: rings must be 1 to 8"
+    assert much.startswith("packets: the rings of all interfaces would have more than 32 MiB; ")
     assert unprivileged == "packets: all interfaces: Operation not permitted; it needs CAP_NET_RAW"
 
 
@@ -108,6 +110,30 @@ def test_several_rings_share_the_packets_by_flows() -> None:
     assert seen["syns"] == seen["answers"] == 40
     assert seen["watching"] == 4
     assert seen["gaps"] == []
+
+
+class Full:
+    """A ring that always has more."""
+
+    def __init__(self) -> None:
+        self.ready = os.eventfd(0)
+        self.asked = 0
+
+    def read(self, _now_ns: int, blocks_max: int) -> list[Packets]:
+        self.asked = blocks_max
+        return []
+
+    def close(self) -> None:
+        os.close(self.ready)
+
+
+@pytest.mark.parametrize(("rings", "blocks"), [(1, 16), (5, 3), (40, 1)])
+def test_rings_share_what_one_read_takes_however_many_there_are(rings: int, blocks: int) -> None:
+    sources = [Full() for _ in range(rings)]
+    sensor = PacketSensor(sources)  # type: ignore[arg-type]
+    sensor.read(0)
+    assert {one.asked for one in sources} == {blocks}
+    sensor.close()
 
 
 class Saying:

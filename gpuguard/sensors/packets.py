@@ -16,9 +16,10 @@ twice, outgoing and incoming; the socket filter keeps the incoming one. It also 
 be looked at (`packet_filter`): a classic program cannot count, so nobody knows how much that is.
 
 Several rings (`packets.rings`) share the packets as one PACKET_FANOUT group, so that not all processors wait for one
-ring's lock. Both directions of a flow, and all fragments of a datagram, are in the same one: within a flow order is
-kept. Flows of different rings are met in turn, by blocks, as those of different interfaces are: time goes back by as
-much as a block may wait. No socket passes anything until all have joined; else each would get all packets for a while.
+ring's lock. Both directions of a flow are in the same one, and all fragments of a datagram, though not always with the
+whole datagrams of their flow, for they have no ports: but for these, order is kept within a flow. What is in different
+rings is met in turn, by blocks, as what is on different interfaces: time goes back by as much as a block may wait. No
+socket passes anything until all have joined; else each would get all packets for a while.
 
 A packet that crosses several interfaces of one namespace (a container's veth, a bridge, the card) is met on each, and
 counts where it was met first: on another interface within 10 ms, a packet with the same addresses, ports, numbers and
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from gpuguard.core.records import Block
 
 ROWS_MAX = 8192
+#: Blocks of rows that one read takes from all rings together: what follows a read, a signal to end too, waits for it.
 BLOCKS_MAX = 16
 
 # -- capture files ----------------------------------------------------------------------------------------------------
@@ -195,9 +197,14 @@ _RETIRE_MS = 40
 _RING_BYTES = range(1024 * 1024, 256 * 1024 * 1024 + 1)
 _SNAP_BYTES = range(96, 65536)
 _RINGS = range(1, 9)
+# A guard that was taken over must not be able to fill the host's memory.
+_HELD_BYTES_MAX = 4 * 1024**3
 _DESCRIPTORS = ("packet", "epoll", "drops")
 _STATISTICS_S = 1.0
 _COUNT = struct.Struct("=Q")
+
+#: The rings that are open, with their bytes.
+_held: dict[socket.socket, int] = {}
 
 
 def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
@@ -207,6 +214,9 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
                        f"ring_bytes {_RING_BYTES.start} to {_RING_BYTES.stop - 1}"), ()
     if request.rings not in _RINGS:
         return Refused(f"packets: rings must be {_RINGS.start} to {_RINGS.stop - 1}"), ()
+    if sum(list(_held.values())) + request.rings * request.ring_bytes > _HELD_BYTES_MAX:
+        return Refused(f"packets: the rings of all interfaces would have more than {_HELD_BYTES_MAX >> 20} MiB; have "
+                       "fewer (packets.rings) or smaller ones (packets.ring_bytes)"), ()
     if len(request.interface.encode()) > 15 or "\0" in request.interface:
         return Refused("packets: an interface name has at most 15 bytes"), ()
     try:
@@ -232,7 +242,7 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
                 for own in (packets.fileno(), ready.fileno()):
                     given.append(os.dup(own))
                     stack.callback(os.close, given[-1])
-                given.append(_count_drops(packets))
+                given.append(_count_drops(packets, blocks * block_bytes))
                 stack.callback(os.close, given[-1])
         except OSError as error:
             hint = "; it needs CAP_NET_RAW" if error.errno in {errno.EPERM, errno.EACCES} else ""
@@ -281,9 +291,10 @@ def _watching(packets: socket.socket) -> select.epoll:
     return ready
 
 
-def _count_drops(packets: socket.socket) -> int:
-    """Return the reading end of a pipe in which a thread says how many packets were dropped."""
+def _count_drops(packets: socket.socket, ring_bytes: int) -> int:
+    """Return the reading end of a pipe in which a thread says how many packets were dropped, as long as it is open."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    _held[packets] = ring_bytes
     threading.Thread(target=_report_drops, args=(packets, writing), name="packet-drops", daemon=True).start()
     return reading
 
@@ -319,6 +330,7 @@ def _report_drops(packets: socket.socket, writing: int) -> None:
     finally:
         os.close(writing)
         packets.close()
+        del _held[packets]
 
 
 # -- the guard's half -------------------------------------------------------------------------------------------------
@@ -383,11 +395,11 @@ class _Source:
         self._looked_ns: int | None = None
         self._met_again = 0
 
-    def read(self, now_ns: int) -> list[Block]:
-        """Parse what is ready, at most `BLOCKS_MAX` blocks; for the rest the descriptor stays ready."""
+    def read(self, now_ns: int, blocks_max: int) -> list[Block]:
+        """Parse what is ready, at most so many blocks; for the rest the descriptor stays ready."""
         blocks: list[Block] = []
         more = True
-        while more and len(blocks) < BLOCKS_MAX:
+        while more and len(blocks) < blocks_max:
             more = self._ring.read(self._parser, self._blocks)
             if len(self._parser):
                 blocks.append(_taken(self._parser, self._netns, self._ring.duplicates - self._met_again))
@@ -457,7 +469,8 @@ class PacketSensor:
 
         What the settings keep from sight is a `Gap` of the first call.
         """
-        blocks = [block for source in self._sources for block in source.read(now_ns)]
+        blocks_max = max(1, BLOCKS_MAX // len(self._sources))
+        blocks = [block for source in self._sources for block in source.read(now_ns, blocks_max)]
         if self._untold:
             reason = f"not looked at and not counted, by packets.ignore: {'; '.join(self._untold)}"
             blocks.append(Gap(now_ns, "packets", reason, now_ns))
