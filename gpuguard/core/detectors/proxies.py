@@ -6,8 +6,9 @@ named, and accuses nobody. What they carry is read behind the request as if ther
 
 When the far side of a connection that this host opened asks *this host* for destinations, this host is the way into its
 own network for somebody outside: a back-connecting proxy, as residential proxy kits and implants have it. No client
-library does so. Its label is `reverse-proxy`, and so it is where the far side begins as a client of HTTP: that is how
-visitors come through localtunnel, frp and the like, whose connections wait for them.
+library does so. Its label is `reverse-proxy`, and so it is where the far side begins as a client of HTTP, or with the
+preface of one of HTTP/2 (RFC 9113, 3.4): that is how visitors come through localtunnel, frp and the like, whose
+connections wait for them.
 
 Benign look-alikes: binary protocols that begin with 5 or 4 (DCE/RPC, whose version is 5.0; the parser asks for methods
 that exist), STOMP's CONNECT (no target, no HTTP version), requests with whole addresses to servers that are no proxies
@@ -42,7 +43,7 @@ _NATS = {
     "http-backwards": 8.0,
 }
 _ANSWERS = ("socks4-reply", "socks5-choice")
-_SPOTS = ("proxies inside TLS or SSH", "a connection whose opening was not seen")
+_SPOTS = ("proxies inside TLS or SSH, HTTP turned round in them too", "a connection whose opening was not seen")
 
 
 class Detector:
