@@ -229,11 +229,14 @@ class Daemon:
         except Exception as error:  # noqa: BLE001 one sensor that stumbles must not blind the others; it is told
             self._drop_sensor(name, error)
             return
-        if name == "packets" and blocks:
-            # Who dialled these is known by now, and is told before them: a refused connection ends as soon as it began.
-            self._read("processes")
-        for block in blocks:
-            self.feed(block)
+        try:
+            if name == "packets" and blocks:
+                # Who dialled these is known by now, and is told before them: a refused connection ends as it began.
+                self._read("processes")
+        finally:
+            # Though the broker be gone: what was taken from a ring is nowhere else.
+            for block in blocks:
+                self.feed(block)
 
     def _drop_sensor(self, name: str, error: Exception) -> None:
         """Close an eye that failed where it should not; it is tried again like one that could not be opened."""

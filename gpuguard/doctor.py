@@ -184,7 +184,7 @@ def packets(config: Config) -> Result:
     if not config.packets.enabled:
         return Result("off", "packets.enabled is false")
     try:
-        from gpuguard import _packets  # noqa: F401 - built or not is the question
+        from gpuguard.sensors.packets import HELD_BYTES_MAX
     except ImportError as error:
         return Result("closed", f"the packet parser is not built: {error}", "make setup")
     try:
@@ -200,6 +200,10 @@ def packets(config: Config) -> Result:
     missing = [one for one in config.packets.interfaces if one not in present]
     if missing:
         return Result("degraded", f"no interface {', '.join(missing)}", "correct packets.interfaces")
+    rings = config.packets.rings * (len(config.packets.interfaces) or 1)
+    if rings * config.packets.ring_bytes > HELD_BYTES_MAX:
+        return Result("closed", f"{rings} rings of {config.packets.ring_bytes >> 20} MiB are more than the "
+                      f"{HELD_BYTES_MAX >> 20} MiB they may have in all", "lower packets.rings or packets.ring_bytes")
     where = "TPACKET_V3 on " + (", ".join(config.packets.interfaces) or "all interfaces")
     if config.packets.ignore:
         where += f", blind to {'; '.join(config.packets.ignore)}"

@@ -236,7 +236,7 @@ def refusals() -> dict:
              OpenPackets("lo", 2048, 1 << 23, rings=9)]
     answers = [grant(request) for request in asked]
     held = grant(OpenPackets("lo", 2048, 1 << 24))[1]
-    packets._HELD_BYTES_MAX = 1 << 25
+    packets.HELD_BYTES_MAX = 1 << 25
     answers.append(grant(OpenPackets("lo", 2048, 1 << 23, rings=3)))
     for descriptor in held:
         os.close(descriptor)

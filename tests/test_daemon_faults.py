@@ -160,6 +160,29 @@ def test_an_eye_that_stumbles_is_closed_said_and_tried_again(
     guard._close()
 
 
+def test_packets_that_were_taken_are_recorded_though_the_broker_ends_before_it_says_who_dialled(
+    broker: Broker, eyes: dict[str, Eye | Exception], clock: Clock, tmp_path: Path,
+) -> None:
+    guard = guard_process(broker, tmp_path)
+    taken = Gap(T0, "packets", "and packets")
+    guard._sensors |= {"packets": Eye("packets", [taken]), "processes": Eye("processes", [BrokerGone("it has ended")])}
+    with pytest.raises(BrokerGone):
+        guard._read("packets")
+    guard._close()
+    assert taken in list(read_recording(tmp_path / "rec"))
+
+
+def test_a_guard_that_is_asked_to_end_opens_no_further_eye(
+    broker: Broker, eyes: dict[str, Eye | Exception], clock: Clock, tmp_path: Path,
+) -> None:
+    eyes |= {"nvml": Eye("nvml", []), "processes": Eye("processes", [])}
+    guard = guard_process(broker, tmp_path)
+    guard._on_signal(15, None)
+    guard._step()
+    assert guard._sensors == {}
+    guard._close()
+
+
 def test_an_eye_that_cannot_even_be_opened_is_a_gap_once(
     broker: Broker, eyes: dict[str, Eye | Exception], clock: Clock, tmp_path: Path,
 ) -> None:

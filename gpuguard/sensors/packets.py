@@ -198,7 +198,7 @@ _RING_BYTES = range(1024 * 1024, 256 * 1024 * 1024 + 1)
 _SNAP_BYTES = range(96, 65536)
 _RINGS = range(1, 9)
 # A guard that was taken over must not be able to fill the host's memory.
-_HELD_BYTES_MAX = 4 * 1024**3
+HELD_BYTES_MAX = 4 * 1024**3
 _DESCRIPTORS = ("packet", "epoll", "drops")
 _STATISTICS_S = 1.0
 _COUNT = struct.Struct("=Q")
@@ -214,8 +214,8 @@ def grant(request: OpenPackets) -> tuple[Opened | Refused, tuple[int, ...]]:
                        f"ring_bytes {_RING_BYTES.start} to {_RING_BYTES.stop - 1}"), ()
     if request.rings not in _RINGS:
         return Refused(f"packets: rings must be {_RINGS.start} to {_RINGS.stop - 1}"), ()
-    if sum(list(_held.values())) + request.rings * request.ring_bytes > _HELD_BYTES_MAX:
-        return Refused(f"packets: the rings of all interfaces would have more than {_HELD_BYTES_MAX >> 20} MiB; have "
+    if sum(list(_held.values())) + request.rings * request.ring_bytes > HELD_BYTES_MAX:
+        return Refused(f"packets: the rings of all interfaces would have more than {HELD_BYTES_MAX >> 20} MiB; have "
                        "fewer (packets.rings) or smaller ones (packets.ring_bytes)"), ()
     if len(request.interface.encode()) > 15 or "\0" in request.interface:
         return Refused("packets: an interface name has at most 15 bytes"), ()
