@@ -34,7 +34,7 @@ DIGITS_MIN = 32
 TARGET_DIGITS_MIN = 8
 
 #: What says that a nonce is not sought: a block that was found, a signature, a cipher, a transaction.
-NO_SHARE = ("sig", "cipher", "hash", "payload", "gas", "value", "mac")
+NO_SHARE = ("sig", "cipher", "hash", "payload", "gas", "value", "hmac")
 NO_JOB = ("nonce", "hash", "sig")
 
 JOB, SHARE = "pool-job", "pool-share"
