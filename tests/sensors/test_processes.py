@@ -307,6 +307,7 @@ def test_ancestry_survives_the_parents_end():
     started = [block for block in blocks if isinstance(block, ProcessStarted)]
     assert [(block.process.pid, block.parent) for block in started] == [(11, agent), (12, middle), (12, middle)]
     assert [block.time_ns for block in started] == [2, 5, 6]
+    assert [block for block in blocks if isinstance(block, ProcessExited)] == [ProcessExited(4, middle, 0)]
 
 
 def test_a_fork_that_lasts_is_read_later_and_one_that_ends_is_not():
@@ -422,6 +423,20 @@ def test_a_fork_that_was_read_before_is_named_when_it_dials():
     assert sensor.read(SECOND_NS) == []
     dials.put(12, 3)
     assert [type(b) for b in sensor.read(SECOND_NS + 1)] == [ProcessStarted, Connects]
+
+
+def test_who_ended_before_his_connection_is_told_has_his_end_too():
+    """A fork dials without waiting and is gone; its parent has the socket too, and the answer comes a minute later."""
+    script, dials = Script(), Dials()
+    parent = script.put(10, 1)
+    sensor, _ = sensor_of(script, dials=dials)
+    script.queue = [fork(2, 12, 3, parent), Event(Kind.EXIT, 4, 12, 3, exit_status=0)]
+    assert sensor.read(SECOND_NS) == []
+    dials.put(12, 3)
+    one, ended, connects = sensor.read(2 * SECOND_NS)
+    assert (one.process, ended) == (ProcessId(BOOT, 12, 3), ProcessExited(4, one.process, 0))
+    assert isinstance(connects, Connects)
+    assert 12 not in sensor._known
 
 
 def test_a_source_that_hears_no_dials_says_so_once():

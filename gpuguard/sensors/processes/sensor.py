@@ -70,6 +70,8 @@ class ProcessSensor:
         self._users: dict[int, str] = {}
         self._known: dict[int, _Known] = {}
         self._born: OrderedDict[int, Event] = OrderedDict()
+        #: Ends of those born here that no record named yet: a connection or a child may still call for one.
+        self._over: OrderedDict[int, Event] = OrderedDict()
         self._settling: deque[Event] = deque(maxlen=FORKS_MAX)
         self._ending: dict[int, Event] = {}
         self._must_list = True
@@ -249,7 +251,7 @@ class ProcessSensor:
                 break
             bare = self._bare(self._born.pop(parent.pid))
             self._known.setdefault(parent.pid, _Known(parent, bare.parent))
-            blocks.insert(0, bare)
+            blocks[:0] = [bare, *self._end_before(parent)]
             parent = bare.parent
         return blocks
 
@@ -261,13 +263,22 @@ class ProcessSensor:
         found = self._ask(pid)
         if found and found.process.start_ticks == start_ticks:
             return self._emit(msgspec.structs.replace(found, time_ns=born.time_ns))
-        return self._emit(self._bare(born))
+        return [*self._emit(self._bare(born)), *self._end_before(self._id(born))]
+
+    def _end_before(self, process: ProcessId) -> list[Block]:
+        """Return the end of a process that is named only now, where that was before: nobody else tells of it."""
+        over = self._over.pop(process.pid, None)
+        return self._end(over) if over and over.start_ticks == process.start_ticks else []
 
     def _end(self, event: Event) -> list[Block]:
         known = self._known.get(event.pid)
         if not event.whole:
             return self._end_thread(event) if known else []
         if known is None or event.start_ticks not in (None, known.process.start_ticks):
+            if event.pid in self._born:
+                self._over[event.pid] = event
+            if len(self._over) > FORKS_MAX:
+                self._over.popitem(last=False)
             return []
         del self._known[event.pid]
         return [ProcessExited(event.time_ns, known.process, event.exit_status)]
