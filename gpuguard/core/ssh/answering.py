@@ -64,14 +64,16 @@ class Answering:
         if seg.size in self._proved:
             self._proved = frozenset()
             return True
+        if seg.size not in self._announced or self._heard_keys or self._seen.requests:
+            return False
         confirm = self._terms.sizes.confirm
-        more = any(seg.size - confirm - one in self._announced for one in (0, *self._chatter))
-        alone = seg.size in self._announced and not self._heard_keys and not self._seen.requests and not more
-        self._heard_keys |= alone
-        if alone and not self._terms.peers.openssh_client:
+        if any(seg.size - confirm - one in self._announced for one in (0, *self._chatter)):
+            return False
+        self._heard_keys = True
+        if not self._terms.peers.openssh_client:
             # Who waits for its answers does not go on by this: then a confirmation beside fewer keys is as long.
             self._seen.line.unread = max(self._seen.line.unread, seg.size)
-        return alone
+        return True
 
     def _asks_for_proofs(self, size: int) -> bool:
         if size not in self._proofs or self._seen.requests or not self._heard_keys or not self._seen.asked:
@@ -106,8 +108,10 @@ class Answering:
 
     def before_a_command(self, seg: Segment) -> list[Use]:
         """Say a request that was answered on a session that was opened ahead of it, before a command was asked for."""
+        if self._seen.requests or seg.from_client:
+            return []
         seen, sizes, peers = self._seen, self._terms.sizes, self._terms.peers
-        if seg.from_client or seen.requests or not seg.whole or not sizes.exact or not peers.gathers:
+        if not seg.whole or not sizes.exact or not peers.gathers:
             return []
         both = any(one.size - session in sizes.forward for one in seen.asked for session in sizes.session)
         if not both or not seg.size == sizes.reply < sizes.key_echo:

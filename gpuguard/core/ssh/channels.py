@@ -3,8 +3,7 @@
 A session is opened, confirmed, asked for something and granted it (RFC 4254 sections 5.1, 6.1 to 6.5). OpenSSH's server
 grants in one segment: an answer to each request that wants one, and a window. One answer is a command's or a
 subsystem's, two are a terminal's and a shell's; or the first words of a command that spoke at once were as long, which
-is told too. Where a channel is open, further opens onwards may be its data, and are told as
-either.
+is told too. Where a channel is open, all of that may be its data, and is told as either.
 
 OpenSSH's client writes a request for its X11 display out before all others (x11_request_forwarding_with_spoofing in
 channels.c), and its length is known. It asks for the agent in one segment with the rest and wants no answer, so that no
@@ -178,9 +177,7 @@ class Channels:
                 return []
             counts = ", ".join(f"{count} {kind}(s)" for kind, count in sorted(self._counts.items()))
             return [self._seen.told.say("ssh-channels", 0.0, f"{number} channels by now: {counts}")]
-        alike = kind == _ONWARDS or self._terms.sizes.reply >= self._terms.sizes.key_echo
-        data = number > 1 and alike
-        self._texts.append(f"{text}; or as much was sent in another, and answered so" if data else text)
+        self._texts.append(f"{text}; or as much was sent in another, and answered so" if number > 1 else text)
         if number == 1:
             return []
         return [*(self._said(1) if number == 2 else []), *self._said(number)]

@@ -69,10 +69,11 @@ class Incoming:
 
     def closed(self, seg: Segment) -> list[Use]:
         """The channel that may have been opened beside a terminal came to its end, and the session did not."""
+        if not self._opened_later or not seg.from_client:
+            return []
         sizes, line = self._terms.sizes, self._seen.line
         short = sizes.key_echo > sizes.reply_port == line.server[1]
-        if not seg.from_client or not self._opened_later or not short or line.kept_alive or seg.size not in (
-                sizes.ending, 2 * sizes.ending):
+        if not short or line.kept_alive or seg.size not in (sizes.ending, 2 * sizes.ending):
             return []
         self._opened_later = False
         self._seen.request.answered = True
@@ -146,10 +147,10 @@ class Incoming:
     def _visited(self, seg: Segment) -> list[Use]:
         """Somebody asks through the port that the far side was given, and this host answers."""
         seen, terms = self._seen, self._terms
-        opened = OPEN in seen.told and not self._opened_later
-        sure = seen.request.nats > LATER_ALIKE_NATS or opened
+        if seen.request.nats <= LATER_ALIKE_NATS and (self._opened_later or OPEN not in seen.told):
+            return []
         ignored = seg.size == terms.sizes.ignore and terms.peers.ignores(from_client=seg.from_client)
-        if not sure or ignored or terms.answer_ns >= OPENING_NS or ASKED in seen.told:
+        if ignored or terms.answer_ns >= OPENING_NS or ASKED in seen.told:
             return []
         if not seg.from_client:
             self._visitor.far(seg.time_ns, seg.size)

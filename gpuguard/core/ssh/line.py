@@ -68,7 +68,7 @@ class Line:
             crossed = seg.time_ns - self.server[0] < _CROSSED_NS
             self.waited_ns = seg.time_ns - (self._before_ns if crossed else self.server[0])
             confirmed = self.client[1] in sizes.session and self.server[1] in sizes.confirms
-            granted = self.setting_up and self.server[1] == sizes.granted_each
+            granted = self.setting_up and self.server[1] == sizes.granted_each < sizes.key_echo
             further = self._further_ns is not None and seg.time_ns - self._further_ns < _SETUP_NS
             self.setting_up = confirmed or granted or (further and not peers.openssh_client)
             self.client = (seg.time_ns, seg.size)

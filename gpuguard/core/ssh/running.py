@@ -67,7 +67,8 @@ class Running:
         uses: list[Use] = []
         if not seen.pty and seg.total - seen.bytes_before > _TRANSFER_BYTES:
             uses += told.once("ssh-transfer", NAME_FIRM_NATS, f"{seg.total} bytes one way and no terminal")
-        uses += self._sftp(seg)
+        if seen.requests == 2 or self._sftp_asked:
+            uses += self._sftp(seg)
         if not seg.from_client and seg.size == sizes.reply:
             uses += self._global_requests.answered(seg)
         return uses
@@ -117,7 +118,7 @@ class Running:
     def _sftp(self, seg: Segment) -> list[Use]:
         """SSH_FXP_INIT, answered at length; where a WINDOW_ADJUST costs as much, what the client asks next tells."""
         seen, sizes = self._seen, self._terms.sizes
-        asked = seen.line.client[1] == sizes.sftp_init and seen.requests == 2
+        asked = seen.line.client[1] == sizes.sftp_init
         if not seg.from_client and seg.size > _SFTP_VERSION_MIN and asked:
             self._sftp_asked = True
         told = sizes.exact and sizes.sftp_init != sizes.adjust
