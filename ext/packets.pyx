@@ -1482,7 +1482,7 @@ cdef bint dns(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t size, 
     fact = note(s, DNS, (be16(p + at) << 1) | (flags >> 15),
                 dns_answers(p, n, at + 4, be16(p + 6), size) if flags & 0x8000 else 0)
     put(s, fact, p + 12, at - 12)
-    if flags & 0x8000 and be16(p + 6) and not s.brief:
+    if flags & 0x8000 and be16(p + 6) and (not s.brief or be16(p + at) == 28):
         dns_addresses(s, fact, p, n, at + 4, be16(p + 6))
     return 1
 

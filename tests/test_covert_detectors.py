@@ -296,8 +296,8 @@ def test_an_attempt_counts_once_however_it_is_told():
 # -- DNS --------------------------------------------------------------------------------------------------------------
 
 
-def dns(name, query_type=1, *, at_s=0.0, answer=0, port=5353, response=False):
-    return DnsSeen(START + round(at_s * S), 0, HERE, port, "10.0.0.53", 53, response, name, query_type, answer)
+def dns(name, query_type=1, *, at_s=0.0, answer=0, port=5353, response=False, nowhere=()):
+    return DnsSeen(START + round(at_s * S), 0, HERE, port, "10.0.0.53", 53, response, name, query_type, answer, nowhere)
 
 
 def asked(questions, *, ports=1):
@@ -339,6 +339,50 @@ LOOKED_UP = {
     "telemetry": [(f"collector-eu-{i % 4}.telemetry.vendor-cloud.example.com", 1, 60) for i in range(5000)],
     "internal services": [(f"worker-{i % 400}.training-job.svc.cluster.local", 1, 4) for i in range(5000)],
 }
+
+
+def answered(addresses, name="host-{:08x}.v6.some-network.example.com"):
+    """AAAA questions for ever new names, a second apart, through the parser's facts, with these addresses."""
+    flow = FlowId(0, 17, HERE, 40_000, "10.0.0.53", 53, START)
+    items, flows = [FlowOpened(START, flow)], FlowTable(4)
+    for i, address in enumerate(addresses):
+        asked_for = name.format(i * 2_654_435_761 % 2**32)
+        rows = np.zeros(2, PACKET)
+        rows["time_ns"], rows["protocol"] = START + i * S, 17
+        ends = [list(address_bytes(one)) for one in (HERE, "10.0.0.53")]
+        rows["source"], rows["destination"] = ends, ends[::-1]
+        rows["source_port"], rows["destination_port"] = (40_000, 53), (53, 40_000)
+        facts = (DnsMessage(0, False, asked_for, 28, 0), DnsMessage(1, True, asked_for, 28, 16, (address,)))
+        seen = names.observations_of(flows, Packets(START, 0, rows, facts))
+        items += [one for one in seen if isinstance(one, DnsSeen)]
+    return items
+
+
+def drawn(count, *, head=b""):
+    rng = random.Random(8)
+    return [head + rng.randbytes(16 - len(head)) for _ in range(count)]
+
+
+GIVEN_OUT = {
+    "a content network of IPv6": drawn(400, head=bytes.fromhex("26064700")),
+    "homes, each with its provider's prefix": [bytes([0x20 | one[0] & 0x1F]) + one[1:] for one in drawn(400)],
+    "local ones": drawn(200, head=b"\xfd"),
+    "IPv4, mapped and translated": drawn(200, head=bytes(10) + b"\xff\xff") + drawn(200, head=b"\0\x64\xff\x9b"),
+    "a mesh of its own": drawn(200, head=b"\x02"),
+    "a network whose prefixes were made up": [one for part in (b"\xab\xcd\0", b"\x40\0\0") for net in range(4)
+                                              for one in drawn(60, head=part + bytes([net]))],
+    "made up ones, some": drawn(12),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN_OUT)
+def test_addresses_that_are_given_out_are_no_tunnel(name):
+    assert standings(answered(GIVEN_OUT[name]), dns_tunnel.Detector()) == {}
+
+
+def test_answers_that_point_nowhere_are_a_tunnel():
+    assert standings(answered(drawn(60)), dns_tunnel.Detector()) == {"dns-tunnel": "suspect"}
+    assert standings(answered(drawn(1500)), dns_tunnel.Detector()) == {"dns-tunnel": "confirmed"}
 
 
 @pytest.mark.parametrize("name", LOOKED_UP)

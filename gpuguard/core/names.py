@@ -32,6 +32,14 @@ def may_carry(fact: DnsMessage) -> bool:
     return fact.answer_bytes > 0 and fact.query_type not in HOST_TYPES
 
 
+def is_nowhere(address: bytes) -> bool:
+    """Return whether IANA has given 16 bytes of address to nothing ("Internet Protocol Version 6 Address Space").
+
+    What it has is below 0400::/6 (mapped and translated IPv4; Yggdrasil's), global unicast, SRv6, local and multicast.
+    """
+    return not (address[0] < 0x04 or 0x20 <= address[0] < 0x40 or address[0] == 0x5F or address[0] >= 0xFC)
+
+
 def observations_of(flows: FlowTable, block: Packets) -> Iterator[Observation]:
     """Yield what the flow table makes of a block, with each fact that detectors want right after its packet."""
     rows, facts = block.rows, block.facts
@@ -64,5 +72,6 @@ def _seen(block: Packets, row: int, fact: DnsMessage | Stratum) -> Observation:
     if isinstance(fact, Stratum):
         return StratumSeen(time_ns, block.netns, *ends[0], *ends[1], fact.method)
     client, server = ends[::-1] if fact.is_response else ends
+    nowhere = tuple(one[:4] for one in fact.addresses if is_nowhere(one))
     return DnsSeen(time_ns, block.netns, *client, *server, fact.is_response, fact.name, fact.query_type,
-                   fact.answer_bytes)
+                   fact.answer_bytes, nowhere)

@@ -15,6 +15,10 @@ Benign look-alikes, and what keeps them out:
 - antivirus and reputation look-ups: hashes in names by the thousand, answered by an address or a short line. That is
   what exfiltration looks like too: what goes one way only counts an eighth.
 
+Addresses are free data too where IANA has given them to nobody: whoever sends commands in AAAA (Cobalt Strike's dns6)
+fills them with what he has, and five in six then lie there. They count by the prefix: a network whose addresses
+somebody made up has one or two.
+
 It goes both ways where answers hold more than a line, and where many of the new names are answered by other names (MX,
 CNAME asked for by its type: dnscat2), however short. Those who ask for mail exchangers and aliases, mail servers and
 the clients of ACME, ask for names that were there before: for few of any one domain, or short ones.
@@ -62,6 +66,9 @@ DOUBLING_NATS = 3.0
 # a person who tries dig(1) asks a few times.
 ODD_TYPE_NATS = 6.0
 ODD_ASKED_MIN = 8
+# No network has dozens of prefixes that nobody has: from so many on, an answer in another one is free data.
+NOWHERE_MIN = 16
+ADDRESS_BYTES = 16
 TOLD_NATS_MIN = 1.0
 SUSPECT_BYTES = 2_048
 
@@ -69,7 +76,8 @@ _CNAME, _NULL, _MX, _PRIVATE_FROM, _PRIVATE_TO = 5, 10, 15, 65_280, 65_534
 _ESCAPED = re.compile(r"\\(\d{3}|.)")
 _SPOTS = ("DNS inside TLS or HTTPS", "zone transfers", "names under arpa", "many domains used in turn",
           "less than 2 kB a day, 16 kB where answers are addresses or short lines",
-          "names with 16 bytes or less before the domain", "a resolver of this host that asks for others")
+          "names with 16 bytes or less before the domain", "data in addresses that somebody has",
+          "a resolver of this host that asks for others")
 
 Ends = tuple[int, str, int, str, int]
 
@@ -77,7 +85,8 @@ Ends = tuple[int, str, int, str, int]
 class _Domain:
     """What one client exchanged with one domain in this window."""
 
-    __slots__ = ("asked_odd", "down", "last", "named", "names", "seen", "start_ns", "told", "told_bytes", "up")
+    __slots__ = ("asked_odd", "down", "last", "named", "names", "nowhere", "seen", "start_ns", "told", "told_bytes",
+                 "up")
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
@@ -85,6 +94,7 @@ class _Domain:
         self.names = 0
         self.named = 0
         self.asked_odd = 0
+        self.nowhere = 0
         self.up = 0
         self.down = 0
         self.told = 0.0
@@ -143,12 +153,15 @@ class Detector:
         total, nats = _weigh(domain)
         same = subject == domain.last
         change = nats - domain.told if same else nats
-        if total < SUSPECT_BYTES or change < TOLD_NATS_MIN or not (same or total >= 2 * domain.told_bytes):
+        least = BASE_BYTES if domain.nowhere >= NOWHERE_MIN else SUSPECT_BYTES
+        if total < least or change < TOLD_NATS_MIN or not (same or total >= 2 * domain.told_bytes):
             return []
         domain.told, domain.told_bytes, domain.last = nats, total, subject
         told = [f"{domain.names} new names told it up to {domain.up} bytes"] if domain.up else []
         told += [f"its answers brought {domain.down} bytes of free data"] if domain.down else []
         told += [f"{domain.named} were answered by other names"] if domain.named and not domain.down else []
+        if domain.nowhere >= NOWHERE_MIN:
+            told.append(f"{domain.nowhere} prefixes of addresses that it answered are nobody's")
         if domain.asked_odd:
             told.append(f"{domain.asked_odd} questions were of a type that programs have no use for")
         text = f"{zone}, in {(item.time_ns - domain.start_ns) / 1e9:.0f} s: {', '.join(told)}"
@@ -178,9 +191,11 @@ def _count(domain: _Domain, item: DnsSeen, data_bytes: int) -> bool:
         domain.names += 1
         domain.up += max(0, data_bytes - NAME_BYTES_FREE)
         return True
+    nowhere = sum(_is_new(domain, crc32(prefix)) for prefix in item.nowhere)
+    domain.nowhere += nowhere
     named = item.query_type in (_CNAME, _MX) and item.answer_bytes > 0 and data_bytes > NAME_BYTES_FREE
     if not free or (item.answer_bytes <= ANSWER_BYTES_FREE and not named):
-        return False
+        return nowhere > 0
     # The same answer to the same question is a cached one, or one asked again; another length is another answer.
     if not _is_new(domain, crc32(name, item.answer_bytes + 1)):
         return False
@@ -199,11 +214,13 @@ def _is_new(domain: _Domain, value: int) -> bool:
 def _weigh(domain: _Domain) -> tuple[float, float]:
     """Return how many bytes count, and their weight."""
     named = domain.named >= max(NAMED_MIN, NAMED_SHARE_MIN * domain.names)
+    nowhere = domain.nowhere >= NOWHERE_MIN
+    down = domain.down + (ADDRESS_BYTES * domain.nowhere if nowhere else 0)
     both = domain.down or (named and domain.up >= NAMED_BYTES_MIN * domain.names)
-    total = domain.down + domain.up * (1.0 if both else ONE_WAY_SHARE)
+    total = down + domain.up * (1.0 if both else ONE_WAY_SHARE)
     if total <= BASE_BYTES:
         return total, 0.0
-    odd = ODD_TYPE_NATS if domain.asked_odd >= ODD_ASKED_MIN else 0.0
+    odd = ODD_TYPE_NATS if nowhere or domain.asked_odd >= ODD_ASKED_MIN else 0.0
     return total, DOUBLING_NATS * math.log2(total / BASE_BYTES) + odd
 
 
