@@ -54,8 +54,10 @@ def judge(items, *, host=None, detector=None):
 
 
 def typing(count, size=98, seed=1):
+    """Keys and their echoes; each sixth is Enter, and whoever typed it reads what it printed."""
     rng = random.Random(seed)
-    return [("responder", min(1400, 90 + rng.lognormvariate(4.3, 0.8)), size, size, 0.4) for _ in range(count)]
+    return [("responder", min(1400, 90 + rng.lognormvariate(4.3, 0.8)) + 1500 * (i % 6 == 4), size, size, 0.4,
+             size + (i % 6 == 4) * (300 + 9 * i)) for i in range(count)]
 
 
 def polled(count, before=240, seed=5):
@@ -284,7 +286,7 @@ def test_commands_are_not_polls_for_being_short_at_first():
 
 def test_keys_that_are_wrapped_with_a_time_of_their_own_are_typed():
     rng = random.Random(11)
-    rows = [(*row[:2], 43 + rng.randint(0, 4), 33 + rng.randint(-1, 4), 0.4) for row in typing(40)]
+    rows = [(*row[:2], 43 + rng.randint(0, 4), 33 + rng.randint(-1, 4), 0.4, row[5] - 64) for row in typing(40)]
     rows[9::10] = [(*row[:3], 170 + 9 * i, 2) for i, row in enumerate(rows[9::10])]
     assert judge(talk(rows[:12])) == {}, "so may requests to a service be"
     assert judge(talk(rows))["reverse-shell"] >= CONFIRMED
@@ -298,7 +300,8 @@ def test_polls_that_come_back_empty_at_the_pace_of_keys_are_not_typed():
     rows = [("responder", min(1400, 90 + rng.lognormvariate(6, 0.8)), 116 if i % 3 else 250 + i % 20,
              245 if i % 3 else 300 + 37 * i % 180, 0.9 + i % 3, 245) for i in range(60)]
     assert judge(talk(rows)) == {}
-    keys = [(*row[:2], 116, row[3], 0.9, rows[i - 1][3]) for i, row in enumerate(rows)]
+    keys = [("responder", row[1] + 1500 * (i % 3 == 1), 76, row[3] - 165, 0.9, rows[i - 1][3] - 165)
+            for i, row in enumerate(rows)]
     assert judge(talk(keys))["reverse-shell"] >= CONFIRMED, "before the next key stands what the last one printed"
 
 
@@ -371,8 +374,18 @@ def test_a_client_in_lockstep_with_a_slow_server_types_nothing(carrier, body):
 @pytest.mark.parametrize("carrier", ["tls", "tcp"])
 def test_keys_that_print_now_and_then_are_typed(carrier):
     rng = random.Random(7)
-    rows = [("responder", rng.lognormvariate(5.3, 0.7), 46, 62, 0.2, 400 if i % 9 == 8 else 62) for i in range(60)]
+    rows = [("responder", rng.lognormvariate(5.3, 0.7) + 1500 * (i % 9 == 8), 46, 62, 0.2,
+             400 + i if i % 9 == 8 else 62) for i in range(60)]
     assert judge(talk(rows, carrier=carrier, out=500))["reverse-shell"] >= CONFIRMED
+    unread = [(*row[:1], rng.lognormvariate(5.3, 0.7), *row[2:]) for row in rows]
+    assert judge(talk(unread, carrier=carrier, out=500))["reverse-shell"] < CONFIRMED, "requests of two kinds"
+    steps = [(*row[:2], 46 + 9 * (rows[(i + 1) % 60][5] > 62), *row[3:]) for i, row in enumerate(rows)]
+    assert judge(talk(steps, carrier=carrier, out=500)) == {}, "what prints more is no key"
+    requests = [(*row[:5], min(row[5], 400)) for row in rows]
+    same = judge(talk(requests, carrier=carrier, out=500)).get("reverse-shell", 0.0)
+    assert same < SUSPECT, "nor is what comes before always the same request"
+    large = [(*row[:2], 146, *row[3:]) for row in rows]
+    assert judge(talk(large, carrier=carrier, out=9_000)) == {}, "nor is what is so long"
 
 
 def test_a_visitor_in_a_tunnel_is_a_shell_whatever_this_side_types_beside():

@@ -29,7 +29,10 @@ Benign look-alikes, and what keeps them out:
 - callbacks of a server, in clear (RPyC): again one thing at a time, and questions that nobody types as lines;
 - clients in lockstep with a server that takes its time (requests, queries, a transfer): what stands before its answer
   is their next request, one like the other or all different. Before most keys stands the echo of the last, and before
-  some what a command printed;
+  some what a command printed. That is of all lengths, follows a key like
+  any other (Enter), and who typed it reads it: the next key takes longer;
+- events, heartbeats, calls beside other talk: nothing shorter than a key is said, and little but keys. A key and an
+  echo with all their wrapping are short, lines are not much longer than the shortest, and not of one length;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
 - steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began
@@ -40,27 +43,24 @@ A guard that started later than the connection saw nobody dial. The host's socke
 and the standing is bounded by how far they can be trusted; where they do not say, nothing is concluded. Over UDP the
 first packet and the ports do. A shell that is dialled again for each few commands is told from their sum.
 
-Weights: see the constants. The flow's standing is computed anew at each exchange, and only its change is told, so that
+Weights: see the constants, and for keys and lines `core.shell_talk`. The flow's standing is computed anew at each exchange, and only its change is told, so that
 a conversation that turns out otherwise takes its suspicion back.
 """
 
 from __future__ import annotations
 
-import itertools
-from bisect import bisect_left, bisect_right
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from gpuguard.core import shell_talk
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import EPHEMERAL_PORT_MIN, BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowUse
-from gpuguard.core.turns import AT_ONCE_NS, LINE_GAP_NS, NO_PROGRAM_NS
+from gpuguard.core.turns import AT_ONCE_NS, NO_PROGRAM_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation, Speaker
     from gpuguard.core.records import Block
@@ -112,45 +112,14 @@ AGAIN_NS = 3_600_000_000_000
 AGAIN_LED_MIN = 2
 AGAIN_SUM_MIN = 8
 
-#: Of nearly one length: numbers and offsets in a message differ by some digits.
-ALIKE_BYTES = 4
-#: What is said to a worker after its answer, and what stands open before the far side's word: nearly always so.
-CONFIRMED_SHARE = 0.9
-STANDING_SHARE = 0.9
-STANDING_MIN = 3
-#: A client that writes: its server confirms in one length but for a counter's digit. Of six promptless shells that were
-#: played at most three of seven lines were so.
-IN_TURN_SHARE = 0.9
-CONFIRMATION_BYTES = 1
-#: A call has a header, names and numbers; half of what somebody types is shorter than this. Known in clear only.
-CALL_BYTES_MIN = 64
-#: Acknowledgements: events now and then get an answer of their own instead (a bot's; 3 of 10 in Slack's socket mode).
-#: Of shells on all sorts of carriers at most 43 % of the answers were alike where the questions were not.
-ACKNOWLEDGED_SHARE = 0.75
-
 # Who was echoed key by key for so long goes on typing in a program that fills the screen (vi, less, top): it answers
-# one key by this and the next by that. And after so many, keys and echoes may be of nearly one length only, as they are
-# where each is wrapped with a number or a time of its own (a terminal in a page, in JSON): seven of ten then.
+# one key by this and the next by that.
 TYPED_LONG = 16
-NEARLY_TYPED_SHARE = 0.7
 TYPED_LONG_NATS = TYPED_LONG * TYPED_NATS_EACH
 
-# Lines (what is not typed key by key) are a shell's if they are echoed: questions of several lengths, and answers that
-# differ from them by one number. Or if they lie as far apart as it takes a person to type one, and the answers take
-# different times, as programs do: the 90th percentile at least three times the 10th. Services behind Redis, NATS and
-# Mosquitto took 0.3 to 0.7 ms for all requests but the first; commands 0.2 to 30 ms. In clear it suffices that the
-# lines and what they print differ, and that most take as long as it takes to start a program: brokers are known there,
-# and short commands on a fast network mostly took 1.1 to 1.7 ms. At least a third of what the far side says is answered
-# at once, and shortly: Meterpreter's own questions by the clock halve that, and of a service that works it is less.
+# At least a third of what the far side says is answered at once, and shortly: Meterpreter's own questions by the clock
+# halve that, and of a service that works it is less.
 ANSWERED_SHARE = 1 / 3
-MOSTLY = 0.5
-PROGRAM_NS = 800_000
-ECHOED_SHARE = 0.8
-ECHOED_LENGTHS_MIN = 3
-HURRIED_MAX = 0.2
-WORK_SPREAD_MIN = 3.0
-MIDDLE_SPREAD_MIN = 1.5
-POLLS_MIN = 2
 
 #: What the grammar says where somebody asks through a tunnel (`core.ssh.visitor`).
 VISITED = "ssh-reverse-channel-asked"
@@ -158,13 +127,6 @@ VISITED = "ssh-reverse-channel-asked"
 TOLD_NATS_MIN = 1.0
 LEAD_MIN = 2.0
 BYTES_RATIO_MIN = 0.7
-PACE_NS = (80_000_000, 1_500_000_000)
-IRREGULAR_MIN = 0.25
-CLOCKWORK_MAX = 0.15
-#: A beat lies so near to the usual one; nobody types half of all keys so evenly.
-BEAT_RATIO = 0.02
-BEATS_MIN = 3
-
 _SPOTS = ("commands carried by a message broker in clear", "commands that answer polls",
           "shells in two one-way connections", "pasted scripts that answer with files only",
           "commands paced by a timer and not echoed",
@@ -174,21 +136,6 @@ _UNSEEN_SPOT = "who dialled, where the listener of an accepted connection has go
 
 #: Who dialled whom: namespace, protocol, initiator, responder, its port.
 Place = tuple[int, int, str, str, int]
-
-
-class _Turn(NamedTuple):
-    """One question of the far side that was answered at once. Sizes are in bytes."""
-
-    question: int
-    answer: int
-    delay_ns: int
-    #: What this host had said last before the question; 0 where it had not, or that is not known.
-    before: int
-    #: Since the question before, and what the far side said in between; None where there was none on this connection.
-    gap_ns: int | None
-    more: int | None
-    #: Whether this host had said one thing only since the exchange before, None where that is not known.
-    in_turn: bool | None
 
 
 class _Sums(NamedTuple):
@@ -219,7 +166,7 @@ class _Led:
         self.base_far = -1
         #: Whether the far side broke the last silence.
         self.broken = False
-        self.turns: deque[_Turn] = deque(maxlen=RECENT_MAX)
+        self.turns: deque[shell_talk.Turn] = deque(maxlen=RECENT_MAX)
         self.led_ns = 0
         #: What typing weighed when keys were echoed last, and the size of a key.
         self.typed = 0.0
@@ -319,7 +266,7 @@ class Detector:
         first = led.far_bytes < 0
         led.led += 1
         led.here += 1
-        led.turns.append(_Turn(
+        led.turns.append(shell_talk.Turn(
             item.question_bytes, item.answer_bytes, item.answer_delay_ns, item.before_bytes,
             None if first else item.time_ns - led.led_ns,
             None if first else item.payload_bytes_responder - led.far_bytes - item.question_bytes,
@@ -461,17 +408,18 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     """Return the weight of the exchanges that the far side led, and its words."""
     nats = max((weight for count, weight in LED_NATS if led.led >= count), default=0.0)
     ours, theirs, asked = _sums(item, led)
-    pace_ns, spread = _pace(led)
-    pair, _ = _usual_pair(led)
+    turns = led.turns
+    pace_ns, spread = shell_talk.pace(turns)
+    pair, _ = shell_talk.usual_pair(turns)
     udp = item.flow.protocol == UDP
     # An SSH server asks for much: keepalives, channels to the agent and to X11. Keys are told from that by their echo.
     echo_only = udp or (item.carrier == "ssh" and not led.tunnel)
-    typed = 0.0 if echo_only and abs(pair[1] - pair[0]) > ALIKE_BYTES else _typed(led, pace_ns, spread)
-    lines = led.tunnel or (item.carrier != "ssh" and (_echoes(led) or _commands(led, item, asked)))
+    typed = 0.0 if echo_only and abs(pair[1] - pair[0]) > shell_talk.ALIKE_BYTES else _typed(led, udp=udp)
+    lines = _lines(item, led, asked)
     ratio = UDP_BYTES_RATIO_MIN if udp else BYTES_RATIO_MIN
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < ratio * theirs
-            or _ticks(led, spread) or item.carrier == "broker" or _acknowledges(led) or _confirms(led)
-            or not (typed or lines)):
+            or item.carrier == "broker" or shell_talk.ticks(turns) or shell_talk.acknowledges(turns)
+            or shell_talk.confirms(turns) or not (typed or lines)):
         return 0.0, (f"the far side led {led.led} exchanges, this side {led.near}; {ours} bytes out, {theirs} in; "
                      f"pace varies by {spread:.2f}: not as a shell on this host would have it")
     nats += typed
@@ -484,169 +432,24 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     return nats, text
 
 
-def _gaps(led: _Led) -> list[int]:
-    """Return how far apart the questions of one connection lay."""
-    return [turn.gap_ns for turn in itertools.islice(led.turns, 1, None) if turn.gap_ns is not None]
-
-
-def _pace(led: _Led) -> tuple[int, float]:
-    """Return the median gap between questions, and the coefficient of variation of the gaps."""
-    gaps = sorted(_gaps(led))
-    return (gaps[len(gaps) // 2], _spread(gaps)) if len(gaps) > 1 else (0, 1.0)
-
-
-def _spread(gaps: list[int]) -> float:
-    """Return the coefficient of variation."""
-    mean = sum(gaps) / len(gaps)
-    variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
-    return variance**0.5 / mean if mean > 0 else 0.0
-
-
-def _usual_pair(led: _Led) -> tuple[tuple[int, int], float]:
-    pairs = Counter((turn.question, turn.answer) for turn in led.turns)
-    pair, count = max(pairs.items(), key=lambda one: (one[1], one[0]), default=((0, 0), 0))
-    return pair, count / max(1, len(led.turns))
-
-
-def _typed(led: _Led, pace_ns: int, spread: float) -> float:
+def _typed(led: _Led, *, udp: bool) -> float:
     """Return what the keys weigh that somebody types on the far side, 0.0 where nobody does."""
-    pair, share = _usual_pair(led)
-    if share < MOSTLY and led.led >= TYPED_LONG:
-        near = sum(max(abs(turn.question - pair[0]), abs(turn.answer - pair[1])) <= ALIKE_BYTES for turn in led.turns)
-        share = near / len(led.turns) if near >= NEARLY_TYPED_SHARE * len(led.turns) else 0.0
-    paced = PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
-    if share >= MOSTLY and paced and _prints(led) and not _polls_on(led):
-        led.typed = min(TYPED_NATS_MAX, TYPED_NATS_EACH * led.led * share)
-        led.key = pair[0]
+    keys = shell_talk.keys(led.turns, long=led.led >= TYPED_LONG, udp=udp)
+    if keys:
+        weight = min(TYPED_NATS_MAX, keys.nats_max, TYPED_NATS_EACH * led.led * keys.share)
+        # That somebody read what was printed is not forgotten with the turns in which it was.
+        led.typed = max(weight, led.typed if led.typed >= TYPED_LONG_NATS and led.key == keys.size else 0.0)
+        led.key = keys.size
         return led.typed
-    keys = _alike((turn.question for turn in led.turns), led.key)
-    return led.typed if led.typed >= TYPED_LONG_NATS and keys >= MOSTLY * len(led.turns) else 0.0
+    same = shell_talk.alike((turn.question for turn in led.turns), led.key)
+    return led.typed if led.typed >= TYPED_LONG_NATS and same >= shell_talk.MOSTLY * len(led.turns) else 0.0
 
 
-def _prints(led: _Led) -> bool:
-    """Return whether before most questions stands what always does, an echo, and before some stands more: output.
-
-    A client whose server takes its time has asked before each answer: always the same, or each time another request.
-    """
-    before = [turn.before for turn in led.turns if turn.before]
-    if len(before) < STANDING_MIN:
-        return True
-    usual, _ = Counter(before).most_common(1)[0]
-    printed = any(one > usual + ALIKE_BYTES for one in before)
-    return printed and _alike(before, usual) >= MOSTLY * len(before)
-
-
-def _ticks(led: _Led, spread: float) -> bool:
-    """Return whether the far side speaks by the clock; what it says is not lines of all lengths that are echoed.
-
-    A clock that starts anew whenever something else is said (keepalives) is one as well.
-    """
-    gaps = sorted(_gaps(led))
-    beats = sum(abs(gap - gaps[len(gaps) // 2]) <= BEAT_RATIO * gap for gap in gaps)
-    regular = spread < CLOCKWORK_MAX or beats >= max(BEATS_MIN, MOSTLY * len(gaps))
-    return regular and not (_differ(led) and _echoes(led))
-
-
-def _differ(led: _Led) -> bool:
-    """Return whether no question with its answer makes up half of all."""
-    return _usual_pair(led)[1] < MOSTLY
-
-
-def _echoes(led: _Led) -> bool:
-    """Return whether answers repeat the question, whatever its length, with the same framing; each pair counts once."""
-    pairs = {(turn.question, turn.answer) for turn in led.turns}
-    _, count = Counter(answer - question for question, answer in pairs).most_common(1)[0]
-    return count >= ECHOED_SHARE * len(pairs) and len({question for question, _ in pairs}) >= ECHOED_LENGTHS_MIN
-
-
-def _commands(led: _Led, item: Exchange, asked: int) -> bool:
-    """Return whether lines come as somebody types them, and are answered as by programs that run one by one."""
-    gaps = _gaps(led)
-    hurried = sum(gap < LINE_GAP_NS for gap in gaps)
-    delays = sorted(turn.delay_ns for turn in led.turns)
+def _lines(item: Exchange, led: _Led, asked: int) -> bool:
+    """Return whether the far side says lines of a shell. In SSH only those in a tunnel are known."""
+    if led.tunnel or item.carrier == "ssh":
+        return led.tunnel > 0
     # What is in clear, and no broker's, is known where the first bytes were seen.
     clear = item.carrier == "tcp" and item.flow.initiator_known
-    started = clear and _differ(led) and delays[len(delays) // 2] >= PROGRAM_NS
-    return (hurried <= HURRIED_MAX * len(gaps) and led.led >= ANSWERED_SHARE * asked and (started or _varies(delays))
-            and not _polls(led) and not _stands(led) and not _in_turn(led, clear=clear))
-
-
-def _varies(delays: list[int]) -> bool:
-    """Return whether answers took different times: not one that was held up by chance, but the middle half of them."""
-    tenth, quarter = len(delays) // 10, len(delays) // 4
-    return (delays[-1 - tenth] >= WORK_SPREAD_MIN * delays[tenth]
-            and delays[-1 - quarter] >= MIDDLE_SPREAD_MIN * delays[quarter])
-
-
-def _polls(led: _Led) -> bool:
-    """Return whether what the far side says most often comes by the clock where nothing was said in between.
-
-    So comes the empty answer to a long poll, for which this host has the next question ready: that takes no work.
-    """
-    usual, _ = _usual_pair(led)
-    same = [turn for turn in led.turns if (turn.question, turn.answer) == usual]
-    empty = [turn.gap_ns for turn in same if turn.gap_ns is not None and turn.more == 0]
-    delays = sorted(turn.delay_ns for turn in same)
-    return len(empty) >= POLLS_MIN and _spread(empty) < CLOCKWORK_MAX and not _varies(delays)
-
-
-def _stands(led: _Led) -> bool:
-    """Return whether what this host had said last was always of one length: a request that it has open."""
-    before = [turn.before for turn in led.turns if turn.before]
-    alike = _most_alike(before)
-    return len(before) >= STANDING_MIN and alike >= min(len(before) - 1, STANDING_SHARE * len(before))
-
-
-def _in_turn(led: _Led, *, clear: bool) -> bool:
-    """Return whether this host says one thing at a time, as clients and callbacks do, and the words are no shell's.
-
-    A shell's prompt, or more output, follows what it answers at once; one without a prompt is told by lines of several
-    lengths, short enough to be typed. Where connections are summed up it is not told.
-    """
-    known = [turn.in_turn for turn in led.turns if turn.in_turn is not None]
-    questions = sorted(turn.question for turn in led.turns)
-    confirmed = _most_alike(questions, CONFIRMATION_BYTES) >= MOSTLY * len(questions)
-    called = clear and questions[len(questions) // 2] >= CALL_BYTES_MIN
-    return sum(known) >= IN_TURN_SHARE * len(known) and (confirmed or called or led.connections > 1)
-
-
-def _polls_on(led: _Led) -> bool:
-    """Return whether after other answers than the usual one there stands what always does: the next poll.
-
-    Before the next key stands what the last one had printed, be it an echo or something else.
-    """
-    (_, usual), _ = _usual_pair(led)
-    standing = Counter(turn.before for turn in led.turns).most_common(1)[0][0]
-    others = [after.before for turn, after in itertools.pairwise(led.turns)
-              if after.gap_ns is not None and abs(turn.answer - usual) > ALIKE_BYTES]
-    alike = _alike(others, standing) if standing else 0
-    return len(others) >= POLLS_MIN and alike >= STANDING_SHARE * len(others)
-
-
-def _confirms(led: _Led) -> bool:
-    """Return whether the far side says one thing more after each answer, of one length, shorter than its questions."""
-    more = [turn.more for turn in led.turns if turn.more is not None]
-    usual, count = Counter(more).most_common(1)[0] if more else (0, 0)
-    alike = _alike(more, usual) if usual > 0 else 0
-    questions = sorted(turn.question for turn in led.turns)
-    return count > 0 and alike >= CONFIRMED_SHARE * len(more) and usual < questions[len(questions) // 2]
-
-
-def _acknowledges(led: _Led) -> bool:
-    """Return whether all sorts of questions get nearly one and the same answer: a protocol's acknowledgement."""
-    questions = [turn.question for turn in led.turns]
-    answers = [turn.answer for turn in led.turns]
-    size = len(led.turns)
-    return _most_alike(answers) >= ACKNOWLEDGED_SHARE * size and _most_alike(questions) <= MOSTLY * size
-
-
-def _most_alike(sizes: Sequence[int], within: int = ALIKE_BYTES) -> int:
-    """Return how many of the sizes are nearly one of them, at most."""
-    ordered = sorted(sizes)
-    return max((bisect_right(ordered, one + within) - bisect_left(ordered, one - within) for one in set(sizes)),
-               default=0)
-
-
-def _alike(sizes: Iterable[int], usual: int) -> int:
-    """Return how many of the sizes are nearly the usual one."""
-    return sum(abs(one - usual) <= ALIKE_BYTES for one in sizes)
+    return shell_talk.echoes(led.turns) or (
+        led.led >= ANSWERED_SHARE * asked and shell_talk.commands(led.turns, clear=clear, again=led.connections > 1))
