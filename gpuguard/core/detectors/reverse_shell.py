@@ -43,8 +43,8 @@ A guard that started later than the connection saw nobody dial. The host's socke
 and the standing is bounded by how far they can be trusted; where they do not say, nothing is concluded. Over UDP the
 first packet and the ports do. A shell that is dialled again for each few commands is told from their sum.
 
-Weights: see the constants, and for keys and lines `core.shell_talk`. The flow's standing is computed anew at each exchange, and only its change is told, so that
-a conversation that turns out otherwise takes its suspicion back.
+Weights: see the constants, and for keys and lines `core.shell_talk`. The flow's standing is computed anew at each
+exchange, and only its change is told, so that a conversation that turns out otherwise takes its suspicion back.
 """
 
 from __future__ import annotations
