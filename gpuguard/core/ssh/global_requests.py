@@ -86,10 +86,10 @@ class GlobalRequests:
         text = f"on the running session a request of {size} bytes was answered by {sizes.reply} bytes: tcpip-forward"
         if keepalive:
             return self._may_be_keepalive(seg, text)
-        if not short:
-            self._unsure_nats = LATER_REQUEST_NATS
         request.answered = True
-        return request.say(LATER_REQUEST_NATS, text)
+        uses = request.say(LATER_REQUEST_NATS, text)
+        self._unsure_nats = 0.0 if short else sum(use.nats for use in uses)
+        return uses
 
     def padded(self, seg: Segment, asked: list[Asked]) -> list[Use]:
         """However a request was padded, its answer was not; of these clients nothing else is answered so early."""
