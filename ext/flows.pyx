@@ -1181,7 +1181,7 @@ cdef class Table:
             self.enqueue(slot, QUEUE_LONG, packet.time_ns)
         elif stale:
             self.enqueue(slot, flow.queue, packet.time_ns)
-        if tcp and packet.tcp_flags & (FIN | RST):
+        if tcp and packet.tcp_flags & (FIN | RST) and self.ends(slot, side, packet):
             flow.spoke |= 12 if packet.tcp_flags & RST else 4 << side
             if flow.spoke & 12 == 12:
                 self.tell_closed(slot, packet.time_ns, REASON_CLOSED)
@@ -1201,6 +1201,22 @@ cdef class Table:
         if icmp(flow.protocol):
             self.look_for_strange(slot, packet.time_ns)
         return 0
+
+    cdef bint ends(self, int32_t slot, int side, const Packet *packet) noexcept:
+        """Whether the other side takes a FIN or RST (RFC 9293 section 3.10.7.4, RFC 5961 section 3.2): else who goes on
+        after a false one would be seen no more. A RST that may have crossed other packets ends a flow that is silent.
+        """
+        cdef Hot *flow = &self.flows[slot]
+        cdef int32_t ahead = <int32_t>(packet.sequence - flow.expected[side])
+        if not flow.order & EXPECTED << side:
+            return True
+        if packet.tcp_flags & RST:
+            if ahead == 0 or ahead == 1 and flow.spoke & 4 << side:
+                return True
+            self.enqueue(slot, QUEUE_BRIEF, packet.time_ns)
+            return False
+        ahead += packet.payload_bytes
+        return packet.tcp_flags & (SYN | ACK) and 0 <= ahead <= HOLE_BYTES_MAX
 
     cdef void handshake(self, int32_t slot, const Packet *packet, int side) noexcept:
         """RTT is from the SYN to the ACK of its answer: a whole one, wherever on the path it is seen from."""
@@ -1228,7 +1244,7 @@ cdef class Table:
         cdef Hot *flow = &self.flows[slot]
         cdef uint32_t sequence = packet.sequence
         cdef uint32_t size = packet.payload_bytes
-        if packet.tcp_flags & RST:
+        if packet.tcp_flags & RST or not packet.tcp_flags & (SYN | ACK):
             return 0
         if packet.tcp_flags & SYN:
             # A SYN takes one number; data in it (TCP Fast Open, RFC 7413) follows.
@@ -1260,6 +1276,7 @@ cdef class Table:
                 cold.strange[side] = end
                 return 0
             cold.holes[side] = 0
+            cold.dug[side] += 1
             ahead = 0
             flow.expected[side] = sequence
         flow.order &= ~(STRANGE << side)

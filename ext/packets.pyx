@@ -14,16 +14,17 @@ each loop takes at least one byte a round or has a fixed bound. No Python object
 
 A fact needs the first bytes of a TCP stream in order. Per direction a `Stream` notes which sequence number is wanted
 next; only bytes in order are read. A segment from beyond a hole waits until that is filled, AHEAD_MAX of a stream and
-AHEAD_SEGMENTS of all, of which the oldest gives way (its row is written in any case); a hole that lies within a message
-that is not read anyway is jumped. Nothing is copied while messages are whole within a segment and in order; else the
-beginning of one message waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its payload not looked
-at again while its place in the table lasts, once it has sent NEWKEYS, or its first messages are of none of the
-protocols that are known here. Of TLS the headers of the first RECORDS_MAX records are read on, to the second that is
-large: who sends many small ones, slowly, is told of with their times and sizes, and so is who sends cells. Of JSON the
-first LINES_MAX lines, or messages in a WebSocket, are looked at for the words and forms of mining pools, and what came
-at once of the body of a first POST for a miner's calls of a node; of what an X display says, how often a key was
-pressed, up to X11_KEYS_MIN; what a proxy was asked to carry is read as a stream of its own. The table is
-set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are counted.
+AHEAD_SEGMENTS of all, of which the oldest gives way and is counted (its row is written in any case); a hole that lies
+within a message that is not read anyway is jumped. Nothing is copied while messages are whole within a segment and in
+order; else the beginning of one message waits in a buffer of at most MESSAGE_MAX bytes. A stream is decided, and its
+payload not looked at again while its place in the table lasts, once it has sent NEWKEYS, or its first messages are of
+none of the protocols that are known here. Of TLS the headers of the first RECORDS_MAX records are read on, to the
+second that is large: who sends many small ones, slowly, is told of with their times and sizes, and so is who sends
+cells. Of JSON the first LINES_MAX lines, or messages in a WebSocket, are looked at for the words and forms of mining
+pools, and what came at once of the body of a first POST for a miner's calls of a node; of what an X display says, how
+often a key was pressed, up to X11_KEYS_MIN; what a proxy was asked to carry is read as a stream of its own. The table
+is set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are
+counted.
 Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
 A datagram is compared with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data,
 which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
@@ -31,7 +32,8 @@ which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
 Known limits: Stratum is read where its opening was captured, and in clear only, in a WebSocket that compresses up to
 the first message in several frames or above LINE_MAX; a ClientHello or KEXINIT above MESSAGE_MAX is not read; text
 before an SSH banner is followed for TEXT_MAX bytes; what an HTTP proxy answers is read as text only; of a datagram in
-IP fragments the first is read (see packets_fragments.pxi).
+IP fragments the first is read (see packets_fragments.pxi); urgent data are counted and read where they were sent; of
+bytes that came twice the first count, though the receiver may have had reason to refuse them.
 """
 
 from libc.errno cimport errno
@@ -208,7 +210,9 @@ cdef enum:
 cdef enum:
     FIN = 1
     SYN = 2
+    RST = 4
     ACK = 16
+    URG = 32
 
 # Where facts are brief: carriers in the upper bits of ip_version, and the room in a name that makes it a fact.
 cdef enum:
@@ -265,6 +269,7 @@ cdef struct Stream:
     uint8_t lines       # of JSON, messages of a WebSocket, or keys of X11 so far
     uint8_t little      # of X11: its numbers are little-endian
     uint8_t ahead       # segments that wait in Parse.ahead
+    uint8_t with_syn    # bytes that its SYN brought, which the other side may have refused, are all that was read
 
 # A segment of a stream that came before the one ahead of it.
 cdef struct Ahead:
@@ -300,13 +305,14 @@ cdef struct Parse:
     uint64_t other
     uint64_t malformed
     uint64_t streams_lost
+    uint64_t urgent
     Ahead* ahead        # a ring of AHEAD_SEGMENTS
     uint32_t ahead_next
     Datagram* datagrams
     uint64_t fragments_early
     uint64_t fragments_headless
     uint64_t datagrams_spoiled
-    uint64_t datagrams_evicted
+    uint64_t datagrams_unfinished
     bint brief
 
 
@@ -1062,6 +1068,13 @@ cdef void clear(Parse* s, Stream* t) noexcept nogil:
                 drop_ahead(&s.ahead[i])
 
 
+cdef void give_up(Parse* s, Stream* t) noexcept nogil:
+    """Forget a stream. One that was not begun is not lost: a banner is known without its SYN."""
+    if t.held or t.ahead or t.state == SSH or t.state == SSH_KEYS:
+        lose(s, t)
+    clear(s, t)
+
+
 cdef void decide(Parse* s, Stream* t) noexcept nogil:
     clear(s, t)
     t.state = DECIDED
@@ -1130,20 +1143,25 @@ cdef void read_stream(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_
 
 cdef void keep_ahead(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have,
                      uint32_t size) noexcept nogil:
-    """Have a segment wait for what is missing before it."""
+    """Have a segment wait for what is missing before it. What cannot wait will not come again: the receiver has it."""
     cdef Ahead* one
     cdef int i
-    if have > MESSAGE_MAX or t.ahead >= AHEAD_MAX:
+    if t.lost and t.ahead >= AHEAD_MAX:
         return
     if t.ahead:
         for i in range(AHEAD_SEGMENTS):
             if s.ahead[i].stream == t and s.ahead[i].sequence == sequence and s.ahead[i].size == size:
                 return
+    if t.ahead >= AHEAD_MAX or have > MESSAGE_MAX:
+        lose(s, t)
+        return
     one = &s.ahead[s.ahead_next % AHEAD_SEGMENTS]
     if one.stream != NULL:
+        lose(s, one.stream)
         drop_ahead(one)
     one.data = <uint8_t*>malloc(have + 1)
     if one.data == NULL:
+        lose(s, t)
         return
     memcpy(one.data, p, have)
     one.stream = t
@@ -1174,6 +1192,9 @@ cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint
     """Read what of this segment is in order and new, and then of those that waited for it."""
     cdef Ahead* one
     cdef Ahead taken
+    if beyond(t, sequence):
+        keep_ahead(s, t, sequence, p, have, size)
+        return
     read_segment(s, t, sequence, p, have, size)
     while t.ahead:  # none is left when the stream is decided
         one = next_ahead(s, t)
@@ -1188,11 +1209,8 @@ cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint
 
 cdef void read_segment(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint32_t have,
                        uint32_t size) noexcept nogil:
-    """Read what of this segment is in order and new; ``have`` of its ``size`` bytes were captured."""
+    """Read what is new of a segment before which nothing lacks; ``have`` of its ``size`` bytes were captured."""
     cdef int32_t old = <int32_t>(t.wanted - sequence)
-    if beyond(t, sequence):
-        keep_ahead(s, t, sequence, p, have, size)
-        return
     if old < 0:
         t.skip -= sequence - t.wanted
         t.wanted = sequence
@@ -1262,9 +1280,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
             chosen = base + i
     t = &s.streams[chosen]
     if oldest:
-        if t.held or t.state == SSH or t.state == SSH_KEYS:  # else nothing was begun: a banner is known without SYN
-            lose(s, t)
-        clear(s, t)
+        give_up(s, t)
     s.tags[chosen] = <uint16_t>(h | 1)
     memset(t, 0, sizeof(Stream))
     memcpy(t.key, <const uint8_t*>row + 8, 36)
@@ -1272,7 +1288,9 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
 
 
 cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
-    clear(s, t)
+    """Begin anew; what waits, waits on, and who was called stays."""
+    drop_buffer(s, t)
+    drop_talk(t)
     t.first = first
     t.wanted = first
     t.skip = 0
@@ -1282,19 +1300,24 @@ cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     t.lost = 0
     t.proxied = 0
     t.told = 0
-    t.called = 0
     t.posted = 0
     t.upgrade = 0
     t.lines = 0
     t.little = 0
+    t.with_syn = 0
 
 
 cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
-    """One TCP segment. A stream begins with its SYN, or where that was not seen, with a banner or a ClientHello."""
+    """One TCP segment with data or a SYN.
+
+    A stream begins with its SYN, or where that was not seen, with a banner or a ClientHello. RFC 9293, 3.10.7.4: nobody
+    takes the data of a reset, nor of what has neither ACK nor SYN. RFC 7413, 4.2: those of a SYN may be refused, and
+    come again.
+    """
     cdef uint64_t h
     cdef uint32_t sequence = row.sequence
     cdef Stream* t
-    if size == 0 and not (row.tcp_flags & SYN):
+    if row.tcp_flags & RST or not row.tcp_flags & (SYN | ACK):
         return
     h = stream_hash(row, s.seed)
     t = find(s, row, h)
@@ -1304,18 +1327,30 @@ cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uin
             t = place(s, row, h)
             start(s, t, sequence)
         elif t.first != sequence:
+            give_up(s, t)
             start(s, t, sequence)
         t.called = row.tcp_flags & ACK != 0
+        if size and t.wanted == sequence:
+            t.with_syn = 1
     elif t == NULL:
         if not (have >= 4 and memcmp(p, b"SSH-", 4) == 0
                 or have >= 6 and p[0] == 22 and p[1] == 3 and p[2] <= 4 and p[5] == 1):
             return
         t = place(s, row, h)
         start(s, t, sequence)
+    elif t.with_syn:
+        if sequence == t.first:
+            start(s, t, sequence)
+        elif sequence == t.wanted:
+            t.with_syn = 0
+        elif t.state == DECIDED:
+            lose(s, t)
     if t.state >= DECIDED:
         return
     s.clock += 1
     t.used = s.clock
+    if t.wanted == t.first and size > 1 and <int32_t>(sequence - t.first) < 0:  # its SYN was not the connection's
+        lose(s, t)
     advance(s, t, sequence, p, have, size)
     if row.tcp_flags & FIN and t.wanted == sequence + size:
         decide(s, t)
@@ -1569,7 +1604,10 @@ cdef void tcp(Parse* s, Row* row, const uint8_t* p, uint32_t have, uint32_t size
         row.payload_bytes = 0
         return
     row.payload_bytes = size - header
-    segment(s, row, p + least(header, have), above(have, header), size - header)
+    if row.tcp_flags & URG and size > header and be16(p + 18):
+        s.urgent += 1
+    if row.payload_bytes or row.tcp_flags & SYN:
+        segment(s, row, p + least(header, have), above(have, header), row.payload_bytes)
 
 
 cdef inline void transport(Parse* s, Row* row, const uint8_t* p, uint32_t have, uint32_t size,
@@ -1941,15 +1979,26 @@ cdef class Parser:
         return rows, tuple(facts)
 
     def counts(self):
-        """What was seen so far: frames; other (not IP); malformed; streams_lost (handshakes given up).
+        """What was seen so far: frames; other (not IP); malformed; streams_lost (handshakes given up); urgent segments.
 
         Of fragments: early ones, before their first or without it; first ones that are headless, without their ports;
-        datagrams that are spoiled, by overlaps or out of bounds; and evicted, by others while parts of them lacked.
+        datagrams that are spoiled, by overlaps or out of bounds; and unfinished ones, of which parts lacked for 30 s or
+        when others took their place.
         """
         return {"frames": self.s.frames, "other": self.s.other, "malformed": self.s.malformed,
-                "streams_lost": self.s.streams_lost, "fragments_early": self.s.fragments_early,
+                "streams_lost": self.s.streams_lost, "urgent": self.s.urgent,
+                "fragments_early": self.s.fragments_early,
                 "fragments_headless": self.s.fragments_headless, "datagrams_spoiled": self.s.datagrams_spoiled,
-                "datagrams_evicted": self.s.datagrams_evicted}
+                "datagrams_unfinished": self.s.datagrams_unfinished}
+
+    def finish(self):
+        """Count what waits in vain: nothing comes any more."""
+        cdef int i
+        for i in range(AHEAD_SEGMENTS):
+            if self.s.ahead[i].stream != NULL:
+                lose(&self.s, self.s.ahead[i].stream)
+        for i in range(DATAGRAM_SETS * DATAGRAM_WAYS):
+            begin(&self.s, &self.s.datagrams[i], 0)
 
 
 def row_layout():

@@ -49,8 +49,10 @@ cdef inline bint apart(int64_t a, int64_t b, int64_t limit_ns) noexcept nogil:
     return <uint64_t>a - <uint64_t>b + <uint64_t>limit_ns > 2 * <uint64_t>limit_ns
 
 
-cdef void begin(Datagram* d, int64_t time_ns) noexcept nogil:
-    """Forget all but which datagram it is."""
+cdef void begin(Parse* s, Datagram* d, int64_t time_ns) noexcept nogil:
+    """Forget all but which datagram it is. One that never was whole was never delivered, whatever was read of it."""
+    if d.runs and not d.whole and not d.spoiled:
+        s.datagrams_unfinished += 1
     memset(&d.runs, 0, sizeof(Datagram) - (<char*>&d.runs - <char*>d))
     d.since_ns = time_ns
 
@@ -66,7 +68,7 @@ cdef Datagram* datagram_of(Parse* s, const Row* row, uint8_t kind, uint32_t id) 
     for i in range(DATAGRAM_WAYS):
         if d.used and d.id == id and d.kind == kind and memcmp(d.ends, row.source, 32) == 0:
             if apart(row.time_ns, d.since_ns, DATAGRAM_NS) or d.whole and apart(row.time_ns, d.whole_ns, MET_AGAIN_NS):
-                begin(d, row.time_ns)
+                begin(s, d, row.time_ns)
             return d
         done = not d.used or d.whole or d.spoiled or apart(row.time_ns, d.since_ns, DATAGRAM_NS)
         age = (<uint64_t>row.time_ns - <uint64_t>d.since_ns) >> 1 | <uint64_t>done << 63
@@ -74,12 +76,11 @@ cdef Datagram* datagram_of(Parse* s, const Row* row, uint8_t kind, uint32_t id) 
             oldest = age
             chosen = d
         d += 1
-    s.datagrams_evicted += not oldest >> 63
+    begin(s, chosen, row.time_ns)
     memcpy(chosen.ends, row.source, 32)
     chosen.id = id
     chosen.kind = kind
     chosen.used = 1
-    begin(chosen, row.time_ns)
     return chosen
 
 
@@ -103,7 +104,7 @@ cdef bint join(Parse* s, Datagram* d, uint64_t start, uint64_t stop, bint more, 
         if start >= d.starts[i] and stop <= d.stops[i]:
             return 0
     if d.whole:  # likewise
-        begin(d, time_ns)
+        begin(s, d, time_ns)
     for i in range(d.runs):
         if d.stops[i] == start:
             before = i
@@ -180,7 +181,8 @@ cdef void later_fragment(Parse* s, Datagram* d, Row* row, uint32_t offset, const
             row.sequence += offset - d.header
             row.acknowledgement = d.acknowledgement
             row.tcp_flags = d.tcp_flags
-            segment(s, row, p, have, size)
+            if size:
+                segment(s, row, p, have, size)
     else:
         s.fragments_early += 1 if fresh or d.spoiled else 0
         d.early_bytes += size if fresh else 0
@@ -197,7 +199,7 @@ cdef void fragment(Parse* s, Row* row, uint8_t kind, uint32_t id, uint32_t offse
     cdef Datagram* d = datagram_of(s, row, kind, id)
     cdef bint fresh
     if offset == 0 and d.whole and memcmp(d.begins, p, least(have, 8)) != 0:  # another datagram with its number
-        begin(d, row.time_ns)
+        begin(s, d, row.time_ns)
     fresh = join(s, d, offset, <uint64_t>offset + before + size, more, row.time_ns)
     if offset == 0:
         first_fragment(s, d, row, before, p, have, size, headless, fresh)

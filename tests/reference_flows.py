@@ -400,11 +400,24 @@ class Table:
             self.enqueue(flow, LONG, time_ns)
         elif stale:
             self.enqueue(flow, flow.queue, time_ns)
-        if tcp and row["tcp_flags"] & (FIN | RST):
+        if tcp and row["tcp_flags"] & (FIN | RST) and self.taken(flow, number, row):
             flow.fins |= 3 if row["tcp_flags"] & RST else 1 << number
             if flow.fins == 3:
                 self.tell_closed(flow, time_ns, BY_CLOSE)
                 self.enqueue(flow, SHUT, time_ns)
+
+    def taken(self, flow, number, row):
+        """Whether the other side takes a FIN or RST."""
+        side, flags = flow.sides[number], row["tcp_flags"]
+        if side.expected is None:
+            return True
+        ahead = signed(int(row["sequence"]) - side.expected)
+        if flags & RST:
+            if ahead == 0 or (ahead == 1 and flow.fins & 1 << number):
+                return True
+            self.enqueue(flow, BRIEF, int(row["time_ns"]))
+            return False
+        return bool(flags & (SYN | ACK)) and 0 <= ahead + int(row["payload_bytes"]) <= HOLE_BYTES_MAX
 
     @staticmethod
     def handshake(flow, row, number):
@@ -418,7 +431,7 @@ class Table:
 
     def new_bytes(self, flow, side, row):
         sequence, size = int(row["sequence"]), int(row["payload_bytes"])
-        if row["tcp_flags"] & RST:
+        if row["tcp_flags"] & RST or not row["tcp_flags"] & (SYN | ACK):
             return 0, 0
         if row["tcp_flags"] & SYN:
             sequence = (sequence + 1) & 0xFFFFFFFF
@@ -433,6 +446,7 @@ class Table:
                 side.strange = end
                 return 0, 0
             side.holes, side.expected, ahead = [], sequence, 0
+            side.dug += 1
         side.strange = None
         if ahead < 0:
             if signed(end - side.expected) <= 0:

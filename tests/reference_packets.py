@@ -188,7 +188,7 @@ class Fragments:
     def __init__(self) -> None:
         self.datagrams: dict[tuple, Datagram] = {}
         self.counts = dict.fromkeys(("fragments_early", "fragments_headless", "datagrams_spoiled",
-                                     "datagrams_evicted"), 0)
+                                     "datagrams_unfinished"), 0)
 
     def take(self, row: dict, piece: Piece) -> tuple[dict, bytes | None]:
         """Fill in what a fragment is known to be; return it with its payload."""
@@ -196,6 +196,8 @@ class Fragments:
         one = self.datagrams.get(key)
         if one is None or abs(row["time_ns"] - one.since_ns) > 30 * 10**9 or (
                 one.whole_ns is not None and abs(row["time_ns"] - one.whole_ns) > 10**7):
+            lacks = one is not None and one.covered and one.whole_ns is None and not one.spoiled
+            self.counts["datagrams_unfinished"] += bool(lacks)
             one = self.datagrams[key] = Datagram(row["time_ns"])
         if piece.offset == 0 and one.whole_ns is not None and not one.begins.startswith(piece.data[:8]):
             one = self.datagrams[key] = Datagram(row["time_ns"])
@@ -894,18 +896,27 @@ def stream_key(row: dict) -> tuple:
 
 def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -> list[Fact]:
     key = stream_key(row)
-    sequence = row["sequence"]
-    if row["tcp_flags"] & 2:
+    sequence, syn = row["sequence"], bool(row["tcp_flags"] & 2)
+    if row["tcp_flags"] & 4 or not row["tcp_flags"] & 18 or not (payload or syn):
+        return []
+    if syn:
         sequence = (sequence + 1) % 2**32
         if key not in streams or streams[key]["first"] != sequence:
-            streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": []}
+            streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "syn": False}
         streams[key]["called"] = bool(row["tcp_flags"] & 16)
+        streams[key]["syn"] |= bool(payload and not streams[key]["data"])
     elif key not in streams:
         if not (payload.startswith(b"SSH-")
                 or (payload[:2] == b"\x16\x03" and len(payload) >= 6 and payload[2] <= 4 and payload[5] == 1)):
             return []
-        streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "called": False}
+        streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "called": False,
+                        "syn": False}
     stream = streams[key]
+    if stream["syn"] and not syn:
+        if sequence == stream["first"]:  # the other side refused what the SYN brought
+            stream.update(data=b"", facts=0, edges=[], syn=False)
+        elif sequence == (stream["first"] + len(stream["data"])) % 2**32:
+            stream["syn"] = False
     at = (sequence - stream["first"] + 2**31) % 2**32 - 2**31
     if at > len(stream["data"]):
         if len(stream["ahead"]) < 8 and (at, len(payload)) not in [(at, len(one)) for at, one in stream["ahead"]]:

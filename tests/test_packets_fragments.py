@@ -185,13 +185,13 @@ def test_the_table_is_bounded_and_says_what_it_evicted():
         if parser.full:
             parser.take()
         parser.frame(101, piece4(first, 0, True, ends=(one, B)), 0)
-    assert parser.counts()["datagrams_evicted"] == 20_000 - 1024
+    assert parser.counts()["datagrams_unfinished"] == 20_000 - 1024
     # Those that are done make room first.
     parser = Parser(rows_max=50_000)
     for one in ends:
         parser.frame(101, piece4(first, 0, True, ends=(one, B)), 0)
         parser.frame(101, piece4(DATAGRAM[1480:], 1480, False, ends=(one, B)), 0)
-    assert parser.counts()["datagrams_evicted"] == 0
+    assert parser.counts()["datagrams_unfinished"] == 0
     assert (parser.take()[0]["acknowledgement"] != 0).sum() == 20_000
 
 
@@ -297,7 +297,7 @@ def test_many_random_datagrams_come_out_whole():
         some = pieces(data, [cut for cut in cuts if cut < len(data)], number=number)
         packets += dice.sample(some, len(some))
     rows, _, counts = read(packets)
-    assert counts["datagrams_spoiled"] == counts["datagrams_evicted"] == 0
+    assert counts["datagrams_spoiled"] == counts["datagrams_unfinished"] == 0
     whole = sum(size - 28 for size in map(len, packets))  # headers of IP and, once each, of UDP
     assert rows["payload_bytes"].sum() == whole + 8 * len(packets) - 8 * 300
     same(packets)

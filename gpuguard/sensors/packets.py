@@ -71,7 +71,8 @@ _MISSED = {
     "fragments_early": "IP fragments before their first one, or without it: then their bytes are not counted",
     "fragments_headless": "first IP fragments too short for their ports (RFC 1858)",
     "datagrams_spoiled": "datagrams in IP fragments that overlap or go too far, which nobody may take (RFC 5722)",
-    "datagrams_evicted": "datagrams in IP fragments that were not whole when others took their place",
+    "datagrams_unfinished": "datagrams in IP fragments that were not whole in 30 s, or when others took their place",
+    "urgent": "TCP segments with urgent data, which programs are not given in its place: sizes may be wrong",
 }
 
 
@@ -110,6 +111,7 @@ def read_capture(source: str | os.PathLike[str] | BinaryIO, rows_max: int = ROWS
         yield block
     if capture.unsupported:
         yield Gap(time_ns, "packets", "frames of a link type that is not read", lost=capture.unsupported)
+    parser.finish()
     counts = parser.counts()
     for name, reason in _MISSED.items():
         if counts[name]:
