@@ -51,7 +51,7 @@ PUSHED = {
     "an agent's tool": {"jsonrpc": "2.0", "id": 3, "method": "tools/call",
                         "params": {"name": "read", "arguments": {"target": "src/main.py", "sha": digits(20)}}},
     "a language server": {"jsonrpc": "2.0", "method": "textDocument/publishDiagnostics",
-                          "params": {"uri": "file:///a.py", "diagnostics": []}},
+                          "params": {"uri": "untitled:a.py", "diagnostics": []}},
     "a challenge to log in": {"type": "challenge", "nonce": digits(16), "difficulty": 4},
     "a diff": {"type": "diff", "diff": "+ a line", "sha": digits(20)},
     "a dataset's rows": {"difficulty": "hard", "id": digits(16), "question": "?"},

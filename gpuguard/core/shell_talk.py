@@ -46,6 +46,8 @@ KEY_BYTES_MAX = 128
 KEYS_TOGETHER = 3
 RARELY = 0.15
 ENTER_BYTES = 2
+#: One letter in clear, and in a record of TLS (1.2 has eight bytes more than 1.3). Nobody asks or answers so shortly.
+LETTER_BYTES = {"tcp": 1, "tls": 30}
 # Who types a line reads what it printed before the next one: half of the gaps after it are twice the median of those
 # between keys. By chance a quarter is (log-normal gaps with a sigma of 1): ln 2 for each that is, ln 2/3 for each that
 # is not, and what has no echo as long as the key has to have 2 nats of it. Unread typing is suspect and no more.
@@ -134,7 +136,7 @@ def usual_pair(turns: Turns) -> tuple[tuple[int, int], float]:
     return pair, count / max(1, len(turns))
 
 
-def keys(turns: Turns, *, long: bool, udp: bool) -> Keys | None:
+def keys(turns: Turns, carrier: str, *, long: bool, udp: bool) -> Keys | None:
     """Return what looks like keys that somebody types; ``long``: so many that they need be only nearly alike."""
     pair, share = usual_pair(turns)
     within = 0
@@ -146,7 +148,8 @@ def keys(turns: Turns, *, long: bool, udp: bool) -> Keys | None:
     paced = PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
     if share < MOSTLY or not paced or not _least(turns, pair) or _polls_on(turns):
         return None
-    return Keys(pair[0], share, _printed(turns, pair, max(ENTER_BYTES, within), udp=udp))
+    letter = pair[0] == pair[1] <= LETTER_BYTES.get(carrier, 0)
+    return Keys(pair[0], share, math.inf if letter else _printed(turns, pair, max(ENTER_BYTES, within), udp=udp))
 
 
 def _least(turns: Turns, pair: tuple[int, int]) -> bool:

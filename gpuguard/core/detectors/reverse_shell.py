@@ -414,7 +414,7 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     udp = item.flow.protocol == UDP
     # An SSH server asks for much: keepalives, channels to the agent and to X11. Keys are told from that by their echo.
     echo_only = udp or (item.carrier == "ssh" and not led.tunnel)
-    typed = 0.0 if echo_only and abs(pair[1] - pair[0]) > shell_talk.ALIKE_BYTES else _typed(led, udp=udp)
+    typed = 0.0 if echo_only and abs(pair[1] - pair[0]) > shell_talk.ALIKE_BYTES else _typed(led, item.carrier, udp=udp)
     lines = _lines(item, led, asked)
     ratio = UDP_BYTES_RATIO_MIN if udp else BYTES_RATIO_MIN
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < ratio * theirs
@@ -432,9 +432,9 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     return nats, text
 
 
-def _typed(led: _Led, *, udp: bool) -> float:
+def _typed(led: _Led, carrier: str, *, udp: bool) -> float:
     """Return what the keys weigh that somebody types on the far side, 0.0 where nobody does."""
-    keys = shell_talk.keys(led.turns, long=led.led >= TYPED_LONG, udp=udp)
+    keys = shell_talk.keys(led.turns, carrier, long=led.led >= TYPED_LONG, udp=udp)
     if keys:
         weight = min(TYPED_NATS_MAX, keys.nats_max, TYPED_NATS_EACH * led.led * keys.share)
         # That somebody read what was printed is not forgotten with the turns in which it was.
