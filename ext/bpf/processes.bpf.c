@@ -435,10 +435,10 @@ int on_state(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* The kernel passes over a program that would interrupt itself (kernel/trace/bpf_trace.c, __bpf_trace_run): so it does
- * with an answer in softirq while a dial, or what a socket's owner brought about, is taken in on the same processor.
- * This one is asked after the one above, and finds what that was not asked for; softirqs do not interrupt each other, so
- * there is no third.
+/* The kernel passes over a program that would interrupt itself (kernel/trace/bpf_trace.c, __bpf_trace_run): so it
+ * does with an answer in softirq while a dial, or what a socket's owner brought about, is taken in on the same
+ * processor. This one is asked after the one above, and finds what that was not asked for; softirqs do not
+ * interrupt each other, so there is no third.
  */
 SEC("raw_tp/inet_sock_set_state")
 int on_state_within(struct bpf_raw_tracepoint_args *ctx)

@@ -96,6 +96,8 @@ SHARE_BYTES = 6
 CONTROL_BYTES = 32
 ANSWER_BYTES = 4
 JOB_RATIO = 0.35
+#: A job holds a header, or its hash, in a record of TLS, which alone has 22 bytes.
+JOB_BYTES_MIN = 54
 IRREGULAR_MIN = 0.45
 SAME_AGAIN_MIN = 0.15
 REPORTS_MIN = 3
@@ -257,7 +259,7 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
             f"{answer} bytes, and {len(jobs)} of about {job} bytes came unasked")
     alike = (_alike([size for _, size in shares], share, SHARE_BYTES, SHARES_ALIKE_MIN)
              and _alike([size for _, size in jobs], job, JOB_RATIO * job))
-    if not alike or not answer < min(share, job):
+    if not alike or not answer < min(share, job) or job < JOB_BYTES_MIN:
         return 0.0, "sizes vary as contents do"
     if _variation([now for now, _ in shares]) < IRREGULAR_MIN or _takes_turns(shares, jobs):
         return 0.0, "a timer's pace, or questions and answers in turn"
