@@ -46,6 +46,8 @@ KEY_BYTES_MAX = 128
 KEYS_TOGETHER = 3
 RARELY = 0.15
 ENTER_BYTES = 2
+#: An echo is as long as its key; a client masks what it says in a WebSocket (RFC 6455, 5.2).
+ECHO_MORE_BYTES = (0, 4)
 #: One letter in clear, and in a record of TLS (1.2 has eight bytes more than 1.3). Nobody asks or answers so shortly.
 LETTER_BYTES = {"tcp": 1, "tls": 30}
 # Who types a line reads what it printed before the next one: half of the gaps after it are twice the median of those
@@ -53,7 +55,7 @@ LETTER_BYTES = {"tcp": 1, "tls": 30}
 # is not, and what has no echo as long as the key has to have 2 nats of it. Unread typing is suspect and no more.
 READ_RATIO = 2.0
 READ_NATS, UNREAD_NATS = 0.7, -0.4
-READ_MIN_NATS, ECHOED_READ_MIN_NATS = 2.0, 1.0
+READ_MIN_NATS, ECHOED_READ_MIN_NATS = 2.0, 0.7
 PRINTED_NATS = 2.5
 #: What programs print is seldom of one length; a request is that comes now and then.
 PRINTED_ALIKE_SHARE = 0.75
@@ -175,17 +177,17 @@ def _printed(turns: Turns, pair: tuple[int, int], within: int, *, udp: bool) -> 
         return math.inf if udp else 0.0
     if alike(before, usual) < MOSTLY * len(before):
         return 0.0
+    echoed = pair[1] - pair[0] in ECHO_MORE_BYTES
     enters = [abs(turn.question - pair[0]) <= within and said > pair[1] + ALIKE_BYTES for turn, said, _ in after]
     typed = [gap for (_, _, gap), enter in zip(after, enters, strict=True) if not enter]
     read_ns = READ_RATIO * statistics.median(typed) if typed else 0.0
     read = [gap > read_ns for (_, _, gap), enter in zip(after, enters, strict=True) if enter]
     if not read:
-        return 0.0
+        return PRINTED_NATS if echoed and before.count(pair[1]) == len(before) else 0.0
     lengths = [said for (_, said, _), enter in zip(after, enters, strict=True) if enter]
     if _most_alike(lengths) > max(2, PRINTED_ALIKE_SHARE * len(lengths)):
         return 0.0
     nats = sum(READ_NATS if one else UNREAD_NATS for one in read)
-    echoed = abs(pair[0] - pair[1]) <= ALIKE_BYTES
     return math.inf if nats >= (ECHOED_READ_MIN_NATS if echoed else READ_MIN_NATS) else PRINTED_NATS
 
 
