@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,14 @@ def packets_of(flows):
                     (at_ns + 96_000, here, there, port, 1, ACK | FIN, 0)]
         packets += way
     packets.sort()
-    rows = np.zeros(len(packets), PACKET)
+    rows, said = np.zeros(len(packets), PACKET), Counter()
     for row, (time_ns, here, there, port, side, flags, size) in zip(rows, packets, strict=True):
         ends = [(address(2), here), (address(there + 100), port)]
         (row["source"], row["source_port"]), (row["destination"], row["destination_port"]) = (
             ends[::-1] if side else ends)
         row["time_ns"], row["tcp_flags"], row["payload_bytes"] = time_ns, flags, size
-        row["protocol"], row["ip_version"], row["sequence"] = 6, 4, 1 if flags & SYN else 2 + size
+        row["protocol"], row["ip_version"], row["sequence"] = 6, 4, said[here, side] + 1
+        said[here, side] += size + bool(flags & (SYN | FIN))
     return rows
 
 
