@@ -34,8 +34,6 @@ YOUNG_LOOKS_NS = (30_000_000, 120_000_000, 300_000_000)
 YOUNG_MAX = 256
 EVENTS_PER_READ = 4_096
 ALIVE_PERIOD_NS = 10 * SECOND_NS
-#: An empty table is left alone for so long: it costs as much as a full one, and who launches looks up names before.
-EMPTY_WAIT_NS = 800_000_000
 LOST_PERIOD_NS = 60 * SECOND_NS
 
 # struct launch_event of ext/bpf/launches.h.
@@ -65,7 +63,6 @@ class LaunchSensor:
         from gpuguard import _launches
 
         self.period_ns: int | None = interval_ns
-        self._interval_ns = interval_ns
         self.mode = opened.mode
         self._broker = broker
         handles = dict(zip(opened.descriptors, descriptors, strict=True))
@@ -88,7 +85,6 @@ class LaunchSensor:
         self._uncounted: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
         self._nameless: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
         self._scanned_ns = self._rows_read_ns = self._told_alive_ns = 0
-        self._empty = True
         if self._refused:
             self._gaps.tell(time.time_ns(), opened.mode)
 
@@ -104,7 +100,7 @@ class LaunchSensor:
         blocks = self._read_events()
         blocks += self._modules.read()
         blocks += self._modules.judged()
-        if is_due(now_ns, self._rows_read_ns, EMPTY_WAIT_NS if self._empty and not blocks else self._interval_ns // 2):
+        if self.period_ns is None or is_due(now_ns, self._rows_read_ns, self.period_ns // 2):
             self._rows_read_ns = now_ns
             blocks += self._read_rows(now_ns)
             self._count_gaps(now_ns)
@@ -193,7 +189,6 @@ class LaunchSensor:
         except OSError as error:
             self._gaps.tell(now_ns, str(error))
             return []
-        self._empty = count == 0
         rows = self._deltas.take(self._keys[:count], self._values[:count], boot_ns)
         names = self._tell_nameless(rows, now_ns)
         if not len(rows) and not is_due(now_ns, self._told_alive_ns, ALIVE_PERIOD_NS):
