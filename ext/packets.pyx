@@ -1307,7 +1307,7 @@ cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     t.with_syn = 0
 
 
-cdef void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
+cdef inline void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
     """One TCP segment with data or a SYN.
 
     A stream begins with its SYN, or where that was not seen, with a banner or a ClientHello. RFC 9293, 3.10.7.4: nobody
