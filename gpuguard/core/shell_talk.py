@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from gpuguard.core.turns import LINE_GAP_NS
+from gpuguard.core.turns import LINE_GAP_NS, variation
 
 #: As one would say "mostly".
 MOSTLY = 0.5
@@ -121,14 +121,7 @@ def gaps(turns: Turns) -> list[int]:
 def pace(turns: Turns) -> tuple[int, float]:
     """Return the median gap between questions, and the coefficient of variation of the gaps."""
     between = sorted(gaps(turns))
-    return (between[len(between) // 2], _spread(between)) if len(between) > 1 else (0, 1.0)
-
-
-def _spread(gaps: list[int]) -> float:
-    """Return the coefficient of variation."""
-    mean = sum(gaps) / len(gaps)
-    variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
-    return variance**0.5 / mean if mean > 0 else 0.0
+    return (between[len(between) // 2], variation(between)) if len(between) > 1 else (0, 1.0)
 
 
 def usual_pair(turns: Turns) -> tuple[tuple[int, int], float]:
@@ -256,7 +249,7 @@ def _polls(turns: Turns) -> bool:
     same = [turn for turn in turns if (turn.question, turn.answer) == usual]
     empty = [turn.gap_ns for turn in same if turn.gap_ns is not None and turn.more == 0]
     delays = sorted(turn.delay_ns for turn in same)
-    return len(empty) >= POLLS_MIN and _spread(empty) < CLOCKWORK_MAX and not _varies(delays)
+    return len(empty) >= POLLS_MIN and variation(empty) < CLOCKWORK_MAX and not _varies(delays)
 
 
 def _stands(turns: Turns) -> bool:

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Echoes, Exchange, FlowClosed, NotEchoes
+from gpuguard.core.turns import variation
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -234,5 +235,4 @@ def _spread(times_ns: deque[int]) -> float:
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     if len(gaps) < PACED_MIN:
         return 0.0
-    mean = sum(gaps) / len(gaps)
-    return float((sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5 / mean) if mean > 0 else 0.0
+    return variation(gaps)

@@ -183,16 +183,16 @@ class _Source(Tried):
             return self.fail_unheard(flow, target)
         address, port = flow.responder, flow.responder_port if flow.protocol == _TCP else 0
         again, neighbour = address in self.addresses, _link(target) in self.neighbours
-        known_port, kind = port in self.ports, _PLACES.kind(target)
+        known_port, kind, swept_nats = port in self.ports, _PLACES.kind(target), _weight(address)
         self.addresses[address] = None
         self.ports[port] = None
         self.neighbours[_link(target)] = None
         self.failed += 1
         if kind or neighbour:
-            nats = _weight(address)
+            nats = swept_nats
         elif again:
-            nats = HANDED_OUT_NATS if port >= HANDED_OUT_MIN else _weight(address)
-        elif _weight(address) == FAILED_NATS:
+            nats = HANDED_OUT_NATS if port >= HANDED_OUT_MIN else swept_nats
+        elif swept_nats == FAILED_NATS:
             nats = APART_NATS
         else:
             nats = APART_PUBLIC_NATS if known_port else APART_PUBLIC_NEW_PORT_NATS
@@ -215,8 +215,9 @@ class _Source(Tried):
         self.addresses[flow.responder] = None
         self.ports[flow.responder_port] = None
         self.failed += 1
-        self.add(_weight(flow.responder))
-        return _weight(flow.responder)
+        nats = _weight(flow.responder)
+        self.add(nats)
+        return nats
 
     def known(self) -> str:
         """Return which places it tried that everybody knows, as the end of a sentence."""

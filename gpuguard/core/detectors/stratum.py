@@ -46,6 +46,7 @@ from gpuguard.core import pools
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import FlowClosed, FlowOpened, Spoke, StratumSeen, TlsTalk
+from gpuguard.core.turns import variation
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -309,9 +310,7 @@ def _alike(sizes: list[int], middle: int, within: float, least: float = ALIKE_MI
 
 def _variation(times_ns: list[int]) -> float:
     """Return the coefficient of variation of the gaps: 0 of a clock, 1 of what comes by chance."""
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times_ns)]
-    mean = sum(gaps) / len(gaps)
-    return float((sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5 / mean) if mean > 0 else 0.0
+    return variation([later - earlier for earlier, later in itertools.pairwise(times_ns)])
 
 
 def _takes_turns(shares: list[Said], jobs: list[Said]) -> bool:
