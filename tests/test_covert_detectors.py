@@ -6,6 +6,7 @@ import hashlib
 import random
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -415,6 +416,20 @@ def test_new_information_is_a_tunnel(name, ports):
     assert standings(asked(questions, ports=ports), dns_tunnel.Detector()) == {"dns-tunnel": verdict}
 
 
+def test_what_was_told_of_a_flow_is_not_told_of_it_again_after_another():
+    """Two sockets that take turns: the account is that of both, and weighs once for each."""
+    detector, host, told = dns_tunnel.Detector(), Host(), Counter()
+    items = asked([(f"{digest(i, 60)}.t.example.com", 16, 150) for i in range(240)], ports=2)
+    for item in items:
+        turn = ((item.time_ns - START) // S).bit_length() // 2 % 2
+        by_turns = isinstance(item, DnsSeen) and msgspec.structs.replace(item, client_port=40_000 + turn)
+        for one in detector.receive(by_turns or item, host):
+            told[one.subject.initiator_port] += one.nats
+    (domain,) = detector._domains.values()
+    assert set(told) == {40_000, 40_001}
+    assert max(told.values()) <= dns_tunnel._weigh(domain)[1]
+
+
 def test_a_resolver_that_is_asked_from_outside_is_left_alone():
     host = Host()
     host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("10.0.0.53",)))
@@ -428,6 +443,7 @@ def test_the_memory_of_a_domain_is_constant():
     (domain,) = detector._domains.values()
     assert domain.seen.bit_length() <= dns_tunnel.SEEN_BITS
     assert domain.names <= dns_tunnel.SEEN_BITS
+    assert len(domain.told) == 1
 
 
 @pytest.mark.parametrize(("name", "zone", "size"), [

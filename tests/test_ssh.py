@@ -6,6 +6,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -331,6 +332,14 @@ def test_swapped_roles(marks):
     assert [use.use for use in talk.uses] == ["ssh-role-swap"]
     assert talk.uses[0].nats == (SWAP_NATS if marks else SWAP_ONE_NATS)
     assert talk.session.client == 1
+
+
+def test_swapped_roles_are_told_once_in_a_suite_of_unknown_sizes():
+    session = SshSession(initiator_known=True)
+    for side, mark in enumerate(("ext-info-s", "ext-info-c")):
+        session.kexinit(side, msgspec.structs.replace(kexinit("gcm", mark), encryption_client_to_server=("rot13",)))
+    told = [session.newkeys(side) for side in (0, 1, 0, 1)]
+    assert [[use.use for use in uses] for uses in told] == [[], ["ssh-role-swap"], [], []]
 
 
 def test_nothing_is_read_where_both_claim_the_same_role():

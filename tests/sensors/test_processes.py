@@ -383,6 +383,15 @@ def test_polling_says_so_once_and_compares_lists():
     assert sensor.read(4 * SECOND_NS) == []
 
 
+def test_what_a_source_cannot_see_is_told_though_its_first_read_fails():
+    class Broken(Script):
+        def events(self):
+            raise OSError("no")
+
+    _, blocks = sensor_of(Broken(), "polling (bpf: no)")
+    assert [block.reason.partition(":")[0] for block in blocks] == ["polling (bpf", "process events"]
+
+
 def test_connector_exit_of_one_thread_is_no_exit():
     script = Script()
     one = script.put(11, 2)

@@ -97,7 +97,8 @@ class _Domain:
         self.nowhere = 0
         self.up = 0
         self.down = 0
-        self.told = 0.0
+        #: What was told of each subject; another one is told of only when the bytes have doubled, so these are few.
+        self.told: dict[Subject, float] = {}
         self.told_bytes = 0.0
         self.last: Subject | None = None
 
@@ -152,11 +153,11 @@ class Detector:
         """Tell what the whole account weighs; a client that asks from ever new ports, at each doubling only."""
         total, nats = _weigh(domain)
         same = subject == domain.last
-        change = nats - domain.told if same else nats
+        change = nats - domain.told.get(subject, 0.0)
         least = BASE_BYTES if domain.nowhere >= NOWHERE_MIN else SUSPECT_BYTES
         if total < least or change < TOLD_NATS_MIN or not (same or total >= 2 * domain.told_bytes):
             return []
-        domain.told, domain.told_bytes, domain.last = nats, total, subject
+        domain.told[subject], domain.told_bytes, domain.last = nats, total, subject
         told = [f"{domain.names} new names told it up to {domain.up} bytes"] if domain.up else []
         told += [f"its answers brought {domain.down} bytes of free data"] if domain.down else []
         told += [f"{domain.named} were answered by other names"] if domain.named and not domain.down else []

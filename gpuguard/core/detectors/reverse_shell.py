@@ -308,7 +308,7 @@ class Detector:
 
     def _tunnel(self, item: FlowUse) -> None:
         led = self._of(item.flow)
-        led.tunnel = min(TUNNEL_NATS_MAX, led.tunnel + item.nats)
+        led.tunnel = min(TUNNEL_NATS_MAX, max(0.0, led.tunnel + item.nats))
         if item.use == "ssh-reverse-channel-open" and led.undo == item.time_ns:
             # That exchange was the opening of a channel, not a line of talk.
             led.led -= 1

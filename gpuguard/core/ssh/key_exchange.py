@@ -68,8 +68,9 @@ class KeyExchange:
 
     def newkeys(self, side: int) -> list[Use]:
         """Take in that this side's records are encrypted from here on."""
-        if side not in self._keyed:
-            self._keyed.append(side)
+        if side in self._keyed:
+            return []
+        self._keyed.append(side)
         one, two = self._kexinits
         if len(self._keyed) < 2 or one is None or two is None or (self.agreed and not self.agreed.guessed):
             return []

@@ -87,7 +87,7 @@ class ProcessSensor:
             dialled, undialled = self._connects.read() if self._connects else (None, 0)
             events, lost = self._source.events()
         except OSError as error:
-            return [Gap(now_ns, NAME, f"process events: {error}", since_ns=now_ns)]
+            return [*blocks, Gap(now_ns, NAME, f"process events: {error}", since_ns=now_ns)]
         if lost is None or lost > 0:
             blocks.append(Gap(now_ns, NAME, "more process events than could be kept: listing anew", lost=lost))
         if self._must_list or self._polls:
