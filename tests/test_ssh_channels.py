@@ -25,7 +25,6 @@ from gpuguard.core.ssh.messages import (
     SESSION_OPEN,
     SFTP_INIT,
     SHELL_REQUEST,
-    SUBSYSTEM_SFTP,
     X11_REQUEST,
     direct_tcpip,
 )
@@ -39,7 +38,7 @@ CAPTURES = Path(__file__).resolve().parent / "fixtures" / "captures"
 OPENSSH = "SSH-2.0-OpenSSH_9.2p1"
 PARAMIKO = "SSH-2.0-paramiko_5.1.0"
 ANSWER, WINDOW = 5, 9
-PTY, ENV, COMMAND = 320, 40, 30
+PTY, ENV, COMMAND, SUBSYSTEM = 320, 40, 30, 27
 SECOND_NS = 10**9
 
 
@@ -91,7 +90,7 @@ def test_a_connection_with_one_channel_is_not_told_twice():
 def test_sftp_is_known_by_its_opening(suite):
     talk = master(suite)
     command(talk)
-    session(talk, SUBSYSTEM_SFTP)
+    session(talk, SUBSYSTEM)
     talk.ours(SFTP_INIT)
     talk.theirs(330)
     # Where a window costs as much, it may have been one.
@@ -115,7 +114,7 @@ def test_connections_onwards_beside_a_command():
     talk = master()
     command(talk)
     for name in (9, 14):
-        talk.ours(direct_tcpip(name, 9), after_ns=SECOND_NS)
+        talk.ours(direct_tcpip(name + 9), after_ns=SECOND_NS)
         talk.theirs(OPEN_CONFIRMATION)
         talk.ours(300)
         talk.theirs(2_000)
@@ -130,7 +129,7 @@ def test_beside_a_channel_it_may_be_data(suite):
     talk.theirs(OPEN_CONFIRMATION)
     talk.ours(PTY, SHELL_REQUEST)
     talk.theirs(ANSWER, WINDOW, ANSWER)
-    talk.ours(direct_tcpip(9, 9), after_ns=SECOND_NS)
+    talk.ours(direct_tcpip(18), after_ns=SECOND_NS)
     talk.theirs(OPEN_CONFIRMATION)
     assert notes(talk)["ssh-channel-2"].endswith("; or as much was sent in another, and answered so")
 
@@ -143,7 +142,7 @@ def test_answers_through_a_reverse_tunnel_open_nothing_onwards():
     talk.theirs(66)
     talk.ours(OPEN_CONFIRMATION)
     for _ in range(3):
-        talk.ours(direct_tcpip(9, 9))
+        talk.ours(direct_tcpip(18))
         talk.theirs(OPEN_CONFIRMATION)
     assert "ssh-reverse-channel-open" in talk.named()
     assert notes(talk) == {}

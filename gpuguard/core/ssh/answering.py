@@ -7,10 +7,10 @@ such a message only if that was said before, and no other split fits.
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 from gpuguard.core.ssh.asked import Asked, forwards, forwards_in, in_doubt, may_answer
+from gpuguard.core.ssh.incoming import OPEN
 from gpuguard.core.ssh.onwards import is_jump, jump, local
 from gpuguard.core.ssh.request import REQUEST_FAMILIAR_NATS, REQUEST_NATS, USE
 from gpuguard.core.ssh.uses import SPOTS
@@ -102,7 +102,7 @@ class Answering:
                 seen.line.unread = 0
         if replies == 0 and seg.size == sizes.reply:
             uses += self._requests.answered(seg) or self._requests.padded(seg, asked)
-        if confirmed and asked and "ssh-reverse-channel-open" not in seen.told:
+        if confirmed and asked and OPEN not in seen.told:
             uses += self._opened(seg, asked, answered=replies)
         return uses
 
@@ -130,12 +130,13 @@ class Answering:
         if answers_max and not sizes.exact and size == sizes.reply and asked[0].size not in sizes.openings:
             # Compressed, a confirmation may cost as much; requests are answered in their order.
             return 1, False
+        sums = {0}
         for answers in range(answers_max + 1):
-            sums = {sum(each) for each in itertools.combinations_with_replacement(sizes.replies, answers)}
             if any(size - one in sizes.confirms for one in sums) and may_answer(answers + 1, asked, sizes):
                 return answers, True
             if answers and size == answers * sizes.reply:
                 return answers, False
+            sums = {one + reply for one in sums for reply in sizes.replies}
         # Port 0 asked for: the answer carries the port. Or an IGNORE, where this server sends such.
         with_port = size == sizes.reply_port and USE in self._seen.told and not self._terms.peers.server_ignores
         return (1, False) if answers_max and with_port else (0, False)
@@ -217,8 +218,7 @@ class Answering:
     def _is_session(self, asked: list[Asked]) -> bool:
         """Session, no-more-sessions and forward cost the same in some suites; what was asked last was confirmed."""
         sizes, peers = self._terms.sizes, self._terms.peers
-        tails = {size + end for size in sizes.session for end in (0, sizes.no_more)}
         adds = {0, *sizes.forward} if peers.gathers or peers.stranger or not sizes.exact else {0}
         last = asked[-1]
         return last.size in sizes.session or (last.opening and any(
-            one.size - add in tails for one in asked if one.opening for add in adds))
+            one.size - add in sizes.opens_session for one in asked if one.opening for add in adds))

@@ -41,8 +41,7 @@ def in_doubt(asked: list[Asked], unread: int, sizes: Sizes) -> bool:
     """Return whether what is answered next may be a command, on what was opened and confirmed in so many bytes."""
     if not sizes.exact or unread < sizes.confirm:
         return False
-    opens = sizes.session | sizes.direct
-    return any(one.size - tail in opens for one in asked for tail in (0, sizes.no_more))
+    return any(one.size in sizes.opens_session or one.size in sizes.opens_onwards for one in asked)
 
 
 def may_answer(answers: int, asked: list[Asked], sizes: Sizes) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard.core.ssh.asked import ASKED_MAX, Asked, forwards_in, in_doubt
 from gpuguard.core.ssh.connection import OPENING_NS
+from gpuguard.core.ssh.incoming import OPEN
 from gpuguard.core.ssh.onwards import is_jump, jump
 from gpuguard.core.ssh.request import (
     REQUEST_DOUBTED_OPENSSH_NATS,
@@ -52,7 +53,7 @@ class Asking:
         seen.request.doubted |= in_doubt(seen.asked, seen.line.unread, sizes)
         ignored = seg.size == sizes.ignore and terms.peers.client_ignores
         announced, self._announced = self._announced, ignored
-        if "ssh-reverse-channel-open" in seen.told or ignored:
+        if OPEN in seen.told or ignored:
             return []
         if seen.asked and terms.peers.client_announces and sizes.exact and seg.whole and not announced:
             # DISCONNECT, or a new key exchange.
@@ -166,10 +167,9 @@ class Asking:
         """
         seen, sizes, last = self._seen, self._terms.sizes, self._seen.asked[-1]
         alone = last.size in sizes.session and last.size != sizes.no_more
-        whole = any(last.size == one + sizes.no_more for one in sizes.session)
-        tails = {one + end for one in sizes.session for end in (0, sizes.no_more)}
+        whole = last.size - sizes.no_more in sizes.session
         in_one_go = seg.time_ns - last.time_ns <= self._terms.go_ns()
-        going_on = in_one_go and (seg.size in tails or seg.size == sizes.no_more)
+        going_on = in_one_go and (seg.size in sizes.opens_session or seg.size == sizes.no_more)
         began = (whole or (alone and not going_on)) and seen.line.heard >= sizes.confirm
         if began:
             seen.channel = seen.session = True

@@ -103,10 +103,9 @@ class Channels:
                 self._setup = None
             return
         self._open = None
-        session = seg.size in sizes.session or seg.size - sizes.no_more in sizes.session
-        onwards = seg.size in sizes.direct or seg.size - sizes.no_more in sizes.direct
+        session = seg.size in sizes.opens_session
         # Answers through a tunnel are as long as opens onwards too.
-        onwards = onwards and OPEN not in self._seen.told
+        onwards = seg.size in sizes.opens_onwards and OPEN not in self._seen.told
         # What may be either is neither.
         if session != onwards:
             self._open = _Open(seg.time_ns, seg.size, _SESSION if session else _ONWARDS)

@@ -57,9 +57,10 @@ class Login:
             return self._answer(seg.size)
         self._attempts += 1
         self._attempt_bytes = seg.size
-        opening = {sizes.no_more, *sizes.forward_only, *(one + sizes.no_more for one in sizes.session)}
+        opening = (seg.size == sizes.no_more or seg.size in sizes.forward_only
+                   or seg.size - sizes.no_more in sizes.session)
         # What is missing may have been the answer that this record goes with.
-        if self._merged and seg.size in opening and seg.whole:
+        if self._merged and opening and seg.whole:
             return self._accept()
         self._merged = False
         return []

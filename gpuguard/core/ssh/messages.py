@@ -5,6 +5,7 @@ Lengths are of RFC 4252 to 4254 and of OpenSSH's PROTOCOL file.
 
 from __future__ import annotations
 
+SERVICE = 17  # SERVICE_REQUEST and SERVICE_ACCEPT of "ssh-userauth": the one pair of equal size, RFC 4253 section 10
 SESSION_OPEN = 24  # RFC 4254 section 5.1: type, "session", channel, window, packet
 NO_MORE_SESSIONS = 34  # OpenSSH PROTOCOL section 2.2, want_reply false
 KEEPALIVE = 27  # keepalive@openssh.com, want_reply true
@@ -20,7 +21,6 @@ REPLY_WITH_PORT = 5  # to a request for port 0
 ENDING = 5
 WINDOW_ADJUST = 9
 TUN_OPEN = 40  # tun@openssh.com, PROTOCOL section 2.3
-SUBSYSTEM_SFTP = 27
 NESTED_MAX = 3
 DATA = 9  # channel data without the data, RFC 4254 section 5.2
 X11_REQUEST = 80  # RFC 4254 section 6.3.1, MIT-MAGIC-COOKIE-1
@@ -35,11 +35,11 @@ def tcpip_forward(bind_bytes: int) -> int:
     return 27 + bind_bytes
 
 
-def direct_tcpip(host_bytes: int, originator_bytes: int) -> int:
-    """Return the size of a direct-tcpip open, RFC 4254 section 7.2."""
-    return 45 + host_bytes + originator_bytes
+def direct_tcpip(names_bytes: int) -> int:
+    """Return the size of a direct-tcpip open, RFC 4254 section 7.2; its two names have so many letters together."""
+    return 45 + names_bytes
 
 
-def forwarded_tcpip(bind_bytes: int, originator_bytes: int) -> int:
-    """Return the size of a forwarded-tcpip open, RFC 4254 section 7.2."""
-    return 48 + bind_bytes + originator_bytes
+def forwarded_tcpip(names_bytes: int) -> int:
+    """Return the size of a forwarded-tcpip open, RFC 4254 section 7.2; its two names have so many letters together."""
+    return 48 + names_bytes

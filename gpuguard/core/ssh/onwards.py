@@ -37,6 +37,6 @@ def is_jump(first: Asked, terms: Terms, seen: Seen, *, answered: int | None = No
     """
     sizes = terms.sizes
     at_once = first.time_ns - terms.since_ns <= terms.go_ns()
-    alone = at_once and (first.size in sizes.direct or first.size - sizes.no_more in sizes.direct)
+    alone = at_once and first.size in sizes.opens_onwards
     other = forwards_in(first, seen.asked, sizes, terms.peers) > 0 if answered is None else answered > 0
     return terms.peers.familiar and sizes.exact and alone and not other and first.opening

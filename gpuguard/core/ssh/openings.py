@@ -7,6 +7,7 @@ played through: usual names, each client's order of messages, and how it flushes
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 from typing import NamedTuple
 
 from gpuguard.core.ssh.messages import NO_MORE_SESSIONS, OPEN_CONFIRMATION, REPLY, SESSION_OPEN, tcpip_forward
@@ -111,6 +112,7 @@ class _Deflater:
         return record_bytes(self._suite, len(self._stream.compress(message) + self._stream.flush(self._flush)))
 
 
+@lru_cache(maxsize=256)
 def deflated_openings(suite: Suite) -> _Openings:
     """Return the sizes of an opening that is compressed: what a message costs hangs on what went before it.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuguard.core.ssh.incoming import OPEN
 from gpuguard.core.ssh.onwards import local
 from gpuguard.core.ssh.uses import NAME_FIRM_NATS, NAME_NATS
 
@@ -40,7 +41,7 @@ class Running:
         """Take in a segment where no session is open: further connections onwards may be."""
         size = self._seen.line.client[1]
         confirmed = not seg.from_client and seg.size == self._terms.sizes.confirm and size in self._terms.sizes.direct
-        if not confirmed or "ssh-reverse-channel-open" in self._seen.told:
+        if not confirmed or OPEN in self._seen.told:
             return []
         return local(size, self._terms, self._seen)
 

@@ -20,13 +20,15 @@ from gpuguard.core.ssh.messages import (
     OPEN_CONFIRMATION,
     REPLY,
     REPLY_WITH_PORT,
+    SERVICE,
     SFTP_INIT,
     SHELL_REQUEST,
-    SUBSYSTEM_SFTP,
     TUN_OPEN,
     USERAUTH_NONE_MAX,
     WINDOW_ADJUST,
     X11_REQUEST,
+    direct_tcpip,
+    forwarded_tcpip,
 )
 from gpuguard.core.ssh.openings import answers, deflated_openings, plain_openings
 from gpuguard.core.ssh.suites import Suite, record_bytes
@@ -50,6 +52,9 @@ class Sizes(NamedTuple):
     """What the messages of a session cost in its two suites; sets where a name of unknown length is inside."""
 
     session: frozenset[int]
+    #: The open of a session, and of a connection onwards, alone or with no-more-sessions behind it.
+    opens_session: frozenset[int]
+    opens_onwards: frozenset[int]
     no_more: int
     no_more_next: frozenset[int]
     session_next: frozenset[int]
@@ -66,7 +71,6 @@ class Sizes(NamedTuple):
     ignore: int
     direct: frozenset[int]
     confirm_client: int
-    sftp: int
     sftp_init: int
     adjust: int
     pty: int
@@ -122,13 +126,16 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
     found = deflated_openings(client) if client.compressed else plain_openings(client)
     session, no_more = frozenset(found.session), min(found.no_more)
     plain = {*found.no_more, ours(KEEPALIVE), *session} if no_more_sessions else set(session)
+    opens_session = session | {one + no_more for one in session}
     # A host's name and where the connection came from: "UNKNOWN" at least (OpenSSH's -W), and four letters or more.
-    onwards = {ours(45 + size) + tail for size in range(11, 61) for tail in (0, no_more)}
-    direct = found.direct or {ours(45 + size) for size in _NAMES_BYTES}
-    tails = {0, no_more, *(one + no_more for one in session), *session}
+    onwards = {ours(direct_tcpip(size)) + tail for size in range(11, 61) for tail in (0, no_more)}
+    direct = found.direct or {ours(direct_tcpip(size)) for size in _NAMES_BYTES}
+    openings = opens_session | plain
     replies, confirms = answers(server)
     return Sizes(
         session=session,
+        opens_session=opens_session,
+        opens_onwards=frozenset(one + tail for one in direct for tail in (0, no_more)),
         no_more=no_more,
         no_more_next=frozenset(found.no_more_next),
         session_next=frozenset(found.session_next),
@@ -138,13 +145,11 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
         with_forward=found.with_forward,
         gathered=frozenset(found.gathered - found.forward - plain - direct),
         forward_path=frozenset(found.path),
-        openings=frozenset({*plain, *(one + no_more for one in session)}),
-        tun=frozenset({ours(TUN_OPEN) + tail for tail in tails} - onwards
-                      - {*plain, *(one + no_more for one in session)}),
+        openings=openings,
+        tun=frozenset(ours(TUN_OPEN) + tail for tail in {0, no_more, *opens_session}) - onwards - openings,
         ignore=ours(IGNORE),
         direct=frozenset(direct),
         confirm_client=ours(OPEN_CONFIRMATION),
-        sftp=ours(SUBSYSTEM_SFTP),
         sftp_init=ours(SFTP_INIT),
         adjust=ours(WINDOW_ADJUST),
         # pty-req with the terminal modes that OpenSSH, dropbear and libssh send: above 200 bytes. Paramiko and Go send
@@ -166,9 +171,9 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
         alive=theirs(CHANNEL_KEEPALIVE),
         confirm=min(confirms),
         confirms=confirms,
-        forwarded=frozenset(theirs(48 + size) for size in _NAMES_BYTES),
+        forwarded=frozenset(theirs(forwarded_tcpip(size)) for size in _NAMES_BYTES),
         accepted=theirs(REPLY),
-        service=theirs(_SERVICE),
+        service=theirs(SERVICE),
         none_max=ours(USERAUTH_NONE_MAX),
         failures=frozenset(theirs(6 + size) for size in _METHODS_BYTES) - {theirs(KEY_ACCEPTED)},
         attempt_min=ours(ATTEMPT_MIN),
@@ -181,14 +186,14 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
 
 # Suites that a session may be read in when its key exchange was not captured whole, the usual one of each size first.
 _USUAL = (
-    Suite("chacha20-poly1305@openssh.com", 8, 16, True, False),
-    Suite("aes256-gcm@openssh.com", 16, 16, True, False),
-    Suite("aes256-ctr", 16, 32, True, False),
-    Suite("aes256-ctr", 16, 20, True, False),
-    Suite("aes256-ctr", 16, 64, True, False),
-    Suite("aes256-ctr", 16, 32, False, False),
-    Suite("aes256-ctr", 16, 20, False, False),
-    Suite("aes256-ctr", 16, 64, False, False),
+    Suite(8, 16, outside=True),  # chacha20-poly1305
+    Suite(16, 16, outside=True),  # AES-GCM
+    Suite(16, 32, outside=True),  # AES-CTR with SHA-2 of 256 bits, encrypt-then-MAC
+    Suite(16, 20, outside=True),
+    Suite(16, 64, outside=True),
+    Suite(16, 32, outside=False),
+    Suite(16, 20, outside=False),
+    Suite(16, 64, outside=False),
 )
 
 
@@ -203,5 +208,4 @@ def _nested(client: Suite, server: Suite) -> dict[tuple[int, int], int]:
     return found
 
 
-_SERVICE = 17  # SERVICE_REQUEST and SERVICE_ACCEPT of "ssh-userauth": the one pair of equal size, RFC 4253 section 10
-BY_SERVICE: dict[int, Suite] = {record_bytes(suite, _SERVICE): suite for suite in reversed(_USUAL)}
+BY_SERVICE: dict[int, Suite] = {record_bytes(suite, SERVICE): suite for suite in reversed(_USUAL)}

@@ -58,11 +58,10 @@ class Suite(NamedTuple):
     it compresses, one of zlib's constants; ``ignores`` says that it sends an IGNORE before each.
     """
 
-    cipher: str
     block_bytes: int
     mac_bytes: int
     outside: bool
-    compressed: bool
+    compressed: bool = False
     least_bytes: int = 0
     flush: int = zlib.Z_PARTIAL_FLUSH
     ignores: bool = False
@@ -91,12 +90,12 @@ def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite
     ignores = banner.startswith(IGNORING)
     padding = block if banner.startswith("SSH-2.0-JSCH") else 4
     if aead:
-        return Suite(cipher, block, 16, True, compression != "none", least, flush, ignores, padding)
+        return Suite(block, 16, True, compression != "none", least, flush, ignores, padding)
     base = mac.removesuffix("@openssh.com")
     mac_bytes = _MAC_BYTES.get(base.removesuffix("-etm"))
     if mac_bytes is None:
         return None
-    return Suite(cipher, block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush, ignores, padding)
+    return Suite(block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush, ignores, padding)
 
 
 def negotiate(client: SshKexInit, server: SshKexInit,
