@@ -18,6 +18,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuguard.core.ssh.incoming import OPEN
+from gpuguard.core.ssh.line import ANSWER_NS
+from gpuguard.core.ssh.messages import SFTP_VERSION_MIN
 
 if TYPE_CHECKING:
     from gpuguard.core.ssh.connection import Seen, Terms
@@ -26,11 +28,9 @@ if TYPE_CHECKING:
 
 #: So many are told by themselves, the others are counted.
 TOLD_MAX = 8
-_ANSWER_NS = 3_000_000_000
 _ANSWERS_MAX = 6
 _ASKED_MAX = 6
 _OTHERS_MAX = 2
-_SFTP_VERSION_MIN = 200
 
 _SESSION = "session"
 _ONWARDS = "connection onwards"
@@ -84,7 +84,7 @@ class Channels:
         if self._setup is not None and self._setup.asked:
             return uses + self._granted(seg.size, self._setup)
         waiting = self._open
-        if waiting is not None and seg.size == sizes.confirm and seg.time_ns - waiting.time_ns < _ANSWER_NS:
+        if waiting is not None and seg.size == sizes.confirm and seg.time_ns - waiting.time_ns < ANSWER_NS:
             self._open = None
             if waiting.kind == _ONWARDS:
                 return uses + self._tell(_ONWARDS, f"a connection onwards was opened ({waiting.size} bytes)")
@@ -162,7 +162,7 @@ class Channels:
         if self._sftp is None:
             return []
         number, self._sftp, self._sftp_asked = self._sftp, None, False
-        if size <= _SFTP_VERSION_MIN:
+        if size <= SFTP_VERSION_MIN:
             return []
         self._texts[number - 1] += ", and SFTP was spoken"
         return self._said(number) if len(self._texts) > 1 else []

@@ -25,9 +25,9 @@ ASKED = "ssh-reverse-channel-asked"
 # server first and that short in return; X11 and agent opens need a session and are shorter. By chance 1/20 * 1/20 * 1/8
 # (server first).
 CHANNEL_OPEN_NATS = 8.0
-# Beside a terminal, when a request may have been made: out of a silence the far side sends as much as a prompt has, and
-# the client what a cursor key has, or a terminal's answer to a question, in the time that programs take. Who does so
-# before any request may have been made, does so again: that session is not judged. Once in fifty of the rest.
+# Beside a terminal where a request may have been made: by chance the far side breaks a silence with a prompt of that
+# length, and the client sends a cursor key, or the terminal's answer to a question, as soon as a program would. One
+# session in fifty, those left out in which that was seen before any request may have been made: it happens again there.
 LATER_OPEN_NATS = 4.0
 # ... and it ended as a channel does, with messages that are too short for data, and no exit status: 1/50.
 LATER_CLOSE_NATS = 4.0
@@ -39,7 +39,8 @@ VISITED_NATS = 5.4
 
 # A port of this host is connected to at once; with other channels on the line no more time than that is given.
 _CONFIRMED_NS = 40_000_000
-# What two sides do that wait for nothing from each other.
+# Beside a terminal an open breaks a silence as long as this; and what comes so soon after the client's word was said at
+# the same time.
 _SILENCE_NS = 300_000_000
 _QUIET_NS = 1_000_000
 

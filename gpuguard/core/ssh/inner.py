@@ -107,8 +107,9 @@ class Inside:
         depth = self._nested.segment(seg.time_ns, seg.size, from_client=seg.from_client)
         around = depth and next((label for label, marks in _AROUND if told.names & marks), "")
         if around:
-            uses.append(told.say(f"ssh-nested-in-{around}", 0.0, f"keys of an SSH session within {depth} other(s): "
-                                 f"records of {seg.size} bytes, asked and answered"))
+            text = (f"records of {seg.size} bytes, asked and answered, as keys are of an SSH session within {depth} "
+                    "other(s)")
+            uses.append(told.say(f"ssh-nested-in-{around}", 0.0, text))
         opened = self._from_server.segment(seg.time_ns, seg.size, from_client=seg.from_client)
         session = opened and next((label for label in _SESSIONS if f"ssh-{label}" in told), "")
         if session:

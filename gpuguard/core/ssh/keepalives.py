@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard.core.ssh.connection import OPENING_NS
 from gpuguard.core.ssh.incoming import OPEN
+from gpuguard.core.ssh.line import ANSWER_NS
 
 if TYPE_CHECKING:
     from gpuguard.core.ssh.connection import Seen, Terms
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 #: A single one may be a request for a port, which costs as much in some suites.
 TOLD_MIN = 2
-_ANSWER_NS = 3_000_000_000
 
 
 class Keepalives:
@@ -42,7 +42,7 @@ class Keepalives:
         if self._asked_ns is None:
             return []
         asked_ns, self._asked_ns = self._asked_ns, None
-        if seg.size != sizes.reply or seg.time_ns - asked_ns > _ANSWER_NS:
+        if seg.size != sizes.reply or seg.time_ns - asked_ns > ANSWER_NS:
             return []
         self._answered += 1
         if self._answered < TOLD_MIN or self._answered & (self._answered - 1):

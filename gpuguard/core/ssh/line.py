@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from gpuguard.core.ssh.peers import Peers
     from gpuguard.core.ssh.sizes import Sizes
 
-_OWED_NS = 3_000_000_000
+#: A request is answered by then, or was none.
+ANSWER_NS = 3_000_000_000
 # Libraries ask for one thing after the other on a session, and wait for each answer; OpenSSH asks for all at once.
 _SETUP_NS = 5_000_000_000
 # What both sides said at the same time: two keepalives, whose clocks often run out together.
@@ -35,7 +36,7 @@ class Line:
         #: (time, size) of the last segment of each side.
         self.client = (0, 0)
         self.server = (0, 0)
-        #: (time, size) of the client's last segment that no key is as long as; keystroke chaff goes on beside it.
+        #: The same of the client's last that was not as long as a key; keystroke chaff goes on beside it.
         self.asked = (0, 0)
         #: When the server spoke before its last word.
         self._before_ns = 0
@@ -47,16 +48,16 @@ class Line:
         #: There is a session; and when another was confirmed.
         self._session = False
         self._further_ns: int | None = None
-        #: The longest that the server said since then; and since the client's last word, the longest that was not read.
+        #: The longest that the server said since `asked`; and of what could not be read, since the client's last word.
         self.heard = 0
         self.unread = 0
+        #: When the client sent a keepalive that is still to be answered; and the server's last word was such an answer.
         self.owed_ns: int | None = None
-        #: The server's last word was such an answer.
         self.kept_alive = False
 
     def owes(self, time_ns: int) -> bool:
         """Return whether the next answer is a keepalive's: requests are answered in their order."""
-        return self.owed_ns is not None and time_ns - self.owed_ns < _OWED_NS
+        return self.owed_ns is not None and time_ns - self.owed_ns < ANSWER_NS
 
     def remember(self, seg: Segment, sizes: Sizes, peers: Peers, *, session: bool) -> None:
         """Keep of a segment what the next is judged by; ``session``: there is one, whose keepalives are answered."""
@@ -65,26 +66,32 @@ class Line:
         if self.server[0] and not (seg.from_client and seg.size == sizes.keepalive):
             self.silence_ns = max(self.silence_ns, seg.time_ns - max(self.client[0], self.server[0]))
         if seg.from_client:
-            crossed = seg.time_ns - self.server[0] < _CROSSED_NS
-            self.waited_ns = seg.time_ns - (self._before_ns if crossed else self.server[0])
-            confirmed = self.client[1] in sizes.session and self.server[1] in sizes.confirms
-            granted = self.setting_up and self.server[1] == sizes.granted_each < sizes.key_echo
-            further = self._further_ns is not None and seg.time_ns - self._further_ns < _SETUP_NS
-            self.setting_up = confirmed or granted or (further and not peers.openssh_client)
-            self.client = (seg.time_ns, seg.size)
-            if session and seg.size == sizes.keepalive and peers.awaits_keepalives:
-                self.owed_ns = seg.time_ns
-            self.unread = 0
-            if seg.size != sizes.key:
-                self.asked = self.client
-                self.heard = 0
+            self._client_said(seg, sizes, peers, session=session)
         else:
-            if self._session and seg.size in sizes.confirms and self.asked[1] in sizes.session:
-                self._further_ns = seg.time_ns
-            self._session = session
-            self._before_ns = self.server[0]
-            self.server = (seg.time_ns, seg.size)
-            self.kept_alive = seg.size == sizes.reply and self.owes(seg.time_ns)
-            if seg.size == sizes.reply:
-                self.owed_ns = None
-            self.heard = max(self.heard, seg.size)
+            self._server_said(seg, sizes, session=session)
+
+    def _client_said(self, seg: Segment, sizes: Sizes, peers: Peers, *, session: bool) -> None:
+        crossed = seg.time_ns - self.server[0] < _CROSSED_NS
+        self.waited_ns = seg.time_ns - (self._before_ns if crossed else self.server[0])
+        confirmed = self.client[1] in sizes.session and self.server[1] in sizes.confirms
+        granted = self.setting_up and self.server[1] == sizes.granted_each < sizes.key_echo
+        further = self._further_ns is not None and seg.time_ns - self._further_ns < _SETUP_NS
+        self.setting_up = confirmed or granted or (further and not peers.openssh_client)
+        self.client = (seg.time_ns, seg.size)
+        if session and seg.size == sizes.keepalive and peers.awaits_keepalives:
+            self.owed_ns = seg.time_ns
+        self.unread = 0
+        if seg.size != sizes.key:
+            self.asked = self.client
+            self.heard = 0
+
+    def _server_said(self, seg: Segment, sizes: Sizes, *, session: bool) -> None:
+        if self._session and seg.size in sizes.confirms and self.asked[1] in sizes.session:
+            self._further_ns = seg.time_ns
+        self._session = session
+        self._before_ns = self.server[0]
+        self.server = (seg.time_ns, seg.size)
+        self.kept_alive = seg.size == sizes.reply and self.owes(seg.time_ns)
+        if seg.size == sizes.reply:
+            self.owed_ns = None
+        self.heard = max(self.heard, seg.size)

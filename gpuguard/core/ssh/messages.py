@@ -28,6 +28,7 @@ AGENT_REQUEST = 36  # auth-agent-req@openssh.com
 KEY = 10  # channel data of one byte, RFC 4254 section 5.2
 SHELL_REQUEST = 15
 SFTP_INIT = 18  # channel data with an SSH_FXP_INIT in it
+SFTP_VERSION_MIN = 200  # on the wire: its answer names what OpenSSH's server can do beyond the standard
 
 
 def tcpip_forward(bind_bytes: int) -> int:

@@ -25,9 +25,10 @@ REQUEST_FAMILIAR_NATS = 16.8
 # Several requests in one segment, from a client that writes them together: private requests as above, and names that
 # make an open onwards (-B, one session in a hundred) as long in a compressed session (1/20): 5e-4.
 REQUEST_GATHERED_NATS = 7.6
+# Clients that were never run may begin with a request of their own, as Twisted's does: no reason for a suspicion alone.
 REQUEST_STRANGER_NATS_MAX = 3.9
-# Where a segment was not read that may have held a confirmation, and the client went on, that may have been a command
-# and its answer: what tells against it is that a channel's open has this size (1/20), and the command (1/20).
+# Where a segment that was not read may have held a confirmation, and the client went on, this may be a command and its
+# answer: what tells against it is that a channel's open has this size (1/20), and the command (1/20).
 REQUEST_DOUBTED_NATS_MAX = 5.3
 # The same of OpenSSH, which says no more after a session's open in one connection of 50 (ControlMaster) only: hidden in
 # what was not read (1/20), and then a request of this size (1/10).

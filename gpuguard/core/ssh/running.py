@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuguard.core.ssh.incoming import OPEN
+from gpuguard.core.ssh.messages import SFTP_VERSION_MIN
 from gpuguard.core.ssh.onwards import local
 from gpuguard.core.ssh.uses import NAME_FIRM_NATS, NAME_NATS
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _TRANSFER_BYTES = 64 * 1024
 _KEYS_MIN = 5
-_SFTP_VERSION_MIN = 200
 
 
 class Running:
@@ -120,7 +120,7 @@ class Running:
         """SSH_FXP_INIT, answered at length; where a WINDOW_ADJUST costs as much, what the client asks next tells."""
         seen, sizes = self._seen, self._terms.sizes
         asked = seen.line.client[1] == sizes.sftp_init
-        if not seg.from_client and seg.size > _SFTP_VERSION_MIN and asked:
+        if not seg.from_client and seg.size > SFTP_VERSION_MIN and asked:
             self._sftp_asked = True
         told = sizes.exact and sizes.sftp_init != sizes.adjust
         if not self._sftp_asked or not (told or (seg.from_client and seg.size > sizes.sftp_init)):

@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
     forward_only: frozenset[int]
     #: How many requests for forwards a segment of the opening holds, alone or with what follows them.
     with_forward: dict[int, int]
-    #: ... with something behind it, which nothing else costs; the weight is for a client that gathers.
+    #: Such segments as a client sends that writes several messages out together, and that nothing else is as long as.
     gathered: frozenset[int]
     forward_path: frozenset[int]
     openings: frozenset[int]
