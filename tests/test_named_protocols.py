@@ -103,6 +103,13 @@ def test_who_dials_out_and_serves_as_a_proxy_is_seen():
     assert judged(conversation([], opening=backwards), host) == {}
 
 
+def test_what_is_asked_for_behind_the_first_request_confirms_nothing():
+    connect, ok = b"CONNECT a.example:443 HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"
+    socks = [(1, GREETING), (0, CHOICE), (1, REQUEST), (0, REPLY)]
+    for opening in ([*socks, (1, connect), (0, ok)], [(1, connect), (0, ok)] * 3):
+        assert judged(conversation([], opening=opening)) == {"reverse-proxy": "suspect"}
+
+
 @pytest.mark.parametrize("first", [[], [(0, b"register me\n")]])
 def test_who_dials_out_and_serves_as_a_web_server_is_seen(first):
     request, answer = b"GET /hosts HTTP/1.1\r\nHost: a.example\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"

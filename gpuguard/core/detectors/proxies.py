@@ -21,12 +21,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.observations import Spoke
+from gpuguard.core.host import BoundedTable
+from gpuguard.core.observations import FlowClosed, Spoke
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
+    from gpuguard.core.subjects import FlowId
 
 # What a message weighs against every other protocol whose first bytes are the same: each byte that the grammar fixes is
 # worth ln 256 = 5.5 nats if first bytes were spread evenly. They are not (versions, lengths and zeros are common), so a
@@ -42,6 +44,11 @@ _NATS = {
     "http-absolute": 6.0,
     "http-backwards": 8.0,
 }
+# What the far side asks for behind its first request (a proxy of its own, through this one) is no further witness that
+# this host is one: all that it says weighs no more than a CONNECT.
+REVERSE_NATS_MAX = 12.0
+FLOWS_MAX = 4_096
+
 _ANSWERS = ("socks4-reply", "socks5-choice")
 _SPOTS = ("proxies inside TLS or SSH, HTTP turned round in them too", "a connection whose opening was not seen")
 
@@ -49,20 +56,32 @@ _SPOTS = ("proxies inside TLS or SSH, HTTP turned round in them too", "a connect
 class Detector:
     """Names proxies, and tells who is one for whom."""
 
-    takes = (Spoke,)
+    takes = (Spoke, FlowClosed)
+
+    def __init__(self) -> None:
+        #: What was told of a connection on which this host is the proxy.
+        self._told: BoundedTable[FlowId, float] = BoundedTable(FLOWS_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a message to or from a proxy weighs."""
+        if isinstance(item, FlowClosed):
+            self._told.pop(item.flow)
         if not isinstance(item, Spoke) or item.what not in _NATS:
             return []
         flow = item.flow
         answers = item.what in _ANSWERS
         asked_by_far = (item.speaker == "responder") != answers
         label = "socks-proxy" if item.what.startswith("socks") else "http-proxy"
+        nats = _NATS[item.what]
         text = f"the {item.speaker} said {item.what}"
         if asked_by_far and flow.initiator_known:
             if host.is_local(flow.netns, flow.responder):
                 return []
+            told = self._told.get(flow) or 0.0
+            nats = min(nats, REVERSE_NATS_MAX - told)
+            if not nats:
+                return []
+            self._told[flow] = told + nats
             label = "reverse-proxy"
             what = "asks it as a web server" if item.what == "http-backwards" else "has it connect elsewhere"
             text += f": on a connection that this host opened, the far side {what}"
@@ -72,7 +91,7 @@ class Detector:
             label=label,
             evidence_class="network",
             kind=item.what,
-            nats=_NATS[item.what],
+            nats=nats,
             text=text,
             start_ns=flow.start_ns,
             carrier="tcp",
