@@ -348,6 +348,7 @@ class Host:
             "processes": self.processes.evicted,
             "sockets": self._sockets.evicted,
             "dials": self._dials.evicted,
+            "counts of dials": self._dialled.evicted,
             "processes' kernel names": self._kernels.evicted,
             "kernel names": self._names_evicted,
             "processes' GPU code": self._images.evicted,

@@ -21,12 +21,12 @@ MOSTLY = 0.5
 
 #: Of nearly one length: numbers and offsets in a message differ by some digits.
 ALIKE_BYTES = 4
-#: What is said to a worker after its answer, and what stands open before the far side's word: nearly always so.
+#: Nearly always a worker's answer is confirmed, and what stands open before the far side's word is of one length.
 CONFIRMED_SHARE = 0.9
 STANDING_SHARE = 0.9
 STANDING_MIN = 3
-#: A client that writes: its server confirms in one length but for a counter's digit. Of six promptless shells that were
-#: played at most three of seven lines were so.
+#: A client that writes hears confirmations of one length, but for a counter's digit. In six shells without a prompt at
+#: most three of seven lines were so.
 IN_TURN_SHARE = 0.9
 CONFIRMATION_BYTES = 1
 #: A call has a header, names and numbers; half of what somebody types is shorter than this. Known in clear only.
@@ -50,9 +50,10 @@ ENTER_BYTES = 2
 ECHO_MORE_BYTES = (0, 4)
 #: One letter in clear, and in a record of TLS (1.2 has eight bytes more than 1.3). Nobody asks or answers so shortly.
 LETTER_BYTES = {"tcp": 1, "tls": 30}
-# Who types a line reads what it printed before the next one: half of the gaps after it are twice the median of those
-# between keys. By chance a quarter is (log-normal gaps with a sigma of 1): ln 2 for each that is, ln 2/3 for each that
-# is not, and what has no echo as long as the key has to have 2 nats of it. Unread typing is suspect and no more.
+# Whoever types a line reads what it printed before the next one: half of the gaps after output are more than twice the
+# median of those between keys. By chance a quarter is (log-normal gaps with a sigma of 1): ln 2 for each that is, and
+# ln 2/3 for each that is not. Keys whose echo is of another length need 2 nats of it. Typing that nobody reads is no
+# more than suspect.
 READ_RATIO = 2.0
 READ_NATS, UNREAD_NATS = 0.7, -0.4
 READ_MIN_NATS, ECHOED_READ_MIN_NATS = 2.0, 0.7
@@ -70,8 +71,8 @@ PROGRAM_NS = 800_000
 ECHOED_SHARE = 0.8
 ECHOED_LENGTHS_MIN = 3
 HURRIED_MAX = 0.2
-# Of people's lines three of four are little longer than the shortest, and seldom four of five as long as one (rounded
-# up by SSH inside). A service's calls are all alike, or of all sizes.
+# Three of four lines that people type are little longer than the shortest, and no more than that are of one length (SSH
+# inside rounds lengths up). A service's calls are all alike, or of all sizes.
 LINE_BYTES = 64
 SAME_LINES_MIN = 4
 SAME_LINES_SHARE = 0.75

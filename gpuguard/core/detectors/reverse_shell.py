@@ -27,12 +27,13 @@ Benign look-alikes, and what keeps them out:
 - clients of a slow server, in clear (mail handed in, rows inserted): each answer, half a second late, looks like a
   question. They say one thing at a time, and what they hear is mostly one confirmation;
 - callbacks of a server, in clear (RPyC): again one thing at a time, and questions that nobody types as lines;
-- clients in lockstep with a server that takes its time (requests, queries, a transfer): what stands before its answer
-  is their next request, one like the other or all different. Before most keys stands the echo of the last, and before
-  some what a command printed. That is of all lengths, follows a key like
-  any other (Enter), and who typed it reads it: the next key takes longer;
-- events, heartbeats, calls beside other talk: nothing shorter than a key is said, and little but keys. A key and an
-  echo with all their wrapping are short, lines are not much longer than the shortest, and not of one length;
+- clients in lockstep with a slow server (requests, queries, a transfer): what this host said before each word of the
+  far side is its next request, always alike or always another. Before most keys it is the echo of the last one, and
+  before some what a command printed: of any length, after a key like any other (Enter), and read, so that the next key
+  takes longer;
+- events, heartbeats and calls beside other talk: where somebody types, nothing shorter than a key is said, and little
+  else. A key and its echo are short with all their wrapping; lines are not all of one length, and few of them are much
+  longer than the shortest;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
 - steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began

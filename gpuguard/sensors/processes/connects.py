@@ -21,7 +21,7 @@ from gpuguard.sensors.processes.procfs import boot_ns, ticks_per_s
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Rows taken in one read; the rest wait in the ring, which holds fewer.
+#: Rows taken in one read: more than the ring holds.
 ROWS_MAX = 16_384
 TCP = 6
 
