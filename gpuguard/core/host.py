@@ -127,6 +127,8 @@ class Host:
     def __init__(self) -> None:
         self.info: HostInfo | None = None
         self.now_ns = 0
+        #: The kernel tells here who dials.
+        self.knows_diallers = False
         self.processes: BoundedTable[ProcessId, ProcessStarted] = BoundedTable(PROCESSES_MAX)
         self.exited: BoundedTable[ProcessId, ProcessExited] = BoundedTable(PROCESSES_MAX)
         self.devices: BoundedTable[str, Device] = BoundedTable(SAMPLES_MAX)
@@ -282,11 +284,6 @@ class Host:
             self._flow_owner[flow] = owner
         return owner
 
-    @property
-    def knows_diallers(self) -> bool:
-        """Whether the kernel tells here who dials."""
-        return len(self._dials) > 0
-
     def dialled(self, process: ProcessId) -> Dialled | None:
         """Return how many connections a process dialled, None where nobody counts, or it dialled none."""
         return self._dialled.get(process)
@@ -402,6 +399,7 @@ class Host:
 
     def _take_connects(self, seen: Connects) -> None:
         """Keep who dialled, by the ends as they lie in a row; the last row of a process has its count."""
+        self.knows_diallers = True
         boot_id = self.info.boot_id if self.info else ""
         processes: dict[tuple[int, int], ProcessId] = {}
         raw, size = seen.rows.tobytes(), CONNECT.itemsize
