@@ -252,12 +252,13 @@ def bench_cuda_forest(results: Results) -> None:
     from numba import cuda
 
     packed = forest.pack(full_forest(np.random.default_rng(1)), FEATURES)
+    there = forest.on_gpu(packed, 0)
     host = np.random.default_rng(2).random((1 << 20, FEATURES), np.float32)
-    np.testing.assert_allclose(forest.scores(cuda.to_device(host[:4_096]), packed, "cuda")[0].copy_to_host(),
+    np.testing.assert_allclose(forest.scores(cuda.to_device(host[:4_096]), there)[0].copy_to_host(),
                                forest.scores(host[:4_096], packed, "numpy")[0], rtol=1e-4, atol=1e-3)
     for power in (14, 18, 20, 23):
         rows = cuda.to_device(np.tile(host, (max(1, (1 << power) >> 20), 1))[:1 << power])
-        took = on_device_s(lambda rows=rows: forest.scores(rows, packed, "cuda"))
+        took = on_device_s(lambda rows=rows: forest.scores(rows, there))
         results.add(**{f"cuda_forest_2_{power}_rows_per_s": (1 << power) / took})
     best = max(value for name, value in results.found.items() if name.startswith("cuda_forest_2_"))
     results.add(cuda_forest_rows_per_s=best)

@@ -21,7 +21,7 @@ sum of the leaves' sizes.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -55,6 +55,16 @@ class Packed(NamedTuple):
     classes: int
     depth: int
     base: float
+
+
+class OnGpu(NamedTuple):
+    """A forest that is on a GPU, as the CUDA form walks it: made once by `on_gpu`, read there by every call."""
+
+    packed: Packed
+    device: int | None
+    source: Any  # int32[columns]
+    edges: Any  # float32[columns, EDGES]
+    runs: tuple[tuple[Any, ...], ...]  # see `forest_cuda.runs_of`
 
 
 def pack(forest: Forest, features: int, class_of: np.ndarray | None = None) -> Packed:
@@ -123,20 +133,34 @@ def _tree(forest: Forest, root: int, columns: np.ndarray, numbers: np.ndarray) -
     return words, forest.value[ends].tolist(), max(level.values())
 
 
-def scores(matrix: np.ndarray, packed: Packed, backend: str = "auto",
+def on_gpu(packed: Packed, device: int) -> OnGpu:
+    """Take a forest to the GPU of this index, for as long as the result is kept; `scores` walks it there."""
+    from gpuguard.kernels import forest_cuda
+
+    return forest_cuda.taken(packed, device)
+
+
+def scores(matrix: np.ndarray, forest: Packed | OnGpu, backend: str = "auto",
            device: int | None = None) -> tuple[np.ndarray, str]:
     """Return float64[rows, classes] of float32[rows, features], and the name of the form used; float32 from "cuda".
 
-    ``backend`` and ``device`` as `gpuguard.kernels` says; by default whole columns ("numpy"). The plain form walks a
-    `Forest` (`reference`). Raises `ValueError` for rows of another width.
+    ``backend`` and ``device`` as `gpuguard.kernels` says; by default whole columns ("numpy"), and "cuda" of a forest
+    that is on a GPU: any other is taken there anew at each call. The plain form walks a `Forest` (`reference`). Raises
+    `ValueError` for rows of another width, and where a forest on a GPU would have to be walked elsewhere.
     """
+    if isinstance(forest, OnGpu):
+        packed, backend = forest.packed, chosen(backend, device, "cuda")
+        if backend != "cuda" or device not in (None, forest.device):
+            raise ValueError(f"a forest on GPU {forest.device}, for backend {backend!r} and device {device}")
+    else:
+        packed, backend = forest, chosen(backend, device, "numpy")
     if matrix.ndim != 2 or matrix.shape[1] != packed.features:
         raise ValueError(f"rows of shape {matrix.shape} for a forest over {packed.features} features")
-    backend = chosen(backend, device, "numpy")
     if backend == "cuda":
         from gpuguard.kernels import forest_cuda
 
-        return forest_cuda.scores(matrix, packed, device), backend
+        there = forest if isinstance(forest, OnGpu) else forest_cuda.taken(forest, device)
+        return forest_cuda.scores(matrix, there), backend
     matrix = np.ascontiguousarray(matrix, np.float32)
     if backend == "cpu":
         return _compiled()(matrix, packed), backend

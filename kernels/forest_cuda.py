@@ -1,9 +1,9 @@
 """The CUDA form of forest.py: rows to bytes, then a thread a row down all trees in shared memory.
 
-A first kernel turns rows into bytes, four columns a word. The second is launched once for each part of the forest that
-fits into the 48 KiB of shared memory that every GPU gives a block: each block reads its part once, goes through as
-many rows as there are, and adds to their scores. A row's words lie a block's width apart, so that threads of a warp
-never contend for a bank over their own rows; only nodes are read at random. To import this is to import Numba.
+A first kernel turns rows into bytes, four columns a word. The second is launched once for each run of trees that fits
+into the 48 KiB of shared memory that every GPU gives a block: each block reads its run once, goes through as many rows
+as there are, and adds to their scores. A row's words lie a block's width apart, so that threads of a warp never contend
+for a bank over their own rows; only nodes are read at random. To import this is to import Numba.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numba.cuda
 import numpy as np
 
 from gpuguard.kernels import device as gpu
-from gpuguard.kernels.forest import LEAF
+from gpuguard.kernels.forest import LEAF, OnGpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,43 +30,57 @@ WORD, SCORE = np.dtype(np.uint32), np.dtype(np.float32)
 BLOCKS_MAX = 132 * 16
 
 
-def scores(matrix: Any, packed: Packed, device: int | None) -> Any:
-    """Return float32[rows, classes] of float32[rows, features], where the rows were."""
-    rows = len(matrix)
+def taken(packed: Packed, device: int | None) -> OnGpu:
+    """Return a forest on the GPU. It is there when this returns, so whatever stream reads it need not wait."""
     with gpu.chosen_device(device):
+        runs = tuple(tuple(cuda.to_device(array) for array in run) for run in runs_of(packed))
+        there = OnGpu(packed, device, cuda.to_device(packed.source), cuda.to_device(packed.edges), runs)
+        cuda.synchronize()
+    return there
+
+
+def scores(matrix: Any, forest: OnGpu) -> Any:
+    """Return float32[rows, classes] of float32[rows, features], where the rows were."""
+    rows, packed = len(matrix), forest.packed
+    with gpu.chosen_device(forest.device):
         stream = gpu.stream_of(matrix)
         out = gpu.room((rows, packed.classes), np.float32, stream)
         if rows:
-            words = max(1, -(-len(packed.source) // 4))
+            words, threads = words_of(packed), threads_of(packed)
             bins = gpu.room((words, rows), np.uint32, stream)
-            grid = gpu.blocks_of(rows), gpu.THREADS, stream
-            source, edges = gpu.put(packed.source, np.int32, stream), gpu.put(packed.edges, np.float32, stream)
-            _bins[grid](gpu.put(matrix, np.float32, stream), source, edges, np.float32(packed.base), bins, out)
-            for threads, part in parts(packed, words):
-                own = [gpu.put(array, array.dtype, stream) for array in part]
-                shared = 4 * (words * threads + sum(array.size for array in part))
-                blocks = min(gpu.blocks_of(rows, threads), BLOCKS_MAX)
-                walk_of(threads)[blocks, threads, stream, shared](bins, *own, out)
+            _bins[gpu.blocks_of(rows), gpu.THREADS, stream](
+                gpu.put(matrix, np.float32, stream), forest.source, forest.edges, np.float32(packed.base), bins, out)
+            blocks = min(gpu.blocks_of(rows, threads), BLOCKS_MAX)
+            for run in forest.runs:
+                shared = 4 * (words * threads + sum(array.size for array in run))
+                walk_of(threads)[blocks, threads, stream, shared](bins, *run, out)
         return gpu.give(out, matrix, stream)
 
 
-def parts(packed: Packed, words: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
-    """Give how many threads a block has, and runs of trees that fit into shared memory beside their rows.
+def words_of(packed: Packed) -> int:
+    """Return how many words hold the bytes of a row."""
+    return max(1, -(-len(packed.source) // 4))
+
+
+def threads_of(packed: Packed) -> int:
+    """Return how many threads a block has, so that their rows take no more than half of its shared memory."""
+    return next(threads for threads in (512, 256, 128, 64) if 4 * words_of(packed) * threads <= SHARED_BYTES // 2)
+
+
+def runs_of(packed: Packed) -> Iterator[tuple[np.ndarray, ...]]:
+    """Give runs of trees that fit into shared memory beside the rows of a block.
 
     A run is nodes, leaves, and of each tree its first node and leaf in the run, its class, and how many nodes
     it has: uint32[trees, 4].
     """
-    threads = next(threads for threads in (512, 256, 128, 64) if 4 * words * threads <= SHARED_BYTES // 2)
-    free = SHARED_BYTES // 4 - words * threads
+    free = SHARED_BYTES // 4 - words_of(packed) * threads_of(packed)
     sizes = np.diff(packed.first) + np.diff(packed.first_leaf) + 4
     begin = 0
     while begin < len(sizes):
-        fitting = int(np.searchsorted(np.cumsum(sizes[begin:]), free, side="right"))
-        end = begin + fitting
+        end = begin + int(np.searchsorted(np.cumsum(sizes[begin:]), free, side="right"))
         node, leaf = packed.first[begin:end + 1], packed.first_leaf[begin:end + 1]
         trees = np.stack([node[:-1] - node[0], leaf[:-1] - leaf[0], packed.class_of[begin:end], np.diff(node)], axis=1)
-        yield threads, (packed.nodes[node[0]:node[-1]], packed.leaves[leaf[0]:leaf[-1]],
-                        np.ascontiguousarray(trees, np.uint32))
+        yield (packed.nodes[node[0]:node[-1]], packed.leaves[leaf[0]:leaf[-1]], np.ascontiguousarray(trees, np.uint32))
         begin = end
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from numba import cuda
@@ -47,17 +48,37 @@ def check_windows(dice):
 
 
 def check_forest(dice):
-    for trees, depth, classes in ((9, 3, 1), (70, 4, 3), (4, 0, 2)):
+    for trees, depth, classes in ((9, 3, 1), (600, 4, 3), (4, 0, 2)):
         trained, owner = random_forest(dice, trees, depth), np.arange(trees) % classes
         packed = forest.pack(trained, 5, owner)
         x = dice.random((7, 5)).astype(np.float32)
         x[0, 0], x[1, :] = np.nan, np.inf
-        plain = forest.reference(x, trained, owner)
+        plain, there = forest.reference(x, trained, owner), forest.on_gpu(packed, 0)
+        assert (len(there.runs) > 1) == (trees == 600)
         for given in arrays_of(x):
-            made, form = forest.scores(given, packed, device=0)
-            assert form == "cuda"
-            np.testing.assert_allclose(back(made), plain, rtol=forest.TOLERANCE, atol=trees * forest.TOLERANCE)
-        assert forest.scores(x[:0], packed, "cuda")[0].shape == (0, classes)
+            for made, form in (forest.scores(given, packed, device=0), forest.scores(given, there),
+                               forest.scores(given, there, "cuda", 0)):
+                assert form == "cuda"
+                np.testing.assert_allclose(back(made), plain, rtol=forest.TOLERANCE, atol=trees * forest.TOLERANCE)
+        for one in (packed, there):
+            assert forest.scores(x[:0], one, "cuda")[0].shape == (0, classes)
+
+
+def check_forest_stays(dice):
+    there = forest.on_gpu(forest.pack(random_forest(dice), 5), 0)
+    x, sent = dice.random((7, 5)).astype(np.float32), []
+    for given in arrays_of(x):
+        with mock.patch.object(cuda, "to_device", side_effect=cuda.to_device) as to_device:
+            forest.scores(given, there)
+        sent += [one.args[0] for one in to_device.call_args_list]
+    assert len(sent) == 1
+    assert sent[0] is x
+    for backend, device in (("cpu", None), ("numpy", None), ("cuda", 1), ("auto", 1)):
+        try:
+            forest.scores(x, there, backend, device)
+        except ValueError:
+            continue
+        raise AssertionError(f"a forest on GPU 0 was walked by {backend} on {device}")
 
 
 def check_sequential(dice):
@@ -111,6 +132,7 @@ def main():
     dice = np.random.default_rng(3)
     check_windows(dice)
     check_forest(dice)
+    check_forest_stays(dice)
     check_sequential(dice)
     check_events(dice)
     check_opcodes(dice)
