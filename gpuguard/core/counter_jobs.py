@@ -80,19 +80,17 @@ class Honest(NamedTuple):
         """The lowest rate of alarms a GPU-year that can be shown by counting so many jobs."""
         return JOBS_PER_GPU_YEAR / (1 + len(self.heights))
 
-    def chance(self, height: float) -> float:
-        """Return the chance that an honest job ever comes as high: counted, above ``above`` by the tail."""
-        if height > self.above:
-            return float(self._tail(height)[0])
-        return self._counted(height)
-
     def reached(self, height: float) -> int:
         """Return how many of the jobs came as high."""
         return len(self.heights) - int(np.searchsorted(self.heights, height, "left"))
 
+    def chance(self, height: float) -> float:
+        """Return the chance that an honest job ever comes as high, as counted."""
+        return (1 + self.reached(height)) / (1 + len(self.heights))
+
     def nats(self, height: float) -> float:
         """Return what a height is worth."""
-        return -math.log(max(self.chance(height), 1e-12))
+        return -math.log(self.chance(height))
 
     def limit(self, alarms_per_gpu_year: float) -> Limit:
         """Return the height from which on there are so few alarms."""
@@ -106,13 +104,10 @@ class Honest(NamedTuple):
             height = max(self._height(wanted), float(self.heights[-1]))
         if height > self.most or not math.isfinite(height):
             return Limit(math.inf, 0.0, False, 0.0, 0.0)
-        tails = self._tail(height) if height > self.above else np.full(1, self._counted(height))
-        chance = self._counted(height) if counted else float(tails[0])
+        tails = self._tail(height) if height > self.above else np.full(1, self.chance(height))
+        chance = self.chance(height) if counted else float(tails[0])
         least, most = np.quantile(tails[1:] if len(tails) > 1 else tails, BOUNDS) * JOBS_PER_GPU_YEAR
         return Limit(height, chance * JOBS_PER_GPU_YEAR, counted, float(least), float(most))
-
-    def _counted(self, height: float) -> float:
-        return (1 + self.reached(height)) / (1 + len(self.heights))
 
     def _tail(self, height: float) -> np.ndarray:
         """Return float64[1 + resamples]: the chance of a height above ``above``, by each tail."""

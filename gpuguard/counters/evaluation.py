@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuguard.core import counter_features as cf
-from gpuguard.core.counter_jobs import MEMORY, SHRINK
+from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, MEMORY, SHRINK
 from gpuguard.core.detectors.counters import NEAR_NATS
 from gpuguard.counters import jobs
 from gpuguard.lab import telemetry
@@ -106,8 +106,7 @@ def detections(model: Model, per_cell: int, seconds: float, rates: Sequence[floa
     played = play(model, some, seconds, 1.0, seed)
     alone = np.array([job.evasion.share == 1 for job in some])
     limits = {f"{rate:g} alarms per GPU-year": model.honest.limit(rate).height for rate in rates}
-    limits[f"{NEAR_NATS} nats for other eyes"] = float(
-        np.quantile(model.honest.heights, 1 - math.exp(-NEAR_NATS), method="higher"))
+    limits[f"{NEAR_NATS} nats for other eyes"] = model.honest.limit(JOBS_PER_GPU_YEAR * math.exp(-NEAR_NATS)).height
     out: dict[str, Any] = {}
     for name, limit in limits.items():
         after = delays(played, limit)
