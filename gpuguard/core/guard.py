@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from gpuguard.core.correlation import Correlation
-from gpuguard.core.detectors import Detector, Ruled, new_detectors
+from gpuguard.core.detectors import Detector, Telling, new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, ProcessBrief
 from gpuguard.core.evidence import Paced
 from gpuguard.core.flows import FlowTable, closed_flows
@@ -128,7 +128,7 @@ class Guard:
         self._flows = FlowTable(quiet=quiet and not policy.egress, exchanges=False, names=bool(policy.egress))
         self._listed = False
         self._detectors = new_detectors(signatures, counter_model, counter_alarms_per_gpu_year, policy.egress)
-        self._ruled = [one for one in self._detectors if isinstance(one, Ruled)]
+        self._telling = [one for one in self._detectors if isinstance(one, Telling)]
         self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)
         self._correlation = Correlation()
@@ -433,7 +433,7 @@ class Guard:
     def _tell_evicted(self, time_ns: int, every_ns: int = EVICTED_TOLD_NS) -> list[Event]:
         """Return what full tables lost since this was told last, once a minute at most."""
         evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted, **self.host.evicted()}
-        for detector in self._ruled:
+        for detector in self._telling:
             evicted |= detector.evicted()
         lost = {name: count - self._evicted.get(name, 0) for name, count in evicted.items()}
         if time_ns < self._evicted_told_ns + every_ns or not any(lost.values()):

@@ -15,6 +15,7 @@ from gpuguard.core.attribution import Tenant
 from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, MEMORY, SHRINK, Honest
 from gpuguard.core.detectors.counters import (
     CAP_NATS,
+    DEVICES_MAX,
     FLOOR_NATS,
     NEAR_NATS,
     OWN_RATIO,
@@ -118,6 +119,28 @@ def test_what_is_told_says_how_many_honest_jobs_come_as_high_and_what_that_rests
     evidence = play([trace(KHEAVYHASH, 1200)], detector=detector)
     assert nats(evidence) <= NEAR_NATS
     assert "none is suspect: 100 jobs support 43 alarms a GPU-year" in evidence[-1].text
+
+
+def test_what_is_told_after_long_is_of_the_last_looks():
+    level, look = Level(start_ns=0), Look(0, 1, True, 4.0, (), (), (), 0.0)
+    for looks in (20, 2 * MEMORY):
+        for _ in range(looks):
+            level.take(look, 3.0)
+        told = standing_of(level, MODEL.honest, MODEL.honest.limit(10.0), 7200 * SECOND)
+        span = f"{looks} looks over" if looks == 20 else f"the last {MEMORY} looks, after"
+        assert f"so in {min(looks, MEMORY)} of {span} 7200 s: " in told
+
+
+@pytest.mark.parametrize("nats", [0.7, NEAR_NATS])
+def test_a_job_is_worth_so_much_from_the_height_on_that_so_few_come_to(nats):
+    for honest in (MODEL.honest, shipped_model().honest):
+        height = honest.limit(JOBS_PER_GPU_YEAR * math.exp(-nats)).height
+        below = float(np.nextafter(height, 0))
+        assert honest.nats(below) < nats <= honest.nats(height)
+        looks = 10
+        for one, reached in ((height * 1.000001, True), (below, False)):
+            level = Level(0, nats=one * (looks + SHRINK), looks=looks)
+            assert (level.told(honest, math.inf) >= nats) == reached
 
 
 @pytest.mark.parametrize(("pace", "looks"), [(0.5, 20), (1.0, 5), (1.02, 20), (2.0, 3), (2.0, 300)])
@@ -225,6 +248,19 @@ def test_without_a_model_nothing_is_judged():
     assert play([trace(KHEAVYHASH, 600)], detector=Detector()) == []
 
 
+def test_one_process_on_more_devices_than_there_are_takes_no_more_room_and_what_is_forgotten_is_told():
+    detector, host = Detector(), Host()
+    detector.judge_by(MODEL, 10.0)
+    for device in range(DEVICES_MAX + 20):
+        for second in range(0, 27, 3):
+            time_ns = (27 * device + second) * SECOND
+            detector.receive(DeviceSample(time_ns, f"GPU-{device}", gpu_ratio=1.0, power_w=300.0), host)
+            detector.receive(ProcessSample(time_ns, WHO, f"GPU-{device}", 1, 0.98), host)
+    standing = detector._standings.get(WHO)
+    assert len(standing.levels) == DEVICES_MAX
+    assert [count for count in detector.evicted().values() if count] == [20]
+
+
 def test_the_rate_of_sampling_adds_nothing():
     found = []
     exponential = Honest(-0.5 * np.log(np.linspace(1, 1e-5, 50_000)))  # a height is worth twice as many nats
@@ -322,7 +358,6 @@ def test_whoever_owns_a_look_did_most_of_it_whatever_the_others_did(parts, whole
     for process, part in found.items():
         if process is not None and part is not None and not part.note.startswith("more than"):
             assert part.low - 1e-6 <= work[process.pid] <= part.high + 1e-6
-    assert {one.subject for one in play([trace(KHEAVYHASH, 1200)], processes=())} == {DeviceId("GPU-0")}
 
 
 def test_eight_gpus_are_one_job():

@@ -60,6 +60,11 @@ class Ruled(Protocol):
         """Judge by these sections from now on."""
         ...
 
+
+@runtime_checkable
+class Telling(Protocol):
+    """A detector that tells what its tables had no room for."""
+
     def evicted(self) -> dict[str, int]:
         """Return how much was forgotten because a table was full, by what it was."""
         ...

@@ -231,7 +231,8 @@ class Level(Struct):
 class Standing(Struct):
     """What was said of one subject so far, and how it stands on each device."""
 
-    levels: dict[str, Level] = field(default_factory=dict)
+    #: As many as there are watches, which are full before it is, and tell so.
+    levels: BoundedTable[str, Level] = field(default_factory=lambda: BoundedTable(DEVICES_MAX))
     told_nats: float = 0.0
     named_nats: dict[str, float] = field(default_factory=dict)
 
@@ -276,6 +277,12 @@ class Detector:
                 self._standings.pop(item.process)
                 self._launched.pop(_key(item.process))
         return []
+
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"devices whose counters are judged": self._watches.evicted,
+                "jobs that counters were judged of": self._standings.evicted,
+                "processes' launches beside counters": self._launched.evicted}
 
     def _count(self, rows: np.ndarray) -> None:
         new: dict[tuple[int, int], int] = {}
@@ -344,7 +351,9 @@ class Detector:
 def standing_of(level: Level, honest: Honest, limit: Limit, now_ns: int) -> str:
     """Return how far a job has come, how seldom honest ones do, and when it is to be expected at the limit."""
     seconds = (now_ns - level.start_ns) / SECOND_NS
-    seen = (f"; so in {level.like_mining:.0f} of {level.looks} looks over {seconds:.0f} s: height {level.height:.2f}, "
+    # Of what is older than the memory, only the time is known.
+    looks = f"{level.looks} looks over" if level.looks < MEMORY else f"the last {MEMORY} looks, after"
+    seen = (f"; so in {level.like_mining:.0f} of {looks} {seconds:.0f} s: height {level.height:.2f}, "
             f"to which {honest.reached(level.height)} of {len(honest.heights)} honest jobs of unknown kinds came")
     if not math.isfinite(limit.height):
         return f"{seen}; none is suspect: {len(honest.heights)} jobs support {honest.supported:.2g} alarms a GPU-year"
