@@ -35,6 +35,7 @@ from machine import (
     driver_library,
     end_in_order,
     environment,
+    last_line,
     prepare_standins,
     read_lines,
     write_line,
@@ -85,8 +86,7 @@ def said(program: subprocess.Popen[str], limit_s: float = 60.0) -> dict[str, Any
         raise Unanswered(f"{program.args} did not end within {limit_s:g} s") from None
     if program.returncode:
         raise Unanswered(f"{program.args}: status {program.returncode}: {complaint.strip()[-400:]}")
-    found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-    return found
+    return last_line(output)
 
 
 # -- the launch eye ---------------------------------------------------------------------------------------------------
