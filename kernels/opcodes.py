@@ -212,7 +212,8 @@ def scores(matrix: np.ndarray, forest: Forest, backend: str = "auto",
            device: int | None = None) -> tuple[np.ndarray, str]:
     """Return float64[rows] of a float32 feature matrix: the forest's score, in nats before calibration.
 
-    ``backend`` and ``device`` as `gpuguard.kernels` says; the form that was used is named beside.
+    ``backend`` and ``device`` as `gpuguard.kernels` says; the form that was used is named beside. Of a forest whose
+    arrays are on the GPU "cuda" sends nothing there.
     """
     backend = form(len(matrix), backend, device)
     if backend == "cuda":

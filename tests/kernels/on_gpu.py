@@ -122,10 +122,12 @@ def check_opcodes(dice):
         made, form = opcodes.features(given, "cuda")
         assert form == "cuda"
         np.testing.assert_allclose(back(made), plain, rtol=1e-6)
+    there = opcodes.Forest(*(cuda.to_device(part) for part in trained[:6]), trained.base)
     for given in arrays_of(plain):
-        made, form = opcodes.scores(given, trained, "cuda")
-        assert form == "cuda"
-        np.testing.assert_allclose(back(made), opcodes.scores_reference(plain, trained), rtol=1e-9)
+        for one in (trained, there):
+            made, form = opcodes.scores(given, one, "cuda")
+            assert form == "cuda"
+            np.testing.assert_allclose(back(made), opcodes.scores_reference(plain, trained), rtol=1e-9)
 
 
 def main():
