@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gpuguard.core.ssh.host_keys import KeyRecords, key_records
 from gpuguard.core.ssh.peers import Peers
-from gpuguard.core.ssh.roles import role_of
 from gpuguard.core.ssh.sizes import BY_SERVICE, Sizes, sizes_of
 from gpuguard.core.ssh.suites import negotiate
 
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 # on a server. One sign alone may be an implementation's mistake: 1e-5.
 SWAP_NATS = 23.0
 SWAP_ONE_NATS = 11.5
+# RFC 8308 section 2.1, and OpenSSH's strict key exchange (PROTOCOL section 1.10): each side says which one it is.
+_CLIENT_MARKS = ("ext-info-c", "kex-strict-c-v00@openssh.com")
+_SERVER_MARKS = ("ext-info-s", "kex-strict-s-v00@openssh.com")
 # Banner, KEXINIT and the exchange itself come before the service request, from either side.
 _KEY_EXCHANGE_SEGMENTS = 3
 _NO_KEYS = KeyRecords(frozenset(), {})
@@ -74,7 +76,7 @@ class KeyExchange:
         one, two = self._kexinits
         if len(self._keyed) < 2 or one is None or two is None or (self.agreed and not self.agreed.guessed):
             return []
-        roles = (role_of(one), role_of(two))
+        roles = (_role(one), _role(two))
         if roles[0] and roles[0] == roles[1]:
             return []
         # The client cannot send NEWKEYS before it has the server's part of the exchange, RFC 4253 section 8.
@@ -114,3 +116,10 @@ class KeyExchange:
                 f"{witnesses} of 3 signs in the key exchange")
         return self._told.say("ssh-role-swap", SWAP_NATS if witnesses > 1 else SWAP_ONE_NATS, text,
                               ("devices that call home by design, RFC 8071",))
+
+
+def _role(kexinit: SshKexInit) -> str:
+    """Return client, server, or "" where the sender does not say (old software) or says both."""
+    client = any(mark in kexinit.kex for mark in _CLIENT_MARKS)
+    server = any(mark in kexinit.kex for mark in _SERVER_MARKS)
+    return "" if client == server else "client" if client else "server"

@@ -43,12 +43,8 @@ _MAC_BYTES = {
     "umac-128": 16,
 }
 
-_FLUSHES = {"SSH-2.0-dropbear": zlib.Z_SYNC_FLUSH, "SSH-2.0-AsyncSSH": zlib.Z_SYNC_FLUSH,
-            "SSH-2.0-paramiko": zlib.Z_FULL_FLUSH}
-IGNORING = "SSH-2.0-AsyncSSH"
-# Clients that never send no-more-sessions, by their sources; nor do they open with a keepalive.
-PLAIN_CLIENTS = ("SSH-2.0-dropbear", "SSH-2.0-AsyncSSH", "SSH-2.0-paramiko", "SSH-2.0-libssh", "SSH-2.0-Go",
-                  "SSH-2.0-ssh2js")
+ASYNCSSH = "SSH-2.0-AsyncSSH"
+_FLUSHES = {"SSH-2.0-dropbear": zlib.Z_SYNC_FLUSH, ASYNCSSH: zlib.Z_SYNC_FLUSH, "SSH-2.0-paramiko": zlib.Z_FULL_FLUSH}
 
 
 class Suite(NamedTuple):
@@ -87,7 +83,7 @@ def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite
         block = max(block, 16)
     least = 16 if banner.startswith("SSH-2.0-dropbear") else 0
     flush = next((how for name, how in _FLUSHES.items() if banner.startswith(name)), zlib.Z_PARTIAL_FLUSH)
-    ignores = banner.startswith(IGNORING)
+    ignores = banner.startswith(ASYNCSSH)
     padding = block if banner.startswith("SSH-2.0-JSCH") else 4
     if aead:
         return Suite(block, 16, True, compression != "none", least, flush, ignores, padding)
