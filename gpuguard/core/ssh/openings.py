@@ -17,6 +17,19 @@ from gpuguard.core.ssh.suites import Suite, record_bytes
 _BIND_BYTES = range(16)
 # A Unix-domain path, streamlocal-forward@openssh.com (PROTOCOL section 2.4), and the shortest path worth the name.
 _STREAMLOCAL_BYTES = range(41 + 4, 41 + 108)
+# So many requests for forwards are looked for in one segment.
+FORWARDS_MAX = 4
+
+# Usual names, for what zlib makes of them; and as many bytes as host keys are, with nothing to be found again.
+_BINDS = (b"", b"localhost", b"127.0.0.1", b"0.0.0.0", b"10.10.10.10", b"192.168.100.100", b"*", b"::1")
+_HOSTS = (b"db", b"localhost", b"127.0.0.1", b"10.10.10.10", b"192.168.100.100", b"node17.cluster",
+          b"a.long-name.example.org")
+_ORIGINS = (b"", b"127.0.0.1", b"::1", b"UNKNOWN")
+_PATHS = (b"/tmp/s", b"/tmp/a.sock", b"/run/user/1000/x.sock", b"/var/run/docker.sock",
+          b"/home/user/.cache/agent-7f3a.sock", b"/home/longer-name/.local/share/application/sockets/b41d88.sock")
+_HOST_KEYS = bytes((one * 167 + one // 7 * 31) % 256 for one in range(380))
+# OpenSSH opens no window for a session until a command runs in it.
+_CONFIRMATIONS = tuple(b"\x5b" + bytes(8) + window.to_bytes(4, "big") + b"\0\0\x80\0" for window in (0, 2_097_152))
 
 
 class _Openings(NamedTuple):
@@ -46,15 +59,6 @@ def plain_openings(suite: Suite) -> _Openings:
                 groups.setdefault(one + tail, count)
     return _Openings(forward, {record_bytes(suite, size) for size in _STREAMLOCAL_BYTES}, {session}, {no_more},
                      {no_more}, {session + no_more}, groups, set(groups), set())
-
-
-FORWARDS_MAX = 4
-_BINDS = (b"", b"localhost", b"127.0.0.1", b"0.0.0.0", b"10.10.10.10", b"192.168.100.100", b"*", b"::1")
-_HOSTS = (b"db", b"localhost", b"127.0.0.1", b"10.10.10.10", b"192.168.100.100", b"node17.cluster",
-          b"a.long-name.example.org")
-_ORIGINS = (b"", b"127.0.0.1", b"::1", b"UNKNOWN")
-_PATHS = (b"/tmp/s", b"/tmp/a.sock", b"/run/user/1000/x.sock", b"/var/run/docker.sock",
-          b"/home/user/.cache/agent-7f3a.sock", b"/home/longer-name/.local/share/application/sockets/b41d88.sock")
 
 
 def _string(value: bytes) -> bytes:
@@ -157,11 +161,6 @@ def _deflated_run(found: _Openings, start: _Deflater, requests: list[bytes], fir
                 if begin == 0:
                     found.gathered.add(group + tail)
     first.add(costs[0])
-
-
-_HOST_KEYS = bytes((one * 167 + one // 7 * 31) % 256 for one in range(380))
-# OpenSSH opens no window for a session until a command runs in it.
-_CONFIRMATIONS = tuple(b"\x5b" + bytes(8) + window.to_bytes(4, "big") + b"\0\0\x80\0" for window in (0, 2_097_152))
 
 
 def answers(suite: Suite) -> tuple[tuple[int, ...], frozenset[int]]:

@@ -81,17 +81,20 @@ def suite_of(cipher: str, mac: str, compression: str, banner: str = "") -> Suite
     block, aead = known
     if banner.startswith("SSH-2.0-Go") and not cipher.endswith("-cbc"):
         block = max(block, 16)
-    least = 16 if banner.startswith("SSH-2.0-dropbear") else 0
-    flush = next((how for name, how in _FLUSHES.items() if banner.startswith(name)), zlib.Z_PARTIAL_FLUSH)
-    ignores = banner.startswith(ASYNCSSH)
-    padding = block if banner.startswith("SSH-2.0-JSCH") else 4
-    if aead:
-        return Suite(block, 16, True, compression != "none", least, flush, ignores, padding)
     base = mac.removesuffix("@openssh.com")
-    mac_bytes = _MAC_BYTES.get(base.removesuffix("-etm"))
+    mac_bytes = 16 if aead else _MAC_BYTES.get(base.removesuffix("-etm"))
     if mac_bytes is None:
         return None
-    return Suite(block, mac_bytes, base.endswith("-etm"), compression != "none", least, flush, ignores, padding)
+    return Suite(
+        block_bytes=block,
+        mac_bytes=mac_bytes,
+        outside=aead or base.endswith("-etm"),
+        compressed=compression != "none",
+        least_bytes=16 if banner.startswith("SSH-2.0-dropbear") else 0,
+        flush=next((how for name, how in _FLUSHES.items() if banner.startswith(name)), zlib.Z_PARTIAL_FLUSH),
+        ignores=banner.startswith(ASYNCSSH),
+        padding_bytes=block if banner.startswith("SSH-2.0-JSCH") else 4,
+    )
 
 
 def negotiate(client: SshKexInit, server: SshKexInit,
