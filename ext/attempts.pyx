@@ -17,6 +17,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+include "mixing.pxi"
 include "rows.pxi"
 
 # What was tried (responder, port, protocol) and by whom (namespace, address), as they lie in a row.
@@ -137,7 +138,7 @@ cdef class Recent:
             first.hash = hash
             first.value = 0
         while way > self.set_of(hash):
-            way[0] = way[-1]
+            way[0] = (way - 1)[0]
             way -= 1
         way[0] = first
         return way

@@ -110,6 +110,7 @@ cdef extern from *:
     bint same "gpuguard_same"(const uint8_t *a, const uint8_t *b) noexcept nogil
     void *lines "gpuguard_lines"(size_t bytes) noexcept nogil
 
+include "mixing.pxi"
 include "rows.pxi"
 
 # An attempt to open a connection, to be looked at again.
@@ -259,7 +260,6 @@ cdef enum:
 cdef enum:
     EXPECTED = 1
     STRANGE = 4
-    HOLES = 16
 
 # Of ICMP `order` says what came, beside EXPECTED: the latest echo request was not answered yet.
 cdef enum:
@@ -305,21 +305,23 @@ cdef enum:
     AHEAD = 8
 
 # The constants are explained in gpuguard/core/flows.py, which states them for the reference too.
-cdef int64_t SILENCE_NS = 80_000_000
-cdef uint32_t SILENCE_LONG = 0xFFFFFFFF
-cdef int64_t ANSWER_NS = 1_000_000_000
-cdef int64_t HELD_NS = 1_000_000_000
+cdef enum:
+    SILENCE_NS = 80_000_000
+    ANSWER_NS = 1_000_000_000
+    HELD_NS = 1_000_000_000
+    QUEUE_EPOCH_LOG2 = 34
+    QUICK_NS = 5_000_000
+    GRID_LOW_NS = 16_500_000
+    GRID_HIGH_NS = 23_500_000
+    SMALL_BYTES = 512
+    RHYTHM_BYTES = 256
+    RHYTHM_RECORDS = 64
+    LARGE_BYTES = 1024
+    LARGE_STEP_LOG2 = 16
+    HOLE_BYTES_MAX = 1 << 24
+
 cdef int64_t UNANSWERED_NS = 4_000_000_000
-cdef int QUEUE_EPOCH_LOG2 = 34
-cdef int64_t QUICK_NS = 5_000_000
-cdef int64_t GRID_LOW_NS = 16_500_000
-cdef int64_t GRID_HIGH_NS = 23_500_000
-cdef uint32_t SMALL_BYTES = 512
-cdef uint32_t RHYTHM_BYTES = 256
-cdef uint32_t RHYTHM_RECORDS = 64
-cdef uint32_t LARGE_BYTES = 1024
-cdef uint32_t LARGE_STEP_LOG2 = 16
-cdef int32_t HOLE_BYTES_MAX = 1 << 24
+cdef uint32_t SILENCE_LONG = 0xFFFFFFFF
 cdef int64_t[3] TIMEOUT_NS
 TIMEOUT_NS[0] = 10_000_000_000
 TIMEOUT_NS[1] = 180_000_000_000
@@ -633,17 +635,8 @@ cdef class Table:
 
     cdef inline uint32_t bucket(self, const uint8_t *low, const uint8_t *high, uint32_t ports, uint8_t protocol,
                                 uint32_t netns) noexcept:
-        """Who does not know the seed cannot choose which flows meet in a bucket."""
-        cdef uint64_t words[4]
-        memcpy(words, low, 16)
-        memcpy(&words[2], high, 16)
         cdef uint64_t rest = <uint64_t>ports | <uint64_t>protocol << 32 | <uint64_t>netns << 40
-        cdef uint64_t value = (fold(words[0] ^ self.seed ^ <uint64_t>0xa0761d6478bd642f,
-                                    words[1] ^ <uint64_t>0xe7037ed1a0b428db)
-                               ^ fold(words[2] ^ self.seed ^ <uint64_t>0x8ebc6af09c88c6e3,
-                                      words[3] ^ <uint64_t>0x589965cc75374cc3))
-        return <uint32_t>(fold(value ^ <uint64_t>0x1d8e4e27c47d124f, rest ^ self.seed ^ <uint64_t>0xeb44accab455d165)
-                          & self.mask)
+        return <uint32_t>(ends_hash(low, high, rest, self.seed) & self.mask)
 
     cdef inline uint32_t place_of(self, int32_t slot) noexcept:
         cdef Hot *flow = &self.flows[slot]
@@ -1149,11 +1142,12 @@ cdef class Table:
         cdef bint tcp = packet.protocol == TCP
         if packet.ip_version >> 4:
             self.carries(slot, packet.ip_version >> 4)
-        cdef bint stale = packet.time_ns >> QUEUE_EPOCH_LOG2 > flow.last_ns >> QUEUE_EPOCH_LOG2
+        cdef bint stale = False
         flow.packets += 1
         if flow.packets == 0:
             self.colds[slot].packets_high += 1
         if packet.time_ns > flow.last_ns:
+            stale = (packet.time_ns ^ flow.last_ns) >> QUEUE_EPOCH_LOG2 != 0
             flow.last_ns = packet.time_ns
         if flow.queue == QUEUE_CLOSED:
             return 0

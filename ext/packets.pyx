@@ -89,7 +89,10 @@ cdef extern from *:
 
     /* ticks of base 10**-n or 2**-n s to ns, for any n a file may claim; the result wraps, as hostile times may. */
     static int64_t gpuguard_ticks_ns(uint64_t ticks, unsigned resolution) {
+        static const uint32_t ns[] = {1000000000, 100000000, 10000000, 1000000, 100000, 10000, 1000, 100, 10, 1};
         unsigned n = resolution & 0x7f;
+        if (resolution < sizeof ns / sizeof *ns)
+            return (int64_t)(ticks * ns[resolution]);
         if (resolution & 0x80) {
             if (n >= 64)
                 return (int64_t)(n >= 94 ? 0 : ((unsigned __int128)ticks * 1000000000u) >> n);
@@ -97,8 +100,6 @@ cdef extern from *:
         }
         for (; n > 9 && ticks; n--)
             ticks /= 10;
-        for (; n < 9; n++)
-            ticks *= 10;
         return (int64_t)ticks;
     }
     static void gpuguard_prefetch(const uint8_t *p) { __builtin_prefetch(p); }
@@ -123,6 +124,8 @@ cdef extern from *:
     void prefetch "gpuguard_prefetch"(const uint8_t* p) noexcept nogil
     uint32_t load_acquire "gpuguard_load_acquire"(const uint32_t* p) noexcept nogil
     void store_release "gpuguard_store_release"(uint32_t* p, uint32_t v) noexcept nogil
+
+include "mixing.pxi"
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
@@ -158,6 +161,11 @@ cdef enum:
     CELLS_CBC_MIN = 8
     DATAGRAMS_MIN = 4
     X11_KEYS_MIN = 20
+
+# Of a place in the table of streams, beside bits of its hash; 0: free.
+cdef enum:
+    TAG_TAKEN = 1
+    TAG_DECIDED = 2
 
 cdef enum:
     OPENING = 0
@@ -295,7 +303,7 @@ cdef struct Parse:
     uint32_t facts_used
     uint8_t* arena
     uint32_t arena_used
-    uint16_t* tags
+    uint32_t* tags
     Stream* streams
     uint8_t* scratch
     uint64_t seed
@@ -1239,24 +1247,33 @@ cdef void read_segment(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p,
 
 
 cdef inline uint64_t stream_hash(const Row* row, uint64_t seed) noexcept nogil:
-    cdef const uint8_t* p = <const uint8_t*>row + 8
-    cdef uint64_t word, h = seed
+    return ends_hash(row.source, row.destination, <uint64_t>row.source_port << 16 | row.destination_port, seed)
+
+
+cdef inline uint32_t tag_of(uint64_t h) noexcept nogil:
+    return <uint32_t>h << 2 | TAG_TAKEN
+
+
+cdef inline bint decided(Parse* s, uint64_t h) noexcept nogil:
+    """Whether this is a stream that is not read any more: most segments are of one, and touch no other memory.
+
+    It is known by 30 bits of its hash, beside those of its set: one stream in 10**8 is taken for another.
+    """
+    cdef uint32_t base = <uint32_t>(h >> 40) % SETS * WAYS
+    cdef uint32_t tag = tag_of(h) | TAG_DECIDED
+    cdef bint found = 0
     cdef int i
-    for i in range(4):
-        memcpy(&word, p + 8 * i, 8)
-        h = (h ^ word) * <uint64_t>0x9E3779B97F4A7C15
-        h ^= h >> 32
-    word = (<uint64_t>row.source_port << 16) | row.destination_port
-    h = (h ^ word) * <uint64_t>0x9E3779B97F4A7C15
-    return h ^ (h >> 29)
+    for i in range(WAYS):
+        found |= s.tags[base + i] == tag
+    return found
 
 
 cdef inline Stream* find(Parse* s, const Row* row, uint64_t h) noexcept nogil:
     cdef uint32_t base = <uint32_t>(h >> 40) % SETS * WAYS
-    cdef uint16_t tag = <uint16_t>(h | 1)
+    cdef uint32_t tag = tag_of(h)
     cdef int i
     for i in range(WAYS):
-        if s.tags[base + i] == tag and memcmp(s.streams[base + i].key, <const uint8_t*>row + 8, 36) == 0:
+        if s.tags[base + i] & ~<uint32_t>TAG_DECIDED == tag and memcmp(s.streams[base + i].key, <const uint8_t*>row + 8, 36) == 0:
             return &s.streams[base + i]
     return NULL
 
@@ -1281,7 +1298,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
     t = &s.streams[chosen]
     if oldest:
         give_up(s, t)
-    s.tags[chosen] = <uint16_t>(h | 1)
+    s.tags[chosen] = tag_of(h)
     memset(t, 0, sizeof(Stream))
     memcpy(t.key, <const uint8_t*>row + 8, 36)
     return t
@@ -1291,6 +1308,7 @@ cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     """Begin anew; what waits, waits on, and who was called stays."""
     drop_buffer(s, t)
     drop_talk(t)
+    s.tags[t - s.streams] &= ~<uint32_t>TAG_DECIDED
     t.first = first
     t.wanted = first
     t.skip = 0
@@ -1320,6 +1338,8 @@ cdef inline void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t ha
     if row.tcp_flags & RST or not row.tcp_flags & (SYN | ACK):
         return
     h = stream_hash(row, s.seed)
+    if not row.tcp_flags & SYN and decided(s, h):
+        return
     t = find(s, row, h)
     if row.tcp_flags & SYN:
         sequence += 1
@@ -1346,6 +1366,8 @@ cdef inline void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t ha
         elif t.state == DECIDED:
             lose(s, t)
     if t.state >= DECIDED:
+        if not t.with_syn:
+            s.tags[t - s.streams] |= TAG_DECIDED
         return
     s.clock += 1
     t.used = s.clock
@@ -1751,11 +1773,12 @@ cdef void frame(Parse* s, uint32_t link, const uint8_t* p, uint32_t n, uint32_t 
         packet_type = p[10] if n >= 20 else packet_type
     elif link == 0 or link == 108:  # the family number differs by system, the version of IP does not
         at = 4
-    for i in range(VLAN_TAGS_MAX):
-        if not (kind == 0x8100 or kind == 0x88A8 or kind == 0x9100) or n < at + 4:
-            break
-        kind = be16(p + at + 2)
-        at += 4
+    if kind != 0x0800 and kind != 0x86DD:
+        for i in range(VLAN_TAGS_MAX):
+            if not (kind == 0x8100 or kind == 0x88A8 or kind == 0x9100) or n < at + 4:
+                break
+            kind = be16(p + at + 2)
+            at += 4
     if kind != 0x0800 and kind != 0x86DD or n < at:
         s.other += 1
         return
@@ -1878,7 +1901,7 @@ cdef class Parser:
         self.s.facts = <FactNote*>malloc(FACTS_MAX * sizeof(FactNote))
         self.s.arena = <uint8_t*>malloc(ARENA_BYTES)
         self.s.scratch = <uint8_t*>malloc(MESSAGE_MAX)
-        self.s.tags = <uint16_t*>calloc(SETS * WAYS, sizeof(uint16_t))
+        self.s.tags = <uint32_t*>calloc(SETS * WAYS, sizeof(uint32_t))
         self.s.streams = <Stream*>calloc(SETS * WAYS, sizeof(Stream))
         self.s.ahead = <Ahead*>calloc(AHEAD_SEGMENTS, sizeof(Ahead))
         self.s.datagrams = <Datagram*>calloc(DATAGRAM_SETS * DATAGRAM_WAYS, sizeof(Datagram))

@@ -220,16 +220,17 @@ cdef class CaptureFile:
         if end > <size_t>data.shape[0] or start > end:
             raise IndexError("start and end lie outside of data")
         with nogil:
-            while at < end and not full(self.c.s):
-                if self.c.ng or not self.begun and end - at >= 4 and be32(&data[at]) == BLOCK_SECTION:
+            if not self.begun:
+                if end - at >= 4 and be32(&data[at]) == BLOCK_SECTION:
                     took = ng_block(&self.c, &data[at], end - at)
-                elif self.begun:
-                    took = pcap_record(&self.c, &data[at], end - at)
-                else:
+                elif end > at:
                     took = pcap_header(&self.c, &data[at], end - at)
+                self.begun = took > 0
+                at += took if took > 0 else 0
+            while self.begun and at < end and not full(self.c.s):
+                took = (ng_block if self.c.ng else pcap_record)(&self.c, &data[at], end - at)
                 if took <= 0:
                     break
-                self.begun = 1
                 at += took
         self.offset += at - start
         if took < 0:

@@ -1,17 +1,4 @@
-# What flows.pyx and attempts.pyx share: the row of a dull flow, and how keys are mixed.
-
-cdef extern from *:
-    """
-    #include <stdint.h>
-    /* Both halves of a 128-bit product, folded: the mixing step of wyhash. */
-    static inline uint64_t gpuguard_fold(uint64_t a, uint64_t b) {
-        unsigned __int128 product = (unsigned __int128)a * b;
-        return (uint64_t)product ^ (uint64_t)(product >> 64);
-    }
-    static inline void gpuguard_ask(const void *p) { __builtin_prefetch(p, 1); }
-    """
-    uint64_t fold "gpuguard_fold"(uint64_t a, uint64_t b) noexcept nogil
-    void ask "gpuguard_ask"(const void *p) noexcept nogil
+# What flows.pyx and attempts.pyx share: the row of a dull flow.
 
 # observations.CLOSED_FLOW
 cdef packed struct Closed:
