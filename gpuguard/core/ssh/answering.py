@@ -71,7 +71,7 @@ class Answering:
             return False
         self._heard_keys = True
         if not self._terms.peers.openssh_client:
-            # Who waits for its answers does not go on by this: then a confirmation beside fewer keys is as long.
+            # Others wait for answers: to one that goes on now this was fewer keys, and a confirmation beside them.
             self._seen.line.unread = max(self._seen.line.unread, seg.size)
         return True
 

@@ -59,7 +59,7 @@ class Login:
         self._attempt_bytes = seg.size
         opening = (seg.size == sizes.no_more or seg.size in sizes.forward_only
                    or seg.size - sizes.no_more in sizes.session)
-        # What is missing may have been the answer that this record goes with.
+        # Where a segment is missing, the answer may have been in it.
         if self._merged and opening and seg.whole:
             return self._accept()
         self._merged = False

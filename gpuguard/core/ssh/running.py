@@ -95,7 +95,7 @@ class Running:
         return self._seen.told.once("ssh-exec", NAME_NATS, f"a command or subsystem was asked for ({size} bytes)")
 
     def _no_display(self) -> list[Use]:
-        """What runs is asked for before the server answers: that was it."""
+        """The server answers, so that what runs was asked for by then: it was a command as long as that request."""
         asked, self._display = self._display, 0
         return self._seen.told.once("ssh-exec", NAME_NATS, f"a command or subsystem was asked for ({asked} bytes)")
 

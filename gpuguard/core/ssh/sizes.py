@@ -9,6 +9,7 @@ from gpuguard.core.ssh.messages import (
     AGENT_REQUEST,
     ATTEMPT_MIN,
     CHANNEL_KEEPALIVE,
+    CHANNEL_SUCCESS,
     DATA,
     ENDING,
     IGNORE,
@@ -164,9 +165,9 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
         ending=ours(ENDING),
         agent=ours(AGENT_REQUEST),
         x11=ours(X11_REQUEST),
-        granted=2 * theirs(5) + theirs(9),
-        granted_one=theirs(5) + theirs(9),
-        granted_each=theirs(5),
+        granted=2 * theirs(CHANNEL_SUCCESS) + theirs(WINDOW_ADJUST),
+        granted_one=theirs(CHANNEL_SUCCESS) + theirs(WINDOW_ADJUST),
+        granted_each=theirs(CHANNEL_SUCCESS),
         key_exchange=theirs(KEX_REPLY_MIN),
         alive=theirs(CHANNEL_KEEPALIVE),
         confirm=min(confirms),
@@ -188,12 +189,8 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
 _USUAL = (
     Suite(8, 16, outside=True),  # chacha20-poly1305
     Suite(16, 16, outside=True),  # AES-GCM
-    Suite(16, 32, outside=True),  # AES-CTR with SHA-2 of 256 bits, encrypt-then-MAC
-    Suite(16, 20, outside=True),
-    Suite(16, 64, outside=True),
-    Suite(16, 32, outside=False),
-    Suite(16, 20, outside=False),
-    Suite(16, 64, outside=False),
+    # AES-CTR with HMAC of SHA-2 (256 bits), SHA-1 and SHA-2 (512 bits), first encrypt-then-MAC.
+    *(Suite(16, mac_bytes, outside=outside) for outside in (True, False) for mac_bytes in (32, 20, 64)),
 )
 
 
