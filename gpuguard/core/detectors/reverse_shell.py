@@ -155,33 +155,39 @@ class _Led:
                  "tunnel", "turns", "typed", "undo", "visited")
 
     def __init__(self) -> None:
+        #: Exchanges that the far side led and this host answered at once, or later; and those that this host led.
         self.led = 0
-        self.near = 0
-        self.answered = 0
         self.slow = 0
-        self.chaff = 0
-        self.tunnel = 0.0
-        self.told = 0.0
+        self.near = 0
+        #: All that the table counted by the last that it told of, which ended then.
+        self.answered = 0
         self.last_ns = 0
-        self.base_near = -1
-        self.base_far = -1
-        #: Whether the far side broke the last silence.
+        #: Whether the far side broke the last silence; what this host said in the last exchange, in bytes.
         self.broken = False
+        self.said = 0
+        #: The last ones that the far side led; when that was, and what it had said in all by then; -1 before the first.
         self.turns: deque[shell_talk.Turn] = deque(maxlen=RECENT_MAX)
         self.led_ns = 0
+        self.far_bytes = -1
+        #: When the last of them was told, as long as it may turn out to be the opening of a channel.
+        self.undo = 0
+        #: What both sides had said before the first.
+        self.base_near = 0
+        self.base_far = 0
         #: What typing weighed when keys were echoed last, and the size of a key.
         self.typed = 0.0
         self.key = 0
-        self.far_bytes = -1
-        #: What this host said in the last exchange, in bytes.
-        self.said = 0
-        self.undo = 0
+        #: Windows of keystroke chaff; what the grammar said of a tunnel, and of who asks through it.
+        self.chaff = 0
+        self.tunnel = 0.0
         self.visited: FlowUse | None = None
         #: Exchanges that the far side led on this connection, and how many connections there were.
         self.here = 0
         self.connections = 1
         self.sums = _Sums()
         self.earlier = _Sums()
+        #: What was told so far.
+        self.told = 0.0
 
     def go_on_from(self, before: _Led) -> None:
         """Take over what is known of an earlier connection to the same place."""
