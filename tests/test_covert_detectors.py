@@ -590,6 +590,14 @@ def test_a_shell_whose_commands_come_in_answers_is_found_whatever_it_sends(quiet
     assert standings([*seen, *flows.close(START + 10**12)], icmp_tunnel.Detector()) == {"icmp-tunnel": "suspect"}
 
 
+def test_the_memory_of_a_conversation_of_echoes_is_bounded():
+    detector = icmp_tunnel.Detector()
+    for item in echoes([(1.0, 8, size) for size in range(1, 2_000)])[:-1]:
+        detector.receive(item, Host())
+    (echo,) = detector._flows.values()
+    assert max(len(echo.questions), len(echo.answers), len(echo.times_ns)) <= icmp_tunnel.TIMES_MAX
+
+
 def test_who_types_in_a_tunnel_through_echoes_is_said():
     def said(detector, **how):
         items = [msgspec.structs.replace(one, **how) if isinstance(one, Exchange) else one

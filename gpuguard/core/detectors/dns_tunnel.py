@@ -90,11 +90,15 @@ class _Domain:
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
+        #: A bit for each name, answer and prefix of addresses that was seen.
         self.seen = 0
+        #: New names, and how many of them an alias or a mail exchanger answered.
         self.names = 0
         self.named = 0
+        #: Questions of types that only tunnels ask for; new prefixes that are nobody's.
         self.asked_odd = 0
         self.nowhere = 0
+        #: Bytes that new names told, and that answers brought.
         self.up = 0
         self.down = 0
         #: What was told of each subject; another one is told of only when the bytes have doubled, so these are few.

@@ -96,14 +96,19 @@ class _Echo:
                  "times_ns", "told", "unlike")
 
     def __init__(self) -> None:
+        #: Bytes that went out and that came back, and by how many these were ahead at most.
         self.sent = 0
         self.came = 0
         self.excess = 0
+        #: Answers unlike their own questions, and how much longer they were in all.
         self.unlike = 0
         self.surplus = 0
+        #: Exchanges that the far side began, and how many of them this host answered at once.
         self.far_first = 0
         self.led = 0
+        #: What goes one way, in words.
         self.one_way = ""
+        #: Sizes, and the times of the last answers.
         self.questions: set[int] = set()
         self.answers: set[int] = set()
         self.times_ns: deque[int] = deque(maxlen=TIMES_MAX)
@@ -147,7 +152,7 @@ class Detector:
         echo.excess = max(echo.excess, echo.came - echo.sent)
         if isinstance(item, Exchange):
             self._flows[item.flow] = echo
-            if item.first == "initiator" and len(echo.questions) < SIZES_MAX:
+            if item.first == "initiator" and max(len(echo.questions), len(echo.answers)) < SIZES_MAX:
                 echo.questions.add(item.question_bytes)
                 echo.answers.add(item.answer_bytes)
             echo.far_first += item.first == "responder"
