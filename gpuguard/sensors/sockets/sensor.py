@@ -101,8 +101,6 @@ class SocketSensor:
         self._again = True
         self._due_at(min(self._due_ns, max(time.monotonic_ns(), self._looked_ns + wait_ns)))
 
-    request_now = wake
-
     def notice(self, block: Block) -> None:
         """Learn from the process eye which network namespaces there are, and who can show them."""
         match block:
