@@ -79,6 +79,11 @@ def test_unknown_names_give_no_suite():
     assert suite_of("aes128-ctr", "hmac-sha1", "lz4") is None
 
 
+def test_names_of_one_cost_are_one_suite_whose_sizes_are_computed_once():
+    usual, made_up = (suite_of(name, "hmac-sha1", "zlib") for name in ("aes128-ctr", "aes-of-somebody-ctr"))
+    assert sizes_of(usual, usual) is sizes_of(made_up, made_up)
+
+
 def test_the_clients_first_choice_that_the_server_has():
     def lists(ciphers):
         return SshKexInit(0, (), (), ciphers, ciphers, ("hmac-sha1",), ("hmac-sha1",), ("none",), ("none",))
