@@ -42,8 +42,8 @@ def spread(events):
     return sorted(flows, key=lambda one: (one.closed.flow, one.time_ns)), others
 
 
-def judged(blocks, *, quiet):
-    guard = Guard(quiet=quiet)
+def judged(blocks, *, quiet, together=0):
+    guard = Guard(quiet=quiet, together=together)
     if not quiet:
         guard._flows = FlowTable()  # which tells of every exchange as well
     events, now_ns = [], 0
@@ -72,6 +72,7 @@ def test_on_recorded_traffic():
     for path in captures():
         each, quiet = judged(read(path, brief=False), quiet=False), judged(read(path, brief=True), quiet=True)
         assert quiet == each, path.name
+        assert judged(read(path, brief=True), quiet=True, together=1000) == each, path.name
         quiet_flows += len(quiet[0])
     assert quiet_flows > 1000
 
@@ -84,6 +85,7 @@ def test_on_random_packets_however_cut(packets, cut):
     parts = [Packets(time_ns=0, netns=0, rows=one) for one in (rows[:cut], rows[cut:]) if len(one)]
     each = judged(whole, quiet=False)
     assert judged(whole, quiet=True) == each
+    assert judged(parts, quiet=True, together=10) == judged(parts, quiet=True)
     assert judged(parts, quiet=True)[0] == judged(parts, quiet=False)[0]
 
 

@@ -31,8 +31,8 @@ HERE, THERE = "10.0.0.2", "10.0.0.9"
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 
 
-def judged(blocks, *, hosts=()):
-    guard, now_ns = Guard(quiet=True), 0
+def judged(blocks, *, hosts=(), together=0):
+    guard, now_ns = Guard(quiet=True, together=together), 0
     events = guard.receive(HostInfo(0, 1, "b", "h", 100, addresses=hosts)) if hosts else []
     for block in ticked(blocks):
         now_ns = max(now_ns, int(block.rows["time_ns"].max(initial=0)) if isinstance(block, Packets) else block.time_ns)
@@ -89,6 +89,7 @@ def test_attempts_are_weighed_in_the_order_of_their_time(flows, cuts):
     whole = judged(cut(rows, (), ()), hosts=(HERE,))
     assert judged(cut(rows, (), cuts), hosts=(HERE,)) == whole
     assert judged(cut(rows, (), range(len(rows))), hosts=(HERE,)) == whole
+    assert judged(cut(rows, (), cuts), hosts=(HERE,), together=30) == whole
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -97,7 +98,9 @@ def test_attempts_are_weighed_in_the_order_of_their_time(flows, cuts):
 def test_any_packets_and_names_however_cut(packets, cuts, named):
     rows = parity.rows_of([(*one[:-1], 4) for one in packets])
     facts = [DnsMessage(row, False, "a" * 40 + ".example.org", 16, 0) for row in sorted(named) if row < len(rows)]
-    assert judged(cut(rows, facts, cuts)) == judged(cut(rows, facts, ()))
+    whole = judged(cut(rows, facts, ()))
+    assert judged(cut(rows, facts, cuts)) == whole
+    assert judged(cut(rows, facts, cuts), together=30) == whole
 
 
 def test_who_answers_between_what_fails_is_heard_in_time():

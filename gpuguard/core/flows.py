@@ -147,18 +147,24 @@ class _Conversation:
 class FlowTable:
     """All conversations seen, at most ``size_max``; the same packets give the same observations, however cut.
 
-    ``quiet``: dull flows by the row. ``exchanges``: those of TCP and UDP that the initiator leads are told before the
-    responder led any; of TCP where it is not known who dialled, they are told in any case.
+    ``quiet``: dull flows by the row. ``together``: those rows may wait for so many of them, but for none of what must
+    not be told before them. ``exchanges``: those of TCP and UDP that the initiator leads are told before the responder
+    led any; of TCP where it is not known who dialled, they are told in any case.
     ``names``: DNS messages and ClientHellos are told of.
     """
 
-    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, exchanges: bool = True,
-                 names: bool = False) -> None:
+    def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, together: int = 0,
+                 exchanges: bool = True, names: bool = False) -> None:
         from gpuguard.core.names import may_carry  # names builds on this module
 
         self._may_carry = may_carry
         self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=not exchanges)
         self._names = names
+        self._together = together
+        # Rows of dull flows that are yet to be told, and how many of them nobody answered.
+        self._dull: list[Any] = []
+        self._dull_bytes = 0
+        self._dull_unanswered: Any = 0
         self._conversations: dict[int, _Conversation] = {}
         self._tellers: dict[int | bytes | bool, Callable[..., Seen]] = {
             _OPENED: self._open, _EXCHANGE: self._exchange, _CLOSED: self._close, _SEGMENT: self._segment,
@@ -189,7 +195,10 @@ class FlowTable:
                 continue
             slot, side, count = table.touch(rows, row, packets.netns)
             seen += self._observe(table.tell())
-            seen += self._learn(slot, side, fact, int(rows["time_ns"][row]), int(rows["sequence"][row]), count)
+            new = self._learn(slot, side, fact, int(rows["time_ns"][row]), int(rows["sequence"][row]), count)
+            if new and self._dull_unanswered:
+                seen += self._ended()
+            seen += new
         table.add(rows, last, len(rows), packets.netns)
         return seen + self._observe(table.tell())
 
@@ -208,27 +217,37 @@ class FlowTable:
 
     def close(self, time_ns: int) -> Seen:
         """Return the end of every flow that is still open."""
-        return self._observe(self._table.close(time_ns))
+        return [*self._observe(self._table.close(time_ns)), *self._ended()]
 
     def _observe(self, told: list[Told]) -> Seen:
         seen: Seen = []
-        dull: list[Any] = []
-        unanswered: Any = 0
         for one in told:
             kind = one[0]
             if kind == _DULL:
-                dull.append(one[1])
-                unanswered += one[2]
+                data: Any = one[1]
+                self._dull.append(data)
+                self._dull_bytes += len(data)
+                self._dull_unanswered += one[2]
             elif kind == _CARRIES:
                 self._conversations[one[1]].carrier = CARRIERS[one[2]]  # type: ignore[index]
             elif new := self._tellers[kind](*one[1:]):
                 # The more dull ones come at once, the cheaper they are; but ends keep their order among each other,
                 # and of those that may be part of a scan there is something to tell in its place.
-                if dull and (unanswered or kind in (_CLOSED, _UNANSWERED)):
-                    seen.append(_flows_closed(dull, unanswered))
-                    dull, unanswered = [], 0
+                if self._dull_unanswered or kind in (_CLOSED, _UNANSWERED):
+                    seen += self._ended()
                 seen += new
-        return [*seen, _flows_closed(dull, unanswered)] if dull else seen
+        if self._dull_bytes >= self._together * CLOSED_FLOW.itemsize:
+            seen += self._ended()
+        return seen
+
+    def _ended(self) -> Seen:
+        """Return the ends of dull flows that are yet to be told."""
+        if not self._dull:
+            return []
+        rows = np.frombuffer(b"".join(self._dull), CLOSED_FLOW)
+        ended = FlowsClosed(int(rows["time_ns"][-1]), rows, self._dull_unanswered)
+        self._dull, self._dull_bytes, self._dull_unanswered = [], 0, 0
+        return [ended]
 
     def _open(self, time_ns: Any, slot: Any, netns: Any, protocol: Any, near: Any, near_port: Any, far: Any,
               far_port: Any, known: Any, carrier: Any) -> Seen:
@@ -373,11 +392,6 @@ class FlowTable:
             case _:
                 pass
         return [_use(conversation, time_ns, packets, use) for use in uses]
-
-
-def _flows_closed(dull: list[bytes], unanswered: int) -> FlowsClosed:
-    rows = np.frombuffer(b"".join(dull), CLOSED_FLOW)
-    return FlowsClosed(int(rows["time_ns"][-1]), rows, unanswered)
 
 
 def _use(conversation: _Conversation, time_ns: int, packets: int, use: Use) -> FlowUse:

@@ -107,6 +107,8 @@ class Guard:
     quiet
         Report dull flows by the row (`FlowReports`) instead of one by one, at a hundredth of the cost. The answers are
         the same, see `reports`; but for the owners of flows in which nothing was seen, whom nobody looks up.
+    together
+        With how many others at least they are reported, for captures, of which nobody waits for more than the end.
     """
 
     def __init__(
@@ -119,13 +121,15 @@ class Guard:
         signatures: tuple[Signature, ...] = (),
         counter_model: Model | None = None,
         quiet: bool = False,
+        together: int = 0,
     ) -> None:
         self.host = Host()
         self.incidents = Incidents()
         self._policy = policy
         self._mode: Literal["observe", "enforce"] = mode
         # Egress policy wants each flow by its name.
-        self._flows = FlowTable(quiet=quiet and not policy.egress, exchanges=False, names=bool(policy.egress))
+        self._flows = FlowTable(quiet=quiet and not policy.egress, together=together, exchanges=False,
+                                names=bool(policy.egress))
         self._listed = False
         self._detectors = new_detectors(signatures, counter_model, counter_alarms_per_gpu_year, policy.egress)
         self._telling = [one for one in self._detectors if isinstance(one, Telling)]

@@ -169,7 +169,7 @@ def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[st
     from gpuguard.core.ticking import ticked
     from gpuguard.sensors.packets import CaptureError, read_capture
 
-    guard = Guard(policy, quiet=True)
+    guard = Guard(policy, quiet=True, together=_HELD_ROWS)
     now_ns = 0
     source = sys.stdin.buffer if file == Path("-") else file
     if addresses:
