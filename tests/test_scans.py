@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gpuguard.core.detectors import probing
 from gpuguard.core.events import Finding, FlowReport, FlowReports
 from gpuguard.core.guard import Guard
 from gpuguard.core.records import PACKET, HostInfo, Packets, Tick
@@ -139,3 +142,9 @@ def test_a_resolver_that_is_down_hides_no_scan():
     scan = [packet(i / 2, (HERE, 40_000 + i), (far, 22), flags=SYN) for i, far in enumerate(machines(60))]
     names = [one for i in range(400) for one in asked(i / 10, (10, 0, 0, 53), 53, 32_768 + i * 37 % 28_000)]
     assert told([*scan, *names]) == told(scan) == "confirmed"
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(st.ip_addresses())
+def test_a_first_byte_says_of_an_address_what_the_whole_address_does(address):
+    assert probing._weight(str(address)) == probing._weight_of(str(address))

@@ -141,7 +141,7 @@ class Guard:
         self._decided: OrderedDict[str, None] = OrderedDict()
         self._gone: deque[ProcessExited] = deque()
         self._started: set[ProcessId] = set()
-        self._evicted: dict[str, int] = {}
+        self._evicted = self._evictions()
         self._evicted_told_ns = 0
 
     def receive(self, block: Block) -> list[Event]:
@@ -436,18 +436,23 @@ class Guard:
 
     def _tell_evicted(self, time_ns: int, every_ns: int = EVICTED_TOLD_NS) -> list[Event]:
         """Return what full tables lost since this was told last, once a minute at most."""
-        evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted, **self.host.evicted()}
-        for detector in self._telling:
-            evicted |= detector.evicted()
-        lost = {name: count - self._evicted.get(name, 0) for name, count in evicted.items()}
-        if time_ns < self._evicted_told_ns + every_ns or not any(lost.values()):
+        evicted = self._evictions()
+        if time_ns < self._evicted_told_ns + every_ns or evicted == self._evicted:
             return []
+        lost = {name: count - self._evicted[name] for name, count in evicted.items()}
         since_ns, self._evicted_told_ns, self._evicted = self._evicted_told_ns or None, time_ns, evicted
         names = ", ".join(f"{count} {name}" for name, count in lost.items() if count)
         gap = Gap(time_ns=time_ns, sensor="core", reason=f"tables are full; forgotten before their time: {names}",
                   since_ns=since_ns, lost=sum(lost.values()))
         self._gaps.append(gap)
         return [gap]
+
+    def _evictions(self) -> dict[str, int]:
+        """Return how much full tables lost since the beginning, by what it was."""
+        evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted, **self.host.evicted()}
+        for detector in self._telling:
+            evicted |= detector.evicted()
+        return evicted
 
 
 def reports(quiet: FlowReports) -> Iterator[FlowReport]:

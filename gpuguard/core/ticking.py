@@ -3,7 +3,7 @@
 What nobody answered is told of at a tick, and so is what fell idle. If ticks came when a block ends, it would depend on
 how many packets a reader puts into one whether an attempt in vain is weighed before or after what succeeded meanwhile.
 So blocks are cut where a second begins, whatever their size: the same packets give the same events, however they came.
-A time before that of an earlier packet does not turn the clock back.
+A time before that of an earlier packet does not turn the clock back; a block bears the highest so far.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def ticked(blocks: Iterable[Packets | Gap]) -> Iterator[Packets | Gap | Tick]:
             continue
         # As numbers of Python: times are whatever a capture says, and rounding one down may leave what 63 bits hold.
         times = np.maximum.accumulate(block.rows["time_ns"])
-        seconds = times // _S
-        if now_ns is None:
-            now_ns = int(times[0])
-        cuts = [int(at) + 1 for at in np.flatnonzero(seconds[1:] != seconds[:-1])]
-        first_fact = 0
-        for start, end in zip((0, *cuts), (*cuts, len(times)), strict=True):
-            if int(times[start]) // _S > now_ns // _S:
-                yield Tick(time_ns=int(times[start]) // _S * _S)
-            now_ns = max(now_ns, int(times[end - 1]))
-            last = end == len(times)
-            next_fact = len(block.facts) if last else _facts_before(block, first_fact, end)
-            yield block if last and not start else part(block, start, end, first_fact, next_fact)
-            first_fact = next_fact
+        start, first_fact, last_ns = 0, 0, int(times[-1])
+        while start < len(times):
+            second = int(times[start]) // _S
+            if now_ns is not None and second > now_ns // _S:
+                yield Tick(time_ns=second * _S)
+            next_ns = (second + 1) * _S
+            end = int(times.searchsorted(next_ns)) if next_ns <= last_ns else len(times)
+            now_ns = int(times[end - 1]) if now_ns is None else max(now_ns, int(times[end - 1]))
+            next_fact = _facts_before(block, first_fact, end) if end < len(times) else len(block.facts)
+            one = part(block, start, end, first_fact, next_fact)
+            one.time_ns = now_ns
+            yield one
+            start, first_fact = end, next_fact
 
 
 def _facts_before(block: Packets, first: int, row: int) -> int:

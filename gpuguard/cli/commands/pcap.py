@@ -14,7 +14,7 @@ from gpuguard.code.containers.images import shown_path
 from gpuguard.core.events import FlowReport, FlowReports
 from gpuguard.core.labels import VERDICTS, Verdict
 from gpuguard.core.policy import DEFAULT_POLICY
-from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Tick
+from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Tick
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,17 +180,13 @@ def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[st
             if isinstance(block, Gap):
                 _add_gap(gaps, block)
                 continue
-            now_ns = max(now_ns, _last_ns(block) if isinstance(block, Packets) else block.time_ns)
+            now_ns = max(now_ns, block.time_ns)
             yield from guard.receive(block)
     except CaptureError as error:  # its text has already come as a gap
         click.echo(f"gpuguard: {shown_path(str(error))}", err=True)
         tally.unreadable.append(str(file))
     yield from guard.receive(Tick(time_ns=now_ns))
     yield from guard.close(now_ns)
-
-
-def _last_ns(block: Packets) -> int:
-    return int(block.rows["time_ns"].max()) if len(block.rows) else block.time_ns
 
 
 def _line(name: str, report: FlowReport, gaps: list[str]) -> Line:

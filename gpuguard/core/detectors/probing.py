@@ -119,6 +119,10 @@ _PLACES = Places(
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
 _CARRIERS = {_TCP: "tcp", _UDP: "udp"}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
+#: What a failure weighs where the first byte of an IPv4 address says it: the others hold networks of several kinds
+#: (IANA IPv4 Special-Purpose Address Registry), or no machine's.
+_BY_FIRST_BYTE = {"10": FAILED_NATS} | {
+    str(byte): FAILED_PUBLIC_NATS for byte in range(1, 224) if byte not in (10, 100, 127, 169, 172, 192, 198, 203)}
 _SPOTS = ("less than one new target in ten minutes", "neighbours on the same link that nobody answers for (ARP only)",
           "a scan that only tries what is known to answer", "UDP to one port of many machines from ever new sockets")
 
@@ -181,12 +185,12 @@ class _Source(Tried):
         """Note a failure at a target that was not tried before; return what it adds."""
         if flow.protocol == _UDP:
             return self.fail_unheard(flow, target)
-        address, port = flow.responder, flow.responder_port if flow.protocol == _TCP else 0
-        again, neighbour = address in self.addresses, _link(target) in self.neighbours
+        address, port, link = flow.responder, flow.responder_port if flow.protocol == _TCP else 0, _link(target)
+        again, neighbour = address in self.addresses, link in self.neighbours
         known_port, kind, swept_nats = port in self.ports, _PLACES.kind(target), _weight(address)
         self.addresses[address] = None
         self.ports[port] = None
-        self.neighbours[_link(target)] = None
+        self.neighbours[link] = None
         self.failed += 1
         if kind or neighbour:
             nats = swept_nats
@@ -304,8 +308,10 @@ class Detector:
         return nats, found
 
     def _fails_rarely(self, unit: _Unit) -> bool:
+        if unit.process is None:
+            return False
         source = self._sources.get(unit.key)
-        return unit.process is not None and (source is None or source.failed < FAILED_OF_PROCESS_MIN)
+        return source is None or source.failed < FAILED_OF_PROCESS_MIN
 
     def _answered(self, flow: FlowId, host: Host) -> None:
         self._waiting.pop(flow, None)
@@ -384,12 +390,13 @@ class Detector:
 
         So a scan of ten thousand addresses does not make ten thousand findings.
         """
-        source = self._of(unit, flow.start_ns)
+        source = self._sources.get(unit.key)
+        if source is None or source.nats < SUSPECT_NATS:
+            return []
         seen_ns = self._failing.get(unit.source) or 0
         # Where a process was seen at it, what has no owner is most likely its. That is not certain enough to be added
         # to the process, and no other scan either.
-        somebodys = unit.key == unit.source and seen_ns and time_ns - seen_ns < FORGOTTEN_AFTER_NS
-        if source.nats < SUSPECT_NATS or somebodys:
+        if unit.key == unit.source and seen_ns and time_ns - seen_ns < FORGOTTEN_AFTER_NS:
             return []
         subject: Subject = unit.process or flow
         change = source.nats - source.told if unit.process else source.nats
@@ -469,9 +476,13 @@ def _link(target: Target) -> bytes:
     return (target[:15] if target.startswith(_MAPPED) else target[:8]) + target[16:]
 
 
-@lru_cache(maxsize=4096)
 def _weight(address: str) -> float:
     """Return what a failure at an address weighs in a sweep, 0 if it is no machine's: a group's, or everybody's."""
+    return _BY_FIRST_BYTE.get(address.partition(".")[0]) or _weight_of(address)
+
+
+@lru_cache(maxsize=4096)
+def _weight_of(address: str) -> float:
     one = ipaddress.ip_address(address)
     if one.is_multicast or one.is_unspecified or one.is_loopback or address == "255.255.255.255":
         return 0.0
