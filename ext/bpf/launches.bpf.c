@@ -330,6 +330,7 @@ static __always_inline bool begin(const struct launch_key *key, __u64 launches, 
 		__sync_fetch_and_add(&share->rows, 1);
 		if (held)
 			__sync_fetch_and_add(held, 1);
+		count(COUNT_BEGUN);
 		return true;
 	}
 	/* Another thread was first. */

@@ -75,7 +75,9 @@ enum quota_mode {
 
 enum counter {
 	COUNT_ROWS_FULL = 0, COUNT_UNREADABLE = 1, COUNT_RING_FULL = 2, COUNT_FOREIGN = 3, COUNT_COARSE = 4,
-	COUNT_CALLS_FULL = 5, COUNTERS = 6,
+	COUNT_CALLS_FULL = 5,
+	COUNT_BEGUN = 6, /* no loss: rows that were ever begun; while it stands still, an empty table is empty */
+	COUNTERS = 7,
 };
 
 struct launch_key {

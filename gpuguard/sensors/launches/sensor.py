@@ -41,7 +41,7 @@ EVENT = np.dtype([
     ("time_ns", "<i8"), ("start_ns", "<u8"), ("handle", "<u8"), ("parent", "<u8"), ("address", "<u8"),
     ("bytes", "<u8"), ("pid", "<u4"), ("form", "<u4"), ("text", "S384"),
 ])
-#: What each of `enum counter` there counts.
+#: What each of `enum counter` there counts, but for the last, COUNT_BEGUN.
 COUNTERS = (
     "launches not counted: the table of kernels is full",
     "arguments not readable in the memory of the process",
@@ -78,7 +78,8 @@ class LaunchSensor:
         self._gaps = Gaps()
         self._names = KernelNames()
         self._modules = Modules(broker, self._names, self._gaps)
-        self._counted = list(_launches.read_counters(self._counters_fd))
+        self._counted = list(_launches.read_counters(self._counters_fd)[:-1])
+        self._empty_since: int | None = None
         self._told_lost_ns = [0] * len(COUNTERS)
         self._refused = opened.values.get("refused", 0)
         self._young: list[tuple[int, int]] = []
@@ -103,7 +104,6 @@ class LaunchSensor:
         if self.period_ns is None or is_due(now_ns, self._rows_read_ns, self.period_ns // 2):
             self._rows_read_ns = now_ns
             blocks += self._read_rows(now_ns)
-            self._count_gaps(now_ns)
         return [*blocks, *self._gaps.take()]
 
     def close(self) -> None:
@@ -184,11 +184,17 @@ class LaunchSensor:
         from gpuguard import _launches
 
         boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        *lost, begun = _launches.read_counters(self._counters_fd)
+        self._count_gaps(now_ns, lost)
+        count = 0
         try:
-            count = _launches.read_rows(self.rows_fd, bytes_of(self._keys), bytes_of(self._values))
+            # To walk a table costs the same whatever is in it, and most of the time nothing is.
+            if begun != self._empty_since:
+                count = _launches.read_rows(self.rows_fd, bytes_of(self._keys), bytes_of(self._values))
         except OSError as error:
             self._gaps.tell(now_ns, str(error))
             return []
+        self._empty_since = None if count else begun
         rows = self._deltas.take(self._keys[:count], self._values[:count], boot_ns)
         names = self._tell_nameless(rows, now_ns)
         if not len(rows) and not is_due(now_ns, self._told_alive_ns, ALIVE_PERIOD_NS):
@@ -220,10 +226,7 @@ class LaunchSensor:
             self._nameless[process] = told is not None
         return stale
 
-    def _count_gaps(self, now_ns: int) -> None:
-        from gpuguard import _launches
-
-        counted = _launches.read_counters(self._counters_fd)
+    def _count_gaps(self, now_ns: int, counted: list[int]) -> None:
         for i, (now, before) in enumerate(zip(counted, self._counted, strict=True)):
             # The first time at once; what goes on for long is said now and then, with all that was lost meanwhile.
             if now == before or not is_due(now_ns, self._told_lost_ns[i], LOST_PERIOD_NS):
