@@ -63,6 +63,9 @@ class PacketSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
 
     def __post_init__(self) -> None:
+        twice = next((one for one in self.interfaces if self.interfaces.count(one) > 1), None)
+        if twice is not None:
+            raise ValueError(f"packets.interfaces names {twice} twice: its packets would count twice")
         for rule in self.ignore:
             try:
                 packet_filter.parse(rule)

@@ -91,6 +91,7 @@ def test_one_named_file_is_the_only_one(tmp_path):
     ("[guard]\nalarms_per_gpu_year = 0", ["guard.alarms_per_gpu_year"]),
     ("[guard]\nalarms_per_gpu_year = nan", ["guard.alarms_per_gpu_year"]),
     ("[packets]\ninterfaces = 'eth0'", ["packets.interfaces", "array"]),
+    ("[packets]\ninterfaces = ['lo', 'eth0', 'lo']", ["packets.interfaces", "names lo twice"]),
     ("[packets]\nenabled = 1", ["packets.enabled", "bool"]),
     ("[packets]\nignore = ['port 1', 'net 10.8.0.1/16']", ["packets.ignore", "'net 10.8.0.1/16'", "host bits set"]),
     (f"[packets]\nignore = {['port 1'] * 33}", ["packets.ignore", "<= 32"]),
