@@ -53,7 +53,7 @@ def _once(settings: Settings) -> tuple[list[str], tuple[Measure, ...]]:
     except LabClosed as closed:
         return [str(closed)], ()
     judgement = judge(tale)
-    late = [f"late: {m.what}" for m in judgement.measures if m.value_s is not None and m.value_s > m.target_s]
+    late = [f"late: {what}" for what in judgement.late]
     closed_eyes = list(judgement.excused) if os.geteuid() == 0 else []
     return [*judgement.missing, *judgement.accused, *late, *(f"left behind: {w}" for w in left), *closed_eyes], \
         judgement.measures

@@ -288,6 +288,7 @@ def _closing(console: Console, judgement: Judgement, left: list[str], kept: Mapp
     rows += [("closed", excuse, "yellow") for excuse in judgement.excused]
     rows += [("missed", fault, "bold red") for fault in judgement.missing]
     rows += [("accused", fault, "bold red") for fault in judgement.accused]
+    rows += [("late", f"{what} (is this machine busy?)", "yellow") for what in judgement.late]
     rows.append(("result", "everything was found, and nobody else was accused" if passed else "failed",
                  "bold green" if passed else "bold red"))
     console.print()
