@@ -232,8 +232,9 @@ class FlowTable:
                 self._conversations[one[1]].carrier = CARRIERS[one[2]]  # type: ignore[index]
             elif new := self._tellers[kind](*one[1:]):
                 # The more dull ones come at once, the cheaper they are; but ends keep their order among each other,
-                # and of those that may be part of a scan there is something to tell in its place.
-                if self._dull_unanswered or kind in (_CLOSED, _UNANSWERED):
+                # and of those that may be part of a scan there is something to tell in its place: before all but an
+                # opening, which says nothing of others.
+                if kind in (_CLOSED, _UNANSWERED) or (self._dull_unanswered and kind != _OPENED):
                     seen += self._ended()
                 seen += new
         if self._dull_bytes >= self._together * CLOSED_FLOW.itemsize:
@@ -327,7 +328,7 @@ class FlowTable:
         if conversation.ssh is None:
             return []
         uses = conversation.ssh.segment(time_ns, side, size, total, holes=(near_holes, far_holes))
-        return [_use(conversation, time_ns, packets, use) for use in uses]
+        return [_use(conversation, time_ns, packets, use) for use in uses] if uses else []
 
     def _rhythm(self, time_ns: Any, slot: Any, side: Any, records: Any, grid: Any, quick: Any, packets: Any) -> Seen:
         """Records on OpenSSH's grid whose every one is answered at once: their sender types, the other side serves."""

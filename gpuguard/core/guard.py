@@ -215,6 +215,9 @@ class Guard:
     def _answer(self, item: Block) -> list[Event]:
         """Return what a record asks for by itself, apart from any evidence in it."""
         match item:
+            case Tick():
+                self._forget_exited(item.time_ns)
+                return [*self._rejoin(item.time_ns, self._of_started()), *self._tell_evicted(item.time_ns)]
             case Gap():
                 self._gaps.append(item)
                 return [item]
@@ -232,9 +235,6 @@ class Guard:
                 return self._heard(item)
             case ProcessExited():
                 self._gone.append(item)
-            case Tick():
-                self._forget_exited(item.time_ns)
-                return [*self._rejoin(item.time_ns, self._of_started()), *self._tell_evicted(item.time_ns)]
             case _:
                 pass
         return []

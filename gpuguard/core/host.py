@@ -18,11 +18,13 @@ from gpuguard.core.records import (
     HostInfo,
     KernelName,
     ModuleImage,
+    Packets,
     ProcessExited,
     ProcessSample,
     ProcessStarted,
     Socket,
     Sockets,
+    Tick,
 )
 from gpuguard.core.subjects import Context, FlowId, ProcessId, context_of
 
@@ -151,6 +153,8 @@ class Host:
         """Take one record in; of what it has no use for, it takes the time."""
         self.now_ns = max(self.now_ns, item.time_ns)
         match item:
+            case Packets() | Tick():
+                pass  # most blocks: not compared with all others first
             case ProcessStarted():
                 self.processes[item.process] = item
                 self._current[item.process.pid] = item.process

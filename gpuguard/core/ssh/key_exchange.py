@@ -100,10 +100,12 @@ class KeyExchange:
 
     def segment(self, side: int, size: int) -> None:
         """Read the suite from the service request, where the key exchange was cut off or partly lost."""
+        if all(self._kexinits):
+            return
         asker, asked = self._last_plain
         self._last_plain = (side, size)
         self._segments[side] += 1
-        if all(self._kexinits) or min(self._segments) < _KEY_EXCHANGE_SEGMENTS:
+        if min(self._segments) < _KEY_EXCHANGE_SEGMENTS:
             return
         suite = BY_SERVICE.get(size)
         if suite is not None and asked == size and asker != side:
