@@ -218,6 +218,7 @@ cdef class Ring:
         # Packets lie far apart, each on lines that no cache has yet: fetch the next one's headers meanwhile.
         prefetch(head + self.at + step)
         prefetch(head + self.at + step + 64)
+        prefetch(head + self.at + step + 128)
         self._frame(s, head + self.at, self.block_bytes - self.at)
         self.left -= 1
         if self.left and (step < LINK_HEADER or step > self.block_bytes):

@@ -196,12 +196,11 @@ class LaunchSensor:
             return []
         self._empty_since = None if count else begun
         rows = self._deltas.take(self._keys[:count], self._values[:count], boot_ns)
-        names = self._tell_nameless(rows, now_ns)
         if not len(rows) and not is_due(now_ns, self._told_alive_ns, ALIVE_PERIOD_NS):
             return []
         # A block without rows says that the eye is open and saw nothing: silence must not look like blindness.
         self._told_alive_ns = now_ns
-        return [*names, Launches(now_ns, rows)]
+        return [*self._tell_nameless(rows, now_ns), Launches(now_ns, rows)]
 
     def _tell_nameless(self, rows: np.ndarray, now_ns: int) -> list[Block]:
         """Say once of a process that it launches kernels whose look-up was not seen.
