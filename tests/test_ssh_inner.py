@@ -16,7 +16,8 @@ from gpuguard.core.labels import LABELS
 from gpuguard.core.observations import FlowUse
 from gpuguard.core.ssh.inner import NESTED_MIN, FromServer, Nested
 from gpuguard.core.ssh.login import NAME_REFUSED_NATS
-from gpuguard.core.ssh.messages import DATA, KEY, OPEN_CONFIRMATION, REPLY
+from gpuguard.core.ssh.messages import DATA, ENDING, KEY, OPEN_CONFIRMATION, REPLY
+from gpuguard.core.ssh.sizes import ServerChannel
 from gpuguard.core.ssh.suites import record_bytes, suite_of
 from gpuguard.core.subjects import FlowId
 
@@ -61,21 +62,31 @@ def test_what_is_typed_at_the_outer_level_is_not_nested(story):
 
 
 @pytest.mark.parametrize("suite", SUITES)
-@pytest.mark.parametrize(("opened", "said", "use"), [
-    (39, 9 + 5, "ssh-agent-used-in-interactive"), (39, 9 + 212, "ssh-agent-used-in-interactive"),
-    (37, 9 + 48, "ssh-x11-used-in-interactive"), (37, 9 + 30, None), (66, 9 + 48, None),
+@pytest.mark.parametrize(("opened", "said", "answered", "use"), [
+    (39, 9 + 5, 9 + 90, "ssh-agent-used-in-interactive"), (39, 9 + 212, 9 + 5, "ssh-agent-used-in-interactive"),
+    (30, 9 + 244, 9 + 5, "ssh-agent-used-in-interactive"),
+    (37, 9 + 48, 9 + 3_000, "ssh-x11-used-in-interactive"), (37, 9 + 30, 9 + 3_000, None),
+    (66, 9 + 48, 9 + 3_000, None),
+    # Keys, of which one is as long as a confirmation in blocks of 16 bytes; and a display that refuses.
+    (39, 9 + 5, KEY, None), (37, 9 + 48, 2 * ENDING, None),
 ])
-def test_the_agent_and_the_screen_of_this_side(suite, opened, said, use):
+def test_the_agent_and_the_screen_of_this_side(suite, opened, said, answered, use):
     talk = Talk(suite).login()
     play(talk, BENIGN["shell"][0])
     talk.theirs(opened, after_ns=2 * 10**9)
     talk.ours(OPEN_CONFIRMATION, after_ns=500_000)
     talk.theirs(said, after_ns=30_000_000)
-    if use:
-        # In blocks of 16 bytes both opens cost the same, but not what is said first.
-        assert use in talk.named()
-    else:
-        assert not any("used" in one for one in talk.named())
+    assert not any("used" in one for one in talk.named())
+    talk.ours(answered, after_ns=300_000)
+    # In blocks of 16 bytes both opens cost the same, but not what is said first.
+    assert [one for one in sorted(talk.named()) if "used" in one] == ([use] if use else [])
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_of_a_library_the_agent_is_told_where_it_was_asked_for(asked):
+    talk = Talk("gcm", banner="SSH-2.0-paramiko_5.1.0", server="SSH-2.0-OpenSSH_9.2p1").login()
+    play(talk, f"c24 s17 {'c36 ' if asked else ''}c27 s9+5 w s39 c17 s14 c100")
+    assert ("ssh-agent-used-in-exec" in talk.named()) == asked
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -140,7 +151,8 @@ def test_what_is_seen_beside_a_use_is_told_with_it(use, nats, label):
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from((36, 44, 68, 76, 116)), st.integers(0, 2 * 10**9)),
                 max_size=120))
 def test_nested_is_told_once_and_only_for_pairs_enough(records):
-    nested, watch = Nested({(76, 76): 1, (116, 116): 2}), FromServer({"x": frozenset({68})}, {"x": frozenset({44})}, 44)
+    nested = Nested({(76, 76): 1, (116, 116): 2})
+    watch = FromServer((ServerChannel("x", frozenset({68}), {44: 116}),), 44)
     now, told, pairs = 0, [], {1: 0, 2: 0}
     before = (False, 0, -10**12)
     for client, size, after_ns in records:

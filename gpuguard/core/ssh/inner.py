@@ -7,7 +7,8 @@ that go to and fro are taken for one too; so this accuses nobody, and weighs not
 
 Agent and X11 channels are opened by the server (RFC 4254 section 6.3.2, OpenSSH's PROTOCOL.agent). The open, its
 confirmation and the first word have one length each: an agent is first asked for its keys, or told which session it is
-used by, and a display is first shown the cookie.
+used by, and a display is first shown the cookie. Typed keys and copies by SFTP may cost as much in blocks of 16 bytes;
+so the answer has to be as long as it is at least, and that it may be data is said.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpuguard.core.ssh.connection import Seen, Terms
     from gpuguard.core.ssh.line import Segment
+    from gpuguard.core.ssh.sizes import ServerChannel
     from gpuguard.core.ssh.uses import Use
 
 # What an inner session runs in, by what was said of the outer one; the first that fits.
@@ -64,14 +66,15 @@ class Nested:
 
 
 class FromServer:
-    """Watches for channels that a server opens: ``opens`` by what their open costs, ``words`` by their first data."""
+    """Watches for channels that a server opens; ``confirmed`` is what the client's confirmation costs."""
 
-    def __init__(self, opens: dict[str, frozenset[int]], words: dict[str, frozenset[int]], confirmed: int) -> None:
-        self._opens = opens
-        self._words = words
+    def __init__(self, channels: tuple[ServerChannel, ...], confirmed: int) -> None:
+        self._channels = channels
         self._confirmed = confirmed
         self._open: tuple[int, int] | None = None
         self._is_open = False
+        #: What was asked there, and the least that answers it.
+        self._asked: tuple[str, int] | None = None
 
     def segment(self, time_ns: int, size: int, *, from_client: bool) -> str:
         """Return what was opened and is used, or ""."""
@@ -80,12 +83,13 @@ class FromServer:
         if from_client:
             self._is_open = (not is_open and opened is not None and size == self._confirmed
                              and time_ns - opened[0] < ANSWERED_NS)
-            return ""
+            asked, self._asked = self._asked, None
+            return asked[0] if asked and size >= asked[1] else ""
         self._open = (time_ns, size)
-        if opened is None or not is_open:
-            return ""
-        fits = (kind for kind, words in self._words.items() if size in words and opened[1] in self._opens[kind])
-        return next(fits, "")
+        if opened is not None and is_open:
+            self._asked = next(((one.kind, one.words[size]) for one in self._channels
+                                if size in one.words and opened[1] in one.opens), None)
+        return ""
 
 
 class Inside:
@@ -96,7 +100,7 @@ class Inside:
         self._terms = terms
         self._seen = seen
         self._nested = Nested(sizes.nested)
-        self._from_server = FromServer(sizes.server_opens, sizes.server_words, sizes.confirm_client)
+        self._from_server = FromServer(sizes.server_channels, sizes.confirm_client)
 
     def segment(self, seg: Segment) -> list[Use]:
         """Take in a segment, and say what is new."""
@@ -111,8 +115,11 @@ class Inside:
                     "other(s)")
             uses.append(told.say(f"ssh-nested-in-{around}", 0.0, text))
         opened = self._from_server.segment(seg.time_ns, seg.size, from_client=seg.from_client)
-        session = opened and next((label for label in _SESSIONS if f"ssh-{label}" in told), "")
+        # Of OpenSSH's client nothing tells that the agent was asked for (`channels`), of others something does.
+        asked = self._terms.peers.openssh_client or "ssh-forwarding-asked" in told
+        session = opened and asked and next((label for label in _SESSIONS if f"ssh-{label}" in told), "")
         if session:
-            uses += told.once(f"ssh-{opened}-used-in-{session}", 0.0, f"the far side used this side's {opened}: a "
-                              f"channel was opened to it, and {seg.size} bytes sent")
+            text = (f"the far side used this side's {opened}: a channel was opened to it, and what was asked there was "
+                    f"answered by {seg.size} bytes; or as much was sent in another, and answered so")
+            uses += told.once(f"ssh-{opened}-used-in-{session}", 0.0, text)
         return uses

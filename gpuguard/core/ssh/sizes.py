@@ -34,11 +34,15 @@ from gpuguard.core.ssh.messages import (
 from gpuguard.core.ssh.openings import answers, deflated_openings, plain_openings
 from gpuguard.core.ssh.suites import Suite, record_bytes
 
-# What a server opens, and the first that it says there. auth-agent@openssh.com: SSH_AGENTC_REQUEST_IDENTITIES, or
-# session-bind@openssh.com for an Ed25519 key and an exchange hash of 32 or 64 bytes (PROTOCOL.agent); x11 from ::1 or
-# 127.0.0.1: the setup with MIT-MAGIC-COOKIE-1 (X11 protocol, section 8).
-_SERVER_CHANNELS = {"agent": ((39,), (DATA + 5, DATA + 212, DATA + 244)),
-                    "x11": ((31, 37), (DATA + 48,))}
+_BINDS = {DATA + 212: DATA + 5, DATA + 244: DATA + 5}
+# What a server opens, the first that it says there, and the least that answers it. auth-agent@openssh.com (OpenSSH's
+# PROTOCOL.agent): SSH_AGENTC_REQUEST_IDENTITIES, answered by an Ed25519 key at least, the shortest; or session-bind for
+# such a key and an exchange hash of 32 or 64 bytes, answered by SSH_AGENT_SUCCESS. Its new name, agent-connect (OpenSSH
+# 10.6; draft-ietf-sshm-ssh-agent), is as short as much data is, so that only the latter is looked for. x11 from ::1 or
+# 127.0.0.1: the setup with MIT-MAGIC-COOKIE-1, answered by what the display has (X11 protocol, section 8).
+_SERVER_CHANNELS = (("agent", (39,), {DATA + 5: DATA + 68, **_BINDS}),
+                    ("agent", (30,), _BINDS),
+                    ("x11", (31, 37), {DATA + 48: DATA + 200}))
 
 # From "password" to four long names of methods.
 _METHODS_BYTES = range(8, 61)
@@ -47,6 +51,14 @@ _NAMES_BYTES = range(4, 103)
 
 # pty-req without modes, RFC 4254 section 6.2, for terminals of 4 ("dumb") to 14 letters ("xterm-256color").
 _BARE_PTY_BYTES = range(42 + 4, 42 + 20)
+
+
+class ServerChannel(NamedTuple):
+    """What a channel costs that a server opens: its open, and by the first that is said there the least in answer."""
+
+    kind: str
+    opens: frozenset[int]
+    words: dict[int, int]
 
 
 class Sizes(NamedTuple):
@@ -106,8 +118,7 @@ class Sizes(NamedTuple):
     attempt_min: int
     #: What a key of an inner session and its echo cost, and how deep that session is; see `inner`.
     nested: dict[tuple[int, int], int]
-    server_opens: dict[str, frozenset[int]]
-    server_words: dict[str, frozenset[int]]
+    server_channels: tuple[ServerChannel, ...]
     exact: bool
 
 
@@ -179,8 +190,7 @@ def sizes_of(client: Suite, server: Suite, *, no_more_sessions: bool = True) -> 
         failures=frozenset(theirs(6 + size) for size in _METHODS_BYTES) - {theirs(KEY_ACCEPTED)},
         attempt_min=ours(ATTEMPT_MIN),
         nested=_nested(client, server),
-        server_opens={kind: frozenset(map(theirs, opens)) for kind, (opens, _) in _SERVER_CHANNELS.items()},
-        server_words={kind: frozenset(map(theirs, words)) for kind, (_, words) in _SERVER_CHANNELS.items()},
+        server_channels=_server_channels(client, server),
         exact=not (client.compressed or server.compressed),
     )
 
@@ -192,6 +202,16 @@ _USUAL = (
     # AES-CTR with HMAC of SHA-2 (256 bits), SHA-1 and SHA-2 (512 bits), first encrypt-then-MAC.
     *(Suite(16, mac_bytes, outside=outside) for outside in (True, False) for mac_bytes in (32, 20, 64)),
 )
+
+
+def _server_channels(client: Suite, server: Suite) -> tuple[ServerChannel, ...]:
+    def theirs(payload_bytes: int) -> int:
+        return record_bytes(server, payload_bytes)
+
+    return tuple(
+        ServerChannel(kind, frozenset(map(theirs, opens)),
+                      {theirs(word): record_bytes(client, least) for word, least in words.items()})
+        for kind, opens, words in _SERVER_CHANNELS)
 
 
 def _nested(client: Suite, server: Suite) -> dict[tuple[int, int], int]:
