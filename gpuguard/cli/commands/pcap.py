@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuguard.cli.output import Summary, exit_status, worst, write_line, write_summary
-from gpuguard.code.containers.images import shown_path
 from gpuguard.core.events import FlowReport, FlowReports
 from gpuguard.core.labels import VERDICTS, Verdict
 from gpuguard.core.policy import DEFAULT_POLICY
 from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Tick
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,7 @@ def judge(file: Path, addresses: tuple[str, ...], tally: _Tally, *, dull: bool =
 
     Where the ``dull`` ones are not asked for, they are counted only.
     """
-    name = shown_path(str(file))
+    name = visible(str(file))
     gaps: list[str] = []
     held: list[FlowReports] = []
     rows = 0
@@ -143,7 +143,7 @@ def judge(file: Path, addresses: tuple[str, ...], tally: _Tally, *, dull: bool =
 
 def _add_gap(gaps: list[str], gap: Gap) -> None:
     """Keep what a gap says, once, and not without end."""
-    text = shown_path(f"{gap.sensor}: {gap.reason}") if len(gaps) < _GAPS_MAX else _MORE_GAPS
+    text = visible(f"{gap.sensor}: {gap.reason}") if len(gaps) < _GAPS_MAX else _MORE_GAPS
     if text not in gaps:
         gaps.append(text)
 
@@ -183,7 +183,7 @@ def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[st
             now_ns = max(now_ns, block.time_ns)
             yield from guard.receive(block)
     except CaptureError as error:  # its text has already come as a gap
-        click.echo(f"gpuguard: {shown_path(str(error))}", err=True)
+        click.echo(f"gpuguard: {visible(str(error))}", err=True)
         tally.unreadable.append(str(file))
     yield from guard.receive(Tick(time_ns=now_ns))
     yield from guard.close(now_ns)
@@ -282,7 +282,7 @@ def _print(tally: _Tally) -> None:
         table.add_column("flow", overflow="fold")
         table.add_column("why", overflow="fold", ratio=1)
         for line in tally.found:
-            reasons = "\n".join(shown_path(str(one["text"])) for one in line["evidence"])  # type: ignore[attr-defined]
+            reasons = "\n".join(visible(str(one["text"])) for one in line["evidence"])  # type: ignore[attr-defined]
             after = line["decided_after_s"]
             delay = f"\nafter {after:.1f} s" if isinstance(after, float) else ""
             what = f"{line['verdict']}\n{line['label']}\nover {line['carrier']}{delay}"
