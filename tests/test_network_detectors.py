@@ -24,13 +24,14 @@ SUSPECT = 6.0
 
 
 def talk(rows, *, carrier="tls", flow=FLOW, rtt_ns=30 * MS, out=100, into=100):
-    """Exchanges of (who spoke first, gap ms, question, answer, delay ms, what stood before); bytes grow by the two."""
-    now, counts, seen = START, [0, 0], []
+    """Exchanges of (who spoke first, gap ms, question, answer, delay ms, what stood before); bytes grow by these."""
+    now, counts, seen, said = START, [0, 0], [], 0
     for first, gap_ms, question, answer, delay_ms, *before in rows:
         now += round(gap_ms * MS)
         counts[first == "responder"] += 1
         near, far = (answer, question) if first == "responder" else (question, answer)
-        out, into = out + near, into + far
+        out, into = out + near + max(0, sum(before) - said), into + far
+        said = answer
         seen.append(Exchange(
             time_ns=now + round(delay_ms * MS), flow=flow, first=first, answer_delay_ns=round(delay_ms * MS),
             question_bytes=question, answer_bytes=answer, initiator_first=counts[0], responder_first=counts[1],
@@ -329,6 +330,20 @@ def test_ssh_is_named_as_such_and_a_tunnel_adds_to_it():
     assert list(alone) == ["ssh-reverse-shell"]
     assert SUSPECT <= alone["ssh-reverse-shell"] < 10
     assert judge([request, *talk(typing(6), carrier="ssh")])["ssh-reverse-shell"] > 25
+
+
+@pytest.mark.parametrize("larger", [0, 9])
+@pytest.mark.parametrize("size", [36, 44])
+def test_programs_that_ask_from_the_far_side_of_ssh_type_nothing(size, larger):
+    """execnet's workers, watchdogs, pings of a WebSocket through -L: one record each way, now and then a longer one."""
+    rng = random.Random(size)
+    said, rows = size, []
+    for i in range(60):
+        answer = size + 8 * (larger and i % larger == 4)
+        rows.append(("responder", rng.lognormvariate(6.9, 0.7), size, answer, rng.uniform(0.2, 20), said))
+        said = answer
+    assert judge(talk(rows, carrier="ssh")) == {}
+    assert judge(talk(typing(12, size=size), carrier="ssh"))["ssh-reverse-shell"] >= SUSPECT
 
 
 def test_openings_of_channels_are_no_talk():

@@ -397,6 +397,24 @@ def ssh_server_asks(rng: Random, wire: Wire) -> None:
     together(wire, *parts)
 
 
+def far_programs_ask(rng: Random, wire: Wire) -> None:
+    """Programs on the far side that ask for their next item or whether somebody is there, and are answered."""
+    start = opening(rng, wire)
+
+    def asks(now: float) -> Part:
+        asked, item = sizes(rng, 1, rng.choice((8, 40))), sizes(rng, 1, rng.choice((8, 60)))
+        larger, more = rng.choice((0, 0, 0.03, 0.1, 0.3)), sizes(rng, 8, 400)
+        comes = log_normal(rng, rng.choice((0.15, 0.3, 1.0, 3.0)), rng.uniform(0.3, 1.2))
+        ready = log_normal(rng, rng.choice((3e-4, 1e-3, 5e-3)), rng.uniform(0.3, 1.2))
+        while True:
+            yield now
+            heard = wire.far(asked(), now)
+            wire.near(item() + more() * (rng.random() < larger), heard + ready())
+            now += comes()
+
+    together(wire, *(asks(start + rng.random()) for _ in range(rng.choice((1, 1, 1, 2, 3)))))
+
+
 ANY = ("tcp", "tls")
 #: Which carriers each may have.
 ORDINARY = {
@@ -420,4 +438,5 @@ ORDINARY = {
     peers: (*ANY, "udp"),
     debugger_stub: ANY,
     ssh_server_asks: ("ssh",),
+    far_programs_ask: ("ssh",),
 }

@@ -36,6 +36,9 @@ Benign look-alikes, and what keeps them out:
   longer than the shortest;
 - prompts answered by a script (telnet, expect, FTP): there the far side sends the output, so that most bytes flow
   towards this host; in a shell that runs here most flow away from it, or as many as are echoed;
+- programs on the far side of an SSH session, or behind ``-L``, that ask for their next item or whether somebody is
+  there: one small record each way, as a key and its echo. Where no tunnel was seen, keys are a shell's once they have
+  printed more, which was read, and more goes out than comes in;
 - steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began
   them, or speaks SSH without a tunnel, where the server types nothing;
 - an administrator who logs in: the far side has dialled.
@@ -103,7 +106,7 @@ UNSEEN_LED_MIN = 8
 # keys of an administrator who comes through a VPN that nobody knows: an IP packet with a record of SSH has 68 bytes.
 TCP, UDP = 6, 17
 UDP_WORD_BYTES_MAX = 48
-UDP_BYTES_RATIO_MIN = 1.2
+AWAY_RATIO_MIN = 1.2
 
 # A shell may be dialled again for each few commands: what the far side led on the last connection to a place counts on
 # the next one, if it began after the last word of that one and within an hour. Silences are those within a connection,
@@ -419,11 +422,12 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     pace_ns, spread = shell_talk.pace(turns)
     pair, _ = shell_talk.usual_pair(turns)
     udp = item.flow.protocol == UDP
-    # An SSH server asks for much: keepalives, channels to the agent and to X11. Keys are told from that by their echo.
+    # An SSH server asks for much: keepalives, channels to the agent and to X11, what its programs want of this side's.
+    # Keys are told from that by their echo, and by what they print beyond it.
     echo_only = udp or (item.carrier == "ssh" and not led.tunnel)
     typed = 0.0 if echo_only and abs(pair[1] - pair[0]) > shell_talk.ALIKE_BYTES else _typed(led, item.carrier, udp=udp)
     lines = _lines(item, led, asked)
-    ratio = UDP_BYTES_RATIO_MIN if udp else BYTES_RATIO_MIN
+    ratio = AWAY_RATIO_MIN if echo_only else BYTES_RATIO_MIN
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < ratio * theirs
             or item.carrier == "broker" or shell_talk.ticks(turns) or shell_talk.acknowledges(turns)
             or shell_talk.confirms(turns) or not (typed or lines)):
@@ -443,7 +447,8 @@ def _typed(led: _Led, carrier: str, *, udp: bool) -> float:
     """Return what the keys weigh that somebody types on the far side, 0.0 where nobody does."""
     keys = shell_talk.keys(led.turns, carrier, long=led.led >= TYPED_LONG, udp=udp)
     if keys:
-        weight = min(TYPED_NATS_MAX, keys.nats_max, TYPED_NATS_EACH * led.led * keys.share)
+        unread = carrier == "ssh" and not led.tunnel and keys.nats_max <= shell_talk.PRINTED_NATS
+        weight = 0.0 if unread else min(TYPED_NATS_MAX, keys.nats_max, TYPED_NATS_EACH * led.led * keys.share)
         # That somebody read what was printed is not forgotten with the turns in which it was.
         led.typed = max(weight, led.typed if led.typed >= TYPED_LONG_NATS and led.key == keys.size else 0.0)
         led.key = keys.size
