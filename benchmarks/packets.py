@@ -161,6 +161,7 @@ def judged(medians: dict[str, dict[str, float]]) -> tuple[dict[str, float], list
 def worker(what: str, path: Path, packets: int) -> None:
     import gpuguard.cli.commands.pcap
     import gpuguard.core.guard
+    import gpuguard.sensors.packets
 
     gpuguard.core.guard.Guard()  # loads the detectors: start-up is the row "command"
     work = {"table": table, "all": every, "check": check}[what]
