@@ -273,12 +273,16 @@ def _opened(wire: Wire, world: World, *, session: bool) -> int:
 
 
 class Keepalives:
-    """Of both sides, each so long after it heard the other last, 0 for never; where they cross, both are answered."""
+    """Of both sides, each so long after it heard the other last, 0 for never; where they cross, both are answered.
+
+    OpenSSH reads whole seconds of its clock (monotime in misc.c): an interval of one may be over at once.
+    """
 
     def __init__(self, wire: Wire, world: World, since_ns: int) -> None:
         self._wire = wire
         self._world = world
         self._every = [world.rng.choice((0, 0, 1, 2, 15)) * SECOND, world.rng.choice((0, 0, 1, 2, 15)) * SECOND]
+        self._second_ns = [SECOND if world.banner in OPENSSH else 1, 1]
         #: When the client heard the server, and the server the client; a round trip lies between both on this host.
         self._heard = [since_ns, since_ns + world.rtt_ns]
 
@@ -289,7 +293,7 @@ class Keepalives:
     def until(self, until_ns: int) -> None:
         """Play those that are due before that time."""
         while True:
-            due = [heard + every if every else until_ns for heard, every in zip(self._heard, self._every, strict=True)]
+            due = [self._due_ns(side) if self._every[side] else until_ns for side in (0, 1)]
             if min(due) >= until_ns:
                 return
             both = abs(due[0] - due[1]) < MS // 2
@@ -300,6 +304,9 @@ class Keepalives:
                 now_ns += 30_000
             for side in sides:
                 self._answers(now_ns, side)
+
+    def _due_ns(self, side: int) -> int:
+        return self._heard[side] // self._second_ns[side] * self._second_ns[side] + self._every[side]
 
     def _asks(self, now_ns: int, side: int) -> None:
         asked = _UNANSWERED.get(self._world.banner, KEEPALIVE) if side == 0 else _ALIVE

@@ -21,6 +21,7 @@ from gpuguard.core.ssh.messages import (
     OPEN_CONFIRMATION,
     REPLY,
     SESSION_OPEN,
+    SFTP_INIT,
     WINDOW_ADJUST,
     tcpip_forward,
 )
@@ -135,6 +136,42 @@ def test_keepalives_that_pause_are_a_clock_all_the_same(suite):
         talk.theirs(REPLY)
     talk.ours(KEY, after_ns=60 * SECOND)
     assert accused(talk) == 0
+
+
+@pytest.mark.parametrize("suite", SHORT)
+@pytest.mark.parametrize("silence_ns", [1, 15 * SECOND])
+def test_data_as_long_as_a_request_before_a_keepalive_is_answered(suite, silence_ns):
+    """The keepalive of a silence; or of a client that sends one each second, whatever goes on, as was seen before."""
+    talk = shell(suite)
+    type_keys(talk)
+    if silence_ns < SECOND:
+        talk.ours(KEEPALIVE, after_ns=SECOND)
+        talk.theirs(REPLY)
+    talk.ours(KEEPALIVE, after_ns=silence_ns)
+    talk.ours(tcpip_forward(9), after_ns=5 * MS)
+    talk.theirs(REPLY)
+    assert accused(talk) == 0
+
+
+@pytest.mark.parametrize("suite", EIGHT)
+def test_a_port_asked_for_after_a_copy(suite):
+    """What SFTP asks for may cost what a keepalive costs; but none comes while the server is heard."""
+    talk = Talk(suite, banner=OPENSSH, server=OPENSSH).login()
+    talk.ours(SESSION_OPEN, after_ns=MS)
+    talk.theirs(OPEN_CONFIRMATION)
+    talk.ours(27)
+    talk.theirs(ENDING, WINDOW_ADJUST)
+    talk.ours(SFTP_INIT)
+    talk.theirs(300)
+    for _ in range(4):
+        talk.ours(KEEPALIVE)
+        talk.theirs(DATA + 32)
+    talk.ours(ENDING)
+    talk.theirs(25, ENDING, ENDING)
+    talk.ours(ENDING)
+    talk.ours(tcpip_forward(9), after_ns=200 * MS)
+    talk.theirs(REPLY)
+    assert talk.nats(REQUEST) == LATER_REQUEST_NATS
 
 
 @pytest.mark.parametrize("suite", EIGHT)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 ANSWER_NS = 3_000_000_000
 # Libraries ask for one thing after the other on a session, and wait for each answer; OpenSSH asks for all at once.
 _SETUP_NS = 5_000_000_000
+# Clients that count the server's silence in whole seconds send a keepalive after one at least, where the interval is
+# longer than that; of one second, at any time: such are known once one was answered.
+_BEAT_NS = 900_000_000
 # What both sides said at the same time: two keepalives, whose clocks often run out together.
 _CROSSED_NS = 50_000_000
 
@@ -54,6 +57,8 @@ class Line:
         #: When the client sent a keepalive that is still to be answered; and the server's last word was such an answer.
         self.owed_ns: int | None = None
         self.kept_alive = False
+        #: Something as long as a keepalive was answered as one.
+        self._keeps_alive = False
 
     def owes(self, time_ns: int) -> bool:
         """Return whether the next answer is a keepalive's: requests are answered in their order."""
@@ -78,7 +83,8 @@ class Line:
         further = self._further_ns is not None and seg.time_ns - self._further_ns < _SETUP_NS
         self.setting_up = confirmed or granted or (further and not peers.openssh_client)
         self.client = (seg.time_ns, seg.size)
-        if session and seg.size == sizes.keepalive and peers.awaits_keepalives:
+        due = self._keeps_alive or self.waited_ns > _BEAT_NS or not peers.counts_silence
+        if session and seg.size == sizes.keepalive and peers.awaits_keepalives and due:
             self.owed_ns = seg.time_ns
         self.unread = 0
         if seg.size != sizes.key:
@@ -94,4 +100,5 @@ class Line:
         self.kept_alive = seg.size == sizes.reply and self.owes(seg.time_ns)
         if seg.size == sizes.reply:
             self.owed_ns = None
+            self._keeps_alive |= self.client[1] == sizes.keepalive
         self.heard = max(self.heard, seg.size)
