@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from gpuguard.config import GuardSettings
 from gpuguard.core import counter_features as cf
 from gpuguard.core.detectors.counters import NEAR_NATS, Detector
 from gpuguard.core.guard import Guard
@@ -35,9 +36,8 @@ from gpuguard.lab import telemetry
 SECOND_NS = 1_000_000_000
 HOUR_S = 3_600
 GPUS, HOURS, REPLAY_S_MAX = 8, 24, 60.0
-#: Alarms a GPU-year: the default (`guard.counter_alarms_per_gpu_year`), and what they are shown for beside it.
-DEFAULT = 1.0
-RATES = (10.0, 1.0, 0.1, 0.001)
+#: Alarms a GPU-year: the default, and what they are shown for beside it, from the most to the fewest.
+DEFAULT, RATES = GuardSettings().counter_alarms_per_gpu_year, train.RATES
 RESULT = Path(__file__).parent / "results" / "counters.json"
 DATA = Path(os.environ.get("GPUGUARD_DATA_DIR", "/nonexistent")) / "telemetry"
 PROGRAM_S = (600, 3600)
@@ -171,7 +171,7 @@ def unseen() -> dict[str, object]:
                 ([one for one in of if one.kind == "mining"], evasions, 1, HOUR_S),
                 ([one for one in of if one.kind != "mining"], telemetry.EVASIONS[:1], 4, 2 * HOUR_S)):
             some = evaluation.jobs_of(kinds, hidden, each, np.random.default_rng(17))
-            highest = evaluation.play(model, some, seconds, 1.0, 17).heights.max(axis=1)
+            highest = evaluation.play(model, some, seconds, 17).max(axis=1)
             for job, height in zip(some, highest.tolist(), strict=True):
                 heights[job.workload.kind].append(height)
                 sources[job.workload.kind].append(job.visible)

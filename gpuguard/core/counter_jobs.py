@@ -40,8 +40,8 @@ SHRINK = 6.0
 #: Looks that are remembered at full weight: of a job that becomes another, the past fades.
 MEMORY = 180
 #: A device does one job after the other, each as long as those that were replayed; a longer one counts as several.
-JOB_HOURS = 2.0
-JOBS_PER_GPU_YEAR = 365.25 * 24 / JOB_HOURS
+JOB_HOURS, HOURS_PER_YEAR = 2.0, 365.25 * 24
+JOBS_PER_GPU_YEAR = HOURS_PER_YEAR / JOB_HOURS
 #: Bounds of a rate, as quantiles of the resampled tails.
 BOUNDS = (0.025, 0.975)
 #: Below this a shape is that of an exponential tail.

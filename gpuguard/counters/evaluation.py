@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuguard.core import counter_features as cf
-from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, MEMORY, SHRINK
+from gpuguard.core.counter_jobs import HOURS_PER_YEAR, JOBS_PER_GPU_YEAR, MEMORY, SHRINK
 from gpuguard.core.detectors.counters import NEAR_NATS
 from gpuguard.counters import jobs
 from gpuguard.lab import telemetry
@@ -20,17 +20,9 @@ if TYPE_CHECKING:
     from gpuguard.counters.jobs import Job
     from gpuguard.lab.telemetry import Evasion, Workload
 
-HOURS_PER_YEAR = 8_766.0
 FPR = 1e-3
 BATCH = 96
 VISIBLE: tuple[telemetry.Visible, ...] = ("gpm", "dcgm", "nvml")
-
-
-class Played(NamedTuple):
-    """One replay, (jobs, looks) each: the heights of jobs, and which looks were at work."""
-
-    heights: np.ndarray
-    at_work: np.ndarray
 
 
 def auc(odds: np.ndarray, mining: np.ndarray) -> float:
@@ -46,16 +38,15 @@ def scores(odds: np.ndarray, mining: np.ndarray) -> dict[str, float]:
     return {"auc": round(auc(odds, mining), 4), "recall_at_fpr_1e-3": round(float((odds[mining] > cut).mean()), 4)}
 
 
-def play(model: Model, some: Sequence[Job], seconds: float, rate_hz: float, seed: int | Sequence[int]) -> Played:
-    """Simulate jobs, weigh each look and add them up as the detector does."""
-    random, heights, at_work = np.random.default_rng(seed), [], []
+def play(model: Model, some: Sequence[Job], seconds: float, seed: int | Sequence[int]) -> np.ndarray:
+    """Return float64[jobs, looks]: heights of simulated jobs, sampled at 1 Hz and added up as the detector does."""
+    random, heights = np.random.default_rng(seed), []
     for begin in range(0, len(some), BATCH):
-        looks = jobs.look_at(some[begin:begin + BATCH], seconds, rate_hz, random)
+        looks = jobs.look_at(some[begin:begin + BATCH], seconds, 1.0, random)
         count, length = looks.at_work.shape
         nats = model.judge(looks.features.reshape(-1, len(cf.FEATURES)))[0].reshape(count, length)
         heights.append(heights_of(nats, looks.at_work, model.allowance))
-        at_work.append(looks.at_work)
-    return Played(np.concatenate(heights), np.concatenate(at_work))
+    return np.concatenate(heights)
 
 
 def heights_of(nats: np.ndarray, at_work: np.ndarray, allowance: float) -> np.ndarray:
@@ -70,9 +61,9 @@ def heights_of(nats: np.ndarray, at_work: np.ndarray, allowance: float) -> np.nd
     return out
 
 
-def delays(played: Played, limit: float) -> np.ndarray:
+def delays(heights: np.ndarray, limit: float) -> np.ndarray:
     """Return seconds from the first look to the alarm, NaN where there was none."""
-    reached = played.heights >= limit
+    reached = heights >= limit
     first = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, np.nan)
     out: np.ndarray = first * cf.LOOK_S
     return out
@@ -103,13 +94,13 @@ def detections(model: Model, per_cell: int, seconds: float, rates: Sequence[floa
     Last comes the weight that adds up most with what other eyes see (`NEAR_NATS`), and how soon it is reached.
     """
     some = jobs_of(telemetry.MINERS, telemetry.EVASIONS, per_cell, np.random.default_rng(seed))
-    played = play(model, some, seconds, 1.0, seed)
+    heights = play(model, some, seconds, seed)
     alone = np.array([job.evasion.share == 1 for job in some])
     limits = {f"{rate:g} alarms per GPU-year": model.honest.limit(rate).height for rate in rates}
     limits[f"{NEAR_NATS} nats for other eyes"] = model.honest.limit(JOBS_PER_GPU_YEAR * math.exp(-NEAR_NATS)).height
     out: dict[str, Any] = {}
     for name, limit in limits.items():
-        after = delays(played, limit)
+        after = delays(heights, limit)
         table: dict[str, Any] = {}
         for visible in VISIBLE:
             of = np.array([job.visible == visible for job in some])
@@ -143,7 +134,7 @@ def alarms(model: Model, per_workload: int, seconds: float, rates: Sequence[floa
     """
     some = jobs_of((*telemetry.BENIGN, *telemetry.SEARCHES), telemetry.EVASIONS[:1], per_workload,
                    np.random.default_rng(seed))
-    highest = play(model, some, seconds, 1.0, seed).heights.max(axis=1)
+    highest = play(model, some, seconds, seed).max(axis=1)
     searches = [one.name for one in telemetry.SEARCHES]
     kinds = np.array(["search" if job.workload.name in searches else job.workload.kind for job in some])
     out: dict[str, Any] = {}

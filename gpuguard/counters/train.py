@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -62,6 +62,8 @@ GROUPS = ({one.name: FAMILIES.index(one.family) for one in telemetry.MINERS}
           | {one.name: _NATURES.index(one.family or one.name) % len(FAMILIES) for one in telemetry.BENIGN})
 #: What trees of rhythm are not shown: which pipes work and how much, and what a job takes of power and memory.
 NOT_RHYTHM = np.array(["mix_" in name or name in ("memory", "power_level", "power_of_busy") for name in cf.FEATURES])
+#: A line whose last step was no longer than this is found.
+LINE_EXACT = 1e-6
 KIND_WEIGHTS = {"training": 0.125, "inference": 0.125, "compute": 0.25}
 
 ROUNDS = 28
@@ -71,9 +73,12 @@ PARAMETERS = {
     "lambda_l2": 5.0, "use_missing": False, "deterministic": True, "force_row_wise": True, "num_threads": 2, "seed": 0,
 }
 RHYTHM_PARAMETERS = {**PARAMETERS, "objective": "binary", "num_class": 1}
-#: One look weighs no more than this, whatever the forest says: some 1,000 distinct jobs of other compute are drawn, and
-#: none of what was drawn bounds the share that looks like mining below 3 in 1,000 (rule of three): ln(1000 / 3).
+#: One look weighs no more than this, whatever the forest says: what a thousand jobs of other compute would bear out of
+#: which none looks so (rule of three): ln(1000 / 3). Some thousands are drawn, but of few kinds.
 NATS_MOST, NATS_LEAST = 5.8, -4.0
+#: What a look must beat for a sum to rise, in nats. By 3 and not 2 more miners are told from the highest in 300 and in
+#: 1,000 of other jobs whose nature was not shown, and as many from the highest in 100.
+ALLOWANCE = 3.0
 
 
 class Table(NamedTuple):
@@ -205,7 +210,7 @@ def is_mining(label: np.ndarray) -> np.ndarray:
     return label < len(FAMILIES)
 
 
-def held_out(table: Table, groups: np.ndarray, rounds: int = ROUNDS) -> np.ndarray:
+def held_out(table: Table, groups: np.ndarray) -> np.ndarray:
     """Return the log-odds of mining of every row, by family and by rhythm, by forests that saw none of its group.
 
     Groups of a miner and of other work are left out together where there are as many of both.
@@ -213,24 +218,25 @@ def held_out(table: Table, groups: np.ndarray, rounds: int = ROUNDS) -> np.ndarr
     odds = np.zeros((len(table.label), 2))
     for one in np.unique(groups):
         rest = groups == one
-        odds[rest] = raw(fit(table.some(~rest), rounds)).odds(table.features[rest])[0]
+        odds[rest] = raw(fit(table.some(~rest))).odds(table.features[rest])[0]
     return odds
 
 
 def line_through(odds: np.ndarray, mining: np.ndarray, weight: np.ndarray) -> Line:
-    """Return the line from both log-odds to nats, by Newton's method; classes weigh alike, so it has no prior in it."""
+    """Return the line from both log-odds to nats, by Newton's method; classes weigh alike, so it has no prior in it.
+
+    Raises `ArithmeticError` where the method does not come to rest.
+    """
     design = np.column_stack([odds, np.ones(len(odds))])
     line = np.array([0.5, 0.5, 0.0])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(design @ line, -30, 30)))
         hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(3)
-        line += np.linalg.solve(hessian, design.T @ (weight * (mining - p)))
+        step = np.linalg.solve(hessian, design.T @ (weight * (mining - p)))
+        line += step
+    if np.abs(step).max() > LINE_EXACT:
+        raise ArithmeticError(f"no line to nats was found: its last step was {step.tolist()}")
     return float(line[0]), float(line[1]), float(line[2])
-
-
-#: What a look must beat for a sum to rise, in nats. By 3 and not 2 more miners are told from the highest in 300 and in
-#: 1,000 of other jobs whose nature was not shown, and as many from the highest in 100.
-ALLOWANCE = 3.0
 
 
 def write_model(path: Path, forest: Forest, line: Line, jobs_seen: Honest = NONE_SEEN) -> None:
@@ -270,56 +276,43 @@ def splits(few: Table, later: Table) -> tuple[Line, dict[str, dict[str, float]]]
 
 
 def main(out: Path, count: int = JOBS) -> None:
-    """Simulate, train, score held out, and write the model and its card."""
-    make(collect(SEED, count), collect(SEED + 1, max(LATER_JOBS_MIN, count // 9), LATER_WEEKS), out, count,
-         max(1, honest.JOBS_EACH * count // JOBS))
-
-
-def make(table: Table, later: Table, out: Path, count: int, honest_each: int) -> None:
-    """Train on looks at so many jobs, score held out and on jobs of a later time, and write the model and its card.
-
-    Limits are counted from ``honest_each`` jobs of each kind of other compute and source of counters.
-    """
-    line, scores = splits(drawn(table, SPLIT_ROWS), later)
-    some = drawn(table, FIT_ROWS)
+    """Simulate, train, score held out and on jobs of a later time, count limits, and write the model and its card."""
+    table, later = collect(SEED, count), collect(SEED + 1, max(LATER_JOBS_MIN, count // 9), LATER_WEEKS)
+    few, some = drawn(table, SPLIT_ROWS), drawn(table, FIT_ROWS)
+    line, scores = splits(few, later)
     unknowing = {group: bounded(forest, line) for group, forest in left_out(some).items()}
-    replayed = honest.replay(unknowing, GROUPS, honest_each, SEED)
+    replayed = honest.replay(unknowing, GROUPS, max(1, honest.JOBS_EACH * count // JOBS), SEED)
     seen = honest.honest_of(replayed, core.highest(NATS_MOST - ALLOWANCE), SEED)
     write_model(out / "counter_forest.npz", fit(some), line, seen)
-    result = {"trained": datetime.now(UTC).date().isoformat(), "jobs": count, "looks": len(table.label),
-              "line": [round(one, 3) for one in line], "splits": scores, "honest jobs": len(seen.heights),
-              "limits": {f"{rate:g}": seen.limit(rate)._asdict() for rate in RATES},
-              "tail": {"above": seen.above, "shape": float(seen.shape[0]), "scale": float(seen.scale[0])}}
-    (out / "counter_forest.md").write_text(card(result))
+    result = {"made with": {name: version(name) for name in ("LightGBM", "NumPy")}, "jobs": count,
+              "looks": len(table.label), "fitted": len(some.label), "scored": len(few.label),
+              "line": [round(one, 3) for one in line], "splits": scores}
+    (out / "counter_forest.md").write_text(card(result, seen))
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
-def card(result: dict[str, Any]) -> str:
+def card(result: dict[str, Any], seen: Honest) -> str:
     """Return the model's card."""
     rows = "\n".join(f"| {name} | {one['auc']:.4f} | {one['recall_at_fpr_1e-3']:.3f} |"
                      for name, one in result["splits"].items())
-    limits = "\n".join(
-        f"| {rate} | {one['height']:.2f} | {'counted' if one['counted'] else 'extrapolated'} | "
-        f"{one['least']:.2g} to {one['most']:.2g} |" if math.isfinite(one["height"]) else f"| {rate} | none | - | - |"
-        for rate, one in result["limits"].items())
-    supported = core.JOBS_PER_GPU_YEAR / (1 + result["honest jobs"])
+    made_with = " and ".join(f"{name} {one}" for name, one in result["made with"].items())
     return f"""# counter_forest: what a job is, by its counters
 
 `counter_forest.npz` holds gradient-boosted trees for {len(CLASSES)} classes, and for mining of any family by rhythm
 alone, as plain arrays, the line from log-odds of mining to nats, and the bounds of a look.
-With them are the heights of honest jobs. `gpuguard.core.counter_classes` and `counter_jobs` read it. Made
-{result['trained']} by
+With them are the heights of honest jobs. `gpuguard.core.counter_classes` and `counter_jobs` read it. Made by
 
     gpuguard train counters --out models/
 
-with a fixed seed (extra `train`: LightGBM). Every figure here is *simulated*.
+with a fixed seed (extra `train`), by {made_with}: the same versions make the same bytes on the
+same kind of processor. Every figure here is *simulated*.
 
 ## Data
 {result['looks']} looks of 20 s at {result['jobs']} simulated jobs (`gpuguard/lab/telemetry.py`, where each number has
-its source), of which {FIT_ROWS} are fitted to and {SPLIT_ROWS} scored in each split: {len(telemetry.MINERS)} miners
-under {len(telemetry.EVASIONS)} evasions, {len(telemetry.BENIGN)} kinds of other work, {len(telemetry.BOARDS)} boards,
-with whole sources and single columns hidden at random. Nothing was recorded from a miner. The recordings at hand (H100
-training, inference, idle; V100 programs) were not trained on: they measure.
+its source), of which {result['fitted']} are fitted to and {result['scored']} scored in each split:
+{len(telemetry.MINERS)} miners under {len(telemetry.EVASIONS)} evasions, {len(telemetry.BENIGN)} kinds of other work,
+{len(telemetry.BOARDS)} boards, with whole sources and single columns hidden at random. Nothing was recorded from a
+miner. The recordings at hand (H100 training, inference, idle; V100 programs) were not trained on: they measure.
 
 ## Held out
 Of single looks, before they are added up. Nats are {result['line']}: slopes of the log-odds by family and by rhythm,
@@ -332,24 +325,33 @@ and an offset, fitted to the log-odds of the first two rows together.
 A random split shows what it always shows. The row of workloads is the honest one: a family of mining, and a seventh of
 the other workloads, that the forest never saw. That of time is as good as its assumptions: no recording spans weeks.
 
-## Honest jobs
-{result['honest jobs']} jobs of {core.JOB_HOURS:.0f} hours of other compute, {len(telemetry.COMPUTE)} kinds, each
-judged by a forest that was shown nothing of its nature. Counted, so many support {supported:.2g} alarms a GPU-year and
-no fewer, of a GPU that does these kinds of work, each as often as any other. Jobs of one kind are alike, so the bounds
-are of kinds drawn anew, by a tail: above a height of {result['tail']['above']:.2f} it has shape
-{result['tail']['shape']:.2f} and scale {result['tail']['scale']:.2f}. A job is suspect from this height on:
-
-| alarms a GPU-year | height | how | 95 %, by kinds |
-| --- | --- | --- | --- |
-{limits}
-
-No height is above {core.highest(NATS_MOST - ALLOWANCE):.2f}: where more would be asked, no job is suspect by counters
-alone. For a kind of work that is none of these the count shows little: of so many kinds the next may be the one that
-always alarms, which bounds the rate at {core.JOBS_PER_GPU_YEAR / (1 + len(telemetry.COMPUTE)):.0f} and no lower.
-
+{of_honest_jobs(seen)}
 ## What it does not show
 - That a real miner looks as simulated. The ranges follow from the arithmetic of each algorithm, not from recordings.
 - Mining at 5 or 10 % of a busy GPU's time: not trained on, measured in benchmarks/results/counters.json.
 - Programs that run for hours without a copy and look just like a search: hash joins in a loop come highest.
 - Searches that do not mine (passwords, primes) are not told from mining, and are in no figure here.
+"""
+
+
+def of_honest_jobs(seen: Honest) -> str:
+    """Return what the card says of honest jobs."""
+    rows = "\n".join(
+        f"| {rate:g} | {limit.height:.2f} | {'counted' if limit.counted else 'extrapolated'} | "
+        f"{limit.least:.2g} to {limit.most:.2g} |" if math.isfinite(limit.height) else f"| {rate:g} | none | - | - |"
+        for rate, limit in ((rate, seen.limit(rate)) for rate in RATES))
+    return f"""## Honest jobs
+{len(seen.heights)} jobs of {core.JOB_HOURS:.0f} hours of other compute, {len(telemetry.COMPUTE)} kinds, each
+judged by a forest that was shown nothing of its nature. Counted, so many support {seen.supported:.2g} alarms a GPU-year
+and no fewer, of a GPU that does these kinds of work, each as often as any other. Jobs of one kind are alike, so the
+bounds are of kinds drawn anew, by a tail: above a height of {seen.above:.2f} it has shape {seen.shape[0]:.2f} and scale
+{seen.scale[0]:.2f}. A job is suspect from this height on:
+
+| alarms a GPU-year | height | how | 95 %, by kinds |
+| --- | --- | --- | --- |
+{rows}
+
+No height is above {core.highest(NATS_MOST - ALLOWANCE):.2f}: where more would be asked, no job is suspect by counters
+alone. For a kind of work that is none of these the count shows little: of so many kinds the next may be the one that
+always alarms, which bounds the rate at {core.JOBS_PER_GPU_YEAR / (1 + len(telemetry.COMPUTE)):.0f} and no lower.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from gpuguard.core.counter_classes import model_from
 from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, MEMORY, Honest
 from gpuguard.core.detectors.counters import Level, Look
 from gpuguard.counters import evaluation, honest, jobs, train
+from gpuguard.counters.shipped import shipped_model
 from gpuguard.lab import telemetry
 
 
@@ -65,6 +68,16 @@ def test_a_model_of_other_features_is_refused(tmp_path):
         model_from(held)
 
 
+def test_a_line_is_found_where_there_is_one_and_else_nothing_is_made_of_it():
+    random = np.random.default_rng(5)
+    odds, weight = 3 * random.normal(size=(30_000, 2)), np.ones(30_000)
+    chance = 1 / (1 + np.exp(-(odds @ [0.7, 0.4] - 0.5)))
+    found = train.line_through(odds, random.random(30_000) < chance, weight)
+    assert found == pytest.approx((0.7, 0.4, -0.5), abs=0.05)
+    with pytest.raises(ArithmeticError, match="no line"):
+        train.line_through(odds, odds[:, 0] > 0, weight)
+
+
 def test_each_half_of_the_weight_is_one_side():
     label = np.repeat(np.arange(len(train.CLASSES)), np.arange(1, len(train.CLASSES) + 1))
     weight = train.weights(label)
@@ -108,8 +121,8 @@ def test_a_count_of_none_proves_the_rule_of_three():
 
 
 def test_delays_are_of_the_first_crossing():
-    played = evaluation.Played(np.array([[1.0, 9.0, 1.0], [1.0, 2.0, 3.0]]), np.ones((2, 3), bool))
-    assert evaluation.delays(played, 5.0).tolist() == pytest.approx([40.0, np.nan], nan_ok=True)
+    heights = np.array([[1.0, 9.0, 1.0], [1.0, 2.0, 3.0]])
+    assert evaluation.delays(heights, 5.0).tolist() == pytest.approx([40.0, np.nan], nan_ok=True)
 
 
 def test_a_job_of_later_weeks_is_the_same_job_under_another_driver():
@@ -137,7 +150,7 @@ def test_kinds_of_one_nature_are_left_out_together():
 def replayed(random, kinds=20, each=90):
     """Return jobs whose heights are exponential, a tenth of them above nothing."""
     heights = np.where(random.random(kinds * each) < 0.1, random.exponential(0.2, kinds * each), 0.0)
-    return honest.Replayed(heights, np.repeat(np.arange(kinds), each).astype(str), np.full(kinds * each, "gpm"))
+    return honest.Replayed(heights, np.repeat(np.arange(kinds), each).astype(str))
 
 
 def test_a_tail_of_a_known_shape_is_found_and_its_bounds_hold_the_truth():
@@ -162,8 +175,14 @@ def test_what_is_written_of_honest_jobs_is_read(tmp_path):
         assert read.limit(rate) == seen.limit(rate)
 
 
+def test_the_card_tells_the_honest_jobs_of_the_model_beside_it():
+    told = files("gpuguard.models").joinpath("counter_forest.md").read_text()
+    assert train.of_honest_jobs(shipped_model().honest) in told
+    assert f"Nats are {[round(one, 3) for one in shipped_model().line]}: " in told
+
+
 def test_too_few_jobs_are_no_tail_and_nothing_is_extrapolated():
     for heights in (np.zeros(60), np.linspace(0, 1, 60)):
-        seen = honest.honest_of(honest.Replayed(heights, np.repeat("a", 60), np.repeat("gpm", 60)), 2.8, 0)
+        seen = honest.honest_of(honest.Replayed(heights, np.repeat("a", 60)), 2.8, 0)
         assert seen.limit(1000.0).counted
         assert seen.limit(1.0).height == np.inf
