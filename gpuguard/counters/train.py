@@ -17,6 +17,7 @@ are few, and serve to measure. Choices, and why:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -36,7 +37,7 @@ from gpuguard.kernels.opcodes import Forest
 from gpuguard.lab import telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from gpuguard.counters.jobs import Job
@@ -103,6 +104,11 @@ def trained_on(one: telemetry.Evasion) -> bool:
 
 def collect(seed: int = SEED, count: int = JOBS, weeks: float = 0.0) -> Table:
     """Simulate jobs, so many weeks after the first, and return looks at them: as much mining as other work."""
+    return Table(*(np.concatenate(column) for column in zip(*batches(seed, count, weeks), strict=True)))
+
+
+def batches(seed: int, count: int, weeks: float = 0.0) -> Iterator[Table]:
+    """Yield the looks of `collect`, `BATCH` jobs at a time."""
     random = np.random.default_rng(seed)
     evasions = [one for one in telemetry.EVASIONS if trained_on(one)]
     # An unhidden miner is the commonest.
@@ -111,12 +117,15 @@ def collect(seed: int = SEED, count: int = JOBS, weeks: float = 0.0) -> Table:
     others = jobs.draw(benign, evasions, count - count // 2, random)
     drawn = [job._replace(weeks=weeks) for job in (*miners, *others)]
     drawn = [drawn[i] for i in random.permutation(len(drawn))]
-    parts = []
     for begin in range(0, len(drawn), BATCH):
         some = drawn[begin:begin + BATCH]
         length, rate = random.choice(LENGTHS_S), random.choice(RATES_HZ)
-        parts.append(_rows(some, begin, jobs.look_at(some, length if rate < 10 else 600.0, rate, random), random))
-    return Table(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        yield _rows(some, begin, jobs.look_at(some, length if rate < 10 else 600.0, rate, random), random)
+
+
+def digest_of(table: Table) -> str:
+    """Return SHA-256, in hex, of what looks show and what they are called."""
+    return hashlib.sha256(table.features.tobytes() + table.label.tobytes()).hexdigest()
 
 
 def _rows(some: Sequence[Job], begin: int, looks: jobs.Looks, random: np.random.Generator) -> Table:
@@ -286,6 +295,7 @@ def main(out: Path, count: int = JOBS) -> None:
     write_model(out / "counter_forest.npz", fit(some), line, seen)
     result = {"made with": {name: version(name) for name in ("LightGBM", "NumPy")}, "jobs": count,
               "looks": len(table.label), "fitted": len(some.label), "scored": len(few.label),
+              "first looks": digest_of(table.some(table.number < BATCH)),
               "line": [round(one, 3) for one in line], "splits": scores}
     (out / "counter_forest.md").write_text(card(result, seen))
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
@@ -313,6 +323,9 @@ its source), of which {result['fitted']} are fitted to and {result['scored']} sc
 {len(telemetry.MINERS)} miners under {len(telemetry.EVASIONS)} evasions, {len(telemetry.BENIGN)} kinds of other work,
 {len(telemetry.BOARDS)} boards, with whole sources and single columns hidden at random. Nothing was recorded from a
 miner. The recordings at hand (H100 training, inference, idle; V100 programs) were not trained on: they measure.
+
+Looks at the first {BATCH} jobs have this SHA-256, so that a simulator that has changed since is noticed by a test:
+{result['first looks']}
 
 ## Held out
 Of single looks, before they are added up. Nats are {result['line']}: slopes of the log-odds by family and by rhythm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from importlib.resources import files
 
 import numpy as np
@@ -179,6 +180,13 @@ def test_the_card_tells_the_honest_jobs_of_the_model_beside_it():
     told = files("gpuguard.models").joinpath("counter_forest.md").read_text()
     assert train.of_honest_jobs(shipped_model().honest) in told
     assert f"Nats are {[round(one, 3) for one in shipped_model().line]}: " in told
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="logarithms round otherwise elsewhere")
+def test_the_model_was_made_of_looks_that_are_simulated_today():
+    told = files("gpuguard.models").joinpath("counter_forest.md").read_text()
+    first = next(train.batches(train.SEED, train.JOBS))
+    assert train.digest_of(first) in told, "the simulator or the features have changed: gpuguard train counters"
 
 
 def test_too_few_jobs_are_no_tail_and_nothing_is_extrapolated():
