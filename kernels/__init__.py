@@ -15,7 +15,8 @@ auto        of the first two the faster for the size at hand; "cuda" if a device
 A GPU's memory and time are its tenant's. So nothing here touches one unless the caller names it, by ``backend="cuda"``
 or by ``device``, the index of a GPU that the operator allotted. Arrays that are on a GPU already (CuPy's, or any with
 ``__cuda_array_interface__``) are read where they are, on the stream that they name, and the result stays there; no
-other form fetches them.
+other form fetches them. What every call reads, the nodes of a forest or the levels of windows, is taken there once by
+whoever calls: nothing here keeps it in secret.
 
 To import any of these files loads neither Numba nor CuPy.
 """
