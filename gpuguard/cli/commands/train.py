@@ -31,7 +31,7 @@ def command() -> None:
               help="Where the model and its card go.")
 @click.option("--jobs", type=click.IntRange(min=400), help="How many jobs to simulate.")
 def counters(out: Path, jobs: int | None) -> None:
-    """Train the forest that weighs counters, on simulated jobs."""
+    """Train the forest that weighs counters, on simulated jobs: some thirteen minutes of CPU time."""
     from gpuguard.counters import train
 
     train.main(out, jobs or train.JOBS)
