@@ -1273,7 +1273,8 @@ cdef inline Stream* find(Parse* s, const Row* row, uint64_t h) noexcept nogil:
     cdef uint32_t tag = tag_of(h)
     cdef int i
     for i in range(WAYS):
-        if s.tags[base + i] & ~<uint32_t>TAG_DECIDED == tag and memcmp(s.streams[base + i].key, <const uint8_t*>row + 8, 36) == 0:
+        if (s.tags[base + i] & ~<uint32_t>TAG_DECIDED == tag
+                and memcmp(s.streams[base + i].key, <const uint8_t*>row + 8, 36) == 0):
             return &s.streams[base + i]
     return NULL
 
