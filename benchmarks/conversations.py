@@ -2,6 +2,7 @@
 
 `tests/conversations` draws programs, paths and carriers; packets go through the flow table and its observations through
 the detector. What is generated is as faithful as the generator: real programs are judged by benchmarks/tunnels.py.
+An ordinary class that is known not to be told from typing is counted apart.
 Counts by class and carrier go to benchmarks/results/conversations.json, with seeds of the worst to be played again. It
 fails if an ordinary one is ever confirmed more often than one in a thousand. No peer judges this.
 Run: .venv/bin/python benchmarks/conversations.py [how many of each]
@@ -17,7 +18,7 @@ from random import Random
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conversations.ordinary import ORDINARY  # noqa: E402
+from conversations.ordinary import ALIKE, ORDINARY  # noqa: E402
 from conversations.shells import SHELLS  # noqa: E402
 from conversations.wire import judge, talk  # noqa: E402
 
@@ -29,7 +30,7 @@ SEEDS_MAX = 8
 
 def main() -> None:
     each = int(sys.argv[1]) if len(sys.argv) > 1 else EACH
-    counts = {"ordinary": play(ORDINARY, each), "shells": play(SHELLS, each)}
+    counts = {"ordinary": play(ORDINARY, each), "alike": play(ALIKE, each), "shells": play(SHELLS, each)}
     totals = {name: total(rows) for name, rows in counts.items()}
     print(totals)
     RESULT.write_text(json.dumps({"each": each, "totals": totals, "classes": counts}, indent=1) + "\n")

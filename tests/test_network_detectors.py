@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import msgspec
@@ -204,6 +205,18 @@ def test_connections_at_once_to_one_place_are_each_by_itself():
     assert judge(early) == {}
 
 
+def registered(count, seed=9):
+    """A device that is read by the server it called (LwM2M), and tells of changes now and then."""
+    rng = random.Random(seed)
+    rows, said = [], 0
+    for i in range(count):
+        answer = rng.randint(10, 62)
+        rows.append(("responder", rng.lognormvariate(7.3, 0.7), rng.randint(16, 26), answer, rng.uniform(1, 30),
+                     said + 30 * (i % 5 == 4)))
+        said = answer
+    return rows
+
+
 #: Played at round trips that are longer than the silence that is asked for, so that each answer seems to break it.
 UDP_LOOK_ALIKES = {
     "a slow server, questions of one length": [("responder", 100 + 131 * (i % 7), 12, 40, 0.1) for i in range(200)],
@@ -213,6 +226,7 @@ UDP_LOOK_ALIKES = {
                         for i in range(200)],
     "keys of SSH in a VPN that nobody knows": typing(200, 96),
     "and of telnet": typing(200, 68),
+    "a device that its server reads": registered(60),
 }
 
 
@@ -293,6 +307,32 @@ def test_keys_that_are_wrapped_with_a_time_of_their_own_are_typed():
     assert judge(talk(rows))["reverse-shell"] >= CONFIRMED
     mixed = [(*row[:2], row[2] + 40 * (i % 3), *row[3:]) for i, row in enumerate(rows)]
     assert judge(talk(mixed)) == {}
+
+
+@pytest.mark.parametrize(("size", "more", "typed"), [(1, 0, True), (23, 0, True), (98, 0, True), (23, 11, False),
+                                                     (98, 11, False)])
+def test_who_types_faster_than_a_silence_lasts_says_whole_keys_in_between(size, more, typed):
+    """Five to eight more after each of them."""
+    items, keys = [], 0
+    for i, one in enumerate(talk(typing(40, size), carrier="tcp" if size == 1 else "tls")):
+        items.append(msgspec.structs.replace(
+            one, payload_bytes_initiator=one.payload_bytes_initiator + keys * size,
+            payload_bytes_responder=one.payload_bytes_responder + keys * size + i * more))
+        keys += 5 + i % 4
+    assert (judge(items).get("reverse-shell", 0.0) >= CONFIRMED) == typed
+
+
+def test_keys_that_a_multiplexer_writes_with_a_head_of_its_own_are_typed():
+    """A record of 34 bytes and one of 58 each way (yamux in TLS): the first is what answers."""
+    def judged(gaps_ms):
+        rows = [(row[0], gap_ms, 92, 34, row[4], row[5] - 6) for row, gap_ms in zip(typing(40), gaps_ms, strict=True)]
+        bodies = itertools.accumulate(row[5] - 34 for row in rows)
+        return judge([msgspec.structs.replace(one, payload_bytes_initiator=one.payload_bytes_initiator + said)
+                      for one, said in zip(talk(rows), bodies, strict=True)])
+
+    assert judged([row[1] for row in typing(40)])["reverse-shell"] >= CONFIRMED
+    unread = judged([90 + 131 * (i % 7) for i in range(40)])
+    assert unread.get("reverse-shell", 0.0) < CONFIRMED, "calls, some of which answer more"
 
 
 def test_polls_that_come_back_empty_at_the_pace_of_keys_are_not_typed():
@@ -393,7 +433,10 @@ def test_keys_that_print_now_and_then_are_typed(carrier):
              400 + i if i % 9 == 8 else 62) for i in range(60)]
     assert judge(talk(rows, carrier=carrier, out=500))["reverse-shell"] >= CONFIRMED
     unread = [(*row[:1], rng.lognormvariate(5.3, 0.7), *row[2:]) for row in rows]
-    assert judge(talk(unread, carrier=carrier, out=500))["reverse-shell"] < CONFIRMED, "requests of two kinds"
+    assert judge(talk(unread, carrier=carrier, out=500)).get("reverse-shell", 0.0) < SUSPECT, "requests of two kinds"
+    rests = [(*row[:1], row[1] + 1500 * (i % 3 == 0), *row[2:]) for i, row in enumerate(rows)]
+    rested = judge(talk(rests, carrier=carrier, out=500)).get("reverse-shell", 0.0)
+    assert rested < CONFIRMED, "who rests whatever was said"
     steps = [(*row[:2], 46 + 9 * (rows[(i + 1) % 60][5] > 62), *row[3:]) for i, row in enumerate(rows)]
     assert judge(talk(steps, carrier=carrier, out=500)) == {}, "what prints more is no key"
     requests = [(*row[:5], min(row[5], 400)) for row in rows]

@@ -51,12 +51,12 @@ ECHO_MORE_BYTES = (0, 4)
 #: One letter in clear, and in a record of TLS (1.2 has eight bytes more than 1.3). Nobody asks or answers so shortly.
 LETTER_BYTES = {"tcp": 1, "tls": 30}
 # Whoever types a line reads what it printed before the next one: half of the gaps after output are more than twice the
-# median of those between keys. By chance a quarter is (log-normal gaps with a sigma of 1): ln 2 for each that is, and
-# ln 2/3 for each that is not. Keys whose echo is of another length need 2 nats of it. Typing that nobody reads is no
-# more than suspect.
+# median of those between keys. By chance a quarter is (log-normal gaps with a sigma of 1), or as many as between keys
+# where that is more: ln 2 for each that is, and ln 2/3 for each that is not. Keys whose echo is of another length need
+# 2 nats of it, and as much as one to be suspect at all. Typing that nobody reads is no more than suspect.
 READ_RATIO = 2.0
-READ_NATS, UNREAD_NATS = 0.7, -0.4
-READ_MIN_NATS, ECHOED_READ_MIN_NATS = 2.0, 0.7
+READ_SHARE, READ_CHANCE = 0.5, 0.25
+READ_MIN_NATS, READ_ONCE_NATS = 2.0, 0.69
 PRINTED_NATS = 2.5
 #: What programs print is seldom of one length; a request is that comes now and then.
 PRINTED_ALIKE_SHARE = 0.75
@@ -149,10 +149,13 @@ def keys(turns: Turns, carrier: str, *, long: bool, udp: bool) -> Keys | None:
 
 
 def _least(turns: Turns, pair: tuple[int, int]) -> bool:
-    """Return whether nothing shorter is said than this question and its answer, and little else by the far side."""
+    """Return whether nothing shorter is said than this question and its answer, and little else by the far side.
+
+    Whoever types faster than a silence lasts says whole keys in between: many of them, each of the same length.
+    """
     shorter = sum(turn.question < pair[0] - ALIKE_BYTES or turn.answer < pair[1] - ALIKE_BYTES for turn in turns)
     more = [turn.more for turn in turns if turn.more is not None]
-    beside = sum(one > KEYS_TOGETHER * pair[0] for one in more)
+    beside = sum(one > KEYS_TOGETHER * pair[0] and one % pair[0] > 0 for one in more)
     return (max(pair) <= KEY_BYTES_MAX and shorter <= max(1, RARELY * len(turns))
             and beside <= (1 - NEARLY_TYPED_SHARE) * len(more))
 
@@ -171,18 +174,24 @@ def _printed(turns: Turns, pair: tuple[int, int], within: int, *, udp: bool) -> 
         return math.inf if udp else 0.0
     if alike(before, usual) < MOSTLY * len(before):
         return 0.0
-    echoed = pair[1] - pair[0] in ECHO_MORE_BYTES
-    enters = [abs(turn.question - pair[0]) <= within and said > pair[1] + ALIKE_BYTES for turn, said, _ in after]
+    # A multiplexer may write a head before each word: the echo is all that stood there, its head was the answer.
+    echo = max(usual, pair[1])
+    echoed = echo - pair[0] in ECHO_MORE_BYTES
+    enters = [abs(turn.question - pair[0]) <= within and said > echo + ALIKE_BYTES for turn, said, _ in after]
     typed = [gap for (_, _, gap), enter in zip(after, enters, strict=True) if not enter]
     read_ns = READ_RATIO * statistics.median(typed) if typed else 0.0
     read = [gap > read_ns for (_, _, gap), enter in zip(after, enters, strict=True) if enter]
     if not read:
-        return PRINTED_NATS if echoed and before.count(pair[1]) == len(before) else 0.0
+        return PRINTED_NATS if echoed and before.count(echo) == len(before) else 0.0
     lengths = [said for (_, said, _), enter in zip(after, enters, strict=True) if enter]
     if _most_alike(lengths) > max(2, PRINTED_ALIKE_SHARE * len(lengths)):
         return 0.0
-    nats = sum(READ_NATS if one else UNREAD_NATS for one in read)
-    return math.inf if nats >= (ECHOED_READ_MIN_NATS if echoed else READ_MIN_NATS) else PRINTED_NATS
+    slow = sum(gap > read_ns for gap in typed)
+    chance = min(READ_SHARE, max(READ_CHANCE, slow / max(1, len(typed))))
+    nats = sum(math.log(READ_SHARE / chance if one else (1 - READ_SHARE) / (1 - chance)) for one in read)
+    if not echoed and nats < READ_ONCE_NATS:
+        return 0.0
+    return math.inf if nats >= (READ_ONCE_NATS if echoed else READ_MIN_NATS) else PRINTED_NATS
 
 
 def ticks(turns: Turns) -> bool:
@@ -208,17 +217,17 @@ def echoes(turns: Turns) -> bool:
     return count >= ECHOED_SHARE * len(pairs) and len({question for question, _ in pairs}) >= ECHOED_LENGTHS_MIN
 
 
-def commands(turns: Turns, *, clear: bool, again: bool) -> bool:
+def commands(turns: Turns, *, clear: bool, prompts: bool) -> bool:
     """Return whether lines come as somebody types them, and are answered as by programs that run one by one.
 
-    ``clear``: what is said is known to be no broker's; ``again``: turns are of several connections.
+    ``clear``: what is said is known to be no broker's; ``prompts``: only a shell that prompts can be told.
     """
     between = gaps(turns)
     hurried = sum(gap < LINE_GAP_NS for gap in between)
     delays = sorted(turn.delay_ns for turn in turns)
     started = clear and _differ(turns) and delays[len(delays) // 2] >= PROGRAM_NS
     return (hurried <= HURRIED_MAX * len(between) and (started or _varies(delays)) and _as_lines(turns)
-            and not _polls(turns) and not _stands(turns) and not _in_turn(turns, clear=clear, again=again))
+            and not _polls(turns) and not _stands(turns) and not _in_turn(turns, clear=clear, prompts=prompts))
 
 
 def _as_lines(turns: Turns) -> bool:
@@ -260,17 +269,20 @@ def _stands(turns: Turns) -> bool:
     return len(before) >= STANDING_MIN and alike >= min(len(before) - 1, STANDING_SHARE * len(before))
 
 
-def _in_turn(turns: Turns, *, clear: bool, again: bool) -> bool:
+def _in_turn(turns: Turns, *, clear: bool, prompts: bool) -> bool:
     """Return whether this host says one thing at a time, as clients and callbacks do, and the words are no shell's.
 
     A shell's prompt, or more output, follows what it answers at once; one without a prompt is told by lines of several
-    lengths, short enough to be typed. Where connections are summed up it is not told.
+    lengths, short enough to be typed. Where connections are summed up, and over UDP, it is not told: whoever is asked
+    there answers each question once, and what it says beside that, of its own, leaves most of its answers alone.
     """
     known = [turn.in_turn for turn in turns if turn.in_turn is not None]
     questions = sorted(turn.question for turn in turns)
     confirmed = _most_alike(questions, CONFIRMATION_BYTES) >= MOSTLY * len(questions)
     called = clear and questions[len(questions) // 2] >= CALL_BYTES_MIN
-    return sum(known) >= IN_TURN_SHARE * len(known) and (confirmed or called or again)
+    if prompts:
+        return sum(known) >= MOSTLY * len(known)
+    return sum(known) >= IN_TURN_SHARE * len(known) and (confirmed or called)
 
 
 def _polls_on(turns: Turns) -> bool:

@@ -341,6 +341,60 @@ def service_called_back(rng: Random, wire: Wire) -> None:
     together(wire, *(_asked(rng, wire, start + rng.random(), comes) for _ in range(rng.choice((1, 1, 2, 4)))))
 
 
+def registered_node(rng: Random, wire: Wire) -> None:
+    """A device or node that called its server, which reads values of it now and then (CoAP, LwM2M, an agent's words).
+
+    It tells of itself as well: by a timer, of changes, and its registration anew.
+    """
+    start = opening(rng, wire)
+    wire.near(rng.randint(40, 160), start)
+    asked, answers, ready = sizes(rng, 8, rng.choice((30, 60, 140))), sizes(rng, 8, 480), work(rng, 5e-4, 0.05)
+    comes, tells = log_normal(rng, rng.choice((0.7, 2.0, 5.0)), rng.uniform(0.3, 0.9)), sizes(rng, 8, 400)
+
+    def reads(now: float) -> Part:
+        while True:
+            yield now
+            now = wire.near(answers(), wire.far(asked(), now) + ready()) + comes()
+
+    def own(now: float, after: Callable[[], float], confirm: int) -> Part:
+        while True:
+            yield now
+            heard = wire.near(tells(), now)
+            if confirm:
+                wire.far(confirm, heard + rng.uniform(2e-4, 2e-3))
+            now += after()
+
+    changes = log_normal(rng, rng.choice((4.0, 15.0)), 0.9)
+    parts = [reads(start + 1), own(start + 5, changes, rng.choice((0, 4)))]
+    if rng.random() < 0.5:
+        parts.append(own(start + 20, lambda: 20 * rng.uniform(0.99, 1.02), rng.randint(4, 40)))
+    together(wire, *parts)
+
+
+def asked_in_one_length(rng: Random, wire: Wire) -> None:
+    """Reads or commands of one length, several in a row, then a pause; now and then an answer is longer (a block)."""
+    asked, answer, ready = rng.randint(4, 90), rng.randint(4, 90), at_once(rng)
+    comes = log_normal(rng, rng.choice((0.03, 0.08, 0.2, 0.6)), rng.uniform(0.2, 0.9))
+    rests, pause = rng.choice((0, 0.05, 0.2)), log_normal(rng, 2.0, 0.8)
+    often, longer = rng.choice((0, 0.03, 0.1, 0.3)), sizes(rng, 100, 1_400)
+    head, framed = rng.randint(4, 16), rng.choice((False, False, True))
+
+    def said(speak: Callable[[float, float], float], size: float, now: float) -> float:
+        if framed:
+            speak(head, now)
+        return speak(size, now + 2e-5)
+
+    def reads(now: float) -> Part:
+        while True:
+            yield now
+            size = longer() if rng.random() < often else answer
+            now = said(wire.near, size, said(wire.far, asked, now) + ready()) + 1e-4 + comes()
+            if rng.random() < rests:
+                now += pause()
+
+    together(wire, reads(opening(rng, wire)))
+
+
 def peers(rng: Random, wire: Wire) -> None:
     """Both ask, both answer."""
     start = opening(rng, wire)
@@ -435,8 +489,11 @@ ORDINARY = {
     steps: (*ANY, "ssh", "udp"),
     tool_server: (*ANY, "udp"),
     service_called_back: (*ANY, "udp"),
+    registered_node: (*ANY, "udp"),
     peers: (*ANY, "udp"),
     debugger_stub: ANY,
     ssh_server_asks: ("ssh",),
     far_programs_ask: ("ssh",),
 }
+#: Those that times and lengths do not tell from typing; they are counted apart.
+ALIKE = {asked_in_one_length: (*ANY, "udp")}

@@ -60,9 +60,33 @@ def _pings(rng: Random, wire: Wire, start: float) -> Part:
         now += period * rng.uniform(0.999, 1.001)
 
 
+class _Multiplexed:
+    """One of several connections in a tunnel: a header of 12 bytes in a record of its own before each word (yamux)."""
+
+    def __init__(self, wire: Wire, more: int) -> None:
+        self.wire, self.more = wire, more
+
+    def near(self, size: float, now_s: float) -> float:
+        self.wire.near(12, now_s)
+        return self.wire.near(size + self.more, now_s + 2e-5)
+
+    def far(self, size: float, now_s: float) -> float:
+        self.wire.far(12, now_s)
+        return self.wire.far(size + self.more, now_s + 2e-5)
+
+
 def terminal(rng: Random, wire: Wire) -> None:
     """A pty: each key is echoed; corrections, completion, pastes, and programs that fill the screen."""
-    frame, program, prompt = _Frame(rng), _programs(rng), rng.randint(2, 60)
+    _typed(rng, wire, wire, _Frame(rng))
+
+
+def multiplexed_terminal(rng: Random, wire: Wire) -> None:
+    """A pty, or SSH to this host's own server, in a tunnel that carries several connections."""
+    _typed(rng, wire, _Multiplexed(wire, rng.choice((0, 0, 35))), lambda size: size)
+
+
+def _typed(rng: Random, path: Wire, wire: Wire | _Multiplexed, frame: Callable[[int], int]) -> None:
+    program, prompt = _programs(rng), rng.randint(2, 60)
     gap, between = log_normal(rng, rng.uniform(0.11, 0.32), rng.uniform(0.4, 0.8)), log_normal(rng, 3.0, 0.9)
     soon, joined = rng.choice((2e-4, 1e-3)), rng.choice((0, 0, 0.2, 1))
 
@@ -109,8 +133,8 @@ def terminal(rng: Random, wire: Wire) -> None:
             if rng.random() < 0.05:
                 now = screen(now)
 
-    start = opening(rng, wire)
-    together(wire, types(start), *([_pings(rng, wire, start)] if rng.random() < 0.2 else []))
+    start = opening(rng, path)
+    together(path, types(start), *([_pings(rng, path, start)] if rng.random() < 0.2 else []))
 
 
 def _lines(rng: Random, wire: Wire, *, between: Callable[[], float], prompt: int, echoed: bool = False,
@@ -173,6 +197,7 @@ def slow_operator(rng: Random, wire: Wire) -> None:
 
 SHELLS = {
     terminal: ("tcp", "tls", "ssh", "udp"),
+    multiplexed_terminal: ("tcp", "tls"),
     lines_with_a_prompt: ("tcp", "tls", "udp"),
     lines_without_a_prompt: ("tcp", "tls"),
     lines_echoed: ("tcp", "tls"),

@@ -463,5 +463,6 @@ def _lines(item: Exchange, led: _Led, asked: int) -> bool:
         return led.tunnel > 0
     # What is in clear, and no broker's, is known where the first bytes were seen.
     clear = item.carrier == "tcp" and item.flow.initiator_known
+    prompts = led.connections > 1 or item.flow.protocol == UDP
     return shell_talk.echoes(led.turns) or (
-        led.led >= ANSWERED_SHARE * asked and shell_talk.commands(led.turns, clear=clear, again=led.connections > 1))
+        led.led >= ANSWERED_SHARE * asked and shell_talk.commands(led.turns, clear=clear, prompts=prompts))
