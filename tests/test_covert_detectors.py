@@ -714,6 +714,18 @@ def test_who_is_pinged_did_nothing():
     host = Host()
     host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
     assert standings(echoes(tunnelled(60)), icmp_tunnel.Detector(), host) == {}
+    for pairs in PAIRS.values():
+        assert standings(FlowTable(quiet=True).receive(Packets(START, 0, echo_rows(pairs))), icmp_tunnel.Detector(),
+                         host) == {}
+
+
+def test_what_this_host_answers_otherwise_than_it_was_asked_is_a_tunnel():
+    """Commands come in the far side's questions, what they print goes back in the answers of this host."""
+    host, rng = Host(), random.Random(6)
+    host.receive(HostInfo(0, 1, "b", "h", 100, addresses=("203.0.113.9",)))
+    rows = echo_rows([(48, (rng.randint(3, 900),)) for _ in range(200)])
+    seen = FlowTable(quiet=True).receive(Packets(START, 0, rows))
+    assert standings(seen, icmp_tunnel.Detector(), host) == {"icmp-tunnel": "suspect"}
 
 
 # -- guessing ---------------------------------------------------------------------------------------------------------

@@ -204,14 +204,15 @@ def test_who_types_in_a_chat_is_hardly_ever_a_pools_talk():
     assert sum("mining-pool" in one for one in found) <= 1
 
 
-@pytest.mark.parametrize(("share", "pings"), [(2834, False), (96, True)])
-def test_pools_in_other_clothes_are_seen_behind_tls(share, pings):
-    """Equihash's solutions; a WebSocket whose both sides ping by one clock."""
+@pytest.mark.parametrize(("share", "answer", "job", "pings"),
+                         [(2834, 37, 298, False), (295, 124, 187, False), (96, 10, 250, True)])
+def test_pools_in_other_clothes_are_seen_behind_tls(share, answer, job, pings):
+    """Solutions of Equihash and Beam; a compressed WebSocket whose both sides ping by one clock."""
     for seed in range(6):
         dice = random.Random(seed)
         said = tls_talks.merged(
-            300, tls_talks.pushed(tls_talks.by_chance(dice, 9, 6), lambda _: 250),
-            tls_talks.answered(dice, tls_talks.by_chance(dice, 9, 6), lambda _: share, lambda _: 10))
+            300, tls_talks.pushed(tls_talks.by_chance(dice, 9, 6), lambda _: job),
+            tls_talks.answered(dice, tls_talks.by_chance(dice, 9, 6), lambda _: share, lambda _: answer))
         for now in range(20, 300, 20) if pings else ():
             said += [(now, 0, 10), (now + 0.001, 1, 6), (now + 0.03, 1, 6), (now + 0.031, 0, 10)]
         assert judged(behind_tls(sorted(said))).get("mining-pool") == "suspect", seed
@@ -372,6 +373,18 @@ def test_beats_within_one_connection():
     assert verdicts(ticks, detectors=(beacon,)) == {"beacon": "clear"}
     talk = TlsTalk(START + 999 * S, FLOW, "initiator", tuple(START + i * 30 * S for i in range(24)), (90,) * 24)
     assert verdicts([talk], detectors=(beacon,)) == {"beacon": "clear"}
+
+
+@pytest.mark.parametrize(("late_s", "who"), [(0.05, "initiator"), (8, "responder")])
+def test_a_poll_is_whose_who_asks(late_s, who):
+    """Of a poll and its answers, which come as evenly, the answers may be told of first."""
+    asked = [START + i * 20 * S for i in range(20)]
+    polls = TlsTalk(START, FLOW, "initiator", tuple(asked[:16]), (90,) * 16)
+    answers = TlsTalk(START, FLOW, "responder", tuple(now + round(late_s * S) for now in asked), (40,) * 20)
+    detector = beacon.Detector()
+    assert detector.receive(polls, Host()) == []
+    (told,) = detector.receive(answers, Host())
+    assert told.text == f"the {who} sends every 20.0 s"
 
 
 def test_the_table_of_places_stays_bounded():

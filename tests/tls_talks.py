@@ -318,15 +318,51 @@ def fleet(dice: Dice) -> list[Said]:
     return sorted(said + merged(4000, answered(dice, by_timer(dice, 10), lambda _: 180, lambda _: 40)))
 
 
+def events(dice: Dice, answer: int, sizes: tuple[int, int], pushes: tuple[int, int]) -> list[Said]:
+    """Events of one length at nobody's timer, each acknowledged, and pushes of one length that nobody asked for."""
+    event, push = dice.randrange(*sizes), dice.randrange(*pushes)
+    return merged(900, answered(dice, by_chance(dice, dice.choice((4, 8, 15))), lambda _: event, lambda _: answer),
+                  pushed(by_chance(dice, dice.choice((3, 8, 12))), lambda _: push))
+
+
+def mqtt_events(dice: Dice) -> list[Said]:
+    """A sensor that publishes what happens with QoS 1 (PUBACK: 4 bytes, in MQTT 5.0 up to 6) and hears of settings."""
+    return events(dice, dice.choice((4, 5, 6)), (60, 400), (40, 400))
+
+
+def orders_of_one_length(dice: Dice) -> list[Said]:
+    """Orders with fixed fields, each confirmed, among ticks, which say less."""
+    return events(dice, 64, (140, 280), (60, 130))
+
+
+def results_and_notices(dice: Dice) -> list[Said]:
+    """Results with hashes and figures, {"id":10,"result":true} for each, and names of further work."""
+    return events(dice, 24, (140, 280), (80, 180))
+
+
+def tasks_at_once(dice: Dice) -> list[Said]:
+    """A work queue with several tasks out: each result is acknowledged, and the next task pushed behind that."""
+    said: list[Said] = []
+    task, result, mean_s = dice.randrange(120, 450), dice.randrange(80, 300), dice.choice((10, 20, 40))
+    for _ in range(dice.choice((2, 4))):
+        now = 1.0
+        while now < 900:
+            done = now + 0.2 + dice.expovariate(1 / mean_s)
+            told = done + RTT_S * dice.uniform(0.8, 1.6)
+            said += [(now, 1, task), (done, 0, result), (told, 1, 38)]
+            now = told + dice.uniform(0.0005, 0.1)
+    return sorted(said)
+
+
 OTHERS = {
     function.__name__: function
     for function in (chat, market_data, orders_and_ticks, mqtt_telemetry, mqtt_commands, grpc_stream, jupyter,
                      long_poll, watch, leases, work_queue, logs, terminal, games, dashboard, push_notices,
-                     watch_and_lease, etcd_keys, remote_write, run_log, confirms_and_deliveries, fleet)
+                     watch_and_lease, etcd_keys, remote_write, run_log, confirms_and_deliveries, fleet, mqtt_events,
+                     orders_of_one_length, results_and_notices, tasks_at_once)
 }
 
 
 def known_look_alike(dice: Dice) -> list[Said]:
-    """Rare events of one length, acknowledged, and another's measurements of one length in between: see `stratum`."""
-    return merged(3000, pushed(by_timer(dice, 20, 0.1), lambda _: 160),
-                  answered(dice, by_chance(dice, 25), lambda _: 120, lambda _: 4))
+    """Events of one length, each acknowledged at a pool's length, and longer news of one length: see `stratum`."""
+    return events(dice, 38, (100, 160), (180, 300))

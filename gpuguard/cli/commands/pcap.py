@@ -32,8 +32,10 @@ _HELD_ARRAYS = 256
 #: What a file may say of what was not seen in it: a hostile one must not make each of its lines grow.
 _GAPS_MAX = 32
 _MORE_GAPS = "and more that was not seen"
+#: Datagrams and messages of ICMP have none.
 _UNOPENED = "the opening of the flow was not captured"
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+_TCP = 6
+_PROTOCOLS = {1: "icmp", _TCP: "tcp", 17: "udp", 58: "icmpv6"}
 
 
 @click.command()
@@ -212,7 +214,7 @@ def _line(name: str, report: FlowReport, gaps: list[str]) -> Line:
             {"class": one.evidence_class, "text": one.text, "nats": one.nats}
             for one in (*finding.evidence, *finding.counter_evidence)
         ],
-        "gaps": [*gaps, *(() if flow.initiator_known else (_UNOPENED,))],
+        "gaps": [*gaps, *((_UNOPENED,) if flow.protocol == _TCP and not flow.initiator_known else ())],
     }
 
 
@@ -242,7 +244,7 @@ def _dull_lines(name: str, rows: np.ndarray, verdicts: list[Verdict], gaps: list
             "decided_after_s": None,
             "decided_after_packets": None,
             "evidence": [],
-            "gaps": opened if known else unopened,
+            "gaps": unopened if protocol == _TCP and not known else opened,
         }
 
 

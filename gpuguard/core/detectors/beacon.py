@@ -88,21 +88,22 @@ class Detector:
         self._calls: BoundedTable[Place, _Beats] = BoundedTable(PLACES_MAX)
         self._within: BoundedTable[FlowId, _Beats] = BoundedTable(PLACES_MAX)
         self._seen = Recent(ENDS_BYTES, SEEN_MAX)
+        #: When who dialled sent something in TLS.
+        self._asked: BoundedTable[FlowId, tuple[int, ...]] = BoundedTable(PLACES_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002 inside or out is all one
         """Return what is regular now."""
         match item:
             case FlowClosed():
                 self._within.pop(item.flow)
+                self._asked.pop(item.flow)
                 return self._closed(item)
             case FlowsClosed():
                 return self._ended(item)
             case Exchange() if item.first == "responder":
                 return self._beat(item)
             case TlsTalk():
-                begun = [item.times_ns[0]]
-                begun += [now for now in item.times_ns if now - begun[-1] >= APART_NS]
-                return _tell(item.flow, item.time_ns, even(begun), f"the {item.speaker} sends")
+                return self._talk(item)
             case _:
                 return []
 
@@ -135,6 +136,20 @@ class Detector:
         if closed.carrier == "ssh":
             return []  # that it is SSH says more than its pace, be its use known or not
         return _tell(flow, closed.time_ns, period_ns, f"{flow.initiator} calls {flow.responder}")
+
+    def _talk(self, item: TlsTalk) -> list[Evidence]:
+        """Tell of messages at even intervals; who answers them within a second does not begin them."""
+        if item.speaker == "initiator":
+            self._asked[item.flow] = item.times_ns
+        begun = [item.times_ns[0]]
+        begun += [now for now in item.times_ns if now - begun[-1] >= APART_NS]
+        period_ns = even(begun)
+        if not period_ns:
+            return []
+        asked = self._asked.get(item.flow) or ()
+        answers = sum(any(0 <= now - one < APART_NS for one in asked) for now in begun)
+        who = "initiator" if 2 * answers > len(begun) else item.speaker
+        return _tell(item.flow, item.time_ns, period_ns, f"the {who} sends")
 
     def _beat(self, item: Exchange) -> list[Evidence]:
         beats = self._within.get(item.flow) or _Beats()

@@ -2,9 +2,10 @@
 
 "The data received in the echo message must be returned in the echo reply message" (RFC 792, RFC 4443 section 4.2): an
 echo answers with exactly as many bytes as it was sent. An answer that is longer or shorter than the question with its
-sequence number is not an echo's, however little it holds and however much else went out. Answers whose own question was
-not seen (ptunnel sends several to one) are compared in sum: at no time have echoes brought back more than had gone out
-by then, and the most that there ever was in excess counts, so that a tunnel does not clear itself by what it uploads.
+sequence number is not an echo's, however little it holds and however much else went out, and whoever asked: where this
+host answers so, a program of its own does. Answers whose own question was not seen (ptunnel sends several to one) are
+compared in sum: at no time have echoes brought back more than had gone out by then, and the most that there ever was in
+excess counts, so that a tunnel does not clear itself by what it uploads.
 Timestamps hold 12 bytes, information requests none (RFC 792), address masks 4 (RFC 950): what is beyond is data.
 ping sends one size, once a second or as fast as answers come. A tunnel (ptunnel, icmptunnel, Hans, a shell over ICMP)
 sends what it has, when it has it; also to who never answers, and in answers to questions that were never asked.
@@ -130,7 +131,8 @@ class Detector:
         flow = item.flow
         if isinstance(item, NotEchoes) and item.what != "unlike":
             return self._strange(item, host)
-        if not flow.initiator_known or host.is_local(flow.netns, flow.responder):
+        asked = host.is_local(flow.netns, flow.responder)
+        if not flow.initiator_known or (asked and not isinstance(item, NotEchoes)):
             if isinstance(item, FlowClosed):
                 self._flows.pop(flow)
             return []

@@ -16,8 +16,9 @@ else's mining.
 Behind TLS the lengths of records are those of the lines in them, and a pool's talk has a form of its own:
 
 - shares: messages of this host, all of one length (a nonce and counters in hexadecimal), found by chance: their
-  intervals are no timer's. Each is answered by one short line, of one length too;
-- jobs: longer lines of the pool, of nearly one length, in between, answered by nothing and asked for by nothing;
+  intervals are no timer's. Each is answered by one short line, of one length too, that names it and says how it went;
+- jobs: lines of the pool, of nearly one length, in between, answered by nothing and asked for by nothing. They say what
+  the share only refers to, and are longer, but where a share is a whole solution;
 - at most one more kind of message of this host, of another length, by the clock: a hash rate (eth_submitHashrate), a
   keepalive. It is left out with its answers, and so are pings of a WebSocket.
 
@@ -25,18 +26,23 @@ Benign look-alikes behind TLS, and what keeps them out:
 
 - chats (who types, and what), dashboards, market data, Jupyter, event streams, watches (etcd, Kubernetes): lengths
   vary as their contents do, or this host says nothing;
-- telemetry, heartbeats, MQTT with acknowledged messages: a timer's intervals, or nothing is pushed;
+- telemetry and heartbeats: a timer's intervals, or nothing is pushed;
+- events as they happen, acknowledged, and settings or news pushed in between: MQTT acknowledges in 4 to 6 bytes, and
+  what is pushed is as often as not shorter than the event;
+- orders among ticks, results among notices: the same;
 - long polls: each push is answered by the next question;
-- work queues (a task is pushed, a result returned and acknowledged): tasks and results take turns.
+- work queues (a task is pushed, a result returned and acknowledged): tasks and results take turns, or each task comes
+  right behind a result.
 
-A sensor that reports rare events in records of one length, gets acknowledgements, and subscribes to another that sends
-records of one length at its own pace, has the same form: this alone is never more than suspect. Together with launches
-of the same process (`detectors.mining`) it is.
+A sensor that reports rare events in records of one length, is acknowledged in a line, and hears longer news of one
+length at their own pace, has the same form: this alone is never more than suspect. Together with launches of the same
+process (`detectors.mining`) it is.
 """
 
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -80,18 +86,29 @@ ANSWER_NATS = 9.2
 # Behind TLS. Of slow connections with eight acknowledged messages, those that pass each of the tests below are few: one
 # length of questions (1/4), one of answers (1/2), no timer (1/2), pushes that nobody answers (1/4), of one length and
 # longer than answers (1/10), and not in turn with the questions (1/3): 1/1,900, 7.5 nats. More of the same adds little.
+# That pushes are longer than questions too (1/2) is what fewer of them are worth.
 TALK_NATS = ((8, 7.5), (16, 9.0))
 LOGIN_NS = 5_000_000_000
 ANSWER_NS = 2_000_000_000
 #: Times of records are whole milliseconds after the first of their side, so that on a fast network an answer may seem
 #: to come before its question.
 CLOCK_NS = 1_000_000
-JOBS_MIN = 5
+JOBS_MIN = 3
 ANSWERED_MIN = 0.85
 ALIKE_MIN = 0.85
 #: A share is always the same line with other digits; of a chat's messages about who types many are, but not all.
 SHARES_ALIKE_MIN = 0.95
 SHARE_BYTES = 6
+#: The least that says to which share it belongs and how it went: 7 bytes if compressed in a WebSocket, in a record of
+#: TLS, which alone has 17. A PUBACK has 4 to 6 (MQTT 5.0, 3.4).
+ANSWER_BYTES_MIN = 24
+#: {"id":4,"result":true,"error":null}. What is shorter is mostly compressed, where hexadecimal digits keep half their
+#: length and names vanish: a job of CryptoNote's, with three hashes' worth, is then nearly twice its share.
+ANSWER_IN_FULL_BYTES = 53
+SHORT_ANSWER_JOB_RATIO_MIN = 1.5
+#: A job holds a header, or hashes and a target; its share refers to it, and is the shorter one but where a whole
+#: solution is handed in: 104 bytes in hexadecimal, with a nonce and names (Beam), or more (Equihash, cycles).
+SOLUTION_BYTES_MIN = 300
 #: No share and no job is as short in its record as the pings, pongs and the end of a WebSocket (RFC 6455, 5.5), and
 #: TLS's alerts.
 CONTROL_BYTES = 32
@@ -101,6 +118,8 @@ JOB_RATIO = 0.35
 JOB_BYTES_MIN = 54
 IRREGULAR_MIN = 0.45
 SAME_AGAIN_MIN = 0.15
+#: By chance one job in seven comes as soon as that after a share, and half of eight once in 40 talks.
+ASKED_RATIO = 0.2
 REPORTS_MIN = 3
 REPORTS_VARIATION_MAX = 0.2
 
@@ -246,13 +265,14 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
     start_ns = max(near.times_ns[0], far.times_ns[0]) + LOGIN_NS
     end_ns = min(near.times_ns[-1], far.times_ns[-1])
     sent = [(now, size) for now, size in zip(*near, strict=True)
-            if start_ns <= now <= end_ns and size > CONTROL_BYTES]
-    said = [(now, size) for now, size in zip(*far, strict=True) if start_ns <= now <= end_ns + ANSWER_NS]
+            if start_ns - ANSWER_NS <= now <= end_ns and size > CONTROL_BYTES]
+    said = [(now, size) for now, size in zip(*far, strict=True) if start_ns - ANSWER_NS <= now <= end_ns + ANSWER_NS]
     reports = _reports(sent)
     shares = [one for index, one in enumerate(sent) if index not in reports]
     answers, said = _answers([now for now, _ in shares], said)
     _, said = _answers([sent[index][0] for index in sorted(reports)], said)
-    jobs = [(now, size) for now, size in said if now <= end_ns and size > CONTROL_BYTES]
+    jobs = [(now, size) for now, size in said if start_ns <= now <= end_ns and size > CONTROL_BYTES]
+    shares, answers = ([(now, size) for now, size in some if now >= start_ns] for some in (shares, answers))
     if len(shares) < TALK_NATS[0][0] or len(jobs) < JOBS_MIN or len(answers) < ANSWERED_MIN * len(shares):
         return 0.0, "too little, or too little answered alike, to be a pool's"
     share, answer, job = (_middle([size for _, size in some]) for some in (shares, answers, jobs))
@@ -260,11 +280,20 @@ def _weigh_talk(near: Talk, far: Talk) -> tuple[float, str]:
             f"{answer} bytes, and {len(jobs)} of about {job} bytes came unasked")
     alike = (_alike([size for _, size in shares], share, SHARE_BYTES, SHARES_ALIKE_MIN)
              and _alike([size for _, size in jobs], job, JOB_RATIO * job))
-    if not alike or not answer < min(share, job) or job < JOB_BYTES_MIN:
-        return 0.0, "sizes vary as contents do"
-    if _variation([now for now, _ in shares]) < IRREGULAR_MIN or _takes_turns(shares, jobs):
+    if not alike or not _fit(share, answer, job):
+        return 0.0, "sizes vary as contents do, or are no share's, answer's and job's"
+    if _variation([now for now, _ in shares]) < IRREGULAR_MIN or _takes_turns(shares, jobs) or _asked(shares, jobs):
         return 0.0, "a timer's pace, or questions and answers in turn"
     return max(nats for count, nats in TALK_NATS if len(shares) >= count), text
+
+
+def _fit(share: int, answer: int, job: int) -> bool:
+    """Return whether a share, its answer and a job may be as long as that."""
+    if not ANSWER_BYTES_MIN <= answer < min(share, job) or job < JOB_BYTES_MIN:
+        return False
+    if answer < ANSWER_IN_FULL_BYTES:
+        return job >= SHORT_ANSWER_JOB_RATIO_MIN * share
+    return job > share or share >= SOLUTION_BYTES_MIN
 
 
 def _answers(asked_ns: list[int], said: list[Said]) -> tuple[list[Said], list[Said]]:
@@ -318,3 +347,11 @@ def _takes_turns(shares: list[Said], jobs: list[Said]) -> bool:
     merged = sorted([(now, 0) for now, _ in shares] + [(now, 1) for now, _ in jobs])
     same = sum(one[1] == other[1] for one, other in itertools.pairwise(merged))
     return same < SAME_AGAIN_MIN * len(merged)
+
+
+def _asked(shares: list[Said], jobs: list[Said]) -> bool:
+    """Return whether pushes follow messages of this side far sooner than those follow each other: a queue's tasks."""
+    times_ns = [now for now, _ in shares]
+    usual_ns = _middle([later - earlier for earlier, later in itertools.pairwise(times_ns)])
+    since_ns = [now - times_ns[place - 1] for now, _ in jobs if (place := bisect_right(times_ns, now))]
+    return 2 * len(since_ns) > len(shares) and _middle(since_ns) < ASKED_RATIO * usual_ns
