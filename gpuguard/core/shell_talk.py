@@ -53,10 +53,10 @@ LETTER_BYTES = {"tcp": 1, "tls": 30}
 # Whoever types a line reads what it printed before the next one: half of the gaps after output are more than twice the
 # median of those between keys. By chance a quarter is (log-normal gaps with a sigma of 1), or as many as between keys
 # where that is more: ln 2 for each that is, and ln 2/3 for each that is not. Keys whose echo is of another length need
-# 2 nats of it, and as much as one to be suspect at all. Typing that nobody reads is no more than suspect.
+# four that are, and one to be suspect at all. Typing that nobody reads is no more than suspect.
 READ_RATIO = 2.0
 READ_SHARE, READ_CHANCE = 0.5, 0.25
-READ_MIN_NATS, READ_ONCE_NATS = 2.0, 0.69
+READ_MIN_NATS, READ_ONCE_NATS = 2.7, 0.69
 PRINTED_NATS = 2.5
 #: What programs print is seldom of one length; a request is that comes now and then.
 PRINTED_ALIKE_SHARE = 0.75
