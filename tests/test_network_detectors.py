@@ -393,6 +393,33 @@ def test_openings_of_channels_are_no_talk():
     assert judge(items) == {}
 
 
+def test_several_openings_and_ends_of_channels_at_once_are_no_talk():
+    """Pages through a tunnel, some at once: each channel is opened and ended, for as many bytes each time."""
+    request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
+    rows = [(*one, kind) for i in range(30) for one, kind in (
+        (("responder", 300 + 91 * (i % 7), (1 + i % 4) * 92, (1 + i % 4) * 44, 0.3), "open"),
+        (("responder", 400, (1 + i % 3) * 72, (1 + i % 3) * 36, 0.3), "ended"))]
+    items = []
+    for row, one in zip(rows, talk([row[:5] for row in rows], carrier="ssh"), strict=True):
+        single = one.answer_bytes in (44, 36)
+        use = FlowUse(one.time_ns, FLOW, f"ssh-reverse-channel-{row[5]}", "ssh", 0.0, "", START, 50)
+        items += [one, use] if single else [one]
+    assert judge([request, *items]) == {}
+    lines = talk([("responder", 900 + 91 * (i % 7), 92, 92, 3) for i in range(30)], carrier="ssh")
+    assert judge([request, *items[:2], *lines])["ssh-reverse-shell"] >= CONFIRMED, "what costs the same is no opening"
+
+
+def test_what_was_said_before_a_port_was_asked_for_came_through_no_tunnel():
+    request = FlowUse(START, FLOW, "ssh-reverse-forward-request", "ssh", 25.0, "asked", START, 30)
+    copied = talk([("responder", 400 + 91 * (i * 5 % 7), 76 + 280 * (i % 3 == 0), 260 + 8 * (i % 2), 3)
+                   for i in range(8)],
+                  carrier="ssh")
+    assert judge([*copied, request]) == {}
+    pages = talk([("responder", 900, 124, 300, 3)] * 4, carrier="ssh")
+    assert judge([*copied, request, *pages]) == {}
+    assert judge([request, *copied])["ssh-reverse-shell"] >= CONFIRMED
+
+
 def test_a_client_in_lockstep_with_a_slow_server_is_not_led():
     """SFTP, one question after the other, of a server that thinks for longer than a silence."""
     rows = [("responder", 90 + 131 * (i % 7), 68 + 56 * (i % 2), 36 + 8 * (i % 3), 0.3 + i % 4) for i in range(40)]

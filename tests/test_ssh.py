@@ -17,6 +17,7 @@ from gpuguard.core.ssh.global_requests import LATER_ALIKE_NATS, LATER_OFF_BEAT_N
 from gpuguard.core.ssh.incoming import LATER_CLOSE_NATS, LATER_OPEN_NATS, UNASKED_OPEN_NATS
 from gpuguard.core.ssh.key_exchange import SWAP_NATS, SWAP_ONE_NATS
 from gpuguard.core.ssh.messages import (
+    DATA,
     ENDING,
     KEEPALIVE,
     NO_MORE_SESSIONS,
@@ -107,6 +108,10 @@ def test_reverse_forward_without_a_session(suite, bind):
     talk.now += 5 * 10**9
     talk.theirs(forwarded_tcpip(18))
     assert talk.ours(OPEN_CONFIRMATION, after_ns=400_000) == ["ssh-reverse-channel-open"]
+    talk.theirs(ENDING, ENDING)
+    assert talk.ours(ENDING, after_ns=400_000) == ["ssh-reverse-channel-ended"]
+    talk.theirs(DATA + 60)
+    assert talk.ours(DATA + 300, after_ns=400_000) == []
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -127,6 +127,10 @@ ANSWERED_SHARE = 1 / 3
 
 #: What the grammar says where somebody asks through a tunnel (`core.ssh.visitor`).
 VISITED = "ssh-reverse-channel-asked"
+#: Where a port is asked for, and where channels are opened and ended.
+REQUEST = "ssh-reverse-forward-request"
+SET_UP = ("ssh-reverse-channel-open", "ssh-reverse-channel-ended")
+SET_UP_MAX = 8
 
 TOLD_NATS_MIN = 1.0
 LEAD_MIN = 2.0
@@ -154,8 +158,8 @@ class _Led:
     """What is known of one flow, and of those before it that it goes on from."""
 
     __slots__ = ("answered", "base_far", "base_near", "broken", "chaff", "connections", "earlier",
-                 "far_bytes", "here", "key", "last_ns", "led", "led_ns", "near", "said", "slow", "sums", "told",
-                 "tunnel", "turns", "typed", "undo", "visited")
+                 "far_bytes", "here", "key", "last_ns", "led", "led_ns", "near", "said", "set_up", "slow", "sums",
+                 "told", "tunnel", "turns", "typed", "undo", "visited")
 
     def __init__(self) -> None:
         #: Exchanges that the far side led and this host answered at once, or later; and those that this host led.
@@ -172,8 +176,10 @@ class _Led:
         self.turns: deque[shell_talk.Turn] = deque(maxlen=RECENT_MAX)
         self.led_ns = 0
         self.far_bytes = -1
-        #: When the last of them was told, as long as it may turn out to be the opening of a channel.
+        #: When the last of them was told, as long as it may turn out to be the opening of a channel, or its end.
         self.undo = 0
+        #: What opens and ends channels, in bytes: the far side's word and this host's.
+        self.set_up: set[tuple[int, int]] = set()
         #: What both sides had said before the first.
         self.base_near = 0
         self.base_far = 0
@@ -242,7 +248,7 @@ class Detector:
             led.near += 1
         elif not self._at_once(item) or (item.flow.protocol == UDP and item.question_bytes > UDP_WORD_BYTES_MAX):
             led.slow += 1
-        elif item.answer_delay_ns >= NO_PROGRAM_NS and not self._in_step(item, led):
+        elif item.answer_delay_ns >= NO_PROGRAM_NS and not self._in_step(item, led) and not _sets_up(item, led):
             self._led(item, led)
             if led.here >= AGAIN_LED_MIN and item.flow.initiator_known:
                 self._places[_place(item.flow)] = led
@@ -318,13 +324,20 @@ class Detector:
 
     def _tunnel(self, item: FlowUse) -> None:
         led = self._of(item.flow)
+        if item.use == REQUEST and not led.tunnel and not led.told:
+            # What was said before a port was asked for came through no tunnel.
+            answered, led = led.answered, _Led()
+            led.answered = answered
+            self._flows[item.flow] = led
         led.tunnel = min(TUNNEL_NATS_MAX, max(0.0, led.tunnel + item.nats))
-        if item.use == "ssh-reverse-channel-open" and led.undo == item.time_ns:
-            # That exchange was the opening of a channel, not a line of talk.
+        if item.use in SET_UP and led.undo == item.time_ns:
+            # That exchange was the opening of a channel or its end, not a line of talk.
+            turn = led.turns.pop()
             led.led -= 1
             led.here -= 1
-            led.turns.pop()
             led.undo = 0
+            if turn.question != turn.answer and len(led.set_up) < SET_UP_MAX:
+                led.set_up.add((turn.question, turn.answer))
 
     def _tell(self, item: Exchange | FlowUse, led: _Led, carrier: str) -> list[Evidence]:
         nats, text = _standing(item, led)
@@ -349,6 +362,12 @@ class Detector:
             carrier=carrier,
             blind_spots=_SPOTS if item.flow.initiator_known else (*_SPOTS, _UNSEEN_SPOT),
         )]
+
+
+def _sets_up(item: Exchange, led: _Led) -> bool:
+    """Return whether channels of a tunnel are opened or ended, one or several at once: they cost the same each time."""
+    return any(not item.question_bytes % asked and item.question_bytes // asked * answer == item.answer_bytes
+               for asked, answer in led.set_up)
 
 
 def _place(flow: FlowId) -> Place:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OPEN = "ssh-reverse-channel-open"
 ASKED = "ssh-reverse-channel-asked"
+ENDED = "ssh-reverse-channel-ended"
 
 # The far side opens a channel and this side confirms. Without a session channel nothing else is that long from the
 # server first and that short in return; X11 and agent opens need a session and are shorter. By chance 1/20 * 1/20 * 1/8
@@ -53,7 +54,9 @@ class Incoming:
     def __init__(self, terms: Terms, seen: Seen) -> None:
         self._terms = terms
         self._seen = seen
-        self._visitor = Visitor(terms.answer_ns, terms.sizes.confirm_client, (terms.sizes.alive, terms.sizes.ending))
+        sizes = terms.sizes
+        no_lines = ((sizes.alive, sizes.ending), (2 * sizes.granted_each, sizes.ending))
+        self._visitor = Visitor(terms.answer_ns, sizes.confirm_client, no_lines)
         #: When the server said what may be an open, and how long that was.
         self._open_ns: int | None = None
         self._open_size = 0
@@ -65,8 +68,9 @@ class Incoming:
         """Say what is opened, and that somebody asks through it."""
         if self._terms.swapped:
             return []
-        opened = self._confirmed(seg) if seg.from_client else self._offered(seg)
-        return opened + self._visited(seg)
+        if not seg.from_client:
+            return self._offered(seg) + self._visited(seg)
+        return self._confirmed(seg) + self._ended(seg) + self._visited(seg)
 
     def closed(self, seg: Segment) -> list[Use]:
         """The channel that may have been opened beside a terminal came to its end, and the session did not."""
@@ -128,6 +132,18 @@ class Incoming:
         text = (f"the far side opened a channel into this host ({self._open_size} bytes) and it was confirmed "
                 f"({seg.size} bytes) {(seg.time_ns - waiting) / 1e6:.1f} ms later")
         return [seen.told.say(OPEN, nats, text, SPOTS)]
+
+    def _ended(self, seg: Segment) -> list[Use]:
+        """Say that a channel came to its end: to whoever listens for talk, that is none.
+
+        The server says EOF and CLOSE, each as long as the answer to a request, and the client CLOSE. Where the client
+        sends an EOF too, that may be a key and its echo.
+        """
+        sizes, told, (asked_ns, asked) = self._terms.sizes, self._seen.told, self._seen.line.server
+        answers = OPEN in told and sizes.exact and asked_ns > self._seen.line.client[0]
+        if not answers or (asked, seg.size) != (2 * sizes.granted_each, sizes.ending):
+            return []
+        return [told.say(ENDED, 0.0, f"a channel came to its end ({asked} bytes, and {seg.size})")]
 
     def _weight(self, *, asked: bool) -> float | None:
         """Return what a channel weighs that was opened now, None where it may be anything."""

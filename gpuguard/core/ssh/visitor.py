@@ -13,8 +13,8 @@ Lines: small questions as far apart as it takes to type one. What is no answer, 
 - messages that this side sends after whatever comes (Go opens its window again after each read, x/crypto/ssh): it says
   as much to its own echoes, so that others of that size stand alone;
 - the far side's keepalives (ClientAliveInterval, sshd_config(5)), which have one length, as their answers have;
-- the opening of channels, one for each request of a page: the opening is no line, nor is a channel's first question,
-  which every protocol has;
+- the opening of channels, one for each request of a page: neither the opening nor the end is a line, nor is a channel's
+  first question, which every protocol has;
 - pages and files: their questions are longer than a line.
 
 A database used by hand through the tunnel looks the same. The tunnel was named before any of this is looked at.
@@ -23,8 +23,12 @@ A database used by hand through the tunnel looks the same. The tunnel was named 
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from gpuguard.core.turns import AT_ONCE_NS, LINE_GAP_NS, NO_PROGRAM_NS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 #: An answer comes at once, and within this part of the time for which this side was silent before it was asked: by
 #: chance, one in four.
@@ -49,13 +53,13 @@ class Visitor:
     """Questions and answers of one connection.
 
     ``rtt_ns`` is the shortest that was seen; ``confirm`` what the message costs by which this host opens a channel,
-    ``alive`` what the far side's keepalives cost, and their answers.
+    ``no_lines`` what the far side's keepalives and the ends of channels cost, and their answers.
     """
 
-    def __init__(self, rtt_ns: int, confirm: int, alive: tuple[int, int]) -> None:
+    def __init__(self, rtt_ns: int, confirm: int, no_lines: Collection[tuple[int, int]]) -> None:
         self._rtt_ns = rtt_ns
         self._confirm = confirm
-        self._alive = alive
+        self._no_lines = no_lines
         self._near_ns = 0
         self._question: tuple[int, int] | None = None
         #: (question, answer) in bytes, 0 where there was none.
@@ -101,7 +105,7 @@ class Visitor:
         first, self._first = self._first, size == self._confirm
         # Whatever this side said last was answered by then; or it never says this of its own.
         of_its_own = silent_ns <= 2 * self._rtt_ns + AT_ONCE_NS and (0, size) in self._turns
-        typed = apart >= LINE_GAP_NS and asked <= LINE_BYTES_MAX and (asked, size) != self._alive
+        typed = apart >= LINE_GAP_NS and asked <= LINE_BYTES_MAX and (asked, size) not in self._no_lines
         if first or self._first or of_its_own or not typed:
             return ""
         self._lines += 1
