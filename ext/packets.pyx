@@ -2,11 +2,11 @@
 """Frames to rows of `records.PACKET` and to facts: one parser for capture files and for the live ring.
 
 Sources: RFC 791, 8200 (extension headers, fragments), 9293, 768, 792, 4443; Linux "cooked" and other link layers from
-tcpdump.org/linktypes.html; RFC 4253 (SSH), RFC 8446 (TLS), RFC 6066, RFC 7301, RFC 1035, 7766 (DNS over TCP);
-RFC 1928, 1929 and openssh.com/txt/socks4.protocol (SOCKS); RFC 9112 section 3.2 (proxies); RFC 9113 section 3.4
-(HTTP/2); RFC 6455 and 7692 (WebSockets); X Window System Protocol, X.Org's edition for X11R7.7; RFC 7296 (IKE);
-wireguard.com/protocol; OpenVPN's doc/doxygen/doc_protocol_overview.h; Tor's tor-spec (cells); sv2-spec chapter 4
-(Stratum V2); pcap and pcapng from draft-ietf-opsawg-pcap and -pcapng; TPACKET_V3 from
+tcpdump.org/linktypes.html; RFC 4253 (SSH), RFC 8446 (TLS), RFC 6066, RFC 7301, RFC 1035, 7766 (DNS over TCP); RFC
+1928, 1929 and openssh.com/txt/socks4.protocol (SOCKS); RFC 9112 section 3.2 (proxies); RFC 9113 section 3.4 (HTTP/2);
+RFC 6455 and 7692 (WebSockets); yamux's spec.md (hashicorp/yamux); X Window System Protocol, X.Org's edition for
+X11R7.7; RFC 7296 (IKE); wireguard.com/protocol; OpenVPN's doc/doxygen/doc_protocol_overview.h; Tor's tor-spec
+(cells); sv2-spec chapter 4 (Stratum V2); pcap and pcapng from draft-ietf-opsawg-pcap and -pcapng; TPACKET_V3 from
 Documentation/networking/packet_mmap.rst and linux/if_packet.h.
 
 Every byte is hostile. Each function gets a pointer with the number of bytes that are there, and reads no others;
@@ -22,9 +22,11 @@ none of the protocols that are known here. Of TLS the headers of the first RECOR
 second that is large: who sends many small ones, slowly, is told of with their times and sizes, and so is who sends
 cells. Of JSON the first LINES_MAX lines, or messages in a WebSocket, are looked at for the words and forms of mining
 pools, and what came at once of the body of a first POST for a miner's calls of a node; of what an X display says, how
-often a key was pressed, up to X11_KEYS_MIN; what a proxy was asked to carry is read as a stream of its own. The table
-is set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are
-counted.
+often a key was pressed, up to X11_KEYS_MIN; what a proxy was asked to carry is read as a stream of its own. What the
+side that was called says first may be a greeting, behind which somebody speaks as a client: up to GREETING_MAX bytes,
+the beginning of each segment is compared with what clients of HTTP and SOCKS say first, and so are its messages in a
+WebSocket and in the first FRAMES_MAX frames of yamux. The table is set-associative: a full set gives up its oldest
+decided, else its oldest stream; those within a handshake are counted.
 Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
 A datagram is compared with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data,
 which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
@@ -139,8 +141,10 @@ cdef enum:
     AHEAD_MAX = 8
     AHEAD_SEGMENTS = 128
     TEXT_MAX = 16384
+    GREETING_MAX = 512
     LINE_MAX = 2048
     LINES_MAX = 16
+    FRAMES_MAX = 64
     INFLATERS_MAX = 64
     METHOD_MAX = 32
     BANNER_LINE_MAX = 8192
@@ -178,8 +182,10 @@ cdef enum:
     NOISE = 7
     WEBSOCKET = 8
     X11 = 9
-    DECIDED = 10
-    DATAGRAMS = 11  # not TCP: never read as a stream
+    YAMUX = 10
+    GREETED = 11    # none of these, but little was said so far
+    DECIDED = 12
+    DATAGRAMS = 13  # not TCP: never read as a stream
 
 cdef enum:
     BANNER = 0
@@ -214,6 +220,8 @@ cdef enum:
     RFB_VERSION = 16
     X11_SETUP = 17
     X11_KEYS = 18
+    SSH_IN_WEBSOCKET = 19
+    YAMUX_BACKWARDS = 20
 
 cdef enum:
     FIN = 1
@@ -228,6 +236,13 @@ cdef enum:
     CARRIES_DNS = 3 << 4
     CARRIES_BROKER = 4 << 4
     BRIEF_NAME_BYTES = 27
+
+# Stream.told, of what is told once.
+cdef enum:
+    TOLD = 1
+    TOLD_GREETING = 2
+    TOLD_REQUEST = 4
+    TOLD_HTTP = 8
 
 # How far the request of a first POST was read.
 cdef enum:
@@ -270,13 +285,14 @@ cdef struct Stream:
     uint8_t mid_line    # the text before ended within a line
     uint8_t lost        # counted in streams_lost
     uint8_t proxied     # text is the head of a request to a proxy
-    uint8_t told        # said which protocol this is
+    uint8_t told        # TOLD and what follows it
     uint8_t called      # of the side that was called: its SYN answers one
     uint8_t posted      # POST_HEAD, POST_BODY: text is that of a POST
     uint8_t upgrade     # UPGRADE_HEAD, UPGRADE_ASKED: text is a head that may end in a WebSocket
-    uint8_t lines       # of JSON, messages of a WebSocket, or keys of X11 so far
+    uint8_t lines       # of JSON, messages of a WebSocket, frames of yamux, or keys of X11 so far
     uint8_t little      # of X11: its numbers are little-endian
     uint8_t ahead       # segments that wait in Parse.ahead
+    uint8_t greets      # of the side that was called: what it said so far may be a greeting
     uint8_t with_syn    # bytes that its SYN brought, which the other side may have refused, are all that was read
 
 # A segment of a stream that came before the one ahead of it.
@@ -669,6 +685,7 @@ cdef int32_t websocket(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexce
     """RFC 6455, 5.2: one frame. Messages in one frame of at most LINE_MAX bytes are read, LINES_MAX of them.
 
     Those of RFC 7692, which are told apart by a bit of the first byte, are compressed with all before them in mind.
+    SSH goes in binary ones, its banner (RFC 4253, 4.2) ahead of all.
     """
     cdef uint32_t at = 2, size, i
     if n < 2:
@@ -694,10 +711,14 @@ cdef int32_t websocket(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexce
     for i in range(size):
         s.scratch[i] = p[at + i] ^ (p[at - 4 + i % 4] if p[1] & 128 else 0)
     if p[0] & 0x40:
-        put(s, note(s, DEFLATED, <uint32_t>(t - s.streams), t.told), s.scratch, size)
-        t.told = 1
+        put(s, note(s, DEFLATED, <uint32_t>(t - s.streams), t.told & TOLD | p[0] & 2), s.scratch, size)
+        t.told |= TOLD
+    elif p[0] & 2 and size > 4 and memcmp(s.scratch, b"SSH-", 4) == 0 and memchr(s.scratch, 10, least(size, 255)):
+        spoken(s, SSH_IN_WEBSOCKET)
     else:
         json_text(s, s.scratch, size)
+        if t.called:
+            asked_within(s, t, s.scratch, size)
     t.lines += 1
     return -1 if t.lines == LINES_MAX else <int32_t>(at + size)
 
@@ -706,6 +727,12 @@ cdef int32_t websocket(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexce
 
 cdef void spoken(Parse* s, uint32_t what) noexcept nogil:
     note(s, TOLD_SPOKEN, what, 0)
+
+
+cdef void spoken_once(Parse* s, Stream* t, uint32_t what, uint8_t told) noexcept nogil:
+    if not t.told & told:
+        spoken(s, what)
+    t.told |= told
 
 
 cdef bint looks_random(const uint8_t* p, uint32_t n) noexcept nogil:
@@ -764,9 +791,19 @@ cdef int32_t socks(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept n
     return took
 
 
+cdef bint methods(const uint8_t* p, uint32_t n) noexcept nogil:
+    """RFC 1928, 3: as many as are said to be there, each of which exists."""
+    cdef uint32_t i
+    if p[1] == 0 or p[1] > 16 or n < 2 + <uint32_t>p[1]:
+        return 0
+    for i in range(p[1]):
+        if p[2 + i] == 4 or 9 < p[2 + i] < 128 or p[2 + i] == 255:
+            return 0
+    return 1
+
+
 cdef int32_t socks5(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
     """RFC 1928, 3: a client's methods, or the one that the server takes of them. Sent alone, since each waits."""
-    cdef uint32_t i
     if n < 2:
         return 0
     if n == 2 and (p[1] == 0 or p[1] == 2 or p[1] == 255):
@@ -778,9 +815,8 @@ cdef int32_t socks5(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept 
         return -1
     if n < 2 + <uint32_t>p[1]:
         return 0
-    for i in range(p[1]):
-        if p[2 + i] == 4 or 9 < p[2 + i] < 128 or p[2 + i] == 255:
-            return -1
+    if not methods(p, n):
+        return -1
     spoken(s, SOCKS5_GREETING)
     t.state = SOCKS
     t.proxied = 1
@@ -826,6 +862,72 @@ cdef void proxy_request(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexc
         spoken(s, HTTP_ABSOLUTE)
     elif t.called and at >= 3 and n > at + 2 and memcmp(p + at, b" /", 2) == 0 and behind(p, n, b" HTTP/1.", 8):
         spoken(s, HTTP_BACKWARDS)
+
+
+cdef bint http_head(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether a client's head begins here (RFC 9112, 3 and 5): its whole line, then a field or the end of the head.
+
+    Text that quotes a request goes on otherwise.
+    """
+    cdef uint32_t at = 0, begins
+    while at < n and at < 8 and 65 <= p[at] <= 90:
+        at += 1
+    if at < 3 or at >= n or p[at] != 32:
+        return 0
+    at += 1
+    begins = at
+    while at < n and 32 < p[at] < 127:
+        at += 1
+    if (at == begins or n - at < 12 or memcmp(p + at, b" HTTP/1.", 8) != 0 or p[at + 8] & 0xFE != 48
+            or p[at + 9] != 13 or p[at + 10] != 10):
+        return 0
+    at += 11
+    begins = at
+    if p[at] == 13:
+        return n - at > 1 and p[at + 1] == 10
+    while at < n and (p[at] == 45 or p[at] == 95 or 48 <= p[at] <= 57 or 65 <= p[at] <= 90 or 97 <= p[at] <= 122):
+        at += 1
+    return begins < at < n and p[at] == 58
+
+
+cdef bint asks(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether these are a client's first words: a head of HTTP, its preface (RFC 9113, 3.4), or methods of SOCKS 5."""
+    if n > 2 and p[0] == 5:
+        return n == 2 + <uint32_t>p[1] and methods(p, n)
+    return n >= 24 and memcmp(p, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24) == 0 or http_head(p, least(n, LINE_MAX))
+
+
+cdef void asked_within(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """What the side that was called says as a client in a message of another protocol. Each kind is told once."""
+    if asks(p, n):
+        if p[0] == 5:
+            spoken_once(s, t, SOCKS5_GREETING, TOLD_GREETING)
+        else:
+            spoken_once(s, t, HTTP_BACKWARDS, TOLD_HTTP)
+    elif n > 4 and p[0] == 5 and 1 <= p[1] <= 3 and socks_address(p, n) == <int32_t>n:
+        spoken_once(s, t, SOCKS5_REQUEST, TOLD_REQUEST)
+
+
+cdef int32_t yamux(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """A frame (hashicorp/yamux, spec.md): version 0, type, flags, stream, and the length of data.
+
+    Whoever sends a SYN has opened the stream. FRAMES_MAX frames are read, of data only small ones.
+    """
+    cdef uint32_t size
+    if n < 12:
+        return 0
+    size = 0 if p[1] else be32(p + 8)
+    if (p[0] or p[1] > 3 or be16(p + 2) > 15 or (be32(p + 4) == 0) != (p[1] > 1) or size > 0xFFFFFF
+            or t.lines == FRAMES_MAX):
+        return -1
+    if n - 12 < size <= LINE_MAX:
+        return 0
+    if p[3] & 1 and p[1] < 2:
+        spoken_once(s, t, YAMUX_BACKWARDS, TOLD)
+    if size <= LINE_MAX:
+        asked_within(s, t, p + 12, size)
+    t.lines += 1
+    return <int32_t>(size + 12)
 
 
 cdef bint websocket_header(const uint8_t* p, uint32_t n) noexcept nogil:
@@ -950,6 +1052,10 @@ cdef int32_t opening_binary(Parse* s, Stream* t, const uint8_t* p, uint32_t n) n
     if n >= 16 and be16(p) >= 14 and be16(p) <= n - 2 and openvpn(p + 2, be16(p)):
         spoken(s, OPENVPN)
         return -1
+    if t.called and n >= 12 and p[0] == 0 and p[1] < 3 and (be16(p + 2) == 1 or be16(p + 2) == 2):
+        t.state = YAMUX
+        t.greets = 0
+        return yamux(s, t, p, n)
     if p[0] < 9 or 13 < p[0] < 32:
         return dns_stream(s, t, p, n)
     return -2
@@ -1032,6 +1138,8 @@ cdef int32_t message(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t
         return websocket(s, t, p, n)
     if t.state == X11:
         return x11_message(s, t, p, n)
+    if t.state == YAMUX:
+        return yamux(s, t, p, n)
     return ssh_packet(s, t, p, n, sequence)
 
 
@@ -1047,7 +1155,7 @@ cdef void drop_buffer(Parse* s, Stream* t) noexcept nogil:
 
 cdef void lose(Parse* s, Stream* t) noexcept nogil:
     """Count a stream of which something was missed, once. Headers of TLS records and the like are no handshake."""
-    if t.state == RECORDS or t.state == WEBSOCKET or t.state == X11:
+    if t.state == RECORDS or WEBSOCKET <= t.state <= GREETED:
         return
     s.streams_lost += not t.lost
     t.lost = 1
@@ -1084,8 +1192,55 @@ cdef void give_up(Parse* s, Stream* t) noexcept nogil:
 
 
 cdef void decide(Parse* s, Stream* t) noexcept nogil:
-    clear(s, t)
-    t.state = DECIDED
+    """Read no further; but behind what may be a greeting, see how each segment begins."""
+    if t.greets:
+        drop_buffer(s, t)
+        drop_talk(t)
+        t.state = GREETED
+    else:
+        clear(s, t)
+        t.state = DECIDED
+
+
+cdef void afresh(Parse* s, Stream* t) noexcept nogil:
+    """Read what comes next as the first message."""
+    drop_buffer(s, t)
+    drop_talk(t)
+    t.skip = 0
+    t.text = 0
+    t.state = OPENING
+    t.mid_line = 0
+    t.proxied = 0
+    t.told = 0
+    t.posted = 0
+    t.upgrade = 0
+    t.lines = 0
+    t.little = 0
+    t.greets = 0
+
+
+cdef bint answers(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether a status line begins here, of HTTP or what is like it (ICAP, RTSP, SIP)."""
+    cdef uint32_t at = 0
+    while at < n and at < 4 and 65 <= p[at] <= 90:
+        at += 1
+    return at > 2 and at < n and p[at] == 47
+
+
+cdef void greeting(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """Of the side that was called: behind a greeting of at most GREETING_MAX bytes a segment may be a client's first.
+
+    So it is where a tunnel's end says that somebody came, and then lets him speak: frp, bore. What follows a status
+    line is its body, or what an upgrade led to: Docker's daemon calls the client of a build back so.
+    """
+    if t.wanted == t.first:
+        t.greets = t.called and not answers(p, n)
+    elif t.greets and t.wanted - t.first > GREETING_MAX:
+        t.greets = 0
+        if t.state == GREETED:
+            decide(s, t)
+    elif t.greets and asks(p, n):
+        afresh(s, t)
 
 
 cdef void hold(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
@@ -1129,7 +1284,7 @@ cdef void read_stream(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_
     """Read bytes in order. Each round takes at least one byte, or is the last."""
     cdef uint32_t at = 0, part
     cdef int32_t took
-    while at < n and t.state != DECIDED:
+    while at < n and t.state < GREETED:
         if t.skip:
             part = least(t.skip, n - at)
             t.skip -= part
@@ -1201,7 +1356,11 @@ cdef void advance(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p, uint
     cdef Ahead* one
     cdef Ahead taken
     if beyond(t, sequence):
-        keep_ahead(s, t, sequence, p, have, size)
+        if t.state == GREETED and sequence - t.first > GREETING_MAX:
+            t.greets = 0
+            decide(s, t)
+        else:
+            keep_ahead(s, t, sequence, p, have, size)
         return
     read_segment(s, t, sequence, p, have, size)
     while t.ahead:  # none is left when the stream is decided
@@ -1228,10 +1387,11 @@ cdef void read_segment(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p,
     size -= <uint32_t>old
     p += least(<uint32_t>old, have)
     have = above(have, <uint32_t>old)
+    greeting(s, t, p, have)
     read_stream(s, t, p, have, t.wanted)
     t.wanted += size
     size -= have
-    if t.state == DECIDED or size == 0:
+    if t.state >= GREETED or size == 0:
         return
     # The snap length cut bytes away that will not come again. A KEXINIT so cut is lost, not where its packet ends.
     if t.state == SSH and t.held >= 6 and t.buffer[5] == 20:
@@ -1292,7 +1452,7 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
             oldest = 0
             break
         t = &s.streams[base + i]
-        age = (<uint64_t>(t.state >= DECIDED) << 32 | <uint32_t>(s.clock - t.used)) + 1
+        age = (<uint64_t>(t.state >= GREETED) << 32 | <uint32_t>(s.clock - t.used)) + 1
         if age > oldest:
             oldest = age
             chosen = base + i
@@ -1307,22 +1467,11 @@ cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
 
 cdef void start(Parse* s, Stream* t, uint32_t first) noexcept nogil:
     """Begin anew; what waits, waits on, and who was called stays."""
-    drop_buffer(s, t)
-    drop_talk(t)
+    afresh(s, t)
     s.tags[t - s.streams] &= ~<uint32_t>TAG_DECIDED
     t.first = first
     t.wanted = first
-    t.skip = 0
-    t.text = 0
-    t.state = OPENING
-    t.mid_line = 0
     t.lost = 0
-    t.proxied = 0
-    t.told = 0
-    t.posted = 0
-    t.upgrade = 0
-    t.lines = 0
-    t.little = 0
     t.with_syn = 0
 
 
@@ -1376,6 +1525,7 @@ cdef inline void segment(Parse* s, const Row* row, const uint8_t* p, uint32_t ha
         lose(s, t)
     advance(s, t, sequence, p, have, size)
     if row.tcp_flags & FIN and t.wanted == sequence + size:
+        t.greets = 0
         decide(s, t)
 
 
@@ -1981,7 +2131,9 @@ cdef class Parser:
                 facts.append(Stratum(fact.row, _text(data)))
             elif fact.kind == JSON or fact.kind == DEFLATED:
                 if fact.kind == DEFLATED:
-                    data = _inflated(self.inflaters, fact.a, fact.b, data)
+                    data = _inflated(self.inflaters, fact.a, fact.b & TOLD, data)
+                    if fact.b & 2 and data[:4] == b"SSH-" and b"\n" in data[:255]:
+                        facts.append(Spoken(fact.row, SPOKEN[SSH_IN_WEBSOCKET]))
                 method = pools.said(data)
                 if method:
                     facts.append(Stratum(fact.row, method))

@@ -7,6 +7,7 @@ each segment, and when it came: some messages are known by being sent alone.
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import zlib
@@ -286,9 +287,68 @@ def stream_facts(data: bytes, edges: Edges, first: int, row: int, *, called: boo
     """The facts of a stream that begins with ``data``, whose first byte has sequence number ``first``."""
     facts: list[Fact] = []
     at: int | None = 0
+    begins = behind_greeting(data, edges) if called else 0
+    if begins:
+        facts = stream_facts(data[:begins], [one for one in edges if one[0] <= begins], first, row, called=called)
+        at = begins
     while at is not None:
         at = opening(data, edges, at, first, row, facts, called=called)
     return facts
+
+
+def behind_greeting(data: bytes, edges: Edges) -> int:
+    """Where a segment of the side that was called begins as a client does, within the first 512 bytes; 0: nowhere."""
+    greeting = data[:edges[0][0]] if edges else b""
+    if re.match(rb"[A-Z]{3,4}/", greeting) or yamux_begins(greeting):
+        return 0
+    pairs = itertools.pairwise(edge for edge, _ in edges)
+    return next((start for start, end in pairs if start <= 512 and asks(data[start:end])), 0)
+
+
+def asks(said: bytes) -> bool:
+    """Whether these are a client's first words in HTTP/1, HTTP/2 or SOCKS 5."""
+    if len(said) > 2 and said[0] == 5:
+        exist = all((one <= 9 and one != 4) or 128 <= one < 255 for one in said[2:])
+        return len(said) == 2 + said[1] <= 18 and exist
+    head = rb"[A-Z]{3,8} [!-~]+ HTTP/1\.[01]\r\n(\r\n|[-_0-9A-Za-z]+:)"
+    return said.startswith(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") or bool(re.match(head, said[:2048]))
+
+
+def asked_within(said: bytes, row: int, facts: list[Fact], told: set[str]) -> None:
+    """What a client says in a message of another protocol, each kind once."""
+    what = ""
+    if asks(said):
+        what = "socks5-greeting" if said[0] == 5 else "http-backwards"
+    elif len(said) > 4 and said[0] == 5 and 1 <= said[1] <= 3 and said[2] == 0 and said[3] in {1, 3, 4}:
+        what = "socks5-request" if len(said) == {1: 10, 3: 7 + said[4], 4: 22}[said[3]] else ""
+    if what and what not in told:
+        told.add(what)
+        facts.append(Spoken(row, what))
+
+
+def yamux_begins(seen: bytes) -> bool:
+    return len(seen) >= 12 and seen[0] == 0 and seen[1] <= 2 and be(seen[2:4]) in {1, 2}
+
+
+def yamux(data: bytes, at: int, row: int, facts: list[Fact]) -> None:
+    """The first 64 frames; messages of more than 2048 bytes are not read."""
+    told: set[str] = set()
+    for _ in range(64):
+        if len(data) - at < 12:
+            return
+        version, kind, flags, stream, size = struct.unpack(">BBHII", data[at:at + 12])
+        size = 0 if kind else size
+        if version or kind > 3 or flags > 15 or (stream == 0) != (kind > 1) or size > 0xFFFFFF:
+            return
+        said = data[at + 12:at + 12 + size]
+        if len(said) < size <= 2048:
+            return
+        if flags & 1 and kind < 2 and "yamux-backwards" not in told:
+            told.add("yamux-backwards")
+            facts.append(Spoken(row, "yamux-backwards"))
+        if size <= 2048:
+            asked_within(said, row, facts, told)
+        at += 12 + size
 
 
 def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: list[Fact], *,
@@ -299,7 +359,7 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         if not seen or (b"SSH-".startswith(seen) and len(seen) < 4):
             continue
         if seen.startswith(b"SSH-"):
-            return text_or_ssh(data, at, first, row, facts, connects=False, posts=[], upgrade=False)
+            return text_or_ssh(data, at, first, row, facts, connects=False, posts=[], upgrade=False, called=called)
         if broker(seen):
             facts.append(Spoken(row, "message-broker"))
         if len(seen) in {64, 234} and seen[:2] != b"\x16\3" and len(seen) < 4 * high(seen) < 3 * len(seen):
@@ -322,6 +382,9 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         if len(seen) >= 16 and 14 <= size <= len(seen) - 2 and openvpn(seen[2:2 + size]):
             facts.append(Spoken(row, "openvpn"))
             return None
+        if called and yamux_begins(seen):
+            yamux(data, at, row, facts)
+            return None
         if seen[0] < 9 or 13 < seen[0] < 32:
             if len(seen) == 2 and 17 <= size <= 512:
                 continue
@@ -335,7 +398,7 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         posts = line.startswith(b"POST ") and b" HTTP/1." in line[:2048]
         upgrade = 12 < len(line) <= 2048 and line.endswith(b"\n") and line.startswith((b"GET ", b"HTTP/1.1 101"))
         return text_or_ssh(data, at, first, row, facts, connects=what == "http-connect", posts=edges if posts else [],
-                           upgrade=upgrade)
+                           upgrade=upgrade, called=called)
     return None
 
 
@@ -434,7 +497,7 @@ def openvpn(message: bytes) -> bool:
 
 
 def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *, connects: bool, posts: Edges,
-                upgrade: bool) -> int | None:
+                upgrade: bool, called: bool) -> int | None:
     """Lines up to a banner; of a request to a proxy, up to the empty one; of a POST, what came at once of its body.
 
     Of objects of JSON that come first the first 16 are judged; a head that asks for a WebSocket is followed by one.
@@ -455,7 +518,7 @@ def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *
                 return None
         if upgrade and line in {b"\n", b"\r\n"}:
             if asked:
-                return websocket(data, end + 1, row, facts)
+                return websocket(data, end + 1, row, facts, called=called)
             upgrade = False
         asked = asked or (upgrade and line.lower() in {b"upgrade: websocket\n", b"upgrade: websocket\r\n"})
         if connects and line in {b"\n", b"\r\n"}:
@@ -484,8 +547,9 @@ def json_text(line: bytes) -> str:
     return pools.said(line) if line.startswith(b"{") and any(word in line for word in words) else ""
 
 
-def websocket(data: bytes, at: int, row: int, facts: list[Fact]) -> None:
+def websocket(data: bytes, at: int, row: int, facts: list[Fact], *, called: bool) -> None:
     """The first 16 messages that are in one frame of at most 2048 bytes."""
+    told: set[str] = set()
     inflater: zlib._Decompress | None = zlib.decompressobj(-15)
     count = 0
     while count < 16 and len(data) - at >= 2:
@@ -516,9 +580,15 @@ def websocket(data: bytes, at: int, row: int, facts: list[Fact]) -> None:
                 said, inflater = b"", None
             if inflater and (inflater.unconsumed_tail or inflater.eof):
                 inflater = None
-            method = pools.said(said[:2048])
+            said = said[:2048]
+            method = pools.said(said)
         else:
+            said = message
             method = json_text(message)
+        if first & 15 == 2 and said.startswith(b"SSH-") and b"\n" in said[:255]:
+            facts.append(Spoken(row, "ssh-in-websocket"))
+        elif called and not first & 0x40:
+            asked_within(said, row, facts, told)
         if method:
             facts.append(Stratum(row, method))
 

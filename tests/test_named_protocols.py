@@ -13,7 +13,17 @@ import pytest
 from msgspec.structs import replace
 
 from gpuguard._packets import Parser
-from gpuguard.core.detectors import beacon, dns_tunnel, proxies, reverse_desktop, reverse_shell, stratum, tor, vpn
+from gpuguard.core.detectors import (
+    beacon,
+    dns_tunnel,
+    proxies,
+    reverse_desktop,
+    reverse_shell,
+    ssh_use,
+    stratum,
+    tor,
+    vpn,
+)
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import SUSPECT_NATS, Fusion
 from gpuguard.core.host import Host
@@ -26,13 +36,24 @@ from gpuguard.core.subjects import FlowId
 sys.path.insert(0, str(Path(__file__).parent))
 import tls_talks
 from test_packets import client_hello, question, tls_record
-from test_packets_protocols import X_KEY, X_MAY, X_REPLY, X_SETUP
+from test_packets_protocols import (
+    REQUESTED,
+    START_WORK,
+    SWITCHED,
+    WEBSOCKET,
+    X_KEY,
+    X_MAY,
+    X_REPLY,
+    X_SETUP,
+    mux,
+    ws,
+)
 
 S = 1_000_000_000
 START = 10**18
 NEAR, FAR = bytes((10, 0, 0, 2)), bytes((203, 0, 113, 9))
 FLOW = FlowId(0, 6, "10.0.0.2", 40_000, "203.0.113.9", 443, START)
-DETECTORS = (beacon, dns_tunnel, proxies, reverse_desktop, stratum, tor, vpn)
+DETECTORS = (beacon, dns_tunnel, proxies, reverse_desktop, ssh_use, stratum, tor, vpn)
 NOISE = random.Random(7).randbytes(400)
 
 
@@ -117,6 +138,53 @@ def test_who_dials_out_and_serves_as_a_web_server_is_seen(first):
     assert judged(conversation([], opening=[*first, (0, request), (1, answer)])) == {}
     switched = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
     assert judged(conversation([], opening=[(0, request), (1, switched), (1, request), (0, answer)])) == {}
+
+
+def test_what_turns_round_behind_an_upgrade_or_in_a_quotation_is_no_reverse_proxy():
+    head, preface = b"POST /session HTTP/1.1\r\nUpgrade: h2c\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for upgraded in (b"HTTP/1.1 101 UPGRADED\r\nUpgrade: h2c\r\n\r\n", b"HTTP/1.1 101 OK\r\nUpgrade: PTTH/1.0\r\n\r\n"):
+        assert judged(conversation([], opening=[(0, head), (1, upgraded), (1, preface), (1, REQUESTED)])) == {}
+    icap = b"ICAP/1.0 200 OK\r\nEncapsulated: req-hdr=0, null-body=33\r\n\r\n"
+    asked = b"REQMOD icap://a/b ICAP/1.0\r\n\r\n"
+    assert judged(conversation([], opening=[(0, asked), (1, icap), (1, REQUESTED)])) == {}
+    mail = [(1, b"+OK ready\r\n"), (0, b"RETR 1\r\n"), (1, b"+OK\r\n"), (1, b"From: a\r\n\r\n" + REQUESTED),
+            (1, b">" + REQUESTED)]
+    assert judged(conversation([], opening=mail)) == {}
+    log = [(1, b"following\n"), (1, b"GET /a HTTP/1.1\r\nGET /b HTTP/1.1\r\n"), (1, b"GET /c HTTP/1.1 200\r\n")]
+    assert judged(conversation([], opening=log)) == {}
+
+
+def test_who_greets_first_and_then_lets_a_visitor_speak_has_a_reverse_proxy_here():
+    frp = [(0, b"w" + bytes(7) + b"\2{}"), (1, START_WORK), (1, REQUESTED), (0, b"HTTP/1.1 200 OK\r\n\r\n")]
+    assert judged(conversation([], opening=frp)) == {"reverse-proxy": "suspect"}
+    assert judged(conversation([], opening=[(1 - side, data) for side, data in frp])) == {}
+    socks = [(0, b"key\n"), (1, b"fine\n"), (1, GREETING), (0, CHOICE), (1, REQUEST), (0, REPLY)]
+    assert judged(conversation([], opening=socks)) == {"reverse-proxy": "suspect"}
+    assert judged(conversation([], opening=socks[:3])) == {}
+
+
+def test_streams_of_yamux_turned_round_accuse_by_what_is_asked_in_them():
+    nomad = [(0, b"\4"), (1, mux(1, 1)), (0, mux(1, 2)), (1, mux(0, 0, 1, b"\1\x86\xa3Seq")), (1, mux(1, 1, 3))] * 3
+    assert judged(conversation([], opening=nomad)) == {}
+    socks = [(1, mux(1, 1)), (1, mux(0, 0, 1, GREETING)), (0, mux(0, 2, 1, CHOICE)), (1, mux(0, 0, 1, REQUEST))]
+    assert judged(conversation([], opening=[(0, b"secret"), *socks])) == {"reverse-proxy": "suspect"}
+    assert judged(conversation([], opening=[(1 - side, data) for side, data in socks])) == {}
+    frp = [(0, mux(1, 1)), (1, mux(1, 2)), (1, mux(0, 0, 1, START_WORK)), (1, mux(0, 0, 1, REQUESTED))]
+    assert judged(conversation([], opening=frp)) == {"reverse-proxy": "suspect"}
+
+
+def test_ssh_in_a_websocket_is_named():
+    banners = [(1, ws(b"SSH-2.0-OpenSSH_9.2\r\n", opcode=2)), (0, ws(b"SSH-2.0-x\r\n", key=b"abcd", opcode=2))]
+    assert judged(conversation([], opening=[(0, WEBSOCKET), (1, SWITCHED), *banners])) == {"ssh": "clear"}
+    text = [(1, ws(b"SSH-2.0-OpenSSH_9.2\r\n")), (0, ws(b"SSH-2.0-x\r\n", key=b"abcd"))]
+    assert judged(conversation([], opening=[(0, WEBSOCKET), (1, SWITCHED), *text])) == {}
+
+
+def test_a_visitor_in_messages_of_a_websocket_is_seen():
+    visit = [(0, WEBSOCKET), (1, SWITCHED), (1, ws(REQUESTED, opcode=2)), (0, ws(b"HTTP/1.1 200 OK\r\n\r\n", opcode=2))]
+    assert judged(conversation([], opening=visit)) == {"reverse-proxy": "suspect"}
+    logs = [(0, WEBSOCKET), (1, SWITCHED), (1, ws(b"GET /a HTTP/1.1\r\n")), (1, ws(b"> " + REQUESTED))]
+    assert judged(conversation([], opening=logs)) == {}
 
 
 def test_what_is_said_tells_how_many_packets_came_until_then():

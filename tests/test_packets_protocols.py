@@ -90,6 +90,15 @@ def deflated(*messages: bytes, key: bytes = b"") -> list[bytes]:
     return [ws((one.compress(data) + one.flush(zlib.Z_SYNC_FLUSH))[:-4], key=key, deflated=True) for data in messages]
 
 
+REQUESTED = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def mux(kind: int, flags: int, stream: int = 1, data: bytes = b"") -> bytes:
+    """One frame of yamux."""
+    return struct.pack(">BBHII", 0, kind, flags, stream, len(data)) + data
+
+
 X_SETUP, X_MAY = b"l\0\x0b" + bytes(9), b"\1\0\x0b\0\0\0\2\0" + bytes(8)
 X_REPLY, X_KEY = b"\1\0\7\0\1\0\0\0" + bytes(28), b"\2\x26" + bytes(30)
 
@@ -143,6 +152,88 @@ def test_the_preface_of_http2_is_a_clients() -> None:
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)
     assert told(preface, flags=18) == ["http-backwards"]
     assert told(preface, flags=2) == told(b"PRI * HTTP/1.1\r\n", flags=18) == []
+
+
+START_WORK = b"s" + struct.pack(">q", 25) + b'{"proxy_name":"web.staff"'[:24] + b"}"
+GREETINGS = [START_WORK, b'{"Challenge":"8e0b6f60"}\0', b"OK\n", b"ready\r\n", b"\0\0\0\2ok", b"\1", bytes(500)]
+NO_GREETINGS = [b"HTTP/1.1 101 Upgraded\r\nUpgrade: h2c\r\n\r\n", b"ICAP/1.0 200 OK\r\nEncapsulated: req-hdr=0\r\n\r\n",
+                b"RTSP/1.0 200 OK\r\nCSeq: 2\r\n\r\n", bytes(600)]
+BROWSED = [REQUESTED, b"GET /services HTTP/1.0\r\n\r\n", b"POST /a?b HTTP/1.1\r\nX_y-Z: 1\r\n"]
+
+
+@pytest.mark.parametrize("greeting", GREETINGS)
+def test_a_client_may_begin_behind_a_greeting_of_the_side_that_was_called(greeting: bytes) -> None:
+    for first in BROWSED:
+        assert told(greeting, first, flags=18) == ["http-backwards"]
+        assert told(greeting, first, flags=2) == told(greeting + first, flags=18) == []
+        assert told(greeting, *[greeting[:1]] * 5, first, flags=18) == ["http-backwards"]
+    assert told(greeting, PREFACE, flags=18) == ["http-backwards"]
+    assert told(greeting, b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", flags=18) == ["http-connect"]
+    assert told(greeting, GREETING, REQUEST, flags=18) == ["socks5-greeting", "socks5-request"]
+    assert told(greeting, GREETING, REQUEST, flags=2) == []
+
+
+@pytest.mark.parametrize("greeting", NO_GREETINGS)
+@pytest.mark.parametrize("first", [*BROWSED, PREFACE, GREETING])
+def test_behind_an_answer_or_much_else_nobody_begins_as_a_client(greeting: bytes, first: bytes) -> None:
+    assert told(greeting, first, flags=18) == []
+
+
+@pytest.mark.parametrize("text", [
+    b"GET /a HTTP/1.1\nHost: x\n\n", b"GET /a HTTP/1.1 200 5\r\n", b"GET /a HTTP/1.1\r\nGET /b HTTP/1.1\r\n",
+    b"GET /a HTTP/1.1\r\n> GET", b"OPTIONS rtsp://a/b RTSP/1.0\r\nCSeq: 1\r\n\r\n", b"GET /a HTTP/1.1\r\n",
+    b"OPTIONS sip:a@b SIP/2.0\r\nVia: SIP/2.0/TCP a\r\n\r\n", b"\"GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"\5\1\4", b"\5\0", b"\5\0\0\1\n\0\0\1\1\xbb", b"\5\1\0\0", b"PRI * HTTP/2.0\r\n\r\n",
+])
+def test_text_behind_a_greeting_that_is_no_request(text: bytes) -> None:
+    assert told(b"220 a ready\r\n", text, flags=18) == told(b"\1\2", text, flags=18) == []
+
+
+def test_a_request_that_overtook_the_greeting_is_read() -> None:
+    syn, greeting, request = frames([(START_WORK, 1), (REQUESTED, 1)], flags=18)[0]
+    parser = Parser()
+    for link, data, wire in (syn, request, greeting):
+        parser.frame(link, exact(data), 0, wire_bytes=wire)
+    assert parser.take()[1] == (Spoken(2, "http-backwards"),)
+
+
+def test_ssh_in_a_websocket() -> None:
+    for head, key in ((WEBSOCKET, b"abcd"), (SWITCHED, b"")):
+        for banner in (b"SSH-2.0-OpenSSH_9.2\r\n", b"SSH-chisel-v3-client\n", b"SSH-2.0-x\r\n" + kexinit(*["a"] * 8)):
+            assert told(head, ws(banner, key=key, opcode=2)) == ["ssh-in-websocket"]
+            assert told(head, *deflated(banner, key=key)) == []  # text
+            binary = deflated(banner, b"more", key=key)
+            assert told(head, *(bytes([one[0] + 1]) + one[1:] for one in binary)) == ["ssh-in-websocket"]
+        for text in (b"SSH-2.0-x", b"I like SSH-2.0\n", b"SSH\n", b"SSH-" + b"x" * 260 + b"\n"):
+            assert told(head, ws(text, key=key, opcode=2)) == []
+        assert told(head, ws(b"SSH-2.0-x\r\n", key=key)) == []
+
+
+def test_a_client_within_a_websocket_of_the_side_that_was_called() -> None:
+    for flags, names in ((18, ["http-backwards"]), (2, [])):
+        assert told(SWITCHED, ws(REQUESTED, opcode=2), ws(REQUESTED, opcode=2), flags=flags) == names
+    both = [ws(one, opcode=2) for one in (GREETING, REQUEST)]
+    assert told(SWITCHED, *both, flags=18) == ["socks5-greeting", "socks5-request"]
+    assert told(SWITCHED, ws(b"> " + REQUESTED), ws(REQUESTED[:20]), ws(b"\5\1\0\1"), flags=18) == []
+
+
+def test_streams_of_yamux_that_the_side_opens_that_was_called() -> None:
+    asked = [mux(1, 1), mux(0, 0, 1)[:8] + struct.pack(">I", 3), b"\5\1\0", mux(0, 0, 1, REQUEST)]
+    assert told(*asked, flags=18) == ["yamux-backwards", "socks5-greeting", "socks5-request"]
+    assert told(b"".join(asked), flags=18) == ["yamux-backwards", "socks5-greeting", "socks5-request"]
+    assert told(*asked, flags=2) == []
+    visit = mux(0, 0, 1, REQUESTED)
+    assert told(mux(2, 1, 0), mux(1, 2, 1), mux(0, 0, 1, START_WORK), visit, flags=18) == ["http-backwards"]
+    for frames_before, names in ((63, ["http-backwards"]), (64, [])):
+        assert told(mux(2, 1, 0), *[mux(0, 0, 1, b"x" * 2100)] * (frames_before - 1), visit, flags=18) == names
+
+
+@pytest.mark.parametrize("frame", [
+    mux(1, 0), mux(1, 3), mux(1, 1, 0), mux(2, 1, 1), mux(3, 1, 0), mux(1, 1)[:11],
+    b"\0\1\0\0\0\6\1\3\0\0\0\1",                             # Modbus
+])
+def test_other_first_bytes_of_the_side_that_was_called(frame: bytes) -> None:
+    assert told(frame, mux(0, 1, 1, REQUESTED), flags=18) == []
 
 
 @pytest.mark.parametrize(("head", "key"), [(WEBSOCKET, b"abcd"), (SWITCHED, b"")])
@@ -282,7 +373,7 @@ def test_cells_of_tor(sizes: list[int], tor: bool) -> None:
 
 
 def test_every_name_can_be_told() -> None:
-    assert len(set(SPOKEN)) == len(SPOKEN) == 19
+    assert len(set(SPOKEN)) == len(SPOKEN) == 21
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------
@@ -304,17 +395,21 @@ PIECES = st.sampled_from([
     b"\x14\3\3\0\1\1", b"*3\r\n$5\r\nBLPOP\r\n", b'INFO {"a":1}\r\n', b"AMQP\0\0\x09\1\1\1",
     b"\xff" + bytes(8) + b"\x7f", b"\x10\x1e\0\4MQTT\4\2", b"POST / HTTP/1.1\r\n", b'{"method":"getwork"}',
     b"POST /json_rpc HTTP/1.0\r\nHost: a\r\n\r\n", b'[{"id":1, "method": "eth_submitWork","params":[]}]',
+    REQUESTED, PREFACE, PREFACE[:20], b"s" + bytes(7) + b"\2{}", b"OK\n", b"ICAP/1.0 200 OK\r\n\r\n",
+    ws(b"SSH-2.0-x\r\n", opcode=2), ws(REQUESTED, opcode=2), ws(REQUEST, opcode=2), *deflated(b"SSH-2.0-x\r\n"),
+    mux(1, 1), mux(1, 2), mux(2, 1, 0), mux(0, 0, 7, GREETING), mux(0, 1, 2, REQUEST), mux(0, 4, 3, REQUESTED),
+    mux(0, 0, 1, bytes(2100)), mux(0, 0, 1, REQUESTED)[:20],
 ])
 
 
 @given(st.lists(st.tuples(st.one_of(PIECES, st.binary(min_size=1, max_size=12)), st.sampled_from([0, 1, 600, 30_000])),
-                min_size=1, max_size=8), st.lists(st.integers(1, 900), max_size=6))
-@settings(max_examples=700, deadline=None)
-def test_streams_are_the_references(segments: list[Sent], cuts: list[int]) -> None:
-    facts_of(segments)
+                min_size=1, max_size=8), st.lists(st.integers(1, 900), max_size=6), st.sampled_from([2, 18]))
+@settings(max_examples=1000, deadline=None)
+def test_streams_are_the_references(segments: list[Sent], cuts: list[int], flags: int) -> None:
+    facts_of(segments, flags=flags)
     whole = b"".join(data for data, _ in segments)
     edges = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
-    facts_of([(whole[a:b], 700) for a, b in itertools.pairwise(edges)])
+    facts_of([(whole[a:b], 700) for a, b in itertools.pairwise(edges)], flags=flags)
 
 
 @given(st.sampled_from([b"", WEBSOCKET, SWITCHED, X_MAY, OTHER_JOB + b"\n"]), st.lists(PIECES, max_size=24),

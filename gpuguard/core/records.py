@@ -136,6 +136,8 @@ SPOKEN = (
     "rfb-version",
     "x11-setup",
     "x11-keys",
+    "ssh-in-websocket",
+    "yamux-backwards",
 )
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test_packets as frames
 import test_packets_capture as files
 import test_packets_fragments as fragments
+import test_packets_protocols as protocols
 
 SEED_BYTES_MAX = 200_000
 INTERESTING = (0, 1, 4, 5, 15, 16, 20, 21, 63, 64, 127, 128, 191, 192, 254, 255)
@@ -37,6 +38,11 @@ def corpus() -> list[bytes]:
                 for one in fragments.pieces(fragments.DATAGRAM[:900], cuts, make, number=len(cuts))]
     packets += fragments.pieces(frames.tcp(frames.SSH_STREAM), [40, 600], protocol=6)[::-1]
     packets += [data for _, data, _ in frames.tcp_frames(frames.SSH_STREAM, list(range(50, 1500, 200)), 9000)[::-1]]
+    asked = [protocols.GREETING, protocols.REQUEST, protocols.REQUESTED]
+    visits = ([b"ok", *asked[:2]], [protocols.START_WORK, asked[2]],
+              [protocols.mux(1, 1), *(protocols.mux(0, 0, 1, one) for one in asked)],
+              [protocols.SWITCHED, *(protocols.ws(one, opcode=2) for one in (b"SSH-2.0-x\r\n", *asked))])
+    packets += [data for said in visits for _, data, _ in protocols.frames([(one, 1) for one in said], flags=18)[0]]
     seeds = [files.pcap(packets), files.pcap(packets, ">", 0xA1B2CD34)]
     seeds += [files.pcapng(packets), files.pcapng(packets, ">")]
     seeds += [path.read_bytes()[:SEED_BYTES_MAX] for path in files.CAPTURES]
