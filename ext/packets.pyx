@@ -908,6 +908,16 @@ cdef void asked_within(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexce
         spoken_once(s, t, SOCKS5_REQUEST, TOLD_REQUEST)
 
 
+cdef bint yamux_begins(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether a side begins with a window update that opens or accepts the first stream, 1 or 2, or with a ping.
+
+    What begins with data is not told from calls that begin with a number, a status and a length.
+    """
+    if n < 12 or p[0] or not (be16(p + 2) == 1 or be16(p + 2) == 2):
+        return 0
+    return p[1] == 1 and 1 <= be32(p + 4) <= 2 or p[1] == 2 and be32(p + 4) == 0
+
+
 cdef int32_t yamux(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
     """A frame (hashicorp/yamux, spec.md): version 0, type, flags, stream, and the length of data.
 
@@ -1052,10 +1062,6 @@ cdef int32_t opening_binary(Parse* s, Stream* t, const uint8_t* p, uint32_t n) n
     if n >= 16 and be16(p) >= 14 and be16(p) <= n - 2 and openvpn(p + 2, be16(p)):
         spoken(s, OPENVPN)
         return -1
-    if t.called and n >= 12 and p[0] == 0 and p[1] < 3 and (be16(p + 2) == 1 or be16(p + 2) == 2):
-        t.state = YAMUX
-        t.greets = 0
-        return yamux(s, t, p, n)
     if p[0] < 9 or 13 < p[0] < 32:
         return dns_stream(s, t, p, n)
     return -2
@@ -1233,7 +1239,9 @@ cdef void greeting(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept n
     So it is where a tunnel's end says that somebody came, and then lets him speak: frp, bore. What follows a status
     line is its body, or what an upgrade led to: Docker's daemon calls the client of a build back so.
     """
-    if t.wanted == t.first:
+    if t.wanted == t.first and t.called and yamux_begins(p, n):
+        t.state = YAMUX
+    elif t.wanted == t.first:
         t.greets = t.called and not answers(p, n)
     elif t.greets and t.wanted - t.first > GREETING_MAX:
         t.greets = 0

@@ -287,6 +287,9 @@ def stream_facts(data: bytes, edges: Edges, first: int, row: int, *, called: boo
     """The facts of a stream that begins with ``data``, whose first byte has sequence number ``first``."""
     facts: list[Fact] = []
     at: int | None = 0
+    if called and yamux_begins(data[:edges[0][0]] if edges else b""):
+        yamux(data, row, facts)
+        return facts
     begins = behind_greeting(data, edges) if called else 0
     if begins:
         facts = stream_facts(data[:begins], [one for one in edges if one[0] <= begins], first, row, called=called)
@@ -299,7 +302,7 @@ def stream_facts(data: bytes, edges: Edges, first: int, row: int, *, called: boo
 def behind_greeting(data: bytes, edges: Edges) -> int:
     """Where a segment of the side that was called begins as a client does, within the first 512 bytes; 0: nowhere."""
     greeting = data[:edges[0][0]] if edges else b""
-    if re.match(rb"[A-Z]{3,4}/", greeting) or yamux_begins(greeting):
+    if re.match(rb"[A-Z]{3,4}/", greeting):
         return 0
     pairs = itertools.pairwise(edge for edge, _ in edges)
     return next((start for start, end in pairs if start <= 512 and asks(data[start:end])), 0)
@@ -327,11 +330,15 @@ def asked_within(said: bytes, row: int, facts: list[Fact], told: set[str]) -> No
 
 
 def yamux_begins(seen: bytes) -> bool:
-    return len(seen) >= 12 and seen[0] == 0 and seen[1] <= 2 and be(seen[2:4]) in {1, 2}
+    """Whether a side begins with a window update of the first stream, or with a ping."""
+    flags = (b"\0\1", b"\0\2")
+    return len(seen) >= 12 and seen[2:4] in flags and (
+        (seen[:2] == b"\0\1" and be(seen[4:8]) in {1, 2}) or (seen[:2] == b"\0\2" and be(seen[4:8]) == 0))
 
 
-def yamux(data: bytes, at: int, row: int, facts: list[Fact]) -> None:
+def yamux(data: bytes, row: int, facts: list[Fact]) -> None:
     """The first 64 frames; messages of more than 2048 bytes are not read."""
+    at = 0
     told: set[str] = set()
     for _ in range(64):
         if len(data) - at < 12:
@@ -381,9 +388,6 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         size = be(seen[:2])
         if len(seen) >= 16 and 14 <= size <= len(seen) - 2 and openvpn(seen[2:2 + size]):
             facts.append(Spoken(row, "openvpn"))
-            return None
-        if called and yamux_begins(seen):
-            yamux(data, at, row, facts)
             return None
         if seen[0] < 9 or 13 < seen[0] < 32:
             if len(seen) == 2 and 17 <= size <= 512:

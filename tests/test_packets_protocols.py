@@ -229,7 +229,9 @@ def test_streams_of_yamux_that_the_side_opens_that_was_called() -> None:
 
 
 @pytest.mark.parametrize("frame", [
-    mux(1, 0), mux(1, 3), mux(1, 1, 0), mux(2, 1, 1), mux(3, 1, 0), mux(1, 1)[:11],
+    mux(1, 0), mux(1, 3), mux(1, 1, 0), mux(1, 1, 3), mux(2, 1, 1), mux(3, 1, 0), mux(1, 1)[:11],
+    struct.pack(">III", 1, 1, 5) + b"data.",                          # a call's number, status and length
+    struct.pack(">II", 1, 65_536) + bytes(1440),                      # an answer's number and length
     b"\0\1\0\0\0\6\1\3\0\0\0\1",                             # Modbus
 ])
 def test_other_first_bytes_of_the_side_that_was_called(frame: bytes) -> None:
