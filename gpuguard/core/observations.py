@@ -27,8 +27,8 @@ class FlowUse(Struct, frozen=True, tag="flow_use"):
     """The protocol's own state says what the flow is used for.
 
     ``use`` is a label of `labels.LABELS` or a step towards one ("authenticated", "ssh-reverse-forward-request",
-    "ssh-reverse-channel-open", "ssh-reverse-channel-asked", "ssh-reverse-channel-ended"), or what is true whatever it is
-    for ("keepalive", "ssh-channel-2", "ssh-channels", "ssh-forwarding-asked"); ``nats`` weighs this reading of the
+    "ssh-reverse-channel-open", "ssh-reverse-channel-asked", "ssh-reverse-channel-ended"), or what is true whatever it
+    is for ("keepalive", "ssh-channel-2", "ssh-channels", "ssh-forwarding-asked"); ``nats`` weighs this reading of the
     records against every other.
     """
 
