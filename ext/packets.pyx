@@ -21,12 +21,13 @@ payload not looked at again while its place in the table lasts, once it has sent
 none of the protocols that are known here. Of TLS the headers of the first RECORDS_MAX records are read on, to the
 second that is large: who sends many small ones, slowly, is told of with their times and sizes, and so is who sends
 cells. Of JSON the first LINES_MAX lines, or messages in a WebSocket, are looked at for the words and forms of mining
-pools, and what came at once of the body of a first POST for a miner's calls of a node; of what an X display says, how
-often a key was pressed, up to X11_KEYS_MIN; what a proxy was asked to carry is read as a stream of its own. What the
-side that was called says first may be a greeting, behind which somebody speaks as a client: up to GREETING_MAX bytes,
-the beginning of each segment is compared with what clients of HTTP and SOCKS say first, and so are its messages in a
-WebSocket and in the first FRAMES_MAX frames of yamux. The table is set-associative: a full set gives up its oldest
-decided, else its oldest stream; those within a handshake are counted.
+pools; of requests over HTTP, TEXT_MAX bytes in all, each POST that begins a segment for a miner's calls of a node, in
+what came at once of its body; of what an X display says, how often a key was pressed, up to X11_KEYS_MIN; what a proxy
+was asked to carry is read as a stream of its own. What the side that was called says first may be a greeting, behind
+which somebody speaks as a client: up to GREETING_MAX bytes, the beginning of each segment is compared with what clients
+of HTTP and SOCKS say first, and so are its messages in a WebSocket and in the first FRAMES_MAX frames of yamux. The
+table is set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are
+counted.
 Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
 A datagram is compared with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data,
 which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
@@ -244,10 +245,11 @@ cdef enum:
     TOLD_REQUEST = 4
     TOLD_HTTP = 8
 
-# How far the request of a first POST was read.
+# How far a request over HTTP was read: the head of a POST, up to its body, or to where the next request begins.
 cdef enum:
     POST_HEAD = 1
     POST_BODY = 2
+    POST_NEXT = 3
 
 # How far the head that ends in a WebSocket was read.
 cdef enum:
@@ -287,7 +289,7 @@ cdef struct Stream:
     uint8_t proxied     # text is the head of a request to a proxy
     uint8_t told        # TOLD and what follows it
     uint8_t called      # of the side that was called: its SYN answers one
-    uint8_t posted      # POST_HEAD, POST_BODY: text is that of a POST
+    uint8_t posted      # POST_HEAD, POST_BODY, POST_NEXT: text is requests over HTTP
     uint8_t upgrade     # UPGRADE_HEAD, UPGRADE_ASKED: text is a head that may end in a WebSocket
     uint8_t lines       # of JSON, messages of a WebSocket, frames of yamux, or keys of X11 so far
     uint8_t little      # of X11: its numbers are little-endian
@@ -1088,10 +1090,14 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
     size = n if end == NULL else <uint32_t>(end - p) + 1
     if (t.proxied or t.posted == POST_HEAD) and not t.mid_line and p[0] == 13 and n == 1:
         return 0
-    if t.posted == POST_BODY:
-        t.posted = 0
-        if (p[0] == 123 or p[0] == 91) and work(s, p, least(n, LINE_MAX)):
+    if t.posted >= POST_BODY and not t.mid_line:
+        if t.posted == POST_BODY and (p[0] == 123 or p[0] == 91) and work(s, p, least(n, LINE_MAX)):
             return -1
+        t.posted = POST_NEXT
+        if n <= 5 or memcmp(p, b"POST ", 5) != 0:
+            t.text += n
+            return -1 if t.text > TEXT_MAX or memchr(p, 0, n) != NULL else <int32_t>n
+        t.posted = POST_HEAD
     if t.upgrade and not t.mid_line and end == NULL and n < LINE_MAX:
         return 0
     if p[0] == 123 and not t.mid_line and (t.text == 0 or 0 < t.lines < LINES_MAX):
@@ -1117,6 +1123,8 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
         if t.upgrade == UPGRADE_ASKED:
             t.state = WEBSOCKET
             return <int32_t>size
+        if t.upgrade and not t.called:
+            t.posted = POST_NEXT
         t.upgrade = 0
     elif t.upgrade and not t.mid_line and websocket_header(p, size):
         t.upgrade = UPGRADE_ASKED

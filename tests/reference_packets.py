@@ -366,7 +366,8 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         if not seen or (b"SSH-".startswith(seen) and len(seen) < 4):
             continue
         if seen.startswith(b"SSH-"):
-            return text_or_ssh(data, at, first, row, facts, connects=False, posts=[], upgrade=False, called=called)
+            return text_or_ssh(data, edges, at, first, row, facts, connects=False, posts=False, upgrade=False,
+                               called=called)
         if broker(seen):
             facts.append(Spoken(row, "message-broker"))
         if len(seen) in {64, 234} and seen[:2] != b"\x16\3" and len(seen) < 4 * high(seen) < 3 * len(seen):
@@ -401,7 +402,7 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
             facts.append(Spoken(row, what))
         posts = line.startswith(b"POST ") and b" HTTP/1." in line[:2048]
         upgrade = 12 < len(line) <= 2048 and line.endswith(b"\n") and line.startswith((b"GET ", b"HTTP/1.1 101"))
-        return text_or_ssh(data, at, first, row, facts, connects=what == "http-connect", posts=edges if posts else [],
+        return text_or_ssh(data, edges, at, first, row, facts, connects=what == "http-connect", posts=posts,
                            upgrade=upgrade, called=called)
     return None
 
@@ -500,13 +501,13 @@ def openvpn(message: bytes) -> bool:
     return False
 
 
-def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *, connects: bool, posts: Edges,
-                upgrade: bool, called: bool) -> int | None:
-    """Lines up to a banner; of a request to a proxy, up to the empty one; of a POST, what came at once of its body.
+def text_or_ssh(data: bytes, edges: Edges, at: int, first: int, row: int, facts: list[Fact], *, connects: bool,
+                posts: bool, upgrade: bool, called: bool) -> int | None:
+    """Lines up to a banner; of a request to a proxy, up to the empty one; of each POST, what came at once of its body.
 
     Of objects of JSON that come first the first 16 are judged; a head that asks for a WebSocket is followed by one.
     """
-    start, objects, asked = at, 0, False
+    start, objects, asked, gets = at, 0, False, False
     while not data[at:].startswith(b"SSH-"):
         if b"SSH-".startswith(data[at:]):
             return None
@@ -523,19 +524,18 @@ def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *
         if upgrade and line in {b"\n", b"\r\n"}:
             if asked:
                 return websocket(data, end + 1, row, facts, called=called)
-            upgrade = False
+            upgrade, gets = False, not called
         asked = asked or (upgrade and line.lower() in {b"upgrade: websocket\n", b"upgrade: websocket\r\n"})
         if connects and line in {b"\n", b"\r\n"}:
             return end + 1
         if b"\0" in line or at - start + len(line) > 16384 or end < 0:
             return None
         at = end + 1
-        if posts and line in {b"\n", b"\r\n"}:
-            body = data[at:next((edge for edge, _ in posts if edge > at), at)][:2048]
-            posts = []
-            if body[:1] in {b"{", b"["} and (method := work(body)):
-                facts.append(Stratum(row, method))
+        if (posts or gets) and line in {b"\n", b"\r\n"}:
+            begin = next_post(data, edges, at, start, row, facts, body=posts)
+            if begin is None:
                 return None
+            at, posts, gets = begin, True, False
     end = data.find(b"\n", at)
     if end < 0 or end - at >= 8192:
         return None
@@ -543,6 +543,26 @@ def text_or_ssh(data: bytes, at: int, first: int, row: int, facts: list[Fact], *
     facts.append(SshBanner(row, text(line.removesuffix(b"\r")[:255])))
     if line.startswith((b"SSH-2.0-", b"SSH-1.99-")):
         facts += ssh(data, end + 1, first, row)
+    return None
+
+
+def next_post(data: bytes, edges: Edges, at: int, start: int, row: int, facts: list[Fact], *,
+              body: bool) -> int | None:
+    """Where a segment begins with a POST, or a banner, if the body that came at once is no miner's."""
+    for edge, _ in edges:
+        seen = data[at:edge]
+        if not seen or (b"SSH-".startswith(seen) and len(seen) < 4):
+            continue
+        if seen.startswith(b"SSH-"):
+            return at
+        if body and seen[:1] in {b"{", b"["} and (method := work(seen[:2048])):
+            facts.append(Stratum(row, method))
+            return None
+        if seen.startswith(b"POST ") and len(seen) > 5:
+            return at
+        body, at = False, edge
+        if at - start > 16384 or b"\0" in seen:
+            return None
     return None
 
 

@@ -345,6 +345,36 @@ def test_talk_that_turns_out_otherwise_is_taken_back():
     assert nats == 0.0
 
 
+def http(*requests):
+    """Requests of the side that dialled, each answered: heads, and bodies in segments of their own."""
+    answer = (1, b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"method":"work"}')
+    return conversation([], opening=[one for head, body in requests for one in (
+        (0, head + b" HTTP/1.1\r\nHost: node\r\n\r\n"), *([(0, body)] if body else []), answer)])
+
+
+def rpc(*methods):
+    return [(b"POST /json_rpc", b'{"id":"0","jsonrpc":"2.0","method":"%s","params":{}}' % one) for one in methods]
+
+
+def test_work_that_is_fetched_after_other_requests_is_mining():
+    """A daemon of Monero's is asked for its height between two templates, by GET or by JSON-RPC."""
+    for before in ([(b"GET /getheight", b"")], rpc(b"get_info"), rpc(*[b"get_block_count"] * 40)):
+        found = judged(http(*before, *rpc(b"get_block_template")))
+        assert found == {"mining-pool": "suspect"}, before
+
+
+@pytest.mark.parametrize("requests", [
+    rpc(b"getblockchaininfo", b"getblock", b"estimatesmartfee", b"getmininginfo", b"eth_call", b"get_info"),
+    [(b"GET /", b""), (b"POST /notes", b'{"text":"the \\"method\\":\\"getblocktemplate\\" of BIP 22"}')],
+    [(b"POST /log", b"x" * 700 + b'{"method":"getwork"}'), (b"PUT /json_rpc", b'{"method":"getwork"}')],
+    [(b"POST /upload", bytes(50)), *rpc(b"getwork")],
+    [*rpc(*[b"get_info"] * 400), *rpc(b"get_block_template")],
+])
+def test_requests_of_others_are_no_mining(requests):
+    """The last two are misses: who sent bytes that are no text, or 16 kB, is not read on."""
+    assert judged(http(*requests)) == {}
+
+
 def test_cells_name_tor():
     assert judged(behind_tls([(i / 10, 0, 514) for i in range(5)])) == {"tor": "clear"}
 

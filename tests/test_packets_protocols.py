@@ -401,6 +401,7 @@ PIECES = st.sampled_from([
     ws(b"SSH-2.0-x\r\n", opcode=2), ws(REQUESTED, opcode=2), ws(REQUEST, opcode=2), *deflated(b"SSH-2.0-x\r\n"),
     mux(1, 1), mux(1, 2), mux(2, 1, 0), mux(0, 0, 7, GREETING), mux(0, 1, 2, REQUEST), mux(0, 4, 3, REQUESTED),
     mux(0, 0, 1, bytes(2100)), mux(0, 0, 1, REQUESTED)[:20],
+    b"POST / HTTP/1.1\r\n\r\n{}", b"GET /getheight HTTP/1.1\r\n\r\n", b"POST ",
 ])
 
 

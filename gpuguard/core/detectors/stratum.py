@@ -3,7 +3,7 @@
 Stratum V1 (mining.subscribe, mining.authorize), the dialect of CryptoNote coins (login, then a job with its blob) and
 ethproxy's (eth_submitLogin) are named by the first lines of a connection, or messages in a WebSocket; other dialects by
 the form of what is said (`core.pools`), if the far side gives a job before this one hands in two shares. Who mines at a
-node of its own is named by what it first asks of it over HTTP: a block to find, or to take one (BIP 22 and 23, getwork,
+node of its own is named by what it asks of it over HTTP: a block to find, or to take one (BIP 22 and 23, getwork,
 Monero's and Ethereum's alike). The port says nothing, nor does the name of the pool: pools listen on 443, and proxies
 of pools anywhere. Stratum V2 (sv2-spec, 4.5) begins with 64 random bytes, answered by 234, and the first message after
 that is answered by 44.
@@ -124,7 +124,7 @@ REPORTS_MIN = 3
 REPORTS_VARIATION_MAX = 0.2
 
 _SPOTS = ("SSH and other wrappings", "a connection whose opening was not seen",
-          "work that is asked of a node after its first request", "pools behind TLS that join jobs and answers",
+          "work that is asked of a node after 16 kB of other requests", "pools behind TLS that join jobs and answers",
           "fewer than eight shares in the first 64 records")
 
 #: What is asked of a node over HTTP; Ethereum's methods, of nodes and pools alike, are ethproxy's.
@@ -219,7 +219,7 @@ class Detector:
         if side in lines.known:
             return []
         lines.known.add(side)
-        text = (f"the {side} side first asks a node for a block to find, or to take one: {item.method}"
+        text = (f"the {side} side asks a node for a block to find, or to take one: {item.method}"
                 if item.method in WORK else
                 f"the {side} side begins with a mining pool's JSON-RPC: {item.method}")
         return [_evidence(item, flow, "pool-answers" if by_far else "pool-is-asked", _weigh(item.method), text, "tcp")]
