@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gpuguard.core.subjects import FlowId
 
 PLACES_MAX = 8_192
+TALKS_MAX = 1_024
 INTERVALS = 16
 EVEN_MIN = 12
 EVEN_RATIO = 0.25
@@ -89,7 +90,7 @@ class Detector:
         self._within: BoundedTable[FlowId, _Beats] = BoundedTable(PLACES_MAX)
         self._seen = Recent(ENDS_BYTES, SEEN_MAX)
         #: When who dialled sent something in TLS.
-        self._asked: BoundedTable[FlowId, tuple[int, ...]] = BoundedTable(PLACES_MAX)
+        self._asked: BoundedTable[FlowId, tuple[int, ...]] = BoundedTable(TALKS_MAX)
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002 inside or out is all one
         """Return what is regular now."""

@@ -118,7 +118,7 @@ JOB_RATIO = 0.35
 JOB_BYTES_MIN = 54
 IRREGULAR_MIN = 0.45
 SAME_AGAIN_MIN = 0.15
-#: By chance one job in seven comes as soon as that after a share, and half of eight once in 40 talks.
+#: By chance one job in eight comes as soon as that after a share, and three of five once in 60 talks.
 ASKED_RATIO = 0.2
 REPORTS_MIN = 3
 REPORTS_VARIATION_MAX = 0.2
