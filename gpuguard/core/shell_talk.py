@@ -48,8 +48,9 @@ RARELY = 0.15
 ENTER_BYTES = 2
 #: An echo is as long as its key; a client masks what it says in a WebSocket (RFC 6455, 5.2).
 ECHO_MORE_BYTES = (0, 4)
-#: One letter in clear, and in a record of TLS (1.2 has eight bytes more than 1.3). Nobody asks or answers so shortly.
-LETTER_BYTES = {"tcp": 1, "tls": 30}
+#: One letter in clear, and in a record of TLS (RFC 8446, 5.2; 1.2 with ChaCha20, RFC 7905, and with AES-GCM, RFC 5288).
+#: Nobody asks or answers so shortly.
+LETTER_BYTES = {"tcp": (1,), "tls": (22, 23, 30)}
 # Whoever types a line reads what it printed before the next one: half of the gaps after output are more than twice the
 # median of those between keys. By chance a quarter is (log-normal gaps with a sigma of 1), or as many as between keys
 # where that is more: ln 2 for each that is, and ln 2/3 for each that is not. Keys whose echo is of another length need
@@ -144,7 +145,7 @@ def keys(turns: Turns, carrier: str, *, long: bool, udp: bool) -> Keys | None:
     paced = PACE_NS[0] <= pace_ns <= PACE_NS[1] and spread >= IRREGULAR_MIN
     if share < MOSTLY or not paced or not _least(turns, pair) or _polls_on(turns):
         return None
-    letter = pair[0] == pair[1] <= LETTER_BYTES.get(carrier, 0)
+    letter = pair[0] == pair[1] and pair[0] in LETTER_BYTES.get(carrier, ())
     return Keys(pair[0], share, math.inf if letter else _printed(turns, pair, max(ENTER_BYTES, within), udp=udp))
 
 
