@@ -41,6 +41,8 @@ Benign look-alikes, and what keeps them out:
   printed more, which was read, and more goes out than comes in;
 - steps of a simulator, or a transfer in a small window, in lockstep at the pace of keystroke chaff: this host began
   them, or speaks SSH without a tunnel, where the server types nothing;
+- a device or node that the server it called reads over UDP (CoAP, LwM2M): it answers each question once, and what else
+  it says is rare; a shell's prompt follows most answers;
 - an administrator who logs in: the far side has dialled.
 
 A guard that started later than the connection saw nobody dial. The host's sockets then say who did (`Host.dialler`),
