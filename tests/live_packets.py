@@ -211,7 +211,7 @@ def endings() -> dict:
     """The guard closes: the broker's thread ends. The broker ends: the guard says that drops are not counted."""
     broker = Broker()
     descriptors = len(os.listdir("/proc/self/fd"))
-    sensor = sensor_of(broker, interfaces=("lo", "lo"))
+    sensor = sensor_of(broker, interfaces=("lo",), rings=2)
     watching = broker.threads()
     sensor.close()
     end = time.monotonic() + 10
