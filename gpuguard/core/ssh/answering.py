@@ -203,6 +203,9 @@ class Answering:
         terms, seen, sizes = self._terms, self._seen, self._terms.sizes
         seen.channel = True
         seen.session = self._is_session(asked)
+        if seen.line.owed_ns is not None and seen.line.owed_ns <= asked[-1].time_ns:
+            # It was this open; or a keepalive that was answered before it, for that is the order of answers.
+            seen.line.owed_ns = None
         seen.bytes_before = seg.total
         if seen.tun and not answered and not seen.request.nats and not terms.guessed:
             text = (f"the first record after the login has {asked[0].size} bytes, as the open of a network device has "

@@ -82,14 +82,19 @@ class Line:
         granted = self.setting_up and self.server[1] == sizes.granted_each < sizes.key_echo
         further = self._further_ns is not None and seg.time_ns - self._further_ns < _SETUP_NS
         self.setting_up = confirmed or granted or (further and not peers.openssh_client)
+        due = self._keeps_alive or self._silent(crossed=crossed) or not peers.counts_silence
         self.client = (seg.time_ns, seg.size)
-        due = self._keeps_alive or self.waited_ns > _BEAT_NS or not peers.counts_silence
         if session and seg.size == sizes.keepalive and peers.awaits_keepalives and due:
             self.owed_ns = seg.time_ns
         self.unread = 0
         if seg.size != sizes.key:
             self.asked = self.client
             self.heard = 0
+
+    def _silent(self, *, crossed: bool) -> bool:
+        """Return whether the server was silent for so long; its last word is none that crossed if it answered ours."""
+        answered = self.server[0] - self.client[0] < _BEAT_NS
+        return self.waited_ns > _BEAT_NS and not (crossed and answered)
 
     def _server_said(self, seg: Segment, sizes: Sizes, *, session: bool) -> None:
         if self._session and seg.size in sizes.confirms and self.asked[1] in sizes.session:
