@@ -108,7 +108,9 @@ UNSEEN_LED_MIN = 8
 # keys of an administrator who comes through a VPN that nobody knows: an IP packet with a record of SSH has 68 bytes.
 TCP, UDP = 6, 17
 UDP_WORD_BYTES_MAX = 48
-AWAY_RATIO_MIN = 1.2
+UDP_BYTES_RATIO_MIN = 1.2
+# The same of SSH without a tunnel: a key of a session within it costs some 84 bytes each way beside what it prints.
+SSH_BYTES_RATIO_MIN = 1.1
 
 # A shell may be dialled again for each few commands: what the far side led on the last connection to a place counts on
 # the next one, if it began after the last word of that one and within an hour. Silences are those within a connection,
@@ -448,7 +450,7 @@ def _led_talk(item: Exchange, led: _Led) -> tuple[float, str]:
     echo_only = udp or (item.carrier == "ssh" and not led.tunnel)
     typed = 0.0 if echo_only and abs(pair[1] - pair[0]) > shell_talk.ALIKE_BYTES else _typed(led, item.carrier, udp=udp)
     lines = _lines(item, led, asked)
-    ratio = AWAY_RATIO_MIN if echo_only else BYTES_RATIO_MIN
+    ratio = UDP_BYTES_RATIO_MIN if udp else SSH_BYTES_RATIO_MIN if echo_only else BYTES_RATIO_MIN
     if (led.led < LEAD_MIN * led.near or led.led < led.slow or ours < ratio * theirs
             or item.carrier == "broker" or shell_talk.ticks(turns) or shell_talk.acknowledges(turns)
             or shell_talk.confirms(turns) or not (typed or lines)):
