@@ -1920,11 +1920,25 @@ cdef bint known_link(uint32_t link) noexcept nogil:
             or link == 228 or link == 229 or link == 276)
 
 
+cdef inline bint is_tag(uint32_t kind) noexcept nogil:
+    return kind >= 0x8100 and (kind == 0x8100 or kind == 0x88A8 or kind == 0x9100)
+
+
+cdef inline uint32_t past_tags(const uint8_t* p, uint32_t n, uint32_t at, uint32_t* kind) noexcept nogil:
+    """Return where what the VLAN tags at ``at`` hold begins; ``kind``, theirs at first, is then of what they hold."""
+    cdef int i
+    for i in range(VLAN_TAGS_MAX):
+        if not is_tag(kind[0]) or n < at + 4:
+            break
+        kind[0] = be16(p + at + 2)
+        at += 4
+    return at
+
+
 cdef void frame(Parse* s, uint32_t link, const uint8_t* p, uint32_t n, uint32_t wire, int64_t time_ns,
                 uint32_t packet_type) noexcept nogil:
     """One frame of ``wire`` bytes of which ``n`` were captured. Not IP, or not well-formed IP: counted, no row."""
     cdef uint32_t at = 0, kind = 0x0800
-    cdef int i
     s.frames += 1
     wire = n if wire < n else wire
     if link == 1:
@@ -1940,12 +1954,7 @@ cdef void frame(Parse* s, uint32_t link, const uint8_t* p, uint32_t n, uint32_t 
         packet_type = p[10] if n >= 20 else packet_type
     elif link == 0 or link == 108:  # the family number differs by system, the version of IP does not
         at = 4
-    if kind != 0x0800 and kind != 0x86DD:
-        for i in range(VLAN_TAGS_MAX):
-            if not (kind == 0x8100 or kind == 0x88A8 or kind == 0x9100) or n < at + 4:
-                break
-            kind = be16(p + at + 2)
-            at += 4
+    at = past_tags(p, n, at, &kind)
     if kind != 0x0800 and kind != 0x86DD or n < at:
         s.other += 1
         return

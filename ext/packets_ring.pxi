@@ -103,10 +103,6 @@ cdef uint32_t tags_before(uint32_t kind, const uint8_t* p, uint32_t n, uint32_t 
     return at if p[at] >> 4 == 6 and be16(p + at + 4) + 40 <= wire - at else 0
 
 
-cdef inline bint is_tag(uint32_t kind) noexcept nogil:
-    return kind == 0x8100 or kind == 0x88A8 or kind == 0x9100
-
-
 cdef void ring_frame(Parse* s, const uint8_t* p, uint32_t room) noexcept nogil:
     """One packet of a cooked (SOCK_DGRAM) ring, ``room`` bytes of its block away from the end. It begins at the
     network header; the 14 bytes that Ethernet had before are counted, so that a file gives the same frame_bytes."""
@@ -117,18 +113,12 @@ cdef void ring_frame(Parse* s, const uint8_t* p, uint32_t room) noexcept nogil:
     cdef uint32_t wire = n if header.tp_len < n else header.tp_len
     cdef uint32_t kind = be16(<const uint8_t*>&link.sll_protocol)
     cdef uint32_t before = 14 if link.sll_hatype == ARPHRD_ETHER or link.sll_hatype == ARPHRD_LOOPBACK else 0
-    cdef int i
     s.frames += 1
     if at > room or n > room - at:
         s.malformed += 1
         return
     p += at
-    at = 0
-    for i in range(VLAN_TAGS_MAX):
-        if not is_tag(kind) or n < at + 4:
-            break
-        kind = be16(p + at + 2)
-        at += 4
+    at = past_tags(p, n, 0, &kind)
     if kind != 0x0800 and kind != 0x86DD:
         s.other += 1
         return

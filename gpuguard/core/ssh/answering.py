@@ -38,7 +38,8 @@ ANSWERED_SUM_UNREAD_NATS = 3.0
 # The open of a tun device was confirmed by a record of that size: by chance 1/20.
 TUN_CONFIRMED_NATS = 3.0
 
-_ANSWER_NS = 30_000_000_000
+#: For so long something that was asked may wait.
+_ASKED_NS = 30_000_000_000
 _CHATTER_MAX = 12
 
 
@@ -94,7 +95,7 @@ class Answering:
         uses: list[Use] = []
         if confirmed and not replies and request.beside and not may_answer(2, seen.asked, sizes):
             uses += request.take_back()
-        asked = [one for one in seen.asked if seg.time_ns - one.time_ns < _ANSWER_NS]
+        asked = [one for one in seen.asked if seg.time_ns - one.time_ns < _ASKED_NS]
         if replies and asked and not request.answered and not seen.line.owes(seg.time_ns):
             request.beside |= beside
             uses += self._forward_answered(seg, asked, replies, confirmed=confirmed, beside=beside)

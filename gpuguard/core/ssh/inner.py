@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuguard.core.ssh.incoming import OPEN
+from gpuguard.core.ssh.request import USE
+
 if TYPE_CHECKING:
     from gpuguard.core.ssh.connection import Seen, Terms
     from gpuguard.core.ssh.line import Segment
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 # What an inner session runs in, by what was said of the outer one; the first that fits.
 _AROUND = (
-    ("reverse-tunnel", {"ssh-reverse-forward-request", "ssh-reverse-channel-open"}),
+    ("reverse-tunnel", {USE, OPEN}),
     ("jump", {"ssh-jump"}),
     ("dynamic-forward", {"ssh-dynamic-forward"}),
     ("local-forward", {"ssh-local-forward"}),

@@ -34,14 +34,14 @@ from gpuguard.core.ssh.messages import (
 from gpuguard.core.ssh.openings import answers, deflated_openings, plain_openings
 from gpuguard.core.ssh.suites import Suite, record_bytes
 
-_BINDS = {DATA + 212: DATA + 5, DATA + 244: DATA + 5}
+_SESSION_BINDS = {DATA + 212: DATA + 5, DATA + 244: DATA + 5}
 # What a server opens, the first that it says there, and the least that answers it. auth-agent@openssh.com (OpenSSH's
 # PROTOCOL.agent): SSH_AGENTC_REQUEST_IDENTITIES, answered by an Ed25519 key at least, the shortest; or session-bind for
 # such a key and an exchange hash of 32 or 64 bytes, answered by SSH_AGENT_SUCCESS. Its new name, agent-connect (OpenSSH
 # 10.6; draft-ietf-sshm-ssh-agent), is as short as much data is, so that only the latter is looked for. x11 from ::1 or
 # 127.0.0.1: the setup with MIT-MAGIC-COOKIE-1, answered by what the display has (X11 protocol, section 8).
-_SERVER_CHANNELS = (("agent", (39,), {DATA + 5: DATA + 68, **_BINDS}),
-                    ("agent", (30,), _BINDS),
+_SERVER_CHANNELS = (("agent", (39,), {DATA + 5: DATA + 68, **_SESSION_BINDS}),
+                    ("agent", (30,), _SESSION_BINDS),
                     ("x11", (31, 37), {DATA + 48: DATA + 200}))
 
 # From "password" to four long names of methods.
