@@ -301,6 +301,28 @@ def test_the_table_of_streams_is_bounded_and_says_what_it_lost(data: bytes, flag
     assert parser.counts()["streams_lost"] == lost
 
 
+C1, C3 = (number.to_bytes(8, "little") for number in (0xE7037ED1A0B428DB, 0x589965CC75374CC3))
+#: Of each half of both addresses: what a factor of their hash has beside the seed, against that of the other address.
+APART = bytes(a ^ b for a, b in zip(struct.pack("<QQ", 0xA0761D6478BD642F, 0xE7037ED1A0B428DB),
+                                    struct.pack("<QQ", 0x8EBC6AF09C88C6E3, 0x589965CC75374CC3), strict=True))
+
+
+@pytest.mark.parametrize("pair", [
+    lambda number: (bytes([number] * 8) + C1, bytes(16)),
+    lambda number: (bytes(16), bytes([number] * 8) + C3),
+    lambda number: (bytes([number] * 16), bytes(number ^ one for one in APART)),
+], ids=["near half", "far half", "both ends"])
+def test_addresses_alone_cannot_crowd_a_set_of_streams(pair) -> None:
+    parser = Parser(seed=0x9E3779B97F4A7C15)
+    for part, flags in ((b"", 2), (b"SSH-2.0-", 0x18), (b"OpenSSH_9.2\r\n", 0x18)):
+        for number in range(20):
+            near, far = pair(number)
+            segment = tcp(part, 9 if part.startswith(b"O") else 1 if part else 0, flags)
+            parser.frame(101, exact(struct.pack(">IHBB", 6 << 28, len(segment), 6, 64) + near + far + segment), 0)
+    _, facts = parser.take()
+    assert facts == tuple(SshBanner(row, "SSH-2.0-OpenSSH_9.2") for row in range(40, 60))
+
+
 def test_held_messages_are_bounded() -> None:
     parser = Parser()
     for port in range(3000):
