@@ -53,7 +53,8 @@ cdef class Recent:
 
     A key belongs to one set of WAYS; of more the longest unused is forgotten, once the table has all its sets. Keys are
     of ``key_bytes``, at most 48, and known by 64 bits of hash: that two of a million share one happens once in thirty
-    million tables. Raises ValueError where a size or a key is not so.
+    million tables. Who does not know the ``seed`` cannot choose which keys meet in a set. Raises ValueError where a
+    size or a key is not so.
     """
 
     cdef void *memory
@@ -61,13 +62,16 @@ cdef class Recent:
     cdef readonly int32_t size
     cdef int32_t sets, sets_max, words
     cdef Py_ssize_t key_bytes
+    cdef uint64_t begin, factor
 
-    def __cinit__(self, Py_ssize_t key_bytes, int32_t size_max):
+    def __cinit__(self, Py_ssize_t key_bytes, int32_t size_max, uint64_t seed=0):
         if not (1 <= key_bytes <= WORDS_MAX * 8 and WAYS <= size_max <= 1 << 24 and size_max & (size_max - 1) == 0):
             raise ValueError(f"no table for {size_max} keys of {key_bytes} bytes")
         self.key_bytes = key_bytes
         self.words = <int32_t>(key_bytes + 7) // 8
         self.sets_max = size_max // WAYS
+        self.begin = seed ^ <uint64_t>0xa0761d6478bd642f
+        self.factor = turned(seed, 32) ^ <uint64_t>0xe7037ed1a0b428db
         self.resize(1)
 
     def __dealloc__(self):
@@ -100,10 +104,10 @@ cdef class Recent:
 
     cdef inline uint64_t hash(self, const uint64_t *words) noexcept:
         """Return the hash of a key, never 0: that is a way that is free."""
-        cdef uint64_t value = <uint64_t>0xa0761d6478bd642f
+        cdef uint64_t value = self.begin
         cdef int i
         for i in range(self.words):
-            value = fold(value ^ words[i], <uint64_t>0xe7037ed1a0b428db)
+            value = fold(value ^ words[i], self.factor)
         return value if value else 1
 
     cdef inline Way *set_of(self, uint64_t hash) noexcept:
@@ -222,14 +226,15 @@ cdef class Tried:
     """What one unit tried last, how much is held against it: ``nats``, and a bit of ``kinds`` for each kind of place.
 
     An answer takes away from it, but for the first of a known kind: whoever asks there knows what everybody knows.
+    ``seed``: as of `Recent`.
     """
 
     cdef public double nats
     cdef public uint64_t kinds
     cdef readonly Recent targets
 
-    def __cinit__(self, *_):
-        self.targets = Recent(TARGET_BYTES, TARGETS_MAX)
+    def __cinit__(self, *_, uint64_t seed=0):
+        self.targets = Recent(TARGET_BYTES, TARGETS_MAX, seed)
 
     def succeed(self, const uint8_t[::1] target, Places places not None, double answered_nats, double again_nats):
         """Count a success, for which nothing is to be taken away where nothing is held against the unit."""

@@ -85,7 +85,7 @@ class Subscriber(Protocol):
         ...
 
 
-def host_info(welcome: Welcome, start: Start, time_ns: int) -> HostInfo:
+def host_info(welcome: Welcome, start: Start, seed: int, time_ns: int) -> HostInfo:
     """Return the first record: whose records these are, and the settings that replay needs to judge as we did."""
     return HostInfo(
         time_ns=time_ns,
@@ -99,6 +99,7 @@ def host_info(welcome: Welcome, start: Start, time_ns: int) -> HostInfo:
             "policy": msgspec.json.encode(start.policy).decode(),
             "signatures": msgspec.json.encode(shipped_texts()).decode(),
             "counter_model": shipped_model().digest,
+            "seed": str(seed),
         },
     )
 
@@ -110,10 +111,12 @@ class Daemon:
         self._broker = broker
         self._start = start
         config = start.config
+        # A secret one: who chooses addresses must not choose what meets in a table. A recording has it for its replay.
+        self._seed = int.from_bytes(os.urandom(8))
         self._guard = Guard(
             start.policy, mode=config.guard.mode, alarms_per_gpu_year=config.guard.alarms_per_gpu_year,
             counter_alarms_per_gpu_year=config.guard.counter_alarms_per_gpu_year,
-            signatures=shipped(), counter_model=shipped_model(), quiet=True)
+            signatures=shipped(), counter_model=shipped_model(), quiet=True, seed=self._seed)
         self._events = EventLog(guard_dir / "events.jsonl")
         self._recorder = _recorder(config, guard_dir)
         self._sensors: dict[str, Sensor] = {}
@@ -155,7 +158,7 @@ class Daemon:
         if not isinstance(answer, Welcome):
             message = f"the broker answered {answer}"
             raise BrokerGone(message)
-        self.feed(host_info(answer, self._start, time.time_ns()))
+        self.feed(host_info(answer, self._start, self._seed, time.time_ns()))
         self._audit("started", {"mode": self._start.config.guard.mode, "eyes": answer.eyes})
 
     def _listen(self) -> None:

@@ -73,6 +73,7 @@ def guard_for(first: Block, policy: Policy | None = None) -> Guard:
             alarms_per_gpu_year=settings.alarms_per_gpu_year,
             counter_alarms_per_gpu_year=settings.counter_alarms_per_gpu_year,
             counter_model=shipped_model(),
+            seed=int(said.get("seed", "0")),
             signatures=tuple(parse_signature(text, stem)
                              for stem, text in sorted((shipped_texts() if texts is None else texts).items())),
         )

@@ -9,11 +9,12 @@ WAYS = 8
 REFUSED_PACKETS_MAX = 4
 
 
-def hash_of(key):
-    """The mixing step of wyhash, one word after the other."""
-    value = 0xA0761D6478BD642F
+def hash_of(key, seed):
+    """The mixing step of wyhash, one word after the other; its first value and its factor are secret."""
+    value = seed ^ 0xA0761D6478BD642F
+    factor = (seed << 32 & 0xFFFFFFFFFFFFFFFF | seed >> 32) ^ 0xE7037ED1A0B428DB
     for at in range(0, len(key), 8):
-        product = (value ^ int.from_bytes(key[at:at + 8], "little")) * 0xE7037ED1A0B428DB
+        product = (value ^ int.from_bytes(key[at:at + 8], "little")) * factor
         value = (product ^ product >> 64) & 0xFFFFFFFFFFFFFFFF
     return value
 
@@ -21,7 +22,8 @@ def hash_of(key):
 class Recent:
     """Sets that know the order of use; twice as many when one is full, as long as there may be more."""
 
-    def __init__(self, key_bytes, size_max):
+    def __init__(self, key_bytes, size_max, seed=0):
+        self.seed = seed
         self.sets_max = size_max // WAYS
         self.sets = [OrderedDict()]
 
@@ -32,7 +34,7 @@ class Recent:
         return key in self.of(key)
 
     def of(self, key):
-        return self.sets[hash_of(key) % len(self.sets)]
+        return self.sets[hash_of(key, self.seed) % len(self.sets)]
 
     def get(self, key):
         return self.of(key).get(key)
@@ -59,10 +61,10 @@ class Places:
 
 
 class Tried:
-    def __init__(self, *_):
+    def __init__(self, *_, seed=0):
         self.nats = 0.0
         self.kinds = 0
-        self.targets = Recent(19, TARGETS_MAX)
+        self.targets = Recent(19, TARGETS_MAX, seed)
 
     def succeed(self, target, places, answered_nats, again_nats):
         kind = places.kind(target)

@@ -11,14 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard import _attempts
+from gpuguard.core.events import FlowReport
 from gpuguard.core.observations import CLOSED_FLOW
+from gpuguard.core.records import PACKET, HostInfo, Packets
+from gpuguard.recording.codec import RecordingError
+from gpuguard.replaying import guard_for
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_attempts as reference
+from conversation import ACK, FIN, MAPPED, Conversation
 
+NEAR = (10, 200, 0, 1)
 EDGES = (0, 1, -1, 999_999_999, 1_000_000_000, 10**18, 2**63 - 1, -(2**63))
 times = st.sampled_from(EDGES) | st.integers(-(2**63), 2**63 - 1) | st.integers(0, 5_000_000_000)
 counts = st.sampled_from((0, 1, 4, 5, 2**64 - 1))
+seeds = st.sampled_from((0, 1, 2**64 - 1)) | st.integers(0, 2**64 - 1)
 row = st.tuples(times, st.sampled_from((0, 0, 1, -1)), st.integers(0, 3), st.integers(0, 5),
                 st.sampled_from((22, 443, 2379)), st.sampled_from((6, 6, 6, 17, 1, 58, 0, 255)), st.booleans(),
                 st.integers(0, 3), st.booleans(), counts, counts, counts)
@@ -34,11 +41,11 @@ def rows_of(some):
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(row, min_size=1, max_size=60), st.integers(0, 59), st.sampled_from((8, 16, 64)),
-       st.sampled_from((0, 1, 10**9, 2**63 - 1)))
-def test_calls_apart(some, cut, size_max, apart_ns):
+       st.sampled_from((0, 1, 10**9, 2**63 - 1)), seeds)
+def test_calls_apart(some, cut, size_max, apart_ns, seed):
     rows = rows_of(some)
-    expected = reference.apart(rows, kept := reference.Recent(43, size_max), apart_ns)
-    seen, cut = _attempts.Recent(43, size_max), min(cut, len(rows) - 1)
+    expected = reference.apart(rows, kept := reference.Recent(43, size_max, seed), apart_ns)
+    seen, cut = _attempts.Recent(43, size_max, seed), min(cut, len(rows) - 1)
     found = _attempts.apart(rows[:cut], seen, apart_ns)
     found += [(at + cut, before_ns) for at, before_ns in _attempts.apart(rows[cut:], seen, apart_ns)]
     assert found == expected
@@ -46,12 +53,12 @@ def test_calls_apart(some, cut, size_max, apart_ns):
     assert all(seen.get(key) == value for one in kept.sets for key, value in one.items())
 
 
-def judged(module, rows, held, strangers):
+def judged(module, rows, held, strangers, seed):
     """Return where somebody has to look, and what is left in the end."""
     places, sources = module.Places({bytes(15) + b"\x01": 1, bytes(15) + b"\x03": 63}, {2379: 2}), {}
     for near, nats in held.items():
         key = bytes(8) + bytes([near]) * 16
-        sources[key] = 0 if near in strangers else module.Tried()
+        sources[key] = 0 if near in strangers else module.Tried(seed=seed)
         if near not in strangers:
             sources[key].nats = nats
             sources[key].targets.put(bytes(15) + b"\x02" + (22).to_bytes(2, "little") + b"\x06", 0)
@@ -64,17 +71,17 @@ def judged(module, rows, held, strangers):
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(row, min_size=1, max_size=60), st.dictionaries(st.integers(0, 3), st.floats(0, 40)),
-       st.sets(st.integers(0, 3), max_size=1))
-def test_successes(some, held, strangers):
+       st.sets(st.integers(0, 3), max_size=1), seeds)
+def test_successes(some, held, strangers, seed):
     rows = rows_of(some)
-    assert judged(_attempts, rows, held, strangers) == judged(reference, rows, held, strangers)
+    assert judged(_attempts, rows, held, strangers, seed) == judged(reference, rows, held, strangers, seed)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 99), times), max_size=300),
-       st.sampled_from((8, 16, 32, 128)), st.integers(1, 48))
-def test_what_was_used_last_is_kept(used, size_max, key_bytes):
-    ours, plain = _attempts.Recent(key_bytes, size_max), reference.Recent(key_bytes, size_max)
+       st.sampled_from((8, 16, 32, 128)), st.integers(1, 48), seeds)
+def test_what_was_used_last_is_kept(used, size_max, key_bytes, seed):
+    ours, plain = _attempts.Recent(key_bytes, size_max, seed), reference.Recent(key_bytes, size_max, seed)
     for number, value in used:
         key = bytes([number]) * key_bytes
         ours.put(key, value)
@@ -82,6 +89,59 @@ def test_what_was_used_last_is_kept(used, size_max, key_bytes):
         assert ours.get(key) == value
     assert len(ours) == len(plain)
     assert all((bytes([number]) * key_bytes in ours) == (bytes([number]) * key_bytes in plain) for number in range(100))
+
+
+def places_that_meet(count, seed):
+    """Addresses whose services meet in one set of every table of this seed."""
+    beside = {}
+    for number in range(1 << 20):
+        address = bytes((10, *number.to_bytes(3, "big")))
+        key = bytes(8) + MAPPED + bytes(NEAR) + MAPPED + address + (22).to_bytes(2, "little") + b"\x06"
+        met = beside.setdefault(reference.hash_of(key, seed) & 0x3fff, [])
+        met.append((address, key))
+        if len(met) == count:
+            return met
+    raise AssertionError
+
+
+def test_who_knows_no_seed_cannot_crowd_a_set():
+    met = [key for _, key in places_that_meet(2 * reference.WAYS, 0)]
+    for seed, known in ((0, reference.WAYS), (1, len(met)), (0x9e3779b97f4a7c15, len(met))):
+        seen = _attempts.Recent(43, 1 << 17, seed)
+        for key in met:
+            seen.put(key, 7)
+        assert sum(key in seen for key in met) == known
+
+
+def called(place, port, start_ns):
+    talk = Conversation(port=port, start_ns=start_ns, near=NEAR, far=place)
+    talk.say(0, 40)
+    talk.say(1, 40)
+    talk.packet(0, 0, ACK | FIN)
+    talk.packet(1, 0, ACK | FIN)
+    return talk.rows
+
+
+@pytest.mark.parametrize(("settings_of_run", "told"), [({}, False), ({"seed": "0"}, False), ({"seed": "77"}, True)])
+def test_a_guard_with_a_seed_sees_the_beat_between_places_chosen_to_hide_it(settings_of_run, told):
+    (place, _), *others = places_that_meet(2 * reference.WAYS, 0)
+    guard = guard_for(HostInfo(0, 1, "", "", 100, settings=settings_of_run))
+    labels, now_ns = [], 10**18
+    for beat in range(20):
+        rows = called(place, 20_000 + beat, now_ns)
+        for other, _ in others:
+            rows += called(other, 30_000 + beat, now_ns + 10**9)
+        now_ns += 60 * 10**9
+        events = guard.receive(Packets(now_ns, 0, np.array(rows, PACKET)))
+        labels += [event.finding.label for event in events if isinstance(event, FlowReport)]
+    assert len(labels) == 20 * 2 * reference.WAYS
+    assert ("beacon" in labels) == told
+
+
+@pytest.mark.parametrize("seed", [str(1 << 64), "-1", "", "x", "9" * 5000])
+def test_a_recording_with_no_such_seed_is_refused(seed):
+    with pytest.raises(RecordingError):
+        guard_for(HostInfo(0, 1, "", "", 100, settings={"seed": seed}))
 
 
 def test_of_many_targets_the_last_are_known():

@@ -109,6 +109,9 @@ class Guard:
         the same, see `reports`; but for the owners of flows in which nothing was seen, whom nobody looks up.
     together
         With how many others at least they are reported, for captures, of which nobody waits for more than the end.
+    seed
+        Goes into the hashes of what is kept by address: a secret one of 64 bits where somebody may aim at a table. The
+        events depend on it only where a table is full. Raises ValueError if it has more bits.
     """
 
     def __init__(
@@ -122,16 +125,20 @@ class Guard:
         counter_model: Model | None = None,
         quiet: bool = False,
         together: int = 0,
+        seed: int = 0,
     ) -> None:
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"a seed has 64 bits: {seed}")
         self.host = Host()
         self.incidents = Incidents()
         self._policy = policy
         self._mode: Literal["observe", "enforce"] = mode
         # Egress policy wants each flow by its name.
-        self._flows = FlowTable(quiet=quiet and not policy.egress, together=together, exchanges=False,
+        self._flows = FlowTable(seed=seed, quiet=quiet and not policy.egress, together=together, exchanges=False,
                                 names=bool(policy.egress))
         self._listed = False
-        self._detectors = new_detectors(signatures, counter_model, counter_alarms_per_gpu_year, policy.egress)
+        self._detectors = new_detectors(signatures, counter_model, counter_alarms_per_gpu_year, policy.egress,
+                                        seed)
         self._telling = [one for one in self._detectors if isinstance(one, Telling)]
         self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)

@@ -62,6 +62,15 @@ class Ruled(Protocol):
 
 
 @runtime_checkable
+class Seeded(Protocol):
+    """A detector with a table that who chooses addresses could crowd, if he knew how its keys are mixed."""
+
+    def mix_by(self, seed: int) -> None:
+        """Mix keys by this number from now on."""
+        ...
+
+
+@runtime_checkable
 class Telling(Protocol):
     """A detector that tells what its tables had no room for."""
 
@@ -72,7 +81,7 @@ class Telling(Protocol):
 
 def new_detectors(
     signatures: tuple[Signature, ...] = (), counter_model: Model | None = None,
-    counter_alarms_per_gpu_year: float = 1.0, egress: tuple[EgressPolicy, ...] = (),
+    counter_alarms_per_gpu_year: float = 1.0, egress: tuple[EgressPolicy, ...] = (), seed: int = 0,
 ) -> list[Detector]:
     """Return one fresh instance of every detector in this folder, in order of name, knowing all this."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
@@ -83,6 +92,8 @@ def new_detectors(
             one.learn(signatures)
         if isinstance(one, Ruled):
             one.rule_by(egress)
+        if isinstance(one, Seeded):
+            one.mix_by(seed)
         if counter_model and isinstance(one, Judge):
             one.judge_by(counter_model, counter_alarms_per_gpu_year)
     return detectors

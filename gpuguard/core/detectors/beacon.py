@@ -92,6 +92,10 @@ class Detector:
         #: When who dialled sent something in TLS.
         self._asked: BoundedTable[FlowId, tuple[int, ...]] = BoundedTable(TALKS_MAX)
 
+    def mix_by(self, seed: int) -> None:
+        """Remember places by this seed, those of before no more."""
+        self._seen = Recent(ENDS_BYTES, SEEN_MAX, seed)
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002 inside or out is all one
         """Return what is regular now."""
         match item:

@@ -159,7 +159,7 @@ class _Source(Tried):
     __slots__ = ("addresses", "failed", "last_ns", "neighbours", "ports", "start_ns", "told", "told_failed",
                  "unheard")
 
-    def __init__(self, start_ns: int) -> None:
+    def __init__(self, start_ns: int, *, seed: int) -> None:  # noqa: ARG002 `Tried` takes the seed
         self.start_ns = start_ns
         self.last_ns = start_ns
         self.failed = 0
@@ -243,6 +243,11 @@ class Detector:
         # Addresses behind which something failed: what succeeds elsewhere is no business of ours. With the time at
         # which a process was last seen at it, 0 if none was.
         self._failing: BoundedTable[bytes, int] = BoundedTable(SOURCES_MAX)
+        self._seed = 0
+
+    def mix_by(self, seed: int) -> None:
+        """Remember what is tried by this seed from now on."""
+        self._seed = seed
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what an attempt that failed, or succeeded, adds."""
@@ -361,7 +366,7 @@ class Detector:
     def _of(self, unit: _Unit, tried_ns: int) -> _Source:
         source = self._sources.get(unit.key)
         if source is None or abs(tried_ns - source.last_ns) > FORGOTTEN_AFTER_NS:
-            source = _Source(tried_ns)
+            source = _Source(tried_ns, seed=self._seed)
         source.last_ns = max(source.last_ns, tried_ns)
         self._sources[unit.key] = source
         return source
