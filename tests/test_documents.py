@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -53,11 +54,15 @@ def test_targets_of_make_that_are_shown_exist(page):
     assert {name for name in shown if name not in targets and not name.startswith("bench-")} == set()
 
 
-def test_python_that_is_shown_uses_names_that_exist():
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL):
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_python_that_is_shown_uses_names_that_exist(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "gpuguard":
                 assert node.attr in gpuguard.__all__
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 def test_every_public_name_is_there():
