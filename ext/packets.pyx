@@ -22,11 +22,12 @@ none of the protocols that are known here. Of TLS the headers of the first RECOR
 second that is large: who sends many small ones, slowly, is told of with their times and sizes, and so is who sends
 cells. Of JSON the first LINES_MAX lines, or messages in a WebSocket, are looked at for the words and forms of mining
 pools; of requests over HTTP, TEXT_MAX bytes in all, each POST that begins a segment for a miner's calls of a node, in
-what came at once of its body; of what an X display says, how often a key was pressed, up to X11_KEYS_MIN; what a proxy
-was asked to carry is read as a stream of its own. What the side that was called says first may be a greeting, behind
-which somebody speaks as a client: up to GREETING_MAX bytes, the beginning of each segment is compared with what clients
-of HTTP and SOCKS say first, and so are its messages in a WebSocket and in the first FRAMES_MAX frames of yamux. The
-table is set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are
+what came at once of its body; of other text of the side that dialled, as much, the end of each segment for a prompt,
+and how each answer begins; of what an X display says, how often a key was pressed, up to X11_KEYS_MIN; what a proxy was
+asked to carry is read as a stream of its own. What the side that was called says first may be a greeting, behind which
+somebody speaks as a client: up to GREETING_MAX bytes, the beginning of each segment is compared with what clients of
+HTTP and SOCKS say first, and so are its messages in a WebSocket and in the first FRAMES_MAX frames of yamux. The table
+is set-associative: a full set gives up its oldest decided, else its oldest stream; those within a handshake are
 counted.
 Of a stream that is not in the table the first six bytes of a segment are compared with a banner's and a ClientHello's.
 A datagram is compared with the few bytes that the handshakes of VPNs and DNS have in fixed places; WireGuard's data,
@@ -166,6 +167,9 @@ cdef enum:
     CELLS_CBC_MIN = 8
     DATAGRAMS_MIN = 4
     X11_KEYS_MIN = 20
+    WORD_MAX = 256
+    PROMPT_MAX = 64
+    PROMPTS_MIN = 3
 
 # Of a place in the table of streams, beside bits of its hash; 0: free.
 cdef enum:
@@ -223,6 +227,8 @@ cdef enum:
     X11_KEYS = 18
     SSH_IN_WEBSOCKET = 19
     YAMUX_BACKWARDS = 20
+    SHELL_PROMPTS = 21
+    SHELL_OUTPUT = 22
 
 cdef enum:
     FIN = 1
@@ -244,6 +250,25 @@ cdef enum:
     TOLD_GREETING = 2
     TOLD_REQUEST = 4
     TOLD_HTTP = 8
+    TOLD_PROMPTS = 16
+    TOLD_OUTPUT = 32
+
+# Stream.console: whether this side said text before, which ended with a prompt; or talks HTTP.
+cdef enum:
+    CONSOLE_TEXT = 1
+    CONSOLE_PROMPT = 2
+    CONSOLE_NONE = 4
+
+# Stream.printed: what programs print first, and a shell of its own.
+cdef enum:
+    PRINTED_ID = 1
+    PRINTED_LS = 2
+    PRINTED_PS = 4
+    PRINTED_PASSWD = 8
+    PRINTED_UNAME = 16
+    PRINTED_SHELL = 32
+    PRINTED_MOUNTS = 64
+    PRINTED_LINKS = 128
 
 # How far a request over HTTP was read: the head of a POST, up to its body, or to where the next request begins.
 cdef enum:
@@ -281,6 +306,8 @@ cdef struct Stream:
     uint32_t used       # when last used, counted in segments
     uint32_t text       # bytes of text before the banner
     uint32_t held       # bytes in the buffer
+    uint32_t heard      # of the other side, by its last segment of text
+    uint32_t prompt     # how its last prompt begins, and its sign
     uint8_t* buffer
     Talk* talk
     uint8_t state
@@ -295,6 +322,9 @@ cdef struct Stream:
     uint8_t little      # of X11: its numbers are little-endian
     uint8_t ahead       # segments that wait in Parse.ahead
     uint8_t greets      # of the side that was called: what it said so far may be a greeting
+    uint8_t console     # CONSOLE_TEXT and what follows it
+    uint8_t prompts     # how many answers ended with a prompt, less those that did not
+    uint8_t printed     # PRINTED_ID and what follows it
     uint8_t with_syn    # bytes that its SYN brought, which the other side may have refused, are all that was read
 
 # A segment of a stream that came before the one ahead of it.
@@ -1064,7 +1094,7 @@ cdef int32_t opening_binary(Parse* s, Stream* t, const uint8_t* p, uint32_t n) n
     if n >= 16 and be16(p) >= 14 and be16(p) <= n - 2 and openvpn(p + 2, be16(p)):
         spoken(s, OPENVPN)
         return -1
-    if p[0] < 9 or 13 < p[0] < 32:
+    if (p[0] < 9 or 13 < p[0] < 32) and (p[0] != 27 or t.called):  # a terminal's words may begin with ECMA-48's escape
         return dns_stream(s, t, p, n)
     return -2
 
@@ -1117,6 +1147,7 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
         if t.proxied:
             t.proxied = 0  # the end of the request: what follows is for whoever is behind the proxy
             t.text = 0
+            t.console = 0
             return <int32_t>size
         if t.posted:
             t.posted = POST_BODY
@@ -1133,6 +1164,102 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
     if t.text > TEXT_MAX or memchr(p, 0, size) != NULL:
         return -1
     return <int32_t>size
+
+
+cdef inline bint begins(const uint8_t* p, uint32_t n, const char* word, uint32_t size) noexcept nogil:
+    return n >= size and memcmp(p, word, size) == 0
+
+
+cdef inline bint digit(const uint8_t* p, uint32_t n, uint32_t at) noexcept nogil:
+    return at < n and 48 <= p[at] <= 57
+
+
+cdef bint file_mode(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether a line of `ls -l` begins here (POSIX, ls, "STDOUT"), or the sum of blocks that stands above them."""
+    cdef uint32_t at = 6
+    if begins(p, n, b"total ", 6):
+        while digit(p, n, at):
+            at += 1
+        return 6 < at < n and p[at] == 10
+    if n < 11 or memchr(b"-dlcbps", p[0], 7) == NULL:
+        return 0
+    for at in range(1, 10):
+        if memchr(b"-rwxsStT", p[at], 8) == NULL:
+            return 0
+    return memchr(b" .+@", p[10], 4) != NULL
+
+
+cdef uint8_t prints(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Which program's output begins here, of those that whoever came into a shell runs first; 0: none of them."""
+    cdef const uint8_t* end = <const uint8_t*>memchr(p, 10, n)
+    cdef uint32_t line = least(n if end == NULL else <uint32_t>(end - p), WORD_MAX)
+    if begins(p, line, b"uid=", 4) and digit(p, line, 4) and behind(p, line, b" gid=", 5):
+        return PRINTED_ID
+    if file_mode(p, n):
+        return PRINTED_LS
+    if ((begins(p, line, b"USER ", 5) or begins(p, line, b"UID ", 4) or begins(p, line, b"  ", 2))
+            and behind(p, least(line, 32), b" PID ", 5)):
+        return PRINTED_PS
+    if begins(p, line, b"root:x:0:0:", 11):
+        return PRINTED_PASSWD
+    if begins(p, line, b"Linux ", 6) and behind(p, line, b" #", 2):
+        return PRINTED_UNAME
+    if (begins(p, line, b"sh: ", 4) and digit(p, line, 4) or begins(p, line, b"bash: ", 6)
+            or begins(p, line, b"/bin/sh: ", 9) or begins(p, line, b"/bin/bash: ", 11) or begins(p, line, b"zsh: ", 5)):
+        return PRINTED_SHELL
+    if begins(p, line, b"Filesystem ", 11) or behind(p, line, b" on /", 5) and behind(p, line, b" type ", 6):
+        return PRINTED_MOUNTS
+    return PRINTED_LINKS if begins(p, line, b"1: lo: <", 8) else 0
+
+
+cdef uint32_t prompt(const uint8_t* p, uint32_t n) noexcept nogil:
+    """The sign of the prompt that a segment ends with, and how it begins; 0: it ends with none.
+
+    A shell's ends in "$ ", "# " (POSIX, sh, PS1), "% " (zsh, csh), or is "PS ...> ", and stands on a line of its own.
+    What stands between, the directory, changes.
+    """
+    cdef uint32_t at = n
+    if n < 2 or p[n - 1] != 32 or memchr(b"$#%>", p[n - 2], 4) == NULL:
+        return 0
+    while at and n - at <= PROMPT_MAX and p[at - 1] != 10 and p[at - 1] != 13:
+        at -= 1
+    if n - at > PROMPT_MAX or n - at < 2 or p[n - 2] == 62 and not begins(p + at, n - at, b"PS ", 3):
+        return 0
+    return (<uint32_t>p[n - 2] << 24 | <uint32_t>p[at] << 16 | <uint32_t>p[at + 1] << 8
+            | (p[at + 2] if n - at > 2 else 0))
+
+
+cdef void console(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept nogil:
+    """A segment of text of the side that dialled: whether it is a shell's.
+
+    An answer is what follows a word of the other side, of WORD_MAX bytes at most: a segment that acknowledges more than
+    the one before it. Before PROMPTS_MIN such words, less those before which there was none, stood the same prompt; or
+    answers began as those of two programs do. Who asks for pages uploads files: HTTP is left alone.
+    """
+    cdef uint32_t acknowledged = s.rows[s.used].acknowledgement
+    cdef uint32_t sign
+    if t.console & CONSOLE_NONE:
+        return
+    if t.console == 0:
+        t.heard = other_first(s, &s.rows[s.used], acknowledged)
+        if behind(p, least(n, LINE_MAX), b" HTTP/1.", 8):
+            t.console = CONSOLE_NONE
+            return
+    if 0 < acknowledged - t.heard <= WORD_MAX:
+        t.prompts = t.prompts + 1 if t.console & CONSOLE_PROMPT else above(t.prompts, 1)
+        if t.prompts == PROMPTS_MIN:
+            spoken_once(s, t, SHELL_PROMPTS, TOLD_PROMPTS)
+        t.printed |= prints(p, n)
+        if t.printed & (t.printed - 1):
+            spoken_once(s, t, SHELL_OUTPUT, TOLD_OUTPUT)
+    t.heard = acknowledged
+    t.console = CONSOLE_TEXT
+    sign = prompt(p, n)
+    if sign:
+        t.console = CONSOLE_TEXT | CONSOLE_PROMPT
+        if sign != t.prompt:
+            t.prompts = 0
+        t.prompt = sign
 
 
 cdef int32_t message(Parse* s, Stream* t, const uint8_t* p, uint32_t n, uint32_t sequence) noexcept nogil:
@@ -1231,6 +1358,9 @@ cdef void afresh(Parse* s, Stream* t) noexcept nogil:
     t.lines = 0
     t.little = 0
     t.greets = 0
+    t.console = 0
+    t.prompts = 0
+    t.printed = 0
 
 
 cdef bint answers(const uint8_t* p, uint32_t n) noexcept nogil:
@@ -1405,6 +1535,8 @@ cdef void read_segment(Parse* s, Stream* t, uint32_t sequence, const uint8_t* p,
     have = above(have, <uint32_t>old)
     greeting(s, t, p, have)
     read_stream(s, t, p, have, t.wanted)
+    if t.state == OPENING and t.text and have and not t.called:
+        console(s, t, p, have)
     t.wanted += size
     size -= have
     if t.state >= GREETED or size == 0:
@@ -1453,6 +1585,18 @@ cdef inline Stream* find(Parse* s, const Row* row, uint64_t h) noexcept nogil:
                 and memcmp(s.streams[base + i].key, <const uint8_t*>row + 8, 36) == 0):
             return &s.streams[base + i]
     return NULL
+
+
+cdef uint32_t other_first(Parse* s, const Row* row, uint32_t otherwise) noexcept nogil:
+    """The sequence number of the first byte of the other side, if its stream is in the table."""
+    cdef Row back
+    cdef Stream* t
+    memcpy(back.source, row.destination, 16)
+    memcpy(back.destination, row.source, 16)
+    back.source_port = row.destination_port
+    back.destination_port = row.source_port
+    t = find(s, &back, stream_hash(&back, s.seed))
+    return otherwise if t == NULL else t.first
 
 
 cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:

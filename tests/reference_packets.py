@@ -283,16 +283,27 @@ def names(data: bytes) -> tuple[str, ...]:
 Edges = list[tuple[int, int]]
 
 
+class Text(NamedTuple):
+    """No fact: all from ``start`` on is text that belongs to no protocol so far, and is read on."""
+
+    start: int
+
+
 def stream_facts(data: bytes, edges: Edges, first: int, row: int, *, called: bool = False) -> list[Fact]:
     """The facts of a stream that begins with ``data``, whose first byte has sequence number ``first``."""
-    facts: list[Fact] = []
+    return [one for one in stream_read(data, edges, first, row, called=called) if not isinstance(one, Text)]
+
+
+def stream_read(data: bytes, edges: Edges, first: int, row: int, *, called: bool = False) -> list[Fact | Text]:
+    """The facts of a stream, and at last whether it is text."""
+    facts: list[Fact | Text] = []
     at: int | None = 0
     if called and yamux_begins(data[:edges[0][0]] if edges else b""):
         yamux(data, row, facts)
         return facts
     begins = behind_greeting(data, edges) if called else 0
     if begins:
-        facts = stream_facts(data[:begins], [one for one in edges if one[0] <= begins], first, row, called=called)
+        facts += stream_facts(data[:begins], [one for one in edges if one[0] <= begins], first, row, called=called)
         at = begins
     while at is not None:
         at = opening(data, edges, at, first, row, facts, called=called)
@@ -390,7 +401,7 @@ def opening(data: bytes, edges: Edges, at: int, first: int, row: int, facts: lis
         if len(seen) >= 16 and 14 <= size <= len(seen) - 2 and openvpn(seen[2:2 + size]):
             facts.append(Spoken(row, "openvpn"))
             return None
-        if seen[0] < 9 or 13 < seen[0] < 32:
+        if (seen[0] < 9 or 13 < seen[0] < 32) and (seen[0] != 27 or called):
             if len(seen) == 2 and 17 <= size <= 512:
                 continue
             facts += dns_stream(data, edges, at, edge, row)
@@ -510,6 +521,7 @@ def text_or_ssh(data: bytes, edges: Edges, at: int, first: int, row: int, facts:
     start, objects, asked, gets = at, 0, False, False
     while not data[at:].startswith(b"SSH-"):
         if b"SSH-".startswith(data[at:]):
+            facts += [Text(start)] * (at > start)
             return None
         end = data.find(b"\n", at)
         line = data[at:] if end < 0 else data[at:end + 1]
@@ -529,6 +541,7 @@ def text_or_ssh(data: bytes, edges: Edges, at: int, first: int, row: int, facts:
         if connects and line in {b"\n", b"\r\n"}:
             return end + 1
         if b"\0" in line or at - start + len(line) > 16384 or end < 0:
+            facts += [Text(start)] * (b"\0" not in line and at - start + len(line) <= 16384)
             return None
         at = end + 1
         if (posts or gets) and line in {b"\n", b"\r\n"}:
@@ -538,6 +551,7 @@ def text_or_ssh(data: bytes, edges: Edges, at: int, first: int, row: int, facts:
             at, posts, gets = begin, True, False
     end = data.find(b"\n", at)
     if end < 0 or end - at >= 8192:
+        facts += [Text(start)] * (at > start and b"\n" not in data[at:] and len(data) - at < 8192)
         return None
     line = data[at:end]
     facts.append(SshBanner(row, text(line.removesuffix(b"\r")[:255])))
@@ -563,7 +577,60 @@ def next_post(data: bytes, edges: Edges, at: int, start: int, row: int, facts: l
         body, at = False, edge
         if at - start > 16384 or b"\0" in seen:
             return None
+    facts.append(Text(start))
     return None
+
+
+@dataclass
+class Console:
+    """What one side said in text, as a shell or not; ``heard``: what its last segment acknowledged."""
+
+    start: int = -1
+    heard: int | None = None
+    pages: bool = False
+    sign: bytes = b""
+    prompted: bool = False
+    prompts: int = 0
+    printed: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+
+    def say(self, said: bytes, start: int, acknowledged: int, first: int, row: int) -> list[Fact]:
+        """One segment of text that begins at ``start``; the other side's first byte is ``first``."""
+        if start != self.start:
+            self.start, self.heard, self.pages = start, None, False
+        if self.heard is None:
+            self.heard, self.prompted, self.pages = first, False, b" HTTP/1." in said[:2048]
+        if self.pages:
+            return []
+        if 0 < (acknowledged - self.heard) % 2**32 <= 256:
+            self.prompts = self.prompts + 1 if self.prompted else max(0, self.prompts - 1)
+            self.printed |= printed(said)
+        what = ["shell-prompts"] * (self.prompts == 3) + ["shell-output"] * (len(self.printed) > 1)
+        new = [one for one in what if one not in self.told]
+        self.told.update(new)
+        self.heard = acknowledged
+        sign = prompt(said)
+        self.prompts = 0 if sign and sign != self.sign else self.prompts
+        self.prompted, self.sign = bool(sign), sign or self.sign
+        return [Spoken(row, one) for one in new]
+
+
+def prompt(said: bytes) -> bytes:
+    """How the prompt begins, and its sign, with which a segment ends; nothing if there is none."""
+    last = re.split(rb"[\r\n]", said)[-1]
+    mine = re.fullmatch(rb"(.{0,62}[$#%]|PS .{0,59}>) ", last, re.DOTALL)
+    return last[:3] + last[-2:-1] if mine else b""
+
+
+def printed(said: bytes) -> set[str]:
+    """Which program's output begins so."""
+    line = said.split(b"\n")[0][:256]
+    forms = {
+        "id": rb"(?=.* gid=)uid=\d", "ps": rb"(?=.{0,27} PID )(USER |UID |  )", "passwd": rb"root:x:0:0:",
+        "uname": rb"(?=.* #)Linux ", "shell": rb"sh: \d|bash: |/bin/(ba)?sh: |zsh: ",
+        "mounts": rb"Filesystem |(?=.* on /).* type ", "links": rb"1: lo: <"}
+    some = {name for name, form in forms.items() if re.match(form, line, re.DOTALL)}
+    return some | ({"ls"} if re.match(rb"total \d+\n|[-dlcbps][-rwxsStT]{9}[ .+@]", said) else set())
 
 
 def json_text(line: bytes) -> str:
@@ -996,7 +1063,8 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
     if syn:
         sequence = (sequence + 1) % 2**32
         if key not in streams or streams[key]["first"] != sequence:
-            streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "syn": False}
+            streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "syn": False,
+                            "console": Console()}
         streams[key]["called"] = bool(row["tcp_flags"] & 16)
         streams[key]["syn"] |= bool(payload and not streams[key]["data"])
     elif key not in streams:
@@ -1004,11 +1072,11 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
                 or (payload[:2] == b"\x16\x03" and len(payload) >= 6 and payload[2] <= 4 and payload[5] == 1)):
             return []
         streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "called": False,
-                        "syn": False}
+                        "syn": False, "console": Console()}
     stream = streams[key]
     if stream["syn"] and not syn:
         if sequence == stream["first"]:  # the other side refused what the SYN brought
-            stream.update(data=b"", facts=0, edges=[], syn=False)
+            stream.update(data=b"", facts=0, edges=[], syn=False, console=Console())
         elif sequence == (stream["first"] + len(stream["data"])) % 2**32:
             stream["syn"] = False
     at = (sequence - stream["first"] + 2**31) % 2**32 - 2**31
@@ -1017,15 +1085,22 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
             stream["ahead"].append((at, payload))
         return []
     some = [(at, payload)]
+    shell: list[Fact] = []
     while some:
         at, payload = some.pop()
         if at + len(payload) > len(stream["data"]):
-            stream["data"] += payload[len(stream["data"]) - at:]
+            said = payload[len(stream["data"]) - at:]
+            stream["data"] += said
             stream["edges"].append((len(stream["data"]), row["time_ns"]))
+            read = stream_read(stream["data"], stream["edges"], stream["first"], index, called=stream["called"])
+            if read and isinstance(read[-1], Text) and not stream["called"]:
+                back = (row["destination"], row["source"], row["destination_port"], row["source_port"])
+                other = streams[back]["first"] if back in streams else row["acknowledgement"]
+                shell += stream["console"].say(said, read[-1].start, row["acknowledgement"], other, index)
         stream["ahead"].sort(key=lambda one: one[0])
         if stream["ahead"] and stream["ahead"][0][0] <= len(stream["data"]):
             some = [stream["ahead"].pop(0)]
     facts = stream_facts(stream["data"], stream["edges"], stream["first"], index, called=stream["called"])
     new = facts[stream["facts"]:]
     stream["facts"] = len(facts)
-    return new
+    return new + shell

@@ -375,7 +375,7 @@ def test_cells_of_tor(sizes: list[int], tor: bool) -> None:
 
 
 def test_every_name_can_be_told() -> None:
-    assert len(set(SPOKEN)) == len(SPOKEN) == 21
+    assert len(set(SPOKEN)) == len(SPOKEN) == 23
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------
@@ -401,6 +401,8 @@ PIECES = st.sampled_from([
     ws(b"SSH-2.0-x\r\n", opcode=2), ws(REQUESTED, opcode=2), ws(REQUEST, opcode=2), *deflated(b"SSH-2.0-x\r\n"),
     mux(1, 1), mux(1, 2), mux(2, 1, 0), mux(0, 0, 7, GREETING), mux(0, 1, 2, REQUEST), mux(0, 4, 3, REQUESTED),
     mux(0, 0, 1, bytes(2100)), mux(0, 0, 1, REQUESTED)[:20],
+    b"root@a:~# ", b"$ ", b"ls\n$ ", b"uid=0(root) gid=0(root)\n", b"total 8\n-rw-r--r-- 1 a a 0 x\n",
+    b"sh: 1: w: not found\n",
     b"POST / HTTP/1.1\r\n\r\n{}", b"GET /getheight HTTP/1.1\r\n\r\n", b"POST ",
 ])
 

@@ -138,6 +138,8 @@ SPOKEN = (
     "x11-keys",
     "ssh-in-websocket",
     "yamux-backwards",
+    "shell-prompts",
+    "shell-output",
 )
 
 
