@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
 
-# P(seen | no shell): none of 364 connections of ordinary programs on which this side answered three times in text: mail,
-# files, chats, brokers, databases, consoles. That is ln 120 at the rule-of-three bound. Two nats more for the form, no
-# matter of chance: what prompts or prints so is a shell, or was built like one. Each comes without the other, and counts.
+# P(seen | no shell): none of 364 connections of ordinary programs on which this side answered three times in text
+# (mail, files, chats, brokers, databases, consoles): ln 120 at the rule-of-three bound. Two nats more for the form,
+# which is no matter of chance: what prompts or prints so is a shell, or was built like one. Each comes without the
+# other, and counts.
 NATS = 6.8
 
 _TOLD = {
