@@ -243,7 +243,6 @@ cdef enum:
     SYN = 2
     RST = 4
     ACK = 16
-    FRAGMENT = 32   # records.FRAGMENT
     TCP = 6
     UDP = 17
 
@@ -1159,9 +1158,6 @@ cdef class Table:
                     self.await_holes(slot, side, packet)
                 self.handshake(slot, packet, side)
             fresh = self.new_bytes(slot, side, packet, &start)
-        elif packet.tcp_flags & FRAGMENT:
-            self.take_fragment(slot, side, packet)
-            fresh = 0
         elif icmp(packet.protocol):
             self.pair(slot, side, packet, fresh)
             self.look_for_strange(slot, packet.time_ns)
@@ -1180,20 +1176,6 @@ cdef class Table:
             if flow.spoke & 12 == 12:
                 self.tell_closed(slot, packet.time_ns, REASON_CLOSED)
                 self.enqueue(slot, QUEUE_CLOSED, packet.time_ns)
-        return 0
-
-    cdef int take_fragment(self, int32_t slot, int side, const Packet *packet) except -1:
-        """Each counts its bytes; with the one that makes it whole the datagram is said, as one message."""
-        cdef Hot *flow = &self.flows[slot]
-        if packet.payload_bytes:
-            flow.spoke |= 1 << side
-            flow.payload_bytes[side] += packet.payload_bytes
-        if packet.acknowledgement:
-            if icmp(flow.protocol):
-                self.pair(slot, side, packet, packet.acknowledgement)
-            self.talk(slot, side, packet.acknowledgement, packet.time_ns)
-        if icmp(flow.protocol):
-            self.look_for_strange(slot, packet.time_ns)
         return 0
 
     cdef bint ends(self, int32_t slot, int side, const Packet *packet) noexcept:

@@ -36,8 +36,9 @@ which has four, needs DATAGRAMS_MIN of them in a row, and a place in the table.
 Known limits: Stratum is read where its opening was captured, and in clear only, in a WebSocket that compresses up to
 the first message in several frames or above LINE_MAX; a ClientHello or KEXINIT above MESSAGE_MAX is not read; text
 before an SSH banner is followed for TEXT_MAX bytes; what an HTTP proxy answers is read as text only; of a datagram in
-IP fragments the first is read (see packets_fragments.pxi); urgent data are counted and read where they were sent; of
-bytes that came twice the first count, though the receiver may have had reason to refuse them.
+IP fragments the first HELD_BYTES are read, once it is whole (see packets_fragments.pxi); urgent data are counted and
+read where they were sent; of bytes that came twice the first count, though the receiver may have had reason to refuse
+them; of two SYNs before any data the later counts.
 """
 
 from libc.errno cimport errno
@@ -365,7 +366,7 @@ cdef struct Parse:
     Ahead* ahead        # a ring of AHEAD_SEGMENTS
     uint32_t ahead_next
     Datagram* datagrams
-    uint64_t fragments_early
+    uint8_t* held       # HELD_BYTES of each
     uint64_t fragments_headless
     uint64_t datagrams_spoiled
     uint64_t datagrams_unfinished
@@ -2225,8 +2226,10 @@ cdef class Parser:
         self.s.streams = <Stream*>calloc(SETS * WAYS, sizeof(Stream))
         self.s.ahead = <Ahead*>calloc(AHEAD_SEGMENTS, sizeof(Ahead))
         self.s.datagrams = <Datagram*>calloc(DATAGRAM_SETS * DATAGRAM_WAYS, sizeof(Datagram))
+        # Pages are taken when written to: as long as nobody fragments, none is.
+        self.s.held = <uint8_t*>malloc(DATAGRAM_SETS * DATAGRAM_WAYS * HELD_BYTES)
         if NULL in (self.s.facts, self.s.arena, self.s.scratch, self.s.tags, self.s.streams, self.s.ahead,
-                    self.s.datagrams):
+                    self.s.datagrams, self.s.held):
             raise MemoryError
         self._fresh()
 
@@ -2246,6 +2249,7 @@ cdef class Parser:
         free(self.s.streams)
         free(self.s.ahead)
         free(self.s.datagrams)
+        free(self.s.held)
 
     cdef _fresh(self):
         """Begin new rows, in old ones that nobody has any more: fresh pages cost more than writing to them."""
@@ -2326,13 +2330,11 @@ cdef class Parser:
     def counts(self):
         """What was seen so far: frames; other (not IP); malformed; streams_lost (handshakes given up); urgent segments.
 
-        Of fragments: early ones, before their first or without it; first ones that are headless, without their ports;
-        datagrams that are spoiled, by overlaps or out of bounds; and unfinished ones, of which parts lacked for 30 s or
-        when others took their place.
+        Of fragments: first ones that are headless, without their ports; datagrams that are spoiled, by overlaps or out
+        of bounds; and unfinished ones, of which parts lacked for 30 s or when others took their place.
         """
         return {"frames": self.s.frames, "other": self.s.other, "malformed": self.s.malformed,
                 "streams_lost": self.s.streams_lost, "urgent": self.s.urgent,
-                "fragments_early": self.s.fragments_early,
                 "fragments_headless": self.s.fragments_headless, "datagrams_spoiled": self.s.datagrams_spoiled,
                 "datagrams_unfinished": self.s.datagrams_unfinished}
 

@@ -1,19 +1,21 @@
 # IP fragments: RFC 791 section 3.2, RFC 815, RFC 8200 section 4.5, RFC 5722, RFC 7112, RFC 1858.
 #
-# A later fragment has no ports. It is given those of the first one of its datagram: that with the same addresses, the
-# same identification and, in IPv4, the same protocol. What belongs to which datagram is kept as Linux keeps it
-# (inet_frag_queue_insert): runs of bytes; a fragment within one came again, one that overlaps spoils the datagram, and
-# the last piece that was missing makes it whole. A whole one waits for MET_AGAIN_NS only, in which its fragments may be
-# met on another interface: IPv4 has 65,536 identifications and uses them again soon (RFC 4963).
+# A datagram is read when it is whole, as its receiver does: until then nobody was given a byte of it, and a first
+# fragment that is never followed would put words into a stream. It is one row, with the time of the fragment that made
+# it whole and the frame bytes of all. Fragments are of the datagram with the same addresses, the same identification
+# and, in IPv4, the same protocol. What belongs to it is kept as Linux keeps it (inet_frag_queue_insert): runs of bytes;
+# a fragment within one came again, one that overlaps spoils the datagram, and the last piece that was missing makes it
+# whole. A whole one waits for MET_AGAIN_NS only, in which its fragments may be met on another interface: IPv4 has
+# 65,536 identifications and uses them again soon (RFC 4963).
 #
-# A fragment that comes before the first has no bytes in its row. They are counted with the first; without one, never.
+# Of each the first HELD_BYTES are kept, as much as a message may have; what is beyond counts, as beyond a snap length.
 
 cdef enum:
     DATAGRAM_SETS = 128
     DATAGRAM_WAYS = 8
     RUNS_MAX = 8
-    FRAGMENT = 32               # records.FRAGMENT
     DATAGRAM_BYTES_MAX = 65535
+    HELD_BYTES = 16384
 
 cdef int64_t DATAGRAM_NS = 30000000000  # net.ipv4.ipfrag_time
 cdef int64_t MET_AGAIN_NS = 10000000
@@ -26,22 +28,17 @@ cdef struct Datagram:
     uint8_t runs
     uint8_t spoiled
     uint8_t whole
-    uint8_t headed              # the first fragment came, and what is below is known
+    uint8_t headless            # the first fragment ends within its extension headers (RFC 7112)
     uint8_t protocol
-    uint8_t tcp_flags
     int64_t since_ns
     int64_t whole_ns
     uint16_t starts[RUNS_MAX]
     uint16_t stops[RUNS_MAX]
     uint16_t size               # of what is fragmented; 0: its end did not come yet
-    uint16_t last               # where the piece began that made it whole
-    uint16_t header             # bytes before the payload
-    uint16_t source_port
-    uint16_t destination_port
-    uint32_t sequence           # of TCP: of the payload
-    uint32_t acknowledgement
-    uint32_t early_bytes        # that came before the first
-    uint8_t begins[8]           # the first bytes of the first
+    uint16_t before             # bytes of extension headers in it
+    uint32_t held               # how many of its first bytes were captured and may be kept
+    uint32_t frame_bytes
+    uint8_t begins[8]           # the first bytes behind these headers
 
 
 cdef inline bint apart(int64_t a, int64_t b, int64_t limit_ns) noexcept nogil:
@@ -50,11 +47,16 @@ cdef inline bint apart(int64_t a, int64_t b, int64_t limit_ns) noexcept nogil:
 
 
 cdef void begin(Parse* s, Datagram* d, int64_t time_ns) noexcept nogil:
-    """Forget all but which datagram it is. One that never was whole was never delivered, whatever was read of it."""
+    """Forget all but which datagram it is. One that never was whole was never delivered, nor read."""
     if d.runs and not d.whole and not d.spoiled:
         s.datagrams_unfinished += 1
     memset(&d.runs, 0, sizeof(Datagram) - (<char*>&d.runs - <char*>d))
     d.since_ns = time_ns
+    d.held = HELD_BYTES
+
+
+cdef inline uint8_t* bytes_of(Parse* s, const Datagram* d) noexcept nogil:
+    return s.held + <size_t>(d - s.datagrams) * HELD_BYTES
 
 
 cdef Datagram* datagram_of(Parse* s, const Row* row, uint8_t kind, uint32_t id) noexcept nogil:
@@ -132,79 +134,39 @@ cdef bint join(Parse* s, Datagram* d, uint64_t start, uint64_t stop, bint more, 
     if d.size and d.runs == 1 and d.starts[0] == 0 and d.stops[0] == d.size:
         d.whole = 1
         d.whole_ns = time_ns
-        d.last = <uint16_t>start
     return 1
 
 
-cdef void first_fragment(Parse* s, Datagram* d, Row* row, uint32_t before, const uint8_t* p, uint32_t have,
-                         uint32_t size, bint headless, bint fresh) noexcept nogil:
-    """Read it as a packet. UDP says how long the datagram is, by which messages are known; the row has what is here."""
-    cdef uint32_t claimed = size, header = 0
-    if row.protocol == 17 and have >= 8 and not headless and be16(p + 4) > size:
-        claimed = be16(p + 4)
-    transport(s, row, p, have, claimed, headless)
-    row.payload_bytes -= claimed - size
-    if row.protocol == 6:
-        header = (p[12] >> 4) * 4 if have >= 20 and not headless else 0
-        headless = header < 20 or header > size
-    elif row.protocol == 17 or row.protocol == 1 or row.protocol == 58:
-        header = 8
-        headless = headless or have < 8
-    if headless:
-        s.fragments_headless += fresh
-        return
-    if row.protocol != 6:
-        row.payload_bytes += d.early_bytes
-    if d.headed:  # came again: the first one counts, as in Linux
-        return
-    d.headed = 1
-    memcpy(d.begins, p, least(have, 8))
-    d.protocol = row.protocol
-    d.tcp_flags = row.tcp_flags & ACK
-    d.header = <uint16_t>(before + header)
-    d.source_port = row.source_port
-    d.destination_port = row.destination_port
-    d.sequence = row.sequence + (row.tcp_flags & SYN != 0)
-    d.acknowledgement = row.acknowledgement
-
-
-cdef void later_fragment(Parse* s, Datagram* d, Row* row, uint32_t offset, const uint8_t* p, uint32_t have,
-                         uint32_t size, bint fresh) noexcept nogil:
-    """Of TCP it is a segment of its own: its sequence number follows from its place."""
-    if d.headed:
-        row.protocol = d.protocol
-        row.source_port = d.source_port
-        row.destination_port = d.destination_port
-        row.sequence = d.sequence
-        row.payload_bytes = size
-        if row.protocol == 6:
-            row.sequence += offset - d.header
-            row.acknowledgement = d.acknowledgement
-            row.tcp_flags = d.tcp_flags
-            if size:
-                segment(s, row, p, have, size)
-    else:
-        s.fragments_early += 1 if fresh or d.spoiled else 0
-        d.early_bytes += size if fresh else 0
-    s.used += 1
+cdef void keep(Parse* s, Datagram* d, uint32_t at, const uint8_t* p, uint32_t have, uint32_t size) noexcept nogil:
+    """Hold what was captured of the ``size`` bytes at ``at``."""
+    if at < d.held:
+        memcpy(bytes_of(s, d) + at, p, least(have, HELD_BYTES - at))
+        if have < size:
+            d.held = least(d.held, at + have)
 
 
 cdef void fragment(Parse* s, Row* row, uint8_t kind, uint32_t id, uint32_t offset, bint more, uint32_t before,
                    const uint8_t* p, uint32_t have, uint32_t size, bint headless) noexcept nogil:
-    """One fragment, ``offset`` bytes into its datagram, and the end of its row.
+    """One fragment, ``offset`` bytes into its datagram; with the last that was missing, the row of the whole.
 
     Its last ``size`` bytes begin at ``p``; ``before`` them, in a first one, are extension headers. ``headless``: a
     first one that ends within these.
     """
     cdef Datagram* d = datagram_of(s, row, kind, id)
-    cdef bint fresh
     if offset == 0 and d.whole and memcmp(d.begins, p, least(have, 8)) != 0:  # another datagram with its number
         begin(s, d, row.time_ns)
-    fresh = join(s, d, offset, <uint64_t>offset + before + size, more, row.time_ns)
+    if not join(s, d, offset, <uint64_t>offset + before + size, more, row.time_ns):
+        return
+    d.frame_bytes += row.frame_bytes
+    keep(s, d, offset + before, p, have, size)
     if offset == 0:
-        first_fragment(s, d, row, before, p, have, size, headless, fresh)
-    else:
-        later_fragment(s, d, row, offset, p, have, size, fresh)
-    if row.protocol != 6:
-        row.tcp_flags = FRAGMENT
-        row.acknowledgement = d.size - d.header if d.whole and d.headed and offset == d.last else 0
+        d.before = <uint16_t>before
+        d.protocol = row.protocol
+        d.headless = headless
+        s.fragments_headless += headless
+        memcpy(d.begins, p, least(have, 8))
+    if d.whole:
+        row.protocol = d.protocol
+        row.frame_bytes = d.frame_bytes
+        transport(s, row, bytes_of(s, d) + least(d.before, HELD_BYTES), above(least(d.held, d.size), d.before),
+                  d.size - d.before, d.headless)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-FIN, SYN, RST, ACK, FRAGMENT, TCP, UDP = 1, 2, 4, 16, 32, 6, 17
+FIN, SYN, RST, ACK, TCP, UDP = 1, 2, 4, 16, 6, 17
 OPENED, EXCHANGE, CLOSED, SEGMENT, RHYTHM, DULL, CARRIES, UNANSWERED, BEGUN, ECHOED, NOT_ECHOES = range(11)
 SHUT, BRIEF, LONG = range(3)
 BY_CLOSE, BY_IDLE, BY_EVICTION, BY_END = range(4)
@@ -380,13 +380,6 @@ class Table:
             self.await_holes(flow, number, row)
             self.handshake(flow, row, number)
             start, fresh = self.new_bytes(flow, side, row)
-        elif row["tcp_flags"] & FRAGMENT:
-            side.payload_bytes += fresh
-            fresh = 0
-            if message := int(row["acknowledgement"]):  # whole with this one
-                if row["protocol"] in (1, 58):
-                    self.pair(flow, number, row, message)
-                self.talk(flow, number, message, time_ns)
         elif row["protocol"] in (1, 58):
             self.pair(flow, number, row, fresh)
         if row["protocol"] in (1, 58) and flow.packets >= 16 and flow.packets.bit_count() == 1:

@@ -28,6 +28,7 @@ from gpuguard.core.records import (
 )
 
 MESSAGE_MAX = 16384
+HELD_BYTES = 16384
 ETHERTYPES = {0x0800, 0x86DD}
 VLAN = {0x8100, 0x88A8, 0x9100}
 EXTENSIONS = {0, 43, 44, 51, 60, 135, 139, 140}
@@ -175,12 +176,28 @@ class Datagram:
     whole_ns: int | None = None
     covered: set[int] = field(default_factory=set)  # by eights of bytes; the last one may be less
     size: int | None = None
-    last: int = 0
     spoiled: bool = False
-    head: dict | None = None
-    header: int = 0
-    begins: bytes = bytes(8)
-    early_bytes: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+    frame_bytes: int = 0
+    protocol: int = 0
+
+    @property
+    def first(self) -> Piece:
+        return next(piece for piece in self.pieces if piece.offset == 0)
+
+    @property
+    def begins(self) -> bytes:
+        return self.first.data[:8].ljust(8, b"\0")
+
+    def read(self, row: dict) -> tuple[dict, bytes | None]:
+        """The whole of it: its row and its payload."""
+        data = b""
+        for piece in sorted(self.pieces, key=lambda piece: piece.offset):
+            if len(data) == max(piece.offset - self.first.before, 0):  # else the one before was not captured to its end
+                data += piece.data
+        row["protocol"], row["frame_bytes"] = self.protocol, self.frame_bytes
+        return transport(row, data[:max(HELD_BYTES - self.first.before, 0)], self.size - self.first.before,
+                         self.first.headless)
 
 
 class Fragments:
@@ -188,11 +205,10 @@ class Fragments:
 
     def __init__(self) -> None:
         self.datagrams: dict[tuple, Datagram] = {}
-        self.counts = dict.fromkeys(("fragments_early", "fragments_headless", "datagrams_spoiled",
-                                     "datagrams_unfinished"), 0)
+        self.counts = dict.fromkeys(("fragments_headless", "datagrams_spoiled", "datagrams_unfinished"), 0)
 
-    def take(self, row: dict, piece: Piece) -> tuple[dict, bytes | None]:
-        """Fill in what a fragment is known to be; return it with its payload."""
+    def take(self, row: dict, piece: Piece) -> tuple[dict, bytes | None] | None:
+        """Take one; return the row and the payload of the datagram if this was what it lacked."""
         key = (row["source"], row["destination"], piece.kind, piece.number)
         one = self.datagrams.get(key)
         if one is None or abs(row["time_ns"] - one.since_ns) > 30 * 10**9 or (
@@ -203,12 +219,14 @@ class Fragments:
         if piece.offset == 0 and one.whole_ns is not None and not one.begins.startswith(piece.data[:8]):
             one = self.datagrams[key] = Datagram(row["time_ns"])
         one, fresh = self.join(key, one, piece, row["time_ns"])
-        payload = (self.later if piece.offset else self.first)(one, row, piece, fresh=fresh)
-        if row["protocol"] != 6:
-            row["tcp_flags"], row["acknowledgement"] = 32, 0
-            if one.whole_ns is not None and one.head and piece.offset == one.last:
-                row["acknowledgement"] = one.size - one.header
-        return row, payload
+        if not fresh:
+            return None
+        one.pieces.append(piece)
+        one.frame_bytes += row["frame_bytes"]
+        if piece.offset == 0:
+            one.protocol = row["protocol"]
+            self.counts["fragments_headless"] += piece.headless
+        return one.read(row) if one.whole_ns is not None else None
 
     def join(self, key: tuple, one: Datagram, piece: Piece, time_ns: int) -> tuple[Datagram, bool]:
         start, stop = piece.offset, piece.offset + piece.before + piece.size
@@ -231,42 +249,8 @@ class Fragments:
         one.covered = joined
         one.size = one.size if piece.more else stop
         if one.size is not None and len(joined) == -(-one.size // 8):
-            one.whole_ns, one.last = time_ns, start
+            one.whole_ns = time_ns
         return one, True
-
-    def first(self, one: Datagram, row: dict, piece: Piece, *, fresh: bool) -> bytes | None:
-        row, payload = transport(row, piece.data, piece.size, piece.headless)
-        protocol, header = row["protocol"], 0
-        headless = piece.headless
-        if protocol == 6:
-            header = (piece.data[12] >> 4) * 4 if len(piece.data) >= 20 else 0
-            headless = headless or payload is None
-        elif protocol in {1, 17, 58}:
-            header = 8
-            headless = headless or len(piece.data) < 8
-        if headless:
-            self.counts["fragments_headless"] += fresh
-            return payload
-        if one.head is None:
-            one.header, one.begins, one.head = piece.before + header, piece.data[:8].ljust(8, b"\0"), dict(row)
-            one.head["sequence"] += protocol == 6 and bool(row["tcp_flags"] & 2)
-        if protocol != 6:
-            row["payload_bytes"] += one.early_bytes
-        return payload
-
-    def later(self, one: Datagram, row: dict, piece: Piece, *, fresh: bool) -> bytes | None:
-        if one.head is None:
-            self.counts["fragments_early"] += fresh or one.spoiled
-            one.early_bytes += piece.size if fresh else 0
-            return None
-        for name in ("protocol", "source_port", "destination_port", "sequence"):
-            row[name] = one.head[name]
-        row["payload_bytes"] = piece.size
-        if row["protocol"] != 6:
-            return None
-        row["sequence"] = (one.head["sequence"] + piece.offset - one.header) % 2**32
-        row["acknowledgement"], row["tcp_flags"] = one.head["acknowledgement"], one.head["tcp_flags"] & 16
-        return piece.data
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------
@@ -1030,15 +1014,17 @@ def read_frames(
     streams: dict[tuple, dict] = {}
     tunnels = Tunnels()
     fragments = fragments or Fragments()
-    for link, frame, wire_bytes in frames:
-        seen = packet(link, frame, wire_bytes, times_ns[len(rows)] if times_ns else 0)
+    for number, (link, frame, wire_bytes) in enumerate(frames):
+        seen = packet(link, frame, wire_bytes, times_ns[number] if times_ns else 0)
         if seen is None:
             continue
         row, payload = seen
-        size = row["payload_bytes"]
         if piece := row.pop("fragment", None):
-            row, payload = fragments.take(row, piece)
-            size = max(piece.size, be(piece.data[4:6])) - 8
+            whole = fragments.take(row, piece)
+            if whole is None:
+                continue
+            row, payload = whole
+        size = row["payload_bytes"]
         if row["protocol"] == 17 and payload:
             fact = dns(payload, size, (row["source_port"], row["destination_port"]), len(rows))
             what = "" if fact else vpn(payload, size)

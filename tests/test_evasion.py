@@ -92,13 +92,14 @@ def play(kind: str, one: int, two: int, at: int, stream: bytes, number: int) -> 
     """Packets that the receiver takes nothing new from, sent when it has ``at`` bytes of the stream."""
     garbage = b"\0garbage" * 200
     if kind == "stray":
-        return [frame(OTHERS, at + one, two)]
+        size = -one - 1 if -len(OTHERS) < one < 0 else len(OTHERS)  # what would reach beyond `at` would be taken
+        return [frame(OTHERS[:size], at + one, two)]
     if kind == "unacknowledged":
         return [frame(garbage[:two], at, one)]
     if kind == "reset":
         return [frame(garbage[:two], at, one), frame(b"", at + 5, one)]
-    if kind == "syn":
-        return [frame(b"", at + one, two)]
+    if kind == "syn":  # before any data nobody can know that it is not the true one, as after a refusal
+        return [frame(b"", at + one, two)] if at else []
     if kind == "again":  # with other contents
         return [frame(garbage[:max(0, min(at, two))], max(0, at - two))]
     if kind == "keepalive":
@@ -129,7 +130,8 @@ def test_whatever_is_sent_between(name, cuts, plays, places):
         frames.append(late[place])
     facts, missed = read(frames)
     assert facts == PLAIN[name] or missed
-    assert all(fact in PLAIN[name] for fact in facts)
+    # Where more waited than may, what comes again in its place is read, and the stream is told as lost.
+    assert all(fact in PLAIN[name] for fact in facts) or "streams_lost" in missed
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -169,14 +169,14 @@ def test_ethernet_padding_is_not_payload() -> None:
 def test_ipv6_extension_headers() -> None:
     # Hop-by-hop (8 bytes), destination options (16), AH ((2 + 2) * 4), first fragment (8): each length in its own unit.
     chain = b"\x3c\0" + bytes(6) + b"\x33\1" + bytes(14) + b"\x2c\2" + bytes(14) + b"\6\0\0\1" + bytes(4)
-    whole = ipv6(chain + tcp(b"hello"), 0)
-    later = ipv6(b"\6\0\0\x30" + bytes(4) + bytes(8), 44)
-    other = ipv6(b"\6\0\0\x30" + bytes(3) + b"\1" + bytes(8), 44)
-    rows, _ = parse([(101, one, len(one)) for one in (whole, later, other)])
-    assert rows["protocol"].tolist() == [6, 6, 6]
-    assert rows["destination_port"].tolist() == [22, 22, 0]
-    assert rows["payload_bytes"].tolist() == [5, 8, 0]
-    same([(101, whole, len(whole)), (101, later, len(later))])
+    first = ipv6(chain + tcp(b"hello, world"), 0)
+    later = ipv6(b"\6\0\0\x20" + bytes(4) + bytes(9), 44)
+    other = ipv6(b"\6\0\0\x20" + bytes(3) + b"\1" + bytes(8), 44)
+    rows, _ = parse([(101, one, len(one)) for one in (first, other, later)])
+    assert rows["protocol"].tolist() == [6]
+    assert rows["destination_port"].tolist() == [22]
+    assert rows["payload_bytes"].tolist() == [21]
+    same([(101, first, len(first)), (101, later, len(later))])
 
 
 def test_icmp_says_type_code_identifier_and_sequence() -> None:

@@ -1,4 +1,4 @@
-"""IP fragments: whose they are, what a datagram's size is, and what hostile ones cost.
+"""IP fragments: what they make a datagram of, and what hostile ones cost.
 
 The compiled parser against the naive one on random pieces, and what is wanted of it on pieces written by hand.
 """
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gpuguard._packets import Parser
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.observations import FlowClosed
-from gpuguard.core.records import FRAGMENT, DnsMessage, Packets, SshBanner, SshKexInit, SshNewKeys
+from gpuguard.core.records import DnsMessage, Packets, SshBanner, SshKexInit, SshNewKeys
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_packets as reference
@@ -73,41 +73,35 @@ DATAGRAM = udp(bytes(3000), (40000, 4500))
 
 
 @pytest.mark.parametrize("make", [piece4, piece6])
-def test_later_fragments_have_the_ports_of_the_first_and_the_last_tells_of_the_whole(make):
-    rows, _, counts = read(pieces(DATAGRAM, [1480, 2960], make))
-    assert rows["source_port"].tolist() == [40000] * 3
-    assert rows["destination_port"].tolist() == [4500] * 3
-    assert rows["payload_bytes"].tolist() == [1472, 1480, 48]
-    assert rows["tcp_flags"].tolist() == [FRAGMENT] * 3
-    assert rows["acknowledgement"].tolist() == [0, 0, 3000]
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_datagram_is_one_row_with_its_last_fragment_whatever_the_order(make, order):
+    some = pieces(DATAGRAM, [1480, 2960], make)
+    rows, _, counts = read([some[at] for at in order])
+    assert rows["time_ns"].tolist() == [2 * MS]
+    assert rows[["source_port", "destination_port", "payload_bytes"]].tolist() == [(40000, 4500, 3000)]
+    assert rows["frame_bytes"].tolist() == [sum(map(len, some))]
     assert not any(counts.values())
 
 
-@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2), (0, 2, 1), (2, 0, 1)])
-def test_whatever_the_order_all_bytes_are_counted_with_the_ports(order):
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_of_what_is_never_whole_nothing_is_told_but_that(lost):
+    """Its receiver drops it after a while: nobody was given a byte of it."""
     some = pieces(DATAGRAM, [1480, 2960])
-    rows, _, counts = read([some[at] for at in order])
-    assert rows["payload_bytes"][rows["source_port"] == 40000].sum() == 3000
-    assert rows["payload_bytes"].sum() == 3000
-    assert rows["acknowledgement"].tolist() == [0, 0, 3000]
-    assert counts["fragments_early"] == order.index(0)
-
-
-def test_without_the_first_or_with_a_part_lost_no_message_is_told():
-    some = pieces(DATAGRAM, [1480, 2960])
-    rows, _, counts = read(some[1:])
-    assert rows["acknowledgement"].tolist() == rows["payload_bytes"].tolist() == [0, 0]
-    assert counts["fragments_early"] == 2
-    rows, _, _ = read([some[0], some[2]])
-    assert rows["acknowledgement"].tolist() == [0, 0]
-    assert rows["payload_bytes"].tolist() == [1472, 48]
+    del some[lost]
+    parser = Parser()
+    for data in some:
+        parser.frame(101, exact(data), 0)
+    parser.finish()
+    assert len(parser) == 0
+    assert parser.counts()["datagrams_unfinished"] == 1
 
 
 def test_fragments_that_come_too_late_are_of_another_datagram():
     some = pieces(DATAGRAM, [1480, 2960])
-    for after_s, whole in ((29, 3000), (31, 0)):
-        rows, _, _ = read(some, [0, 0, after_s * 10**9])
-        assert rows["acknowledgement"].tolist() == [0, 0, whole]
+    for after_s, whole in ((29, [3000]), (31, [])):
+        rows, _, counts = read(some, [0, 0, after_s * 10**9])
+        assert rows["payload_bytes"].tolist() == whole
+        assert counts["datagrams_unfinished"] == 1 - len(whole)
 
 
 def test_a_number_is_used_again():
@@ -116,36 +110,34 @@ def test_a_number_is_used_again():
     for gap_ns in (0, 1, 20 * MS):
         times_ns = [0, 0, 0, gap_ns, gap_ns]
         rows, _, counts = read(one + two, times_ns)
-        assert rows["acknowledgement"].tolist() == [0, 0, 3000, 0, 1600]
-        assert rows["payload_bytes"].sum() == 4600
+        assert rows["payload_bytes"].tolist() == [3000, 1600]
         assert counts["datagrams_spoiled"] == 0
         same(one + two, times_ns)
 
 
-def test_what_is_met_again_looks_the_same():
-    """On another interface: the sensor leaves the second out by its row."""
-    some = [one for one in pieces(DATAGRAM, [1480, 2960]) for _ in range(2)]
-    rows, _, _ = read(some, [number * 1000 for number in range(6)])
-    rows["time_ns"] = 0
-    assert all(rows[at] == rows[at + 1] for at in (0, 2, 4))
+def test_what_is_met_again_counts_once():
+    """On another interface."""
+    some = pieces(DATAGRAM, [1480, 2960])
+    for met in ([one for one in some for _ in range(2)], some + some):
+        rows, _, counts = read(met, [number * 1000 for number in range(6)])
+        assert rows[["payload_bytes", "frame_bytes"]].tolist() == [(3000, sum(map(len, some)))]
+        assert not any(counts.values())
 
 
 def test_overlapping_fragments_spoil_their_datagram_once():
     """RFC 5722; RFC 1858, 4: the second writes over what was looked at."""
     some = [piece4(DATAGRAM[:1480], 0, True), piece4(DATAGRAM[8:2960], 8, True), piece4(DATAGRAM[2960:], 2960, False)]
     rows, _, counts = read(some)
-    assert rows["acknowledgement"].tolist() == [0, 0, 0]
-    assert rows["source_port"].tolist() == [40000] * 3
+    assert len(rows) == 0
     assert counts["datagrams_spoiled"] == 1
 
 
 def test_the_first_first_fragment_counts():
-    """RFC 1858: a second one with other ports does not move what follows."""
+    """RFC 1858: a second one with other ports is not taken."""
     some = pieces(DATAGRAM, [1480, 2960])
     decoy = piece4(udp(bytes(1472), (40000, 53)), 0, True)
     rows, _, _ = read([some[0], decoy, *some[1:]])
-    assert rows["destination_port"].tolist() == [4500, 53, 4500, 4500]
-    assert rows["acknowledgement"].tolist() == [0, 0, 0, 3000]
+    assert rows[["destination_port", "payload_bytes"]].tolist() == [(4500, 3000)]
 
 
 @pytest.mark.parametrize("data", [
@@ -154,27 +146,31 @@ def test_the_first_first_fragment_counts():
 ])
 def test_what_no_receiver_takes_spoils_a_datagram(data):
     rows, _, counts = read([piece4(DATAGRAM[:1480], 0, True), data, piece4(DATAGRAM[1480:], 1480, False)])
-    assert not rows["acknowledgement"].any()
+    assert len(rows) == 0
     assert counts["datagrams_spoiled"] == 1
 
 
-def test_a_first_fragment_without_ports_is_told():
-    """RFC 1858, 3; RFC 7112, 5: eight bytes of TCP have ports but no flags; of an extension header, nothing."""
-    for some in (pieces(tcp(b"hello" * 10), [8, 48], protocol=6),
-                 [piece6(b"\x11\1" + bytes(6), 0, True, protocol=60), piece6(DATAGRAM[:8], 8, False, protocol=60)]):
-        rows, facts, counts = read(some)
-        assert counts["fragments_headless"] == 1
-        assert counts["fragments_early"] == len(some) - 1
-        assert rows["payload_bytes"][1:].sum() == 0
-        assert facts == ()
-        same(some)
+def test_a_header_in_pieces_is_read_and_extension_headers_in_pieces_are_told():
+    """RFC 1858, 3: eight bytes of TCP have ports but no flags. RFC 7112, 5: nobody may take the latter."""
+    some = pieces(tcp(SSH_STREAM[:20], 77), [8, 16, 24], protocol=6)
+    rows, facts, counts = read(some)
+    assert rows[["sequence", "tcp_flags", "payload_bytes"]].tolist() == [(77, 24, 20)]
+    assert not any(counts.values())
+    assert len(facts) == len(read([*pieces(tcp(SSH_STREAM[:20], 77), [], protocol=6)])[1])
+    same(some)
+    some = [piece6(b"\x11\1" + bytes(6), 0, True, protocol=60), piece6(DATAGRAM[:8], 8, False, protocol=60)]
+    rows, facts, counts = read(some)
+    assert rows[["source_port", "payload_bytes"]].tolist() == [(0, 16)]
+    assert counts["fragments_headless"] == 1
+    assert facts == ()
+    same(some)
 
 
 def test_pieces_in_more_than_eight_places_are_not_waited_for():
     some = [piece4(bytes(8), 16 * number, True) for number in range(1, 40)]
     rows, _, counts = read([piece4(DATAGRAM[:8], 0, True), *some])
     assert counts["datagrams_spoiled"] == 1
-    assert rows["payload_bytes"].sum() == 39 * 8
+    assert len(rows) == 0
 
 
 def test_the_table_is_bounded_and_says_what_it_evicted():
@@ -182,8 +178,6 @@ def test_the_table_is_bounded_and_says_what_it_evicted():
     ends = [struct.pack(">I", number) for number in range(20_000)]
     parser = Parser()
     for one in ends:
-        if parser.full:
-            parser.take()
         parser.frame(101, piece4(first, 0, True, ends=(one, B)), 0)
     assert parser.counts()["datagrams_unfinished"] == 20_000 - 1024
     # Those that are done make room first.
@@ -192,7 +186,7 @@ def test_the_table_is_bounded_and_says_what_it_evicted():
         parser.frame(101, piece4(first, 0, True, ends=(one, B)), 0)
         parser.frame(101, piece4(DATAGRAM[1480:], 1480, False, ends=(one, B)), 0)
     assert parser.counts()["datagrams_unfinished"] == 0
-    assert (parser.take()[0]["acknowledgement"] != 0).sum() == 20_000
+    assert parser.take()[0]["payload_bytes"].tolist() == [3000] * 20_000
 
 
 def test_a_piece_of_a_whole_is_no_fragment():
@@ -202,13 +196,24 @@ def test_a_piece_of_a_whole_is_no_fragment():
     assert rows["tcp_flags"].tolist() == [0]
 
 
-def test_tcp_in_fragments_is_read_as_a_stream():
-    stream = tcp(SSH_STREAM, 5000)
-    rows, facts, _ = read(pieces(stream, [24, 96, 1000], protocol=6))
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_tcp_in_fragments_is_read_as_a_stream(order):
+    some = pieces(tcp(SSH_STREAM, 5000), [24, 96, 1000], protocol=6)
+    rows, facts, _ = read([some[at] for at in order])
     assert [type(fact) for fact in facts] == [SshBanner, SshKexInit, SshNewKeys]
-    assert rows["sequence"].tolist() == [5000, 5004, 5076, 5980]
-    assert rows["payload_bytes"].sum() == len(SSH_STREAM)
+    assert rows[["sequence", "payload_bytes", "tcp_flags"]].tolist() == [(5000, len(SSH_STREAM), 24)]
     assert facts[-1].end_sequence == 5000 + len(SSH_STREAM)
+
+
+def test_beyond_what_is_held_bytes_count_and_are_not_read():
+    """As beyond a snap length: 16,384 bytes of a datagram, header included, are there to be read."""
+    line = b"SSH-2.0-x\r\n"
+    for text, facts in ((line + bytes(40_000), 1), (bytes(16_400) + line, 0)):
+        for some in (pieces(tcp(text, 5000), [2000, 16_400], protocol=6),
+                     pieces(tcp(text, 5000), [2000, 16_400], piece6, protocol=6)[::-1]):
+            rows, told, _ = read(some)
+            assert rows["payload_bytes"].tolist() == [len(text)]
+            assert len(told) == facts
 
 
 def test_what_dns_answers_in_fragments_counts_in_full():
@@ -228,7 +233,7 @@ def closed(packets, gap_ns=MS):
 def test_a_flow_has_all_bytes_and_each_datagram_is_one_message():
     some = [one for number in range(10) for one in pieces(DATAGRAM, [1480, 2960], number=number)]
     (one,) = closed(some)
-    assert (one.packets, one.payload_bytes_initiator) == (30, 30_000)
+    assert (one.packets, one.payload_bytes_initiator) == (10, 30_000)
     assert one.flow.responder_port == 4500
     # Nobody speaks between the pieces of a datagram, however slowly they come.
     (one,) = closed(pieces(DATAGRAM, [1480, 2960]) + pieces(DATAGRAM, [1480, 2960], number=8), 90 * MS)
@@ -244,8 +249,7 @@ def test_large_echoes_bring_back_what_was_sent(order):
     def answered(number):
         return pieces(echo(2000, number, 0), [1480], number=number, protocol=1, ends=(B, A))
 
-    flows = closed([one for number in range(20) for one in (*asked(number), *answered(number))])
-    one = max(flows, key=lambda flow: flow.packets)
+    (one,) = closed([one for number in range(20) for one in (*asked(number), *answered(number))])
     assert one.payload_bytes_initiator == one.payload_bytes_responder == 40_000
 
 
@@ -297,7 +301,8 @@ def test_many_random_datagrams_come_out_whole():
         some = pieces(data, [cut for cut in cuts if cut < len(data)], number=number)
         packets += dice.sample(some, len(some))
     rows, _, counts = read(packets)
-    assert counts["datagrams_spoiled"] == counts["datagrams_unfinished"] == 0
-    whole = sum(size - 28 for size in map(len, packets))  # headers of IP and, once each, of UDP
-    assert rows["payload_bytes"].sum() == whole + 8 * len(packets) - 8 * 300
+    assert not any(counts.values())
+    assert len(rows) == 300
+    headers = 20 * len(packets) + 8 * 300
+    assert rows["payload_bytes"].sum() == rows["frame_bytes"].sum() - headers == sum(map(len, packets)) - headers
     same(packets)

@@ -22,7 +22,6 @@ The table itself is compiled (`ext/flows.pyx`) and touches Python only where som
   long.
 - Echoes are dull while 255 bytes at most came back beyond what was sent, fewer than four answers of three lengths held
   more or less than their own question, and nothing else is as in `NotEchoes` (see `detectors.icmp_tunnel`).
-- A datagram in IP fragments is one message, with the last of them that came; their bytes count as they come.
 
 A quiet table tells of a flow when there is something to tell (see `ext/flows.pyx`); the others are rows of
 `FlowsClosed` when they end.

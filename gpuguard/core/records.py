@@ -26,8 +26,7 @@ SCHEMA_VERSION = 1
 #: linux/if_packet.h (0 to us, 4 outgoing), 255 where the source does not say. Where only brief facts are asked for
 #: (`sensors.packets.read_capture`), the upper four bits of ``ip_version`` number what the payload begins
 #: (`flows.CARRIERS`): a fact that says no more than that is not made.
-#: Of a datagram in IP fragments each has a row, with the ports of the first and its own ``payload_bytes``. Where it is
-#: not TCP, ``tcp_flags`` is FRAGMENT, and ``acknowledgement`` in the row that makes it whole the payload of all.
+#: A datagram in IP fragments is one row, when the last of them came, with the ``frame_bytes`` of all.
 PACKET = np.dtype([
     ("time_ns", "<i8"),
     ("source", "u1", (16,)),
@@ -43,7 +42,6 @@ PACKET = np.dtype([
     ("ip_version", "u1"),
     ("packet_type", "u1"),
 ])
-FRAGMENT = 32
 
 
 class SshBanner(Struct, frozen=True, tag="ssh_banner"):

@@ -68,8 +68,7 @@ _READ_BYTES = 256 * 1024
 # What the parser counts and a verdict may lack.
 _MISSED = {
     "streams_lost": "SSH or TLS handshakes that could not be read to their end",
-    "fragments_early": "IP fragments before their first one, or without it: then their bytes are not counted",
-    "fragments_headless": "first IP fragments too short for their ports (RFC 1858)",
+    "fragments_headless": "first IP fragments too short for their headers (RFC 7112)",
     "datagrams_spoiled": "datagrams in IP fragments that overlap or go too far, which nobody may take (RFC 5722)",
     "datagrams_unfinished": "datagrams in IP fragments that were not whole in 30 s, or when others took their place",
     "urgent": "TCP segments with urgent data, which programs are not given in its place: sizes may be wrong",

@@ -17,7 +17,7 @@ Benign look-alikes, and what keeps them out:
 - duplicated answers (DUP!): more comes back, in whole answers of the one size, and the first has ended its question;
 - path MTU probes, sweeps of sizes (``ping -g``, mtr): many sizes, but as many bytes back as went out;
 - the same where nobody answers: a sweep grows, a search for the MTU asks fewer than 24 sizes;
-- fragments: a question or an answer of which a part was not seen is compared with nothing (`core.flows`);
+- fragments: a question or an answer of which a part was not seen is none (`core.records.PACKET`);
 - a host that pads short answers or truncates long ones: to one length, so that there are no three of them;
 - several processes that ask with one identifier and the same numbers: an answer shorter than one of two is let pass;
 - dead hosts: one size, for ever;
