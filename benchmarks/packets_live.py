@@ -107,7 +107,7 @@ def two_namespaces() -> Iterator[int]:
 
 def measured(what: str, capture: Path, sender: int) -> dict[str, float]:
     """Read the ring while the capture is sent; return rates, drops and CPU time."""
-    sensor = open_sensor(_Broker(), Config(packets=PacketSettings(interfaces=("gg0",))))
+    sensor = open_sensor(_Broker(), Config(packets=PacketSettings(interfaces=("gg0",))), brief=True)
     guard = Guard(quiet=True) if what == "guard" else None
     loops = RATE * SECONDS // 1_000_000
     replay = subprocess.Popen(

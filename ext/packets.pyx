@@ -2261,7 +2261,8 @@ cdef class Parser:
         if self.rows is None:
             self.rows = np.empty(self.s.rows_max, dtype=PACKET)
             self.pool = [self.rows, *self.pool[:POOL_MAX - 1]]
-        self.s.rows = <Row*><size_t>self.rows.ctypes.data
+        cdef uint8_t[::1] data = self.rows.view(np.uint8)
+        self.s.rows = <Row*>&data[0]
         self.s.used = 0
         self.s.facts_used = 0
         self.s.arena_used = 0
@@ -2316,12 +2317,12 @@ cdef class Parser:
                 facts.append(_records(fact.row, data))
             else:
                 facts.append(_dns(fact.row, fact.a, fact.b, data))
-        rows, used = self.rows, self.s.used
-        if used == self.s.rows_max:
+        rows = self.rows[:self.s.used]
+        if self.s.used > self.s.rows_max // 4:
             self._fresh()
         else:
-            # By their bytes: numpy copies what has fields one field after the other.
-            rows = rows[:used].view(np.uint8).copy().view(PACKET)
+            # Few are not worth the memory of many. By their bytes: numpy copies what has fields one by one.
+            rows = rows.view(np.uint8).copy().view(PACKET)
             self.s.used = 0
             self.s.facts_used = 0
             self.s.arena_used = 0

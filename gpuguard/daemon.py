@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 import structlog
@@ -274,7 +274,7 @@ class Daemon:
         first = name not in self._closed_until_ns
         self._closed_until_ns[name] = now_ns + REOPEN_NS
         try:
-            sensor = importlib.import_module(f"gpuguard.sensors.{name}").open_sensor(self._broker, self._start.config)
+            sensor = self._opened(name)
         except BrokerGone:
             raise
         except Exception as error:  # noqa: BLE001 whatever keeps one eye closed must not close the others
@@ -294,6 +294,15 @@ class Daemon:
             self._selector.register(sensor.descriptor, selectors.EVENT_READ, name)
         if sensor.period_ns is not None:
             self._due_ns[name] = now_ns
+
+    def _opened(self, name: str) -> Sensor:
+        """Return a sensor of the folder; raises whatever keeps it from looking."""
+        asked: dict[str, bool] = {}
+        if name == "packets":
+            # Only policy goes by the names that others ask for and call, and who replays a recording may want to.
+            asked["brief"] = not (self._start.policy.egress or self._recorder)
+        module = importlib.import_module(f"gpuguard.sensors.{name}")
+        return cast("Sensor", module.open_sensor(self._broker, self._start.config, **asked))
 
     # -- one block ----------------------------------------------------------------------------------------------------
 

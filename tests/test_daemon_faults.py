@@ -15,6 +15,7 @@ import pytest
 from gpuguard import daemon as daemon_module
 from gpuguard.broker_client import BrokerGone
 from gpuguard.config import Config, MetricsSettings, RecordingSettings
+from gpuguard.core.egress import EgressPolicy
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import Host
 from gpuguard.core.policy import DEFAULT_POLICY
@@ -24,7 +25,7 @@ from gpuguard.messages import Answer, Done, Request, Welcome
 from gpuguard.outputs import event_log
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.reader import read_recording
-from gpuguard.sensors import nvml, processes
+from gpuguard.sensors import nvml, packets, processes
 from tests.core.builders import BOOT, SECOND, T0, evidence, pid, started
 
 
@@ -181,6 +182,29 @@ def test_a_guard_that_is_asked_to_end_opens_no_further_eye(
     guard._step()
     assert guard._sensors == {}
     guard._close()
+
+
+@pytest.mark.parametrize(("recorded", "egress", "brief"), [
+    ("", (), True), ("rec", (), False), ("", (EgressPolicy(name="jobs"),), False)])
+def test_what_packets_name_is_read_where_policy_or_a_recording_may_ask_for_it(
+    broker: Broker, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: str,
+    egress: tuple[EgressPolicy, ...], brief: bool,
+) -> None:
+    asked: list[bool] = []
+
+    def open_sensor(_broker: object, _config: object, *, brief: bool) -> Eye:
+        asked.append(brief)
+        return Eye("packets", [])
+
+    monkeypatch.setattr(daemon_module, "_sensor_names", lambda: ["packets"])
+    monkeypatch.setattr(packets, "open_sensor", open_sensor)
+    config = msgspec.structs.replace(Config(), recording=RecordingSettings(directory=recorded))
+    policy = msgspec.structs.replace(DEFAULT_POLICY, egress=egress)
+    guard = Watched(broker, Start(config=config, policy=policy), tmp_path)  # type: ignore[arg-type]
+    guard._greet()
+    guard._step()
+    guard._close()
+    assert asked == [brief]
 
 
 def test_an_eye_that_cannot_even_be_opened_is_a_gap_once(

@@ -207,6 +207,19 @@ def test_a_full_parser_refuses() -> None:
         Parser().frame(105, SEGMENT, 0)
 
 
+@pytest.mark.parametrize("taken", [1, 25, 26, 99, 100])
+def test_rows_that_were_taken_stay_as_they_were(taken: int) -> None:
+    """Few are copied, many are handed over, and what holds them is written to again once nobody has them."""
+    parser = Parser(rows_max=100)
+    held = []
+    for number in range(12):
+        for at in range(taken):
+            parser.frame(101, SEGMENT, 1000 * number + at)
+        held = [*held[-5:], (number, parser.take()[0])]
+        for before, rows in held:
+            assert rows["time_ns"].tolist() == [1000 * before + at for at in range(taken)]
+
+
 # -- facts of TCP ------------------------------------------------------------------------------------------------------
 
 

@@ -58,8 +58,10 @@ if TYPE_CHECKING:
     from gpuguard.core.records import Block
 
 ROWS_MAX = 8192
+#: Live: what one block of a ring holds of short packets, so that it is judged at one go, or as many of several blocks.
+LIVE_ROWS_MAX = 16_384
 #: Blocks of rows that one read takes from all rings together: what follows a read, a signal to end too, waits for it.
-BLOCKS_MAX = 16
+BLOCKS_MAX = 8
 
 # -- capture files ----------------------------------------------------------------------------------------------------
 
@@ -345,14 +347,14 @@ class Broker(Protocol):
         ...
 
 
-def open_sensor(broker: Broker, config: Config) -> PacketSensor:
-    """Open every interface of the settings, or all at once where none is named."""
+def open_sensor(broker: Broker, config: Config, *, brief: bool = False) -> PacketSensor:
+    """Open every interface of the settings, or all at once where none is named. ``brief``: see `Parser`."""
     if not config.packets.enabled:
         raise EyeClosed("packets: turned off by packets.enabled in the settings")
     with ExitStack() as stack:
         sources = []
         for interface in config.packets.interfaces or ("",):
-            for source in _open_sources(broker, interface, config):
+            for source in _open_sources(broker, interface, config, brief=brief):
                 stack.callback(source.close)
                 sources.append(source)
         sensor = PacketSensor(sources, config.packets.ignore)
@@ -360,7 +362,7 @@ def open_sensor(broker: Broker, config: Config) -> PacketSensor:
     return sensor
 
 
-def _open_sources(broker: Broker, interface: str, config: Config) -> list[_Source]:
+def _open_sources(broker: Broker, interface: str, config: Config, *, brief: bool) -> list[_Source]:
     asked = config.packets
     answer, descriptors = broker.ask(
         OpenPackets(interface, asked.snap_bytes, asked.ring_bytes, asked.ignore, asked.rings))
@@ -376,14 +378,15 @@ def _open_sources(broker: Broker, interface: str, config: Config) -> list[_Sourc
         stack.pop_all()
     for packet in descriptors[::3]:
         os.close(packet)
-    return [_Source(interface, ring, answer.values, ready, drops)
+    return [_Source(interface, ring, answer.values, ready, drops, brief=brief)
             for ring, ready, drops in zip(rings, descriptors[1::3], descriptors[2::3], strict=True)]
 
 
 class _Source:
     """One ring, with the descriptors that came with it."""
 
-    def __init__(self, interface: str, ring: Ring, values: dict[str, int], ready: int, drops: int) -> None:
+    def __init__(self, interface: str, ring: Ring, values: dict[str, int], ready: int, drops: int, *,
+                 brief: bool) -> None:
         self.interface = interface
         self.ready = ready
         self._drops: int | None = drops
@@ -391,7 +394,7 @@ class _Source:
         self._blocks = values["blocks"]
         self._netns = values["netns"]
         # A secret seed: whoever sends packets must not be able to choose which streams share a set.
-        self._parser = Parser(rows_max=ROWS_MAX, seed=int.from_bytes(os.urandom(8)))
+        self._parser = Parser(rows_max=LIVE_ROWS_MAX, seed=int.from_bytes(os.urandom(8)), brief=brief)
         self._told: dict[str, int] = dict.fromkeys(("dropped", "malformed_blocks", *_MISSED), 0)
         self._looked_ns: int | None = None
         self._met_again = 0

@@ -49,7 +49,10 @@ _SPOTS = ("a jitter above one half", "fewer than 17 calls", "calls to ever new d
 #: Who called whom, as it lies in a row: namespace, initiator, responder, its port, protocol.
 ENDS_BYTES = 43
 
-Place = tuple[int, int, str, str, int]
+#: The same one by one, with when it began.
+_CALL = ["start_ns", "netns", "initiator", "responder", "responder_port", "protocol"]
+
+Place = tuple[int, bytes, bytes, int, int]
 
 
 def even(times_ns: list[int] | deque[int]) -> int:
@@ -120,27 +123,32 @@ class Detector:
         self._seen.put(ends, start_ns)
         if before_ns is None or start_ns - before_ns < APART_NS:
             return []
-        return self._call(item, before_ns)
+        flow = item.flow
+        place = (flow.netns, address_bytes(flow.initiator), address_bytes(flow.responder), flow.responder_port,
+                 flow.protocol)
+        return _tell_call(item, self._call(place, before_ns, start_ns))
 
     def _ended(self, item: FlowsClosed) -> list[Evidence]:
-        """Take in dull flows, of which nearly all are nobody's beat."""
+        """Take in dull flows, of which nearly all are nobody's beat: a flow is made of those that are."""
         again = apart(item.rows, self._seen, APART_NS)
-        flows = closed_flows(item.rows[[place for place, _ in again]]) if again else ()
-        return [one for closed, (_, before_ns) in zip(flows, again, strict=True)
-                for one in self._call(closed, before_ns)]
+        if not again:
+            return []
+        found: list[Evidence] = []
+        rows = item.rows[[row for row, _ in again]]
+        for at, (start_ns, *place) in enumerate(rows[_CALL].tolist()):
+            period_ns = self._call(tuple(place), again[at][1], start_ns)
+            if period_ns:
+                found += _tell_call(next(closed_flows(rows[at:at + 1])), period_ns)
+        return found
 
-    def _call(self, closed: FlowClosed, before_ns: int) -> list[Evidence]:
-        flow = closed.flow
-        place = (flow.netns, flow.protocol, flow.initiator, flow.responder, flow.responder_port)
+    def _call(self, place: Place, before_ns: int, start_ns: int) -> int:
+        """Add a call to a place, and the one before if that was not kept; return the period if it is a beat."""
         beats = self._calls.get(place)
         if beats is None:
             beats = _Beats()
             beats.add(before_ns)
         self._calls[place] = beats
-        period_ns = beats.add(flow.start_ns)
-        if closed.carrier == "ssh":
-            return []  # that it is SSH says more than its pace, be its use known or not
-        return _tell(flow, closed.time_ns, period_ns, f"{flow.initiator} calls {flow.responder}")
+        return beats.add(start_ns)
 
     def _talk(self, item: TlsTalk) -> list[Evidence]:
         """Tell of messages at even intervals; who answers them within a second does not begin them."""
@@ -166,6 +174,12 @@ def _ends(flow: FlowId) -> bytes:
     """Return who called whom as it lies in a row."""
     near = flow.netns.to_bytes(8, "little", signed=True) + address_bytes(flow.initiator)
     return near + address_bytes(flow.responder) + flow.responder_port.to_bytes(2, "little") + bytes([flow.protocol])
+
+
+def _tell_call(closed: FlowClosed, period_ns: int) -> list[Evidence]:
+    if closed.carrier == "ssh":
+        return []  # that it is SSH says more than its pace, be its use known or not
+    return _tell(closed.flow, closed.time_ns, period_ns, f"{closed.flow.initiator} calls {closed.flow.responder}")
 
 
 def _tell(flow: FlowId, time_ns: int, period_ns: int, what: str) -> list[Evidence]:
