@@ -22,11 +22,10 @@ last three come from memory: at some 90 ns a miss and one at a time 270 ns a pac
 packets before they are needed, and what remains is the work on them.
 """
 
+from cpython.buffer cimport PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset
-
-import numpy as np
 
 cdef extern from *:
     """
@@ -610,16 +609,17 @@ cdef class Table:
 
     cdef load(self, rows):
         """Look at these rows; the array is kept, since the next call is most often about the same one."""
-        cdef const uint8_t[::1] view
+        cdef Py_buffer memory
         if rows is self.rows:
             return
-        if rows.dtype.itemsize != sizeof(Packet) or not rows.flags.c_contiguous or rows.ndim != 1:
-            raise ValueError("rows must be a contiguous array of records.PACKET")
-        self.rows = None
-        self.packets_size = rows.shape[0]
-        if self.packets_size:
-            view = rows.view(np.uint8).reshape(-1)
-            self.packets = <const Packet *>&view[0]
+        PyObject_GetBuffer(rows, &memory, PyBUF_ND)
+        try:
+            if memory.itemsize != sizeof(Packet) or memory.ndim != 1:
+                raise ValueError("rows must be a contiguous array of records.PACKET")
+            self.packets = <const Packet *>memory.buf
+            self.packets_size = memory.shape[0]
+        finally:
+            PyBuffer_Release(&memory)
         self.rows = rows
 
     cdef int32_t slot_of(self, rows, Py_ssize_t row, uint32_t netns, Look *look) except -1:

@@ -41,6 +41,7 @@ read where they were sent; of bytes that came twice the first count, though the 
 them; of two SYNs before any data the later counts.
 """
 
+from cpython.buffer cimport PyBUF_ND, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -2261,8 +2262,10 @@ cdef class Parser:
         if self.rows is None:
             self.rows = np.empty(self.s.rows_max, dtype=PACKET)
             self.pool = [self.rows, *self.pool[:POOL_MAX - 1]]
-        cdef uint8_t[::1] data = self.rows.view(np.uint8)
-        self.s.rows = <Row*>&data[0]
+        cdef Py_buffer memory
+        PyObject_GetBuffer(self.rows, &memory, PyBUF_ND | PyBUF_WRITABLE)
+        self.s.rows = <Row*>memory.buf
+        PyBuffer_Release(&memory)  # the array is ours, and stays where it is
         self.s.used = 0
         self.s.facts_used = 0
         self.s.arena_used = 0

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuguard._flows import Table
 from gpuguard.core.flows import FlowTable, address_text
 from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowsUnanswered, FlowUse
 from gpuguard.core.records import (
@@ -277,6 +278,15 @@ def test_blocks_may_be_cut_anywhere(extra, cuts):
     for start, end in itertools.pairwise(edges):
         seen += table.receive(talk.block(start, end))
     assert seen + table.close(talk.now_ns) == whole
+
+
+@pytest.mark.parametrize("rows", [np.zeros(8, PACKET)[::2], np.zeros((2, 2), PACKET), np.zeros(4, np.uint64)])
+def test_what_are_no_rows_in_a_row_is_refused_and_changes_nothing(rows):
+    table = Table(16)
+    table.add(np.zeros(1, PACKET), 0, 1, 0)
+    with pytest.raises(ValueError, match="contiguous"):
+        table.add(rows, 0, 1, 0)
+    assert table.size == 1
 
 
 def test_facts_without_rows_or_flows_are_survived():

@@ -49,9 +49,6 @@ _SPOTS = ("a jitter above one half", "fewer than 17 calls", "calls to ever new d
 #: Who called whom, as it lies in a row: namespace, initiator, responder, its port, protocol.
 ENDS_BYTES = 43
 
-#: The same one by one, with when it began.
-_CALL = ["start_ns", "netns", "initiator", "responder", "responder_port", "protocol"]
-
 Place = tuple[int, bytes, bytes, int, int]
 
 
@@ -130,15 +127,12 @@ class Detector:
 
     def _ended(self, item: FlowsClosed) -> list[Evidence]:
         """Take in dull flows, of which nearly all are nobody's beat: a flow is made of those that are."""
-        again = apart(item.rows, self._seen, APART_NS)
-        if not again:
-            return []
         found: list[Evidence] = []
-        rows = item.rows[[row for row, _ in again]]
-        for at, (start_ns, *place) in enumerate(rows[_CALL].tolist()):
-            period_ns = self._call(tuple(place), again[at][1], start_ns)
+        for row, before_ns in apart(item.rows, self._seen, APART_NS):
+            _, start_ns, netns, near, _, far, far_port, protocol, *_ = item.rows[row].item()
+            period_ns = self._call((netns, near, far, far_port, protocol), before_ns, start_ns)
             if period_ns:
-                found += _tell_call(next(closed_flows(rows[at:at + 1])), period_ns)
+                found += _tell_call(next(closed_flows(item.rows[row:row + 1])), period_ns)
         return found
 
     def _call(self, place: Place, before_ns: int, start_ns: int) -> int:
