@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gpuguard.core.subjects import ProcessId
 
 TOOL_CALLS_MAX = 16_384
+CALLS_OF_AGENT_MAX = 256
 
 
 class Correlation:
@@ -27,13 +28,20 @@ class Correlation:
     def __init__(self) -> None:
         self._calls: BoundedTable[tuple[str, str], ToolCall] = BoundedTable(TOOL_CALLS_MAX)
         self._by_agent: BoundedTable[ProcessId, tuple[ToolCall, ...]] = BoundedTable(TOOL_CALLS_MAX)
+        self._dropped = 0
+
+    @property
+    def evicted(self) -> int:
+        """How many tool calls were forgotten because there were too many, of all or of one agent."""
+        return self._calls.evicted + self._by_agent.evicted + self._dropped
 
     def receive(self, call: ToolCall) -> None:
         """Take one tool call in; a later record of the same span replaces the earlier."""
         self._calls[call.trace_id, call.span_id] = call
         if call.process:
             held = tuple(c for c in self._by_agent.get(call.process) or () if c.span_id != call.span_id)
-            self._by_agent[call.process] = (*held[-255:], call)
+            self._dropped += len(held) >= CALLS_OF_AGENT_MAX
+            self._by_agent[call.process] = (*held, call)[-CALLS_OF_AGENT_MAX:]
 
     def tool_call(self, process: ProcessId, host: Host) -> ToolCall | None:
         """Return the tool call that started the process, None where that is open."""

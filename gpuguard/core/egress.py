@@ -247,19 +247,29 @@ class Names:
         self._of_client: BoundedTable[tuple[Client, str], dict[str, int]] = BoundedTable(ADDRESSES_MAX)
         self._of_all: BoundedTable[tuple[int, str], dict[str, int]] = BoundedTable(ADDRESSES_MAX)
         self._answered: BoundedTable[tuple[Client, str], int] = BoundedTable(ADDRESSES_MAX)
+        self._crowded = 0
 
     @property
     def evicted(self) -> int:
         """How many addresses and names were forgotten because there were too many."""
-        return self._of_client.evicted + self._of_all.evicted + self._answered.evicted
+        return self._of_client.evicted + self._of_all.evicted + self._answered.evicted + self._crowded
 
     def learn(self, client: Client, name: str, addresses: Iterable[str], ttl_s: int, now_ns: int) -> None:
         """Take in an answer; of a time to live no more than a day is believed."""
         until_ns = now_ns + min(ttl_s * 1_000_000_000, HINT_NS) + GRACE_NS
         for address in addresses:
-            self._of_client[client, address] = _with(self._of_client.get((client, address)), name, until_ns)
-            self._of_all[client[0], address] = _with(self._of_all.get((client[0], address)), name, until_ns)
+            own, all_ = (client, address), (client[0], address)
+            self._of_client[own] = self._with(self._of_client.get(own), name, until_ns, now_ns)
+            self._of_all[all_] = self._with(self._of_all.get(all_), name, until_ns, now_ns)
             self._answered[client, name] = until_ns
+
+    def _with(self, held: dict[str, int] | None, name: str, until_ns: int, now_ns: int) -> dict[str, int]:
+        """Return these names with one more, the longest unheard of gone if they are too many."""
+        held = held or {}
+        held[name] = max(until_ns, held.pop(name, 0))
+        if len(held) > NAMES_PER_ADDRESS_MAX:
+            self._crowded += held.pop(next(iter(held))) >= now_ns
+        return held
 
     def fresh(self, client: Client, address: str, now_ns: int) -> list[str]:
         """Return the names that this client was answered for an address, while that holds."""
@@ -275,15 +285,6 @@ class Names:
         """Return whether this client was answered any address for a name, while that holds."""
         until_ns = self._answered.get((client, name))
         return until_ns is not None and now_ns <= until_ns
-
-
-def _with(held: dict[str, int] | None, name: str, until_ns: int) -> dict[str, int]:
-    """Return these names with one more, the longest unheard of gone if they are too many."""
-    held = held or {}
-    held[name] = max(until_ns, held.pop(name, 0))
-    if len(held) > NAMES_PER_ADDRESS_MAX:
-        del held[next(iter(held))]
-    return held
 
 
 # -- judgement --------------------------------------------------------------------------------------------------------

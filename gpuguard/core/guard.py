@@ -9,7 +9,7 @@ records say. The same blocks give the same events, bit for bit, however they are
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import msgspec
@@ -21,7 +21,7 @@ from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowRepor
 from gpuguard.core.evidence import Paced
 from gpuguard.core.flows import FlowTable, closed_flows
 from gpuguard.core.fusion import Fusion, Standing
-from gpuguard.core.host import Host
+from gpuguard.core.host import BoundedTable, Host
 from gpuguard.core.incidents import Incidents, short_id
 from gpuguard.core.labels import LABELS, Verdict
 from gpuguard.core.names import observations_of
@@ -76,6 +76,7 @@ _ROWS = frozenset({FlowsClosed, FlowsUnanswered})
 
 #: How often at most it is told that tables are full.
 EVICTED_TOLD_NS = 60_000_000_000
+FULL = "tables are full"
 
 
 class ProcessVerdict(msgspec.Struct, frozen=True):
@@ -143,11 +144,13 @@ class Guard:
         self._asked: dict[type, list[Detector]] = {}
         self._fusion = Fusion(alarms_per_gpu_year)
         self._correlation = Correlation()
+        #: Shown with findings, the last so many; each was an event.
         self._gaps: deque[Gap] = deque(maxlen=GAPS_MAX)
-        self._pending: OrderedDict[str, Decision] = OrderedDict()
-        self._decided: OrderedDict[str, None] = OrderedDict()
+        self._pending: BoundedTable[str, Decision] = BoundedTable(PENDING_MAX)
+        self._decided: BoundedTable[str, None] = BoundedTable(DECIDED_MAX)
         self._gone: deque[ProcessExited] = deque()
         self._started: set[ProcessId] = set()
+        self._gone_early = 0
         self._evicted = self._evictions()
         self._evicted_told_ns = 0
 
@@ -179,7 +182,7 @@ class Guard:
 
     def pending(self) -> list[Decision]:
         """Return the decisions that wait for a person."""
-        return list(self._pending.values())
+        return self._pending.values()
 
     def _take(self, item: Block | Observation) -> list[Event]:
         kind = type(item)
@@ -322,21 +325,17 @@ class Guard:
                 rule=step.rule,
             )
             events += self._ask(decision)
-        while len(self._decided) > DECIDED_MAX:
-            self._decided.popitem(last=False)
         return events
 
     def _ask(self, decision: Decision) -> list[Event]:
         if decision.needs_approval:
             self._pending[decision.id] = decision
-            while len(self._pending) > PENDING_MAX:
-                self._pending.popitem(last=False)
         incident = self.incidents.decide(decision.finding_id, decision)
         return [decision, incident] if incident else [decision]
 
     def _approve(self, approval: Approval) -> list[Event]:
         """A yes counts only for what still stands: the process alive, the finding still confirmed."""
-        decision = self._pending.pop(approval.decision_id, None)
+        decision = self._pending.pop(approval.decision_id)
         if decision is None:
             reason = f"{approval.answer} by {approval.by}: no decision {approval.decision_id} waits for an answer"
             return [Gap(time_ns=approval.time_ns, sensor="approval", reason=reason)]
@@ -438,6 +437,7 @@ class Guard:
     def _forget_exited(self, time_ns: int) -> None:
         while self._gone and (len(self._gone) > EXITED_MAX or self._gone[0].time_ns + EXITED_KEPT_NS < time_ns):
             gone = self._gone.popleft()
+            self._gone_early += gone.time_ns + EXITED_KEPT_NS >= time_ns and self._fusion.best(gone.process) is not None
             self._fusion.forget(gone.process)
             self.host.forget(gone.process)
 
@@ -449,14 +449,21 @@ class Guard:
         lost = {name: count - self._evicted[name] for name, count in evicted.items()}
         since_ns, self._evicted_told_ns, self._evicted = self._evicted_told_ns or None, time_ns, evicted
         names = ", ".join(f"{count} {name}" for name, count in lost.items() if count)
-        gap = Gap(time_ns=time_ns, sensor="core", reason=f"tables are full; forgotten before their time: {names}",
+        gap = Gap(time_ns=time_ns, sensor="core", reason=f"{FULL}; forgotten before their time: {names}",
                   since_ns=since_ns, lost=sum(lost.values()))
+        # It may come every minute: only the last is shown with findings, beside gaps of other reasons.
+        earlier = next((one for one in self._gaps if one.sensor == "core" and one.reason.startswith(FULL)), None)
+        if earlier:
+            self._gaps.remove(earlier)
         self._gaps.append(gap)
         return [gap]
 
     def _evictions(self) -> dict[str, int]:
         """Return how much full tables lost since the beginning, by what it was."""
-        evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted, **self.host.evicted()}
+        evicted = {"flows": self._flows.evicted, "standings": self._fusion.evicted,
+                   "incidents": self.incidents.evicted, "decisions": self._decided.evicted,
+                   "questions to people": self._pending.evicted, "tool calls": self._correlation.evicted,
+                   "processes that ended and were spoken of": self._gone_early, **self.host.evicted()}
         for detector in self._telling:
             evicted |= detector.evicted()
         return evicted

@@ -29,6 +29,8 @@ from gpuguard.core.records import (
 from gpuguard.core.subjects import Context, FlowId, ProcessId, context_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuguard.core.records import Block
 
 K = TypeVar("K")
@@ -49,6 +51,9 @@ DIALS_MAX, DIALS_KEPT_NS = 65_536, 60_000_000_000
 DIALS_OF_ENDS_MAX = 4
 #: A connection's first packet leaves between the dial and its answer; the clocks of packets and dials are read apart.
 DIAL_APART_NS = 1_000_000
+#: Lists of sockets come every few seconds. What was on none for so long, nobody misses: a socket; a listener, whose
+#: connections go on without it, or an address.
+CLOSED_KEPT_NS, LISTED_KEPT_NS = 60_000_000_000, 86_400_000_000_000
 LISTEN_STATE = 10
 #: From here on Linux takes the port of a connection that it opens (ip_local_port_range, ip(7)).
 EPHEMERAL_PORT_MIN = 32_768
@@ -100,6 +105,11 @@ class BoundedTable(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def make_room(self, is_over: Callable[[V], bool]) -> None:
+        """Remove the oldest entry of a full table if its time is over, and so nothing is lost that is to be counted."""
+        if len(self._entries) == self._size_max and is_over(next(iter(self._entries.values()))):
+            self._entries.popitem(last=False)
+
     def get(self, key: K) -> V | None:
         """Return the entry, None if there is none."""
         return self._entries.get(key)
@@ -132,20 +142,26 @@ class Host:
         #: The kernel tells here who dials.
         self.knows_diallers = False
         self.processes: BoundedTable[ProcessId, ProcessStarted] = BoundedTable(PROCESSES_MAX)
+        #: Never full: whoever ended is forgotten within a minute, and of more than half as many at once (see `guard`).
         self.exited: BoundedTable[ProcessId, ProcessExited] = BoundedTable(PROCESSES_MAX)
         self.devices: BoundedTable[str, Device] = BoundedTable(SAMPLES_MAX)
         self.device_samples: BoundedTable[str, DeviceSample] = BoundedTable(SAMPLES_MAX)
         self.process_samples: BoundedTable[tuple[ProcessId, str], ProcessSample] = BoundedTable(SAMPLES_MAX)
+        #: Of processes that run, so not full before `processes` is, which has them and those that just ended.
         self._current: BoundedTable[int, ProcessId] = BoundedTable(PROCESSES_MAX)
         self._sockets: BoundedTable[SocketKey, tuple[int, Socket]] = BoundedTable(SOCKETS_MAX)
-        self._owned: dict[int, dict[ProcessId, list[Socket]]] = {}
-        self._local: BoundedTable[tuple[int, str], None] = BoundedTable(SAMPLES_MAX)
-        self._listening: BoundedTable[tuple[int, int, int], None] = BoundedTable(SOCKETS_MAX)
+        self._owned: BoundedTable[int, dict[ProcessId, list[Socket]]] = BoundedTable(NAMESPACES_MAX)
+        #: Addresses, and ports that listened, with when they were last listed.
+        self._local: BoundedTable[tuple[int, str], int] = BoundedTable(SAMPLES_MAX)
+        self._listening: BoundedTable[tuple[int, int, int], int] = BoundedTable(SOCKETS_MAX)
         self._dials: BoundedTable[bytes, tuple[Dial, ...]] = BoundedTable(DIALS_MAX)
         self._dialled: BoundedTable[ProcessId, Dialled] = BoundedTable(PROCESSES_MAX)
+        #: What is forgotten here is looked for again, among dials and sockets; what was told of its flow stays.
         self._flow_owner: BoundedTable[FlowId, ProcessId] = BoundedTable(SOCKETS_MAX)
         self._kernels: BoundedTable[ProcessId, dict[int, KernelName]] = BoundedTable(NAMERS_MAX)
         self._names_evicted = 0
+        #: Nearly all that ran fills it in the end. Whoever outlives a parent by so many others is judged all the same,
+        #: and no longer has what it inherited.
         self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(ENDED_MAX)
         self._images: BoundedTable[ProcessId, deque[ModuleImage]] = BoundedTable(PROCESSES_MAX)
 
@@ -246,7 +262,7 @@ class Host:
 
     def houses(self, address: str) -> bool:
         """Return whether an address is one of this host's in any of its namespaces: a container's is."""
-        return any((netns, address) in self._local for netns in self._owned)
+        return any((netns, address) in self._local for netns in self._owned.entries)
 
     def dialler(self, flow: FlowId) -> Literal["initiator", "responder"] | None:
         """Return which end of a flow this host dialled from, None if it was called, or that is not certain.
@@ -319,13 +335,13 @@ class Host:
         if self.is_local(flow.netns, flow.initiator) or self.is_local(flow.netns, flow.responder):
             return None
         ends = _key(flow, initiator=True)[1:]
-        seen = [self._sockets.get((netns, *ends)) for netns in self._owned if netns != flow.netns]
+        seen = [self._sockets.get((netns, *ends)) for netns in self._owned.entries if netns != flow.netns]
         found = [one[1] for one in seen if one and one[0] >= flow.start_ns]
         return found[0] if len(found) == 1 else None
 
     def sockets_of(self, process: ProcessId) -> list[tuple[int, Socket]]:
         """Return (netns, socket) of every socket that the process owned when its namespace was last looked at."""
-        return [(netns, socket) for netns, owned in self._owned.items() for socket in owned.get(process, ())]
+        return [(netns, socket) for netns, owned in self._owned.entries.items() for socket in owned.get(process, ())]
 
     def forget(self, process: ProcessId) -> None:
         """Drop a process that is long gone, but for what its children inherited from it."""
@@ -347,7 +363,11 @@ class Host:
         """Return how many entries left because their table was full, by what they are, since the beginning."""
         return {
             "processes": self.processes.evicted,
+            "devices": self.devices.evicted + self.device_samples.evicted,
             "sockets": self._sockets.evicted,
+            "sockets' namespaces": self._owned.evicted,
+            "addresses of this host": self._local.evicted,
+            "ports that listened": self._listening.evicted,
             "dials": self._dials.evicted,
             "counts of dials": self._dialled.evicted,
             "processes' kernel names": self._kernels.evicted,
@@ -389,17 +409,17 @@ class Host:
             for owner in socket.owners:
                 owned.setdefault(owner, []).append(socket)
             if socket.state == LISTEN_STATE:
-                self._listening[seen.netns, socket.protocol, socket.local_port] = None
+                self._listening.make_room(lambda listed_ns: seen.time_ns - listed_ns > LISTED_KEPT_NS)
+                self._listening[seen.netns, socket.protocol, socket.local_port] = seen.time_ns
                 continue
-            self._local[seen.netns, socket.local] = None
+            self._local.make_room(lambda listed_ns: seen.time_ns - listed_ns > LISTED_KEPT_NS)
+            self._local[seen.netns, socket.local] = seen.time_ns
             key = (seen.netns, socket.protocol, socket.local, socket.local_port, socket.remote, socket.remote_port)
             _, before = self._sockets.get(key) or (0, None)
             kept = socket if before is None or before.inode != socket.inode or socket.owners else before
+            self._sockets.make_room(lambda listed: seen.time_ns - listed[0] > CLOSED_KEPT_NS)
             self._sockets[key] = (seen.time_ns, kept)
-        self._owned.pop(seen.netns, None)
         self._owned[seen.netns] = owned
-        while len(self._owned) > NAMESPACES_MAX:
-            del self._owned[next(iter(self._owned))]
 
     def _take_connects(self, seen: Connects) -> None:
         """Keep who dialled, by the ends as they lie in a row; the last row of a process has its count."""

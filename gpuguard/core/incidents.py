@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 INCIDENTS_MAX = 4_096
 #: A story with more findings than this goes on in another incident: each is told whole whenever it changes.
 FINDINGS_MAX = 128
+#: Shown with an incident, the last so many: all of them were told and audited one by one.
 DECISIONS_MAX = 256
 OUTCOMES_MAX = 64
 _ROOT_CGROUPS = ("", "/")
@@ -53,9 +54,10 @@ def story_of(finding: Finding) -> str:
 
 
 class Incidents:
-    """All incidents, bounded: the one untouched for longest leaves."""
+    """All incidents, bounded: the one untouched for longest leaves, and is counted."""
 
     def __init__(self) -> None:
+        self.evicted = 0
         self._incidents: OrderedDict[str, Incident] = OrderedDict()
         self._by_story: dict[str, str] = {}
         self._by_finding: dict[str, str] = {}
@@ -119,6 +121,7 @@ class Incidents:
         self._incidents.move_to_end(incident.id)
         while len(self._incidents) > INCIDENTS_MAX:
             gone, _ = self._incidents.popitem(last=False)
+            self.evicted += 1
             self._by_story = {k: v for k, v in self._by_story.items() if v != gone}
             self._by_finding = {k: v for k, v in self._by_finding.items() if v != gone}
         return incident

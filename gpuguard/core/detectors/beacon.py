@@ -38,7 +38,8 @@ EVEN_MIN = 12
 EVEN_RATIO = 0.25
 APART_NS = 1_000_000_000
 
-#: Places of dull flows: who is called for the first time, or again within a second, costs no more than a look-up.
+#: Places of dull flows: who is called for the first time, or again within a second, costs no more than a look-up. What
+#: is forgotten of them is that they were called once: their next call is the first again.
 SEEN_MAX = 131_072
 
 # Chance is not the rival (ln 600,000 = 13): other names are. Whoever knows more than the pace should name the flow.
@@ -86,6 +87,7 @@ class Detector:
     takes = (FlowClosed, FlowsClosed, Exchange, TlsTalk)
 
     def __init__(self) -> None:
+        # Of a busy server's clients these hold the last. Who is forgotten is named later, or not; it accuses nobody.
         self._calls: BoundedTable[Place, _Beats] = BoundedTable(PLACES_MAX)
         self._within: BoundedTable[FlowId, _Beats] = BoundedTable(PLACES_MAX)
         self._seen = Recent(ENDS_BYTES, SEEN_MAX)
@@ -95,6 +97,10 @@ class Detector:
     def mix_by(self, seed: int) -> None:
         """Remember places by this seed, those of before no more."""
         self._seen = Recent(ENDS_BYTES, SEEN_MAX, seed)
+
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"connections whose pace is watched": self._within.evicted + self._asked.evicted}
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002 inside or out is all one
         """Return what is regular now."""

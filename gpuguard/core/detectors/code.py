@@ -50,6 +50,11 @@ class Detector:
         self._modules: BoundedTable[str, dict[str, KernelCode]] = BoundedTable(MODULES_MAX)
         self._seen: BoundedTable[ProcessId, _Seen] = BoundedTable(PROCESSES_MAX)
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"modules that hash": self._modules.evicted,
+                "processes' launches beside hashing code": self._seen.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return evidence of class code for processes that launch what their code says is mining."""
         if isinstance(item, ModuleVerdict):

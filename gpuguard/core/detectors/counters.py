@@ -249,6 +249,8 @@ class Detector:
         self._standings: BoundedTable[ProcessId | DeviceId, Standing] = BoundedTable(SUBJECTS_MAX)
         #: Launches of each process so far, by pid and start.
         self._launched: BoundedTable[tuple[int, int], int] = BoundedTable(SUBJECTS_MAX)
+        #: Samples of processes for which a device had no room.
+        self._refused = 0
         #: The last look at each device, for whoever shows it.
         self.looks: BoundedTable[str, Look] = BoundedTable(DEVICES_MAX)
 
@@ -271,6 +273,8 @@ class Detector:
                     held[item.process] = Held(self._launched.get(_key(item.process)))
                 if item.process in held:
                     held[item.process].take(item.sm_ratio)
+                else:
+                    self._refused += 1
             case Launches() if model:
                 self._count(item.rows)
             case ProcessExited():
@@ -282,7 +286,8 @@ class Detector:
         """Return how much was forgotten because a table was full, by what it was."""
         return {"devices whose counters are judged": self._watches.evicted,
                 "jobs that counters were judged of": self._standings.evicted,
-                "processes' launches beside counters": self._launched.evicted}
+                "processes' launches beside counters": self._launched.evicted,
+                "samples beside counters": self._refused}
 
     def _count(self, rows: np.ndarray) -> None:
         new: dict[tuple[int, int], int] = {}

@@ -31,16 +31,17 @@ import re
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from gpuguard.core.ends import FlowsByEnds
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.names import HOST_TYPES
-from gpuguard.core.observations import DnsSeen, FlowOpened, Spoke
+from gpuguard.core.observations import DnsSeen, FlowClosed, FlowOpened, Spoke
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
-    from gpuguard.core.subjects import FlowId, Subject
+    from gpuguard.core.subjects import Subject
 
 DOMAINS_MAX = 4_096
 FLOWS_MAX = 16_384
@@ -79,7 +80,6 @@ _SPOTS = ("DNS inside TLS or HTTPS", "zone transfers", "names under arpa", "many
           "names with 16 bytes or less before the domain", "data in addresses that somebody has",
           "a resolver of this host that asks for others")
 
-Ends = tuple[int, str, int, str, int]
 
 
 class _Domain:
@@ -110,28 +110,30 @@ class _Domain:
 class Detector:
     """Counts new information for each client and domain."""
 
-    takes = (FlowOpened, Spoke, DnsSeen)
+    takes = (FlowOpened, Spoke, DnsSeen, FlowClosed)
 
     def __init__(self) -> None:
         self._domains: BoundedTable[tuple[int, str, str], _Domain] = BoundedTable(DOMAINS_MAX)
-        self._flows: BoundedTable[Ends, FlowId] = BoundedTable(FLOWS_MAX)
+        self._flows = FlowsByEnds(FLOWS_MAX)
+
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"domains asked about": self._domains.evicted, "DNS conversations": self._flows.evicted}
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a message adds to its domain's account."""
         match item:
             case FlowOpened() if item.flow.protocol == 17:
-                self._know(item.flow)
+                self._flows.know(item.flow)
             case Spoke() if item.what == "dns-over-tcp":
-                self._know(item.flow)
+                self._flows.know(item.flow)
             case DnsSeen():
                 return self._message(item, host)
+            case FlowClosed():
+                self._flows.end(item.flow)
             case _:
                 pass
         return []
-
-    def _know(self, flow: FlowId) -> None:
-        ends = (flow.initiator, flow.initiator_port, flow.responder, flow.responder_port)
-        self._flows[flow.netns, *ends] = flow
 
     def _message(self, item: DnsSeen, host: Host) -> list[Evidence]:
         zone, data_bytes = _split(item.name)
@@ -141,16 +143,13 @@ class Detector:
         domain = self._domains.get(key)
         if domain is None or item.time_ns - domain.start_ns > WINDOW_NS:
             domain = _Domain(item.time_ns)
+            self._domains.make_room(lambda one: item.time_ns - one.start_ns > WINDOW_NS)
             self._domains[key] = domain
         if not _count(domain, item, data_bytes):
             return []
-        flow = self._flow(item)
+        flow = self._flows.find(item.netns, (item.client, item.client_port), (item.server, item.server_port))
         subject = (host.owner(flow) or flow) if flow else None
         return self._tell(item, zone, domain, subject) if subject else []
-
-    def _flow(self, item: DnsSeen) -> FlowId | None:
-        near, far = (item.client, item.client_port), (item.server, item.server_port)
-        return self._flows.get((item.netns, *near, *far)) or self._flows.get((item.netns, *far, *near))
 
     @staticmethod
     def _tell(item: DnsSeen, zone: str, domain: _Domain, subject: Subject) -> list[Evidence]:

@@ -116,6 +116,7 @@ class _Tally:
         self.start_ns = self.last_ns = start_ns
         self.count = 0
         self.told = 0
+        #: The last so many, to be shown.
         self.targets: BoundedTable[str, int] = BoundedTable(TARGETS_MAX)
         self.recent: OrderedDict[tuple[str, ...], int] = OrderedDict()
 
@@ -173,6 +174,7 @@ class Detector:
         self._listed: BoundedTable[int, int] = BoundedTable(NAMESPACES_MAX)
         self._waiting: BoundedTable[FlowId, _Waiting] = BoundedTable(WAITING_MAX)
         self._questions: BoundedTable[tuple[Client, str], _Question] = BoundedTable(WAITING_MAX)
+        #: So that what was asked is judged when its flow ends; what is forgotten here waits until it is due.
         self._asked: BoundedTable[FlowId, list[_Question]] = BoundedTable(WAITING_MAX)
         self._tallies: BoundedTable[tuple[_Unit, str, str], _Tally] = BoundedTable(TALLIES_MAX)
         self._weights: BoundedTable[tuple[Subject, str], float] = BoundedTable(WAITING_MAX)
@@ -189,9 +191,11 @@ class Detector:
     def evicted(self) -> dict[str, int]:
         """Return how much was forgotten because a table was full, by what it was."""
         waiting = self._waiting.evicted + self._questions.evicted
+        counts = self._tallies.evicted + self._weights.evicted
         return {"names of addresses": sum(names.evicted for names in self._names.values()),
                 "connections before egress policy judged them": waiting,
-                "counts of forbidden attempts": self._tallies.evicted}
+                "counts of forbidden attempts": counts,
+                "namespaces that egress policy is about": self._listed.evicted}
 
     def receive(self, item: Block | Observation, host: Host) -> list[Paced | Gap]:
         """Return what this item decides."""

@@ -124,6 +124,10 @@ class Detector:
     def __init__(self) -> None:
         self._flows: BoundedTable[FlowId, _Echo] = BoundedTable(FLOWS_MAX)
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"conversations of echoes": self._flows.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return by how much what was exchanged moves the conversation's standing."""
         if not isinstance(item, Echoes | NotEchoes | Exchange | FlowClosed) or item.flow.protocol not in _PROTOCOLS:

@@ -81,6 +81,10 @@ class Detector:
         self._standings: BoundedTable[tuple[int, int], Standing] = BoundedTable(PROCESSES_MAX)
         self._opened_ns = self._alive_ns = self._blind_until_ns = 0
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"processes that may compute unseen": self._standings.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what this item adds."""
         match item:

@@ -62,6 +62,10 @@ class Detector:
         self._opened_ns: int | None = None
         self._alive_ns = 0
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"processes that were given the library": self._standings.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:  # noqa: ARG002
         """Return what this item adds."""
         match item:

@@ -73,6 +73,7 @@ TRAINING_NATS_MAX = 6.0
 
 PROCESSES_MAX = 8_192
 ROWS_PER_WINDOW_MAX = 16_384
+#: Of what signatures know: whoever has more of it weighs no more.
 IMAGES_MAX = NAMES_MAX = 256
 
 _LAUNCH_BLIND = (
@@ -109,6 +110,7 @@ class Detector:
     def __init__(self) -> None:
         self._by_kind: dict[str, list[Signature]] = {}
         self._standings: BoundedTable[tuple[int, int], Standing] = BoundedTable(PROCESSES_MAX)
+        self._cut = 0
         self.learn(())
 
     def learn(self, signatures: tuple[Signature, ...]) -> None:
@@ -118,6 +120,10 @@ class Detector:
             kind: [one for one in known if one.kind == kind]
             for kind in ("kernel-name", "code-sha256", "launch-structure")
         }
+
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"processes whose launches are judged": self._standings.evicted, "rows of launches": self._cut}
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what this item adds."""
@@ -148,7 +154,9 @@ class Detector:
             standing = self._standing(pid, start_ticks, host)
             first_ns = int(own["first_ns"].min())
             standing.window_start_ns = min(standing.window_start_ns, first_ns) if standing.rows else first_ns
-            own = own[:ROWS_PER_WINDOW_MAX - standing.row_count]
+            room = ROWS_PER_WINDOW_MAX - standing.row_count
+            self._cut += max(0, len(own) - room)
+            own = own[:room]
             standing.rows.append(own)
             standing.row_count += len(own)
             standing.taken_ns = block.time_ns

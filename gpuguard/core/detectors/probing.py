@@ -36,7 +36,6 @@ for the next list of sockets, so that it is known whose it was.
 from __future__ import annotations
 
 import ipaddress
-from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -165,6 +164,8 @@ class _Source(Tried):
         self.failed = 0
         self.told = 0.0
         self.told_failed = 0
+        # Who tried more than these hold is at `NATS_MAX`, or was answered by most: what is forgotten of them, and among
+        # `targets`, is new once more and weighs as such.
         self.addresses: BoundedTable[str, None] = BoundedTable(TARGETS_MAX)
         self.ports: BoundedTable[int, None] = BoundedTable(TARGETS_MAX)
         #: Links on which a port failed, with the port; of datagrams with the sender's as well.
@@ -237,7 +238,7 @@ class Detector:
     def __init__(self) -> None:
         # When the sockets of a namespace were last listed, and unanswered attempts that were not on a list yet.
         self._listed: BoundedTable[int, int] = BoundedTable(NAMESPACES_MAX)
-        self._waiting: OrderedDict[FlowId, None] = OrderedDict()
+        self._waiting: BoundedTable[FlowId, None] = BoundedTable(ATTEMPTS_MAX)
         self._judged: BoundedTable[FlowId, _Judged] = BoundedTable(ATTEMPTS_MAX)
         self._sources: BoundedTable[_Unit | bytes, _Source] = BoundedTable(SOURCES_MAX)
         # Addresses behind which something failed: what succeeds elsewhere is no business of ours. With the time at
@@ -248,6 +249,13 @@ class Detector:
     def mix_by(self, seed: int) -> None:
         """Remember what is tried by this seed from now on."""
         self._seed = seed
+
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"attempts before they were judged": self._waiting.evicted,
+                "attempts that may yet be answered": self._judged.evicted,
+                "sources of attempts": self._sources.evicted + self._failing.evicted,
+                "namespaces that attempts are in": self._listed.evicted}
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what an attempt that failed, or succeeded, adds."""
@@ -291,8 +299,6 @@ class Detector:
         if listed_ns is None or listed_ns >= flow.start_ns or not host.is_local(flow.netns, flow.initiator):
             return self._judge(flow, time_ns, host)
         self._waiting[flow] = None
-        while len(self._waiting) > ATTEMPTS_MAX:
-            self._waiting.popitem(last=False)
         return []
 
     def _judge(self, flow: FlowId, time_ns: int, host: Host) -> list[Evidence]:
@@ -319,7 +325,7 @@ class Detector:
         return source is None or source.failed < FAILED_OF_PROCESS_MIN
 
     def _answered(self, flow: FlowId, host: Host) -> None:
-        self._waiting.pop(flow, None)
+        self._waiting.pop(flow)
         if _source(flow) not in self._failing:
             return
         judged = self._judged.pop(flow) or _Judged(_unit(flow, host), 0.0)
@@ -350,16 +356,16 @@ class Detector:
         elif self._judged.pop(flow) or (missed and flow not in self._waiting):
             pass  # counted when it was missed
         elif _is_attempt(item) and _weight(flow.responder) and not _from_outside(flow, host):
-            self._waiting.pop(flow, None)
+            self._waiting.pop(flow)
             return self._count(flow, _unit(flow, host), item.time_ns, host)[1]
         return []
 
     def _overdue(self, now_ns: int, host: Host) -> list[Evidence]:
         """Judge what waits for a list of sockets that came, or does not come."""
         found: list[Evidence] = []
-        for flow in list(self._waiting):
+        for flow in list(self._waiting.entries):
             if (self._listed.get(flow.netns) or 0) >= flow.start_ns or now_ns - flow.start_ns >= LISTED_WITHIN_NS:
-                del self._waiting[flow]
+                self._waiting.pop(flow)
                 found += self._judge(flow, now_ns, host)
         return found
 
@@ -367,6 +373,7 @@ class Detector:
         source = self._sources.get(unit.key)
         if source is None or abs(tried_ns - source.last_ns) > FORGOTTEN_AFTER_NS:
             source = _Source(tried_ns, seed=self._seed)
+            self._sources.make_room(lambda one: abs(tried_ns - one.last_ns) > FORGOTTEN_AFTER_NS)
         source.last_ns = max(source.last_ns, tried_ns)
         self._sources[unit.key] = source
         return source
@@ -409,10 +416,11 @@ class Detector:
         if change < 1.0 or not (grown or unit.process):
             return []
         source.told, source.told_failed = source.nats, source.failed
-        ports = f"{len(source.ports)} port{'s' if len(source.ports) != 1 else ''}"
+        addresses = f"{_at_least(source.addresses)}{len(source.addresses)} addresses"
+        ports = f"{_at_least(source.ports)}{len(source.ports)} port{'s' if len(source.ports) != 1 else ''}"
         within_s = (source.last_ns - source.start_ns) / 1e9
         text = (f"{_name(flow, unit)} tried {source.failed} places in vain that it had not tried before, "
-                f"on {len(source.addresses)} addresses and {ports}, within {within_s:.0f} s{source.known()}"
+                f"on {addresses} and {ports}, within {within_s:.0f} s{source.known()}"
                 f"{_dialled(unit, host)}")
         return [Evidence(
             time_ns=time_ns,
@@ -463,6 +471,10 @@ def _dialled(unit: _Unit, host: Host) -> str:
     """Return what the kernel counted of a process, as the end of a sentence."""
     counted = host.dialled(unit.process) if unit.process else None
     return f"; of all its {counted.connections} connections {counted.in_vain} came to nothing" if counted else ""
+
+
+def _at_least(table: BoundedTable[Any, None]) -> str:
+    return "at least " if table.evicted else ""
 
 
 def _source(flow: FlowId) -> bytes:

@@ -69,6 +69,10 @@ class Detector:
         #: What was told of a connection on which this host is the proxy.
         self._told: BoundedTable[FlowId, float] = BoundedTable(FLOWS_MAX)
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"connections that this host is a proxy on": self._told.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a message to or from a proxy weighs."""
         if isinstance(item, FlowClosed):

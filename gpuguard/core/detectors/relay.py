@@ -85,6 +85,11 @@ class Detector:
     def __init__(self) -> None:
         self._outer: BoundedTable[FlowId, _Outer] = BoundedTable(FLOWS_MAX)
         self._opened: deque[np.ndarray] = deque()
+        self._passed = 0
+
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"connections led from afar": self._outer.evicted, "openings of connections": self._passed}
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what ties an outer connection to an inner one."""
@@ -92,7 +97,9 @@ class Detector:
             case FlowsOpened():
                 self._opened.append(item.rows)
                 while sum(map(len, self._opened)) > OPENED_MAX and len(self._opened) > 1:
-                    self._opened.popleft()
+                    # Later than that, nobody looks for most of them.
+                    gone = self._opened.popleft()
+                    self._passed += int((gone["start_ns"] > item.time_ns - LOOKED_BACK_NS).sum())
             case FlowUse() if item.use.startswith("ssh-reverse"):
                 outer = self._of(item.flow, item.carrier)
                 outer.label = "ssh-reverse-tunnel"

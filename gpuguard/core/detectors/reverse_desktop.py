@@ -52,6 +52,10 @@ class Detector:
     def __init__(self) -> None:
         self._first: BoundedTable[FlowId, tuple[str, str]] = BoundedTable(FLOWS_MAX)
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"connections of desktops": self._first.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return the evidence when the called side's word shows which way round this is."""
         if isinstance(item, FlowClosed):

@@ -220,6 +220,11 @@ class Detector:
         self._flows: BoundedTable[FlowId, _Led] = BoundedTable(FLOWS_MAX)
         self._places: BoundedTable[Place, _Led] = BoundedTable(PLACES_MAX)
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"connections that may be led from afar": self._flows.evicted,
+                "places that led before": self._places.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return by how much an exchange, or what the grammar says of the flow, moves its standing."""
         match item:
@@ -255,6 +260,7 @@ class Detector:
         elif item.answer_delay_ns >= NO_PROGRAM_NS and not self._in_step(item, led) and not _sets_up(item, led):
             self._led(item, led)
             if led.here >= AGAIN_LED_MIN and item.flow.initiator_known:
+                self._places.make_room(lambda one: item.flow.start_ns - one.last_ns > AGAIN_NS)
                 self._places[_place(item.flow)] = led
         led.last_ns = item.time_ns
         led.said = item.answer_bytes if item.first == "responder" else item.question_bytes

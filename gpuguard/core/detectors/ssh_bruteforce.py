@@ -69,6 +69,11 @@ class Detector:
         self._let_in: BoundedTable[FlowId, None] = BoundedTable(FLOWS_MAX)
         self._sources: BoundedTable[tuple[int, str], _Source] = BoundedTable(SOURCES_MAX)
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"SSH connections that were let in": self._let_in.evicted,
+                "sources of SSH logins": self._sources.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a connection adds that ended without a login."""
         match item:
@@ -96,6 +101,7 @@ class Detector:
         source = self._sources.get(key)
         if source is None or item.time_ns - source.last_ns > FORGOTTEN_AFTER_NS:
             source = _Source(flow.start_ns)
+            self._sources.make_room(lambda one: item.time_ns - one.last_ns > FORGOTTEN_AFTER_NS)
         self._sources[key] = source
         source.last_ns = max(source.last_ns, item.time_ns)
         source.failed += 1
@@ -111,7 +117,8 @@ class Detector:
         subject = host.owner(item.flow) or item.flow
         change = nats - source.told if subject == source.last else nats
         source.told_failed, source.told, source.last = source.failed, nats, subject
-        servers = f"{len(source.servers)} SSH server{'s' if len(source.servers) > 1 else ''}"
+        servers = (f"{'at least ' if source.servers.evicted else ''}{len(source.servers)} SSH server"
+                   f"{'s' if len(source.servers) > 1 else ''}")
         text = (f"{source.failed} connections to {servers} came through the key exchange within "
                 f"{(source.last_ns - source.start_ns) / 1e9:.0f} s, and none was let in")
         return [Evidence(

@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct, field
 
 from gpuguard.core import pools
+from gpuguard.core.ends import FlowsByEnds
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import FlowClosed, FlowOpened, Spoke, StratumSeen, TlsTalk
@@ -130,7 +131,6 @@ _SPOTS = ("SSH and other wrappings", "a connection whose opening was not seen",
 #: What is asked of a node over HTTP; Ethereum's methods, of nodes and pools alike, are ethproxy's.
 WORK = frozenset(("getblocktemplate", "get_block_template", "getwork", "submitblock", "submit_block"))
 
-Ends = tuple[int, str, int, str, int]
 #: When, and how long.
 Said = tuple[int, int]
 
@@ -156,18 +156,21 @@ class Detector:
     takes = (FlowOpened, StratumSeen, Spoke, TlsTalk, FlowClosed)
 
     def __init__(self) -> None:
-        self._flows: BoundedTable[Ends, FlowId] = BoundedTable(FLOWS_MAX)
+        self._flows = FlowsByEnds(FLOWS_MAX)
         self._talks: BoundedTable[FlowId, dict[str, Talk]] = BoundedTable(TALKS_MAX)
         self._told: BoundedTable[FlowId, float] = BoundedTable(TALKS_MAX)
         self._lines: BoundedTable[FlowId, Lines] = BoundedTable(TALKS_MAX)
+
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        talks = self._talks.evicted + self._told.evicted + self._lines.evicted
+        return {"connections that pools may answer on": self._flows.evicted, "talks like a pool's": talks}
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return what a first line, a handshake or the talk so far weighs."""
         match item:
             case FlowOpened() if item.flow.protocol == 6:
-                flow = item.flow
-                ends = (flow.initiator, flow.initiator_port, flow.responder, flow.responder_port)
-                self._flows[flow.netns, *ends] = flow
+                self._flows.know(item.flow)
             case StratumSeen():
                 return self._line(item, host)
             case Spoke() if item.what.startswith("stratum2") and not host.is_inbound(item.flow):
@@ -175,6 +178,7 @@ class Detector:
             case TlsTalk() if item.flow.initiator_known and not host.is_local(item.flow.netns, item.flow.responder):
                 return self._talk(item)
             case FlowClosed():
+                self._flows.end(item.flow)
                 self._talks.pop(item.flow)
                 self._told.pop(item.flow)
                 self._lines.pop(item.flow)
@@ -208,7 +212,7 @@ class Detector:
 
     def _line(self, item: StratumSeen, host: Host) -> list[Evidence]:
         near, far = (item.source, item.source_port), (item.destination, item.destination_port)
-        flow = self._flows.get((item.netns, *near, *far)) or self._flows.get((item.netns, *far, *near))
+        flow = self._flows.find(item.netns, near, far)
         if flow is None or host.is_inbound(flow):
             return []
         by_far = near == (flow.responder, flow.responder_port)
