@@ -767,6 +767,49 @@ def test_a_process_that_guesses_is_weighed_once():
     assert sum(one.nats for one in seen) == 18 - ssh_bruteforce.FREE_FAILURES
 
 
+def owned(items, owner_of):
+    """What the detector tells of these logins, whose sockets show them to be of owner_of(number)."""
+    host, detector, seen = Host(), ssh_bruteforce.Detector(), []
+    for number, item in enumerate(items):
+        near, far = (item.flow.initiator, item.flow.initiator_port), (item.flow.responder, item.flow.responder_port)
+        owner = owner_of(number)
+        if owner:
+            host.receive(Sockets(item.time_ns - S // 2, 0, (Socket(6, *near, *far, 1, number, 0, (owner,)),)))
+        seen += detector.receive(item, host)
+    return seen
+
+
+OTHER = ProcessId("b", 78, 5)
+
+
+@pytest.mark.parametrize("at", [0, 8, 17, 35, 59])
+def test_who_fails_once_beside_a_guesser_is_not_blamed_for_it(at):
+    seen = owned(logins(60), lambda number: OTHER if number == at else AGENT)
+    assert {one.subject for one in seen} == {AGENT}
+    assert sum(one.nats for one in seen) == ssh_bruteforce.NATS_MAX
+
+
+def test_two_that_guess_in_turn_are_each_told_of_their_own():
+    seen = owned(logins(24), lambda number: (AGENT, OTHER)[number % 2])
+    for process in (AGENT, OTHER):
+        told = [one for one in seen if one.subject == process]
+        assert sum(one.nats for one in told) <= 12 - ssh_bruteforce.FREE_FAILURES
+        assert [one.text[:14] for one in told] == ["9 connections "]
+
+
+def test_a_loop_that_starts_a_process_for_each_guess_is_guessing():
+    seen = owned(logins(40), lambda number: ProcessId("b", 1000 + number, 5))
+    assert [one.text.split(" came")[0] for one in seen] == [
+        f"{count} connections to 1 SSH server, of processes that tried a few times each," for count in (9, 18, 36)]
+
+
+def test_a_login_ends_the_suspicion_of_its_process_and_of_all_where_that_is_not_known():
+    items = logins(12, let_in=lambda i: i == 8)  # the ninth is two items: its login, and its end
+    mine, others = (lambda _: AGENT), (lambda number: OTHER if number in (8, 9) else AGENT)
+    unknown = lambda number: None if number in (8, 9) else AGENT
+    assert [len(owned(items, owner_of)) for owner_of in (mine, others, unknown)] == [0, 1, 0]
+
+
 def test_no_table_grows_without_end():
     detector = ssh_bruteforce.Detector()
     for i in range(ssh_bruteforce.SOURCES_MAX + 50):

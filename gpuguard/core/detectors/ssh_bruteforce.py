@@ -9,6 +9,8 @@ Benign look-alikes, and what keeps them out:
 - monitors that fetch a banner, ssh-keyscan, load balancers: they end before or within the key exchange;
 - a cron job or deployment with a stale key: it fails for ever, but minutes apart, and forgetting is faster;
 - automation that logs in a hundred times a minute (Ansible, rsync loops, CI): it is let in;
+- whoever fails once beside a guesser: each process has its own count, where it is known. Those that failed a few times
+  only are counted in common as well, for a loop may start one for each guess;
 - guessing from outside at this host's own sshd: nothing that this host did; its sshd's log is the place for it.
 """
 
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
-    from gpuguard.core.subjects import FlowId, Subject
+    from gpuguard.core.subjects import FlowId, ProcessId, Subject
 
 FLOWS_MAX = 8_192
 SOURCES_MAX = 1_024
+PROCESSES_MAX = 256
 FORGOTTEN_AFTER_NS = 120_000_000_000
 
 # People mistype, and keys are refused before others are tried: three failures in a row within two minutes are common.
@@ -45,23 +48,46 @@ _SPOTS = ("a login within the free attempts of one connection", "less than one g
           "guesses among many logins that succeed")
 
 
-class _Source:
-    """What one source tried."""
+class _Count:
+    """What one process tried, or those together that tried a few times each."""
 
-    __slots__ = ("failed", "last", "last_ns", "servers", "start_ns", "told", "told_failed")
+    __slots__ = ("failed", "last_ns", "servers", "start_ns", "told_failed")
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
         self.last_ns = start_ns
         self.failed = 0
         self.told_failed = 0
-        self.told = 0.0
-        self.last: Subject | None = None
         self.servers: BoundedTable[str, None] = BoundedTable(SOURCES_MAX)
 
 
+class _Source:
+    """What was tried from one address, and what was told of it; None is for all that failed rarely, or are not known.
+
+    What is forgotten of a process that failed rarely is counted there.
+    """
+
+    def __init__(self) -> None:
+        self.last_ns = 0
+        self.counts: BoundedTable[ProcessId | None, _Count] = BoundedTable(PROCESSES_MAX)
+        self.told: BoundedTable[Subject, float] = BoundedTable(PROCESSES_MAX)
+
+    def fail(self, item: FlowClosed, process: ProcessId | None) -> _Count:
+        """Count a failure; return the count that it belongs to."""
+        count = self.counts.get(process)
+        if count is None or item.time_ns - count.last_ns > FORGOTTEN_AFTER_NS:
+            count = _Count(item.flow.start_ns)
+            if process:
+                self.told.pop(process)
+        self.counts[process] = count
+        self.last_ns = count.last_ns = max(count.last_ns, item.time_ns)
+        count.failed += 1
+        count.servers[item.flow.responder] = None
+        return count if process is None or count.failed > FREE_FAILURES else self.fail(item, None)
+
+
 class Detector:
-    """Counts connections that were not let in, for each source."""
+    """Counts connections that were not let in, for each process and source."""
 
     takes = (FlowUse, FlowClosed)
 
@@ -78,14 +104,26 @@ class Detector:
         """Return what a connection adds that ended without a login."""
         match item:
             case FlowUse() if item.carrier == "ssh" and item.use != "ssh-login-refused":
-                # Whatever else the grammar says of a session, it says after the login; a login ends all suspicion.
+                # Whatever else the grammar says of a session, it says after the login.
                 self._let_in[item.flow] = None
-                self._sources.pop((item.flow.netns, item.flow.initiator))
+                self._clear(item.flow, host)
             case FlowClosed() if item.carrier == "ssh":
                 return self._close(item, host)
             case _:
                 pass
         return []
+
+    def _clear(self, flow: FlowId, host: Host) -> None:
+        """A login ends all suspicion of its process; where that is not known, of all behind its address."""
+        key = (flow.netns, flow.initiator)
+        source = self._sources.get(key)
+        process = host.owner(flow) if source else None
+        if source and process:
+            source.counts.pop(process)
+            source.counts.pop(None)
+            source.told.pop(process)
+        else:
+            self._sources.pop(key)
 
     def _close(self, item: FlowClosed, host: Host) -> list[Evidence]:
         flow = item.flow
@@ -100,36 +138,35 @@ class Detector:
         key = (flow.netns, flow.initiator)
         source = self._sources.get(key)
         if source is None or item.time_ns - source.last_ns > FORGOTTEN_AFTER_NS:
-            source = _Source(flow.start_ns)
+            source = _Source()
             self._sources.make_room(lambda one: item.time_ns - one.last_ns > FORGOTTEN_AFTER_NS)
         self._sources[key] = source
-        source.last_ns = max(source.last_ns, item.time_ns)
-        source.failed += 1
-        source.servers[flow.responder] = None
-        return self._tell(item, source, host)
+        process = host.owner(flow)
+        return self._tell(item, source, source.fail(item, process), process)
 
     @staticmethod
-    def _tell(item: FlowClosed, source: _Source, host: Host) -> list[Evidence]:
-        """Tell of it at each doubling, on the connection at hand or on its process: it stands for all before it."""
-        nats = min(NATS_MAX, FAILED_NATS * (source.failed - FREE_FAILURES))
-        if nats < SUSPECT_NATS or source.failed < 2 * source.told_failed:
+    def _tell(item: FlowClosed, source: _Source, count: _Count, process: ProcessId | None) -> list[Evidence]:
+        """Tell of a count at each doubling, on its process; without one, what is at hand stands for all before."""
+        nats = min(NATS_MAX, FAILED_NATS * (count.failed - FREE_FAILURES))
+        if nats < SUSPECT_NATS or count.failed < 2 * count.told_failed:
             return []
-        subject = host.owner(item.flow) or item.flow
-        change = nats - source.told if subject == source.last else nats
-        source.told_failed, source.told, source.last = source.failed, nats, subject
-        servers = (f"{'at least ' if source.servers.evicted else ''}{len(source.servers)} SSH server"
-                   f"{'s' if len(source.servers) > 1 else ''}")
-        text = (f"{source.failed} connections to {servers} came through the key exchange within "
-                f"{(source.last_ns - source.start_ns) / 1e9:.0f} s, and none was let in")
+        subject = process or item.flow
+        told = source.told.get(subject) or 0.0
+        count.told_failed, source.told[subject] = count.failed, max(told, nats)
+        servers = (f"{'at least ' if count.servers.evicted else ''}{len(count.servers)} SSH server"
+                   f"{'s' if len(count.servers) > 1 else ''}")
+        several = " of processes that tried a few times each," if process and count is source.counts.get(None) else ""
+        text = (f"{count.failed} connections to {servers},{several} came through the key exchange within "
+                f"{(count.last_ns - count.start_ns) / 1e9:.0f} s, and none was let in")
         return [Evidence(
             time_ns=item.time_ns,
             subject=subject,
             label="ssh-bruteforce",
             evidence_class="network",
             kind="logins-refused",
-            nats=change,
+            nats=max(0.0, nats - told),
             text=text,
-            start_ns=source.start_ns,
+            start_ns=count.start_ns,
             carrier="ssh",
             blind_spots=_SPOTS,
         )]
