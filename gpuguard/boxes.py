@@ -33,10 +33,10 @@ class Box(Struct, frozen=True):
 
 def mount() -> Path | None:
     """Return where the whole cgroup v2 hierarchy is mounted for writing, None if it is not."""
-    for line in (PROC / "self/mountinfo").read_text().splitlines():
+    for line in proctree.lines_of(PROC / "self/mountinfo", "surrogateescape"):
         before, _, after = line.partition(" - ")
-        fields = before.split()
-        if after.split()[0] == "cgroup2" and fields[3] == "/" and "rw" in fields[5].split(","):
+        fields = before.split(" ")
+        if after.startswith("cgroup2 ") and fields[3] == "/" and "rw" in fields[5].split(","):
             return Path(fields[4])
     return None
 

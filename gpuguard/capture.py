@@ -20,7 +20,7 @@ from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Block, Gap, KernelName, Launches
 from gpuguard.core.subjects import ProcessId
 from gpuguard.kernels.launches import event_rows
-from gpuguard.proctree import boot_id, member
+from gpuguard.proctree import boot_id, lines_of, member
 
 NAME = "launches"
 LIBRARY = Path(__file__).parent / "libgpuguard_capture.so"
@@ -283,10 +283,10 @@ def _shown_pids() -> dict[int, list[int]]:
         if not name.isdigit():
             continue
         try:
-            status = Path("/proc", name, "status").read_text(errors="replace")
+            status = lines_of(Path("/proc", name, "status"))
         except OSError:
             continue
-        own = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
+        own = next((line.split()[1:] for line in status if line.startswith("NSpid:")), [])
         for pid in {int(name), *map(int, own[-1:])}:
             # Whoever has it here comes first.
             found.setdefault(pid, []).insert(0 if pid == int(name) else len(found[pid]), int(name))
@@ -301,7 +301,7 @@ def _pid_of(file: str) -> int:
 def _maps(pid: int, found: os.stat_result) -> bool:
     device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        lines = lines_of(Path(f"/proc/{pid}/maps"))
     except OSError:
         return False
     return any(line.split()[3:5] == [device, str(found.st_ino)] for line in lines)

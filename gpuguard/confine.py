@@ -18,7 +18,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from gpuguard import paths
-from gpuguard.proctree import PROC
+from gpuguard.proctree import PROC, lines_of
 from gpuguard.sealing import sealed
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def drop(identity: tuple[int, int] | None, parent: int) -> None:
 
 def left_of(pid: int) -> str:
     """Return what privileges a process still has, "" if it gave up everything that `drop` takes."""
-    lines = (PROC / str(pid) / "status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = dict(line.split(":", 1) for line in lines_of(PROC / str(pid) / "status") if ":" in line)
     held = [name for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") if int(fields[name], 16)]
     return ", ".join(held + ([] if fields["NoNewPrivs"].strip() == "1" else ["new privileges"]))
 

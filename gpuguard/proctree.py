@@ -52,6 +52,17 @@ class Member(Struct, frozen=True):
         return self.state in "ZX" and self.threads <= 1
 
 
+def lines_of(path: Path, errors: str = "replace") -> list[str]:
+    """Return the lines of a file of /proc.
+
+    Only a newline ends one, which the kernel keeps out of names: proc(5), seq_path() of the kernel, cgroup_mkdir(). A
+    tenant may put all else that Python takes for an end (carriage return, U+001C, U+0085 ...) into the name of a file,
+    a mount, a cgroup or a process, and with it a line of his own.
+    """
+    text = path.read_bytes().decode(errors=errors)
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def boot_id() -> str:
     """Return the id of this boot, random(4)."""
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
@@ -160,7 +171,7 @@ def each_of_tree(root: Member, put: Callable[[list[Member]], None]) -> list[Memb
 def cgroups_of(pid: int) -> tuple[str, str]:
     """Return the paths in the v2 hierarchy and in systemd's own of a v1 or hybrid host, "" for none, cgroups(7)."""
     try:
-        lines = (PROC / str(pid) / "cgroup").read_text(errors="replace").splitlines()
+        lines = lines_of(PROC / str(pid) / "cgroup")
     except (FileNotFoundError, ProcessLookupError):
         return "", ""
     paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines if line.count(":") >= 2}

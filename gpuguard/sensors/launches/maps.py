@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuguard.proctree import lines_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -67,7 +69,7 @@ def executable_maps(pid: int) -> Iterator[tuple[str, Mapped]]:
     A mapped file may be deleted, a memfd, or in another mount namespace: /proc/PID/map_files leads to it all the same.
     """
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+        lines = lines_of(Path(f"/proc/{pid}/maps"), "surrogateescape")
     except OSError:
         return
     for line in lines:
@@ -107,7 +109,7 @@ def _address_space(pid: int) -> bytes:
 def fuse_mounts(pid: int) -> dict[str, str]:
     """Return the type by device, as maps has it, of what this process sees of file systems served by programs."""
     try:
-        lines = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines()
+        lines = lines_of(Path(f"/proc/{pid}/mountinfo"))
     except OSError:
         return {}
     found: dict[str, str] = {}
@@ -121,9 +123,9 @@ def fuse_mounts(pid: int) -> dict[str, str]:
 
 def file_system(pid: int, fd: int) -> str:
     """Return the type of the file system that a file of this process lies on, "" if its mount is not shown."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in lines_of(Path(f"/proc/self/fdinfo/{fd}")))
     mount = fields["mnt_id"].strip()
-    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines():
+    for line in lines_of(Path(f"/proc/{pid}/mountinfo")):
         before, _, after = line.partition(" - ")
         if before.split(" ", 1)[0] == mount:
             return after.split(" ", 1)[0]

@@ -18,6 +18,7 @@ import msgspec
 from gpuguard.core.records import ProcessStarted
 from gpuguard.core.subjects import ENVIRON_LISTED, ProcessId
 from gpuguard.messages import MESSAGE_BYTES_MAX, Found
+from gpuguard.proctree import lines_of
 from gpuguard.redaction import printable, redact_argv
 
 PROC = Path("/proc")
@@ -69,7 +70,7 @@ def parse_cgroup(text: str) -> tuple[str, str]:
     hierarchy is taken, if that says more.
     """
     paths = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # names may hold all that `splitlines` takes for an end
         _, _, rest = line.partition(":")
         controllers, separator, path = rest.partition(":")
         if separator:
@@ -164,7 +165,7 @@ def boot_id(proc_root: Path = PROC) -> str:
 def _hierarchies(proc_root: Path) -> dict[str, Path]:
     """Return where each cgroup hierarchy is mounted, by its name in /proc/PID/cgroup; "" is v2."""
     mounts: dict[str, Path] = {}
-    for line in (proc_root / "self/mounts").read_text(errors="replace").splitlines():
+    for line in lines_of(proc_root / "self/mounts"):
         fields = line.split(" ")
         if len(fields) > 3 and fields[2] == "cgroup2":
             mounts.setdefault("", Path(fields[1]))
