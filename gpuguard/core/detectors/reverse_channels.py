@@ -105,6 +105,10 @@ class Detector:
     def __init__(self) -> None:
         self._flows: BoundedTable[FlowId, _Seen] = BoundedTable(FLOWS_MAX)
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"connections that may carry channels": self._flows.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return the evidence with the visitor that makes it enough."""
         match item:
