@@ -10,13 +10,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpuguard.api.client import Client, connect
+    from gpuguard.api.client import Client, NoGuard, NotThere, Refused, connect
     from gpuguard.code.scanning import scan
     from gpuguard.core.events import Decision, Finding, Incident
     from gpuguard.core.evidence import Evidence
     from gpuguard.core.guard import Guard
     from gpuguard.core.labels import LABELS, Label, Verdict
     from gpuguard.core.policy import Policy
+    from gpuguard.core.records import Gap
+    from gpuguard.recording.codec import RecordingError
     from gpuguard.replaying import replay
 
 _HOMES = {
@@ -24,11 +26,16 @@ _HOMES = {
     "Decision": "gpuguard.core.events",
     "Evidence": "gpuguard.core.evidence",
     "Finding": "gpuguard.core.events",
+    "Gap": "gpuguard.core.records",
     "Guard": "gpuguard.core.guard",
     "Incident": "gpuguard.core.events",
     "LABELS": "gpuguard.core.labels",
     "Label": "gpuguard.core.labels",
+    "NoGuard": "gpuguard.api.client",
+    "NotThere": "gpuguard.api.client",
     "Policy": "gpuguard.core.policy",
+    "RecordingError": "gpuguard.recording.codec",
+    "Refused": "gpuguard.api.client",
     "Verdict": "gpuguard.core.labels",
     "connect": "gpuguard.api.client",
     "replay": "gpuguard.replaying",
@@ -46,9 +53,14 @@ __all__ = [  # noqa: RUF022 - by kind
     "Finding",
     "Decision",
     "Evidence",
+    "Gap",
     "Verdict",
     "Label",
     "LABELS",
+    "NoGuard",
+    "NotThere",
+    "Refused",
+    "RecordingError",
     "__version__",
 ]
 

@@ -11,6 +11,7 @@ Files are named after their first line, ``audit-000000000001.jsonl``; a new one 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -247,7 +248,11 @@ class _Chain:
 
 
 def verify(path: Path) -> Report:
-    """Check a log folder (all its files and the head), or one file by itself. Raises `OSError` if unreadable."""
+    """Check a log folder (all its files and the head), or one file by itself.
+
+    Raises `OSError` if unreadable, and where there is no entry nor a head: nothing is no whole log, it may be a removed
+    one.
+    """
     chain, whole = _Chain(), path.is_dir()
     head = _stored_head(path) if whole else None
     anchored = head is None or head.seq == 0
@@ -267,7 +272,9 @@ def verify(path: Path) -> Report:
                     problem = "" if anchored else "the head names another entry here: this part was rewritten"
                 if problem:
                     return report(problem, one.name, number)
-    if whole and head is None and chain.entries:
+    if head is None and not chain.entries:
+        raise FileNotFoundError(errno.ENOENT, "there is no audit log here", str(path))
+    if whole and head is None:
         return report(f"{HEAD_NAME} is missing or unreadable: nothing says where the log ended", HEAD_NAME)
     if not anchored and head is not None:
         return report(f"truncated: the log ends at entry {chain.seq}, its head names entry {head.seq}", HEAD_NAME)

@@ -116,7 +116,9 @@ class ToolCallSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     enabled: Annotated[bool, Meta(description="take reports of tool calls")] = True
     otlp_listen: Annotated[
-        str, Meta(max_length=255, description="address of the OTLP/gRPC receiver; empty: none")
+        str, Meta(max_length=255, pattern=r"^(unix:.+|(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5})?$",
+                  description="address of the OTLP/gRPC receiver, of this host alone: 127.0.0.1:PORT, [::1]:PORT or "
+                              "unix:PATH; empty: none")
     ] = "127.0.0.1:4317"
     files: Annotated[tuple[str, ...], Meta(description="files of JSON lines to follow")] = ()
 
@@ -139,7 +141,8 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Prometheus metrics of the guard itself and of what it sees."""
 
     listen: Annotated[
-        str, Meta(max_length=255, description="loopback address to serve them on, as 127.0.0.1:9400; empty: none")
+        str, Meta(max_length=255, pattern=r"^((127(\.[0-9]{1,3}){3}|\[::1\]):[0-9]{1,5})?$",
+                  description="loopback address to serve them on, as 127.0.0.1:9400; empty: none")
     ] = ""
     textfile: Annotated[
         str, Meta(pattern=NAME, description="name of the file for node_exporter's textfile collector, in the guard's "

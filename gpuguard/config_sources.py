@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Struct
@@ -199,7 +199,17 @@ def _checked(one: _Given, kind: object) -> object:
     try:
         return msgspec.convert(value, kind, strict=not one.is_text)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{one.origin}: {one.key} = {one.value!r}: {error}{_unit_hint(one)}") from error
+        raise ConfigError(f"{one.origin}: {one.key} = {one.value!r}: {_why(error, kind)}{_unit_hint(one)}") from error
+
+
+def _why(error: msgspec.ValidationError, kind: object) -> str:
+    """Return what is wrong with a value: what msgspec says, or what would do where it names a pattern or nothing."""
+    bare, *limits = get_args(kind)
+    if get_origin(bare) is Literal:
+        return f"it is one of {', '.join(get_args(bare))}"
+    if "regex" in str(error):
+        return f"it is a {limits[0].description}"
+    return str(error)
 
 
 def _unit_hint(one: _Given) -> str:

@@ -77,7 +77,8 @@ def kept_environ() -> dict[str, str]:
     """Return what the guard needs of our environment: who starts a daemon by hand may have secrets in his."""
     kept = {name: value for name, value in os.environ.items()
             if name in _ENVIRON_KEPT or name.startswith(_ENVIRON_KEPT_PREFIXES)}
-    return {**kept, "OPENBLAS_NUM_THREADS": "1"}  # as in the command line: no product of matrices here
+    # As in the command line: no product of matrices here, and gRPC writes no lines of its own.
+    return {"GRPC_VERBOSITY": "NONE", **kept, "OPENBLAS_NUM_THREADS": "1"}
 
 
 def spawn(command: Sequence[str], peer: socket.socket, handover: bytes,

@@ -356,6 +356,8 @@ def audit(config: Config) -> Result:  # noqa: ARG001
         return written
     try:
         report = log.verify(folder)
+    except FileNotFoundError:
+        return Result(written.state, f"{written.detail}, no entry yet", written.remedy)
     except OSError as error:
         return Result("closed", f"{folder}: {error.strerror}", "start as the user that runs the broker")
     if not report.ok:

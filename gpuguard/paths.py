@@ -14,6 +14,7 @@ from pathlib import Path
 STATE_VARIABLE = "GPUGUARD_STATE_DIR"
 RUNTIME_VARIABLE = "GPUGUARD_RUNTIME_DIR"
 LOG_VARIABLE = "GPUGUARD_LOG_DIR"
+HOST_RUNTIME_DIR = Path("/run/gpuguard")
 _SOCKET_NAME_MAX = 108
 
 
@@ -31,7 +32,7 @@ def runtime_dir() -> Path:
     if told := os.environ.get(RUNTIME_VARIABLE):
         return Path(told)
     if os.geteuid() == 0:
-        return Path("/run/gpuguard")
+        return HOST_RUNTIME_DIR
     if given := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(given) / "gpuguard"
     return state_dir() / "run"
@@ -59,6 +60,16 @@ def guard_runtime_dir() -> Path:
 def control_socket() -> Path:
     """Return the socket on which a running broker takes an operator's commands."""
     return runtime_dir() / "control.sock"
+
+
+def guarded_by_another() -> bool:
+    """Return whether root's guard watches this host while we, who are not root, would speak of one of our own.
+
+    Nothing that we say then reaches the guard that matters, and "no guard is running" would be wrong.
+    """
+    if os.geteuid() == 0 or os.environ.get(RUNTIME_VARIABLE) or control_socket().exists():
+        return False
+    return (HOST_RUNTIME_DIR / "control.sock").is_socket()
 
 
 def short(path: Path, folder: int) -> str:

@@ -201,7 +201,7 @@ def test_markup_in_hostile_names_is_shown_as_it_is():
     out = io.StringIO()
     print_incident(hostile, Console(file=out, width=200))
     assert "[link=evil]t" in out.getvalue()
-    assert "[red]x[/]\ufffd[2J (pid 4711)" in out.getvalue()
+    assert "[red]x[/]\\x1b[2J (pid 4711)" in out.getvalue()
     assert "\x1b" not in out.getvalue()
 
 

@@ -200,3 +200,26 @@ def test_schema_is_json():
     shown = json.loads(run("schema").stdout)
     assert shown["$ref"] == "#/$defs/Config"
     assert shown["$defs"].keys() == config_sources.json_schema()["$defs"].keys()
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("[guard]\nmode = 'enfore'\n", "guard.mode = 'enfore': it is one of observe, enforce"),
+    ("[metrics]\nlisten = '0.0.0.0:9400'\n", "metrics.listen = '0.0.0.0:9400': it is a loopback address"),
+    ("[toolcalls]\notlp_listen = ':4317'\n", "of this host alone"),
+    ("[recording]\ndirectory = '../x'\n", "a name in the guard's state folder"),
+])
+def test_a_refusal_says_what_would_do(tmp_path, text, said):
+    path = tmp_path / "gpuguard.toml"
+    path.write_text(text)
+    assert said in refusal(path)
+
+
+@pytest.mark.parametrize(("section", "key", "value"), [
+    ("metrics", "listen", ""), ("metrics", "listen", "127.0.0.53:9400"), ("metrics", "listen", "[::1]:9400"),
+    ("toolcalls", "otlp_listen", ""), ("toolcalls", "otlp_listen", "unix:/run/x.sock"),
+    ("toolcalls", "otlp_listen", "localhost:4317"), ("toolcalls", "otlp_listen", "[::1]:4317"),
+])
+def test_places_of_this_host_alone_are_taken(tmp_path, section, key, value):
+    path = tmp_path / "gpuguard.toml"
+    path.write_text(f"[{section}]\n{key} = '{value}'\n")
+    assert getattr(getattr(load_config(files=[path]).config, section), key) == value

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import grpc
 
+from gpuguard import paths
 from gpuguard.api import MESSAGE_BYTES_MAX, socket_path
 from gpuguard.api.translate import enum_value, from_message
 from gpuguard.api.v1 import gpuguard_pb2 as pb
@@ -161,8 +162,11 @@ def _why_not(path: Path) -> str:
         there = path.is_socket()
     except PermissionError:
         return f"no permission for {path}: ask as the user who runs the guard, or as root"
+    if not there and path == socket_path() and paths.guarded_by_another():
+        return "the guard of this host is root's: ask as root (none of your own is running)"
     if not there:
-        return f"no guard is running here ({path} is not there): start one with `gpuguard run`"
+        said = "is no socket" if path.exists() else "is not there"
+        return f"no guard is running here ({path} {said}): start one with `gpuguard run`"
     if not os.access(path, os.W_OK):
         return f"no permission for {path}: ask as the user who runs the guard, or as root"
     return f"no guard answers on {path}: it is stopping, or has died; see `gpuguard doctor`"

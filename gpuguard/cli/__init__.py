@@ -6,6 +6,7 @@ import importlib
 import os
 import pkgutil
 import sys
+from typing import Any
 
 import click
 
@@ -27,6 +28,13 @@ class _Commands(click.Group):
         command: click.Command = module.command
         return command
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the arguments; Ctrl-C meanwhile is told as when a command is at work."""
+        try:
+            return super().make_context(*args, **extra)
+        except KeyboardInterrupt:
+            raise SystemExit(EXIT_INTERRUPTED) from None
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; output that nobody takes is exit status 3, for 1 would say that something was found."""
         from gpuguard.cli.output import EXIT_UNREADABLE
@@ -35,7 +43,8 @@ class _Commands(click.Group):
             try:
                 return super().invoke(ctx)
             finally:
-                sys.stdout.flush()
+                if sys.stdout is not None:  # closed by who started us: nobody asked for output
+                    sys.stdout.flush()
         except BrokenPipeError:
             _discard_output()
         except KeyboardInterrupt:
@@ -64,3 +73,5 @@ def main() -> None:
     """Tell, with evidence, what mines on a GPU and what tunnels out of this host; act on it by policy."""
     # NumPy's BLAS starts a thread for each core, which take memory and caches; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # gRPC would write lines of its own between ours; what fails there is said in our words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ def or_say(failure: str) -> Iterator[None]:
     try:
         yield
     except (Refusal, BrokerGone, JournalLocked, JournalFailed, AuditFailed, OSError) as error:
-        click.echo(f"{failure}: {error}", err=True)
+        click.echo(visible(f"{failure}: {error}"), err=True)
         raise SystemExit(EXIT_UNREADABLE) from error
 
 
@@ -40,7 +41,7 @@ def show(outcomes: Sequence[ActionOutcome], output: str, line: Callable[[ActionO
         if output == "json":
             write_line(one)
         else:
-            click.echo(line(one))
+            click.echo(visible(line(one)))
 
 
 def exit_status(outcomes: Sequence[ActionOutcome], *good: str) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuguard.cli.output import EXIT_UNREADABLE
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ def running_guard(socket: Path | None) -> Iterator[Client]:
         with connect(socket) as client:
             yield client
     except (NoGuard, NotThere, Refused) as error:
-        click.echo(f"gpuguard: {error}", err=True)
+        click.echo(visible(f"gpuguard: {error}"), err=True)
         raise SystemExit(EXIT_UNREADABLE) from error
 
 
@@ -47,7 +48,7 @@ def recorded_incidents(path: Path) -> list[Incident]:
                 found.pop(event.id, None)
                 found[event.id] = event
     except (RecordingError, OSError) as error:
-        click.echo(f"gpuguard: {path}: {error}", err=True)
+        click.echo(visible(f"gpuguard: {path}: {error}"), err=True)
         raise SystemExit(EXIT_UNREADABLE) from error
     return list(found.values())
 
@@ -69,13 +70,8 @@ def matching(incidents: list[Incident], wanted: str) -> list[Incident]:
     return exact or [one for one in incidents if any(name.startswith(wanted) for name in names(one))]
 
 
-def plain(text: str) -> str:
-    """Return the text with everything that could move a terminal's cursor made visible: names are hostile input."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def said_of(decision: Decision) -> str:
     """Return a decision in a few words: what, to whom, why."""
     target = decision.target
     whom = f"{target.name} ({target.process})" if target else "nobody certain"
-    return plain(f"{decision.rung} {whom}: {decision.reason}")
+    return visible(f"{decision.rung} {whom}: {decision.reason}")

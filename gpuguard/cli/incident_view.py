@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.tree import Tree
 
-from gpuguard.cli.asking import plain, said_of, waiting
-from gpuguard.cli.tables import STYLES, clock
+from gpuguard.cli.asking import said_of, waiting
+from gpuguard.cli.tables import STYLES, day_and_time, escape
 from gpuguard.core.fusion import likelihood
 from gpuguard.core.subjects import DeviceId, FlowId
 
@@ -37,8 +36,8 @@ def print_incident(incident: Incident, console: Console) -> None:
 def print_story(incident: Incident, console: Console) -> None:
     """Print what happened, in order: who led to what, and when."""
     console.print(f"{_verdict(incident.verdict)} [bold]{escape(incident.title)}[/]")
-    console.print(f"incident {incident.id}, {incident.state}, since {clock(incident.start_ns)} UTC, "
-                  f"last change {clock(incident.time_ns)}\n")
+    console.print(f"incident {incident.id}, {incident.state}, since {day_and_time(incident.start_ns)} UTC, "
+                  f"last change {day_and_time(incident.time_ns)}\n")
     console.print(_chain(incident))
     _print_timeline(incident, console)
 
@@ -50,7 +49,7 @@ def incidents_table(incidents: Sequence[Incident]) -> Table:
         table.add_column(name, overflow="fold")
     for one in incidents:
         answers = ", ".join(f"{decision.rung} {decision.id}" for decision in waiting(one))
-        table.add_row(one.id, clock(one.start_ns), one.state, _verdict(one.verdict), escape(one.title), answers)
+        table.add_row(one.id, day_and_time(one.start_ns), one.state, _verdict(one.verdict), escape(one.title), answers)
     return table
 
 
@@ -66,11 +65,6 @@ def moments(incident: Incident) -> list[Moment]:
     found += [(d.time_ns, "policy", _decision(d)) for d in incident.decisions]
     found += [(o.time_ns, "action", f"{o.action} {o.outcome}: {o.text}") for o in incident.outcomes]
     return sorted(found, key=lambda moment: moment[0])
-
-
-def escape(text: str) -> str:
-    """Return text that others chose, safe to print: neither markup nor control characters."""
-    return escape_markup(plain(text))
 
 
 def _verdict(word: str) -> str:

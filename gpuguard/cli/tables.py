@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
+
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,16 @@ STYLES = {"confirmed": "bold red", "suspect": "yellow", "clear": "green", "unkno
 def clock(time_ns: int) -> str:
     """Return a time of day to the millisecond, UTC."""
     return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%H:%M:%S.%f")[:-3]
+
+
+def day_and_time(time_ns: int) -> str:
+    """Return a date and a time of day to the second, UTC."""
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def escape(text: str) -> str:
+    """Return text that others chose, safe to print: neither markup nor anything that moves a terminal's cursor."""
+    return escape_markup(visible(text))
 
 
 def print_findings(findings: Sequence[Finding], gaps: Sequence[Gap]) -> None:

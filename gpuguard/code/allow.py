@@ -59,16 +59,21 @@ def default_path() -> Path:
     return paths.state_dir() / "allowed-code.txt"
 
 
-def load(path: Path) -> AllowList:
-    """Read a list; a missing one is empty. Raise `BadAllowList` or OSError."""
+def load(path: Path, *, may_lack: bool = True) -> AllowList:
+    """Read a list; one that may lack and does is empty. Raise `BadAllowList`, which names the file, or OSError."""
     try:
         with path.open("rb") as file:
             content = file.read(BYTES_MAX + 1)
     except FileNotFoundError:
-        return AllowList()
+        if may_lack:
+            return AllowList()
+        raise
     if len(content) > BYTES_MAX:
-        raise BadAllowList(f"an allow list of more than {BYTES_MAX >> 20} MB")
-    return AllowList(content)
+        raise BadAllowList(f"{path}: an allow list of more than {BYTES_MAX >> 20} MB")
+    try:
+        return AllowList(content)
+    except BadAllowList as error:
+        raise BadAllowList(f"{path}: {error}") from error
 
 
 def save(path: Path, digests: set[str]) -> None:

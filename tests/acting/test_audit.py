@@ -212,8 +212,18 @@ def test_one_writer_at_a_time(tmp_path):
 def test_verify_takes_any_bytes(tmp_path_factory, raw):
     folder = tmp_path_factory.mktemp("log")
     (folder / "audit-000000000001.jsonl").write_bytes(raw)
+    (folder / HEAD_NAME).write_bytes(b"")
     assert audit.verify(folder).ok == (raw == b"")
     assert list(audit.read(folder)) == []
+
+
+def test_nothing_is_no_whole_log(tmp_path):
+    """Who removes the folder's files would otherwise leave a log that is whole."""
+    with pytest.raises(FileNotFoundError, match="no audit log"):
+        audit.verify(tmp_path)
+    (tmp_path / "audit-000000000001.jsonl").touch()
+    with pytest.raises(FileNotFoundError, match="no audit log"):
+        audit.verify(tmp_path)
 
 
 def test_the_command_says_where(tmp_path):

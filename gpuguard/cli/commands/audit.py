@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from gpuguard.cli.arguments import TO_READ
 from gpuguard.cli.output import EXIT_CLEAR, EXIT_FOUND, EXIT_UNREADABLE, write_line
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from gpuguard.audit import Entry
 
@@ -29,7 +31,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False, type=TO_READ)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
 def verify(path: Path | None, output: str) -> None:
     """Check the chain of PATH: a log folder (the host's own, if not given), or one file of it by itself.
@@ -43,7 +45,7 @@ def verify(path: Path | None, output: str) -> None:
     try:
         report = audit.verify(path)
     except OSError as error:
-        click.echo(f"{path}: {error.strerror or error}", err=True)
+        click.echo(visible(f"gpuguard: {path}: {error.strerror or error}"), err=True)
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         write_line(report)
@@ -57,7 +59,7 @@ def verify(path: Path | None, output: str) -> None:
 
 
 @command.command()
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False, type=TO_READ)
 @click.option("--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many entries.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Form of the output.")
 def show(path: Path | None, last: int, output: str) -> None:
@@ -71,7 +73,7 @@ def show(path: Path | None, last: int, output: str) -> None:
         entries = deque(audit.read(path), maxlen=last)
         report = audit.verify(path)
     except OSError as error:
-        click.echo(f"{path}: {error.strerror or error}", err=True)
+        click.echo(visible(f"gpuguard: {path}: {error.strerror or error}"), err=True)
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         for entry in entries:
@@ -79,16 +81,16 @@ def show(path: Path | None, last: int, output: str) -> None:
     else:
         _print(entries)
     if not report.ok:
-        click.echo(f"{path}: broken, and shown no further than it can be read: gpuguard audit verify", err=True)
+        click.echo(visible(f"gpuguard: {path}: broken, and shown as far as it can be read: gpuguard audit verify"),
+                   err=True)
         sys.exit(EXIT_FOUND)
 
 
 def _print(entries: Iterable[Entry]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    from gpuguard.cli.tables import clock
+    from gpuguard.cli.tables import day_and_time, escape
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("no.", "time (UTC)", "by", "what", "about", "text"):
@@ -97,7 +99,7 @@ def _print(entries: Iterable[Entry]) -> None:
         body = entry.body
         about = body.get("decision_id") or body.get("id") or ""
         text = body.get("text") or body.get("reason") or ""
-        table.add_row(str(entry.seq), clock(entry.time_ns), entry.source, escape(entry.kind), escape(str(about)),
+        table.add_row(str(entry.seq), day_and_time(entry.time_ns), entry.source, escape(entry.kind), escape(str(about)),
                       escape(str(text)))
     Console().print(table)
 

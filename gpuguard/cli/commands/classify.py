@@ -18,6 +18,7 @@ import click
 import numpy as np
 from msgspec import Struct
 
+from gpuguard.cli.arguments import finite
 from gpuguard.cli.output import EXIT_UNREADABLE, Summary, exit_status, worst, write_line, write_summary
 from gpuguard.core.events import Finding
 from gpuguard.core.evidence import Evidence
@@ -345,8 +346,8 @@ def _summarise_counters(judged: judging.Judged, gaps: list[str]) -> Summary:
 @click.command()
 @click.argument("file")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("--alarms-per-gpu-year", type=click.FloatRange(1e-9, 1e4), default=10.0, show_default=True,
-              help="Counters: false alarms to accept of a GPU that does nothing but compute of unknown kinds.")
+@click.option("--alarms-per-gpu-year", type=click.FloatRange(1e-9, 1e4), callback=finite, default=10.0,
+              show_default=True, help="Counters: false alarms to accept of a GPU that does nothing but compute of unknown kinds.")
 def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
     """Judge recorded kernel launches (one line a second) or counters (one line a device and episode), and sum up.
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from gpuguard.cli.output import EXIT_UNREADABLE, write_line
+from gpuguard.cli.arguments import TO_READ
+from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
+from gpuguard.ui.markup import visible
 
 
 @click.group()
@@ -23,13 +25,14 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=TO_READ)
 @click.option("--allow", type=click.Path(path_type=Path), help="The list to extend, if not the one of this host.")
 def learn(paths: tuple[Path, ...], allow: Path | None) -> None:
     """Put the code of every kernel below PATH... on the allow list, by its hash.
 
     Learn only what comes from a source you trust: nothing on the list is judged again. What would have been found
-    suspect without it is counted, and listed on standard error. Exit status 3: nothing was learnt.
+    suspect without it is counted, and listed on standard error. Exit status 3: something could not be read, or the
+    list could not be written.
     """
     from gpuguard.code import allow as lists
     from gpuguard.code.scanning import NoWorker, files_below, scan_targets
@@ -37,7 +40,7 @@ def learn(paths: tuple[Path, ...], allow: Path | None) -> None:
 
     place = allow or lists.default_path()
     found: set[str] = set()
-    suspect = 0
+    suspect = unread = 0
     try:
         old = lists.load(place).digests()
         for event in scan_targets(target for path in paths for target in files_below(path)):
@@ -45,15 +48,17 @@ def learn(paths: tuple[Path, ...], allow: Path | None) -> None:
                 found.add(event.text_sha256)
                 if event.verdict in ("suspect", "confirmed"):
                     suspect += 1
-                    click.echo(f"{event.label}: {event.kernel} in {event.path}", err=True)
+                    click.echo(visible(f"{event.label}: {event.kernel} in {event.path}"), err=True)
             elif isinstance(event, FileVerdict):
+                unread += bool(event.gaps)
                 for gap in (*event.malformed, *event.gaps):
-                    click.echo(f"not read: {event.path}: {gap}", err=True)
+                    click.echo(visible(f"not read: {event.path}: {gap}"), err=True)
         lists.save(place, old | found)
     except (lists.BadAllowList, NoWorker, OSError) as error:
-        click.echo(f"gpuguard: {error}", err=True)
+        click.echo(visible(f"gpuguard: {error}"), err=True)
         sys.exit(EXIT_UNREADABLE)
     click.echo(f"{len(found - old)} kernels learnt, {len(old | found)} on {place}; {suspect} of them look like hashing")
+    sys.exit(EXIT_UNREADABLE if unread else EXIT_CLEAR)
 
 
 @command.command()
@@ -67,7 +72,7 @@ def show(allow: Path | None, output: str) -> None:
     try:
         count = len(lists.load(place))
     except (lists.BadAllowList, OSError) as error:
-        click.echo(f"gpuguard: {place}: {error}", err=True)
+        click.echo(visible(f"gpuguard: {error}"), err=True)
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         write_line({"path": str(place), "kernels": count})

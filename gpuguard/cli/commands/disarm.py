@@ -7,7 +7,7 @@ import sys
 import click
 
 from gpuguard.cli.acting import exit_status, or_say, output_option, reason_option, show
-from gpuguard.cli.output import EXIT_CLEAR, write_line
+from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
 
 
 @click.command()
@@ -25,8 +25,11 @@ def command(*, lift: bool, reason: str, output: str) -> None:
     The guard goes on watching and says what it would have done. `gpuguard stop` still works: that is a person.
     Exit status 0: done, 2: wrong usage, 3: something could not be undone.
     """
-    from gpuguard import control
+    from gpuguard import control, paths
 
+    if paths.guarded_by_another():
+        click.echo("not disarmed: the guard of this host is root's: ask as root", err=True)
+        sys.exit(EXIT_UNREADABLE)
     with or_say("not disarmed"):
         if lift:
             lifted = control.lift()

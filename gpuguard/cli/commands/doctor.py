@@ -49,8 +49,9 @@ def command(ctx: click.Context, *, output: str) -> None:
 
 def _print(checks: list[Check], status: int) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from gpuguard.cli.tables import escape
 
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")

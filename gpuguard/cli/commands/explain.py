@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from gpuguard.cli.arguments import TO_READ
 from gpuguard.cli.asking import matching, recorded_incidents, running_guard, socket_option
 from gpuguard.cli.output import EXIT_UNREADABLE, write_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gpuguard.core.events import Incident
 
 
 @click.command()
 @click.argument("wanted", metavar="ID")
-@click.option("--recording", type=click.Path(exists=True, path_type=Path), help="Ask a recording instead of a guard.")
+@click.option("--recording", type=TO_READ, help="Ask a recording instead of a guard.")
 @socket_option
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True,
               help="json: the incident as one line.")

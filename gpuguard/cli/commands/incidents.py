@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from gpuguard.cli.arguments import TO_READ
 from gpuguard.cli.asking import recorded_incidents, running_guard, socket_option
 from gpuguard.cli.output import write_line
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gpuguard.api.client import Client
     from gpuguard.core.events import Incident
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True,
               help="At most so many, those that changed last.")
 @click.option("-w", "--watch", is_flag=True, help="Go on, and print each as it changes.")
-@click.option("--recording", type=click.Path(exists=True, path_type=Path), help="Ask a recording instead of a guard.")
+@click.option("--recording", type=TO_READ, help="Ask a recording instead of a guard.")
 @socket_option
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True,
               help="json: one incident a line.")
@@ -68,7 +71,7 @@ def _follow(guard: Client, token: str, state: str, output: str) -> None:
     try:
         for _, item in guard.watch(token):
             if not isinstance(item, Incident):
-                click.echo(f"gap: {item.reason}", err=True)
+                click.echo(visible(f"gap: {item.reason}"), err=True)
             elif state in ("all", item.state):
                 _show([item], output)
     except KeyboardInterrupt:

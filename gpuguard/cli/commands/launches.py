@@ -11,6 +11,7 @@ import click
 import msgspec
 from msgspec import Struct, field
 
+from gpuguard.cli.arguments import finite
 from gpuguard.cli.output import EXIT_UNREADABLE, write_line
 from gpuguard.core.records import LAUNCH_APIS, Gap, KernelName, Launches
 from gpuguard.ui.markup import visible
@@ -70,8 +71,8 @@ class _Here:
 
 @click.command()
 @click.option("--pid", "pids", multiple=True, type=click.IntRange(1), help="Only this process. May be repeated.")
-@click.option("--seconds", type=click.FloatRange(0.1), help="End after so long; else with Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(0.25, 60.0), default=1.0, show_default=True,
+@click.option("--seconds", type=click.FloatRange(0.1), callback=finite, help="End after so long; else with Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(0.25, 60.0), callback=finite, default=1.0, show_default=True,
               help="Seconds between two reports.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True,
               help="json: one kernel of one process a line and a summary.")
@@ -85,10 +86,14 @@ def command(*, pids: tuple[int, ...], seconds: float | None, interval: float, ou
       gpuguard launches
       gpuguard launches --pid 4711 --seconds 10 -o json | jq 'select(.launches > 100)'
 
-    Exit status: 0, 3 where the eye cannot be opened.
+    Exit status: 0, 3 where the eye cannot be opened or a named process is not there.
     """
     from gpuguard.sensors import EyeClosed
 
+    for pid in pids:
+        if not Path(f"/proc/{pid}").exists():
+            click.echo(f"gpuguard: there is no process {pid}", err=True)
+            raise SystemExit(EXIT_UNREADABLE)
     try:
         sensor = _open()
     except EyeClosed as error:

@@ -274,8 +274,9 @@ def _policy(files: tuple[Path, ...]) -> Policy:
 
 def _print(tally: _Tally) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from gpuguard.cli.tables import escape
 
     console = Console()
     if tally.found:
@@ -284,16 +285,20 @@ def _print(tally: _Tally) -> None:
         table.add_column("flow", overflow="fold")
         table.add_column("why", overflow="fold", ratio=1)
         for line in tally.found:
-            reasons = "\n".join(visible(str(one["text"])) for one in line["evidence"])  # type: ignore[attr-defined]
+            reasons = "\n".join(escape(str(one["text"])) for one in line["evidence"])  # type: ignore[attr-defined]
             after = line["decided_after_s"]
             delay = f"\nafter {after:.1f} s" if isinstance(after, float) else ""
             what = f"{line['verdict']}\n{line['label']}\nover {line['carrier']}{delay}"
-            flow = f"{line['initiator']} ->\n{line['responder']}\n{Path(str(line['file'])).name}"
-            table.add_row(what, escape(flow), escape(reasons))
+            ends = escape(str(line["initiator"])), escape(str(line["responder"]))
+            flow = f"{ends[0]} ->\n{ends[1]}\n{escape(Path(str(line['file'])).name)}"
+            table.add_row(what, flow, reasons)
         console.print(table)
-    counted = Table("label", "verdict", "flows", title="All flows")
-    for (label, verdict), count in sorted(tally.labels.items()):
-        counted.add_row(label, verdict, str(count))
-    console.print(counted)
+    if tally.labels:
+        counted = Table("label", "verdict", "flows", title="All flows")
+        for (label, verdict), count in sorted(tally.labels.items()):
+            counted.add_row(label, verdict, str(count))
+        console.print(counted)
+    else:
+        console.print("no flow was read")
     for gap in sorted(tally.gaps):
         console.print(f"not seen: {gap}", markup=False, highlight=False)

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import click
 
+from gpuguard.cli.arguments import TO_READ
 from gpuguard.cli.output import EXIT_UNREADABLE, Summary, exit_status, write_line, write_summary
 from gpuguard.cli.tables import print_findings
 from gpuguard.core.events import Event, Finding, FlowReport
 from gpuguard.core.labels import VERDICTS
 from gpuguard.core.records import Gap
+from gpuguard.ui.markup import visible
 
 
 @click.command()
-@click.argument("recording", type=click.Path(exists=True, path_type=Path))
+@click.argument("recording", type=TO_READ)
 @click.option("-o", "--output", type=click.Choice(["json", "table", "events"]), default="table", show_default=True,
               help="json: one finding a line; events: every event, as a running guard writes them.")
 @click.option("--policy", "policy_files", type=click.Path(exists=True, path_type=Path), multiple=True,
@@ -44,8 +46,10 @@ def command(recording: Path, output: str, policy_files: tuple[Path, ...]) -> Non
             _note(event, standing, gaps)
             if output == "events":
                 write_line(event)
+    except BrokenPipeError:
+        raise  # nobody reads on; the recording is not to blame
     except (RecordingError, OSError) as error:
-        click.echo(f"{recording}: {error}", err=True)
+        click.echo(visible(f"gpuguard: {recording}: {error}"), err=True)
         raise SystemExit(EXIT_UNREADABLE) from error
     findings = sorted(standing.values(), key=lambda f: (f.start_ns, f.id))
     if output == "table":

@@ -38,6 +38,8 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
     flags: dict[str, str] = {}
     if mode:
         flags["guard.mode"] = mode
+    if directory == "":
+        raise click.BadParameter("a folder needs a name", param_hint="--record")
     if directory:
         flags["recording.directory"] = directory
     try:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gpuguard.cli.arguments import TO_READ
 from gpuguard.cli.output import Summary, exit_status, write_line, write_summary
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,10 +23,10 @@ _SHOWN_MAX = 1_000
 
 
 @click.command()
-@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=TO_READ)
 @click.option("--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Every file that this process maps.")
 @click.option("--memory", is_flag=True, help="With --pid: also what it has in memory and in no file.")
-@click.option("--image", "images", metavar="TAR", multiple=True, type=click.Path(path_type=Path),
+@click.option("--image", "images", metavar="TAR", multiple=True, type=TO_READ,
               help="An image of a container, as `docker save` or an OCI layout in a tar.")
 @click.option("--sm", type=click.IntRange(50, 999), help="Only code that a GPU of this compute capability runs: 90.")
 @click.option("--allow", type=click.Path(path_type=Path),
@@ -57,7 +59,7 @@ def command(paths: tuple[Path, ...], pids: tuple[int, ...], images: tuple[Path, 
     listed = allow or lists.default_path()
     write: Callable[[object], None] = write_line if output == "json" else gathered.keep
     try:
-        lists.load(listed)
+        lists.load(listed, may_lack=allow is None)
         targets = _targets(paths, pids, images, gathered, memory=memory)
         events = scan_targets(targets, workers=workers, allow=listed, sm=sm)
         for event in _shown(events, sys.stderr.isatty() and output != "json"):
@@ -66,7 +68,7 @@ def command(paths: tuple[Path, ...], pids: tuple[int, ...], images: tuple[Path, 
     except BrokenPipeError:
         raise  # nobody reads on; click ends quietly
     except (NoWorker, lists.BadAllowList, OSError) as error:
-        click.echo(f"gpuguard: {error}", err=True)
+        click.echo(visible(f"gpuguard: {error}"), err=True)
         gathered.unreadable.append(str(error))
     summary = gathered.summary()
     {"json": lambda: write_summary(summary), "table": lambda: _print(gathered, summary),
@@ -185,10 +187,9 @@ def _shown(events: Iterable[Event], bar: bool) -> Iterator[KernelVerdict | FileV
 
 def _print(gathered: Gathered, summary: Summary) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    from gpuguard.cli.tables import STYLES
+    from gpuguard.cli.tables import STYLES, escape
 
     console = Console()
     if gathered.found:
@@ -196,9 +197,10 @@ def _print(gathered: Gathered, summary: Summary) -> None:
         for name in ("kernel", "where", "why"):
             table.add_column(name, overflow="fold")
         for one in gathered.found:
-            why = "\n".join(one.evidence)
-            table.add_row(f"[{STYLES[one.verdict]}]{one.verdict}[/]", one.label, escape(f"{one.kernel}\n{one.arch}"),
-                          escape(f"{one.path}\n{_place(one)}"), escape(why))
+            why = "\n".join(map(escape, one.evidence))
+            what = f"{escape(one.kernel)}\n{escape(one.arch)}"
+            where = f"{escape(one.path)}\n{escape(_place(one))}"
+            table.add_row(f"[{STYLES[one.verdict]}]{one.verdict}[/]", one.label, what, where, why)
         console.print(table)
     if gathered.files:
         table = Table("verdict", title="Files with GPU code")
@@ -211,9 +213,9 @@ def _print(gathered: Gathered, summary: Summary) -> None:
         console.print(table)
     console.print(f"{_total(gathered)}: [{STYLES[summary.verdict]}]{summary.verdict}[/] {summary.label}")
     for note in gathered.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(visible(note), markup=False, highlight=False)
     for gap in summary.gaps:
-        console.print(f"not read: {gap}", markup=False, highlight=False)
+        console.print(visible(f"not read: {gap}"), markup=False, highlight=False)
 
 
 def _place(one: KernelVerdict) -> str:

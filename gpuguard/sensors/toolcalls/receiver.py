@@ -141,9 +141,9 @@ class Receiver:
         try:
             self.port: int = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise EyeClosed(f"OTLP cannot listen on {address}: {error}") from error
+            raise EyeClosed(f"OTLP cannot listen on {address}: it is in use, or not ours to bind") from error
         if self.port == 0:
-            raise EyeClosed(f"OTLP cannot listen on {address}: in use?")
+            raise EyeClosed(f"OTLP cannot listen on {address}: it is in use, or not ours to bind")
         self._server.start()
 
     def close(self) -> None:
