@@ -347,7 +347,8 @@ def _summarise_counters(judged: judging.Judged, gaps: list[str]) -> Summary:
 @click.argument("file")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.option("--alarms-per-gpu-year", type=click.FloatRange(1e-9, 1e4), callback=finite, default=10.0,
-              show_default=True, help="Counters: false alarms to accept of a GPU that does nothing but compute of unknown kinds.")
+              show_default=True,
+              help="Counters: false alarms to accept of a GPU that does nothing but compute of unknown kinds.")
 def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
     """Judge recorded kernel launches (one line a second) or counters (one line a device and episode), and sum up.
 
