@@ -172,6 +172,8 @@ cdef enum:
     WORD_MAX = 256
     PROMPT_MAX = 64
     PROMPTS_MIN = 3
+    SILENCE_MS = 1000
+    AT_ONCE_MS = 40
 
 # Of a place in the table of streams, beside bits of its hash; 0: free.
 cdef enum:
@@ -231,6 +233,7 @@ cdef enum:
     YAMUX_BACKWARDS = 20
     SHELL_PROMPTS = 21
     SHELL_OUTPUT = 22
+    TLS_ANSWERED_FIRST = 23
 
 cdef enum:
     FIN = 1
@@ -620,9 +623,31 @@ cdef bint application_record(Parse* s, Stream* t, uint32_t size) noexcept nogil:
         return 0
     if talk.large >= 2 and talk.cells == 0:
         return 0
+    if talk.used == 2 and not t.called and answered_first(s, talk, now_ns):
+        note(s, TOLD_SPOKEN, TLS_ANSWERED_FIRST, size)
     if talk.used % RECORDS_STEP == 0:
         told_records(s, talk)
     return talk.used < RECORDS_MAX
+
+
+cdef bint answered_first(Parse* s, const Talk* talk, int64_t now_ns) noexcept nogil:
+    """Whether the first word of the side that dialled, behind its Finished (RFC 8446, 4.4.4), answers a first word.
+
+    The other side broke the silence behind the handshake with it; nobody had been asked. In TLS 1.2 it is not known.
+    """
+    cdef const Stream* far = other_side(s, &s.rows[s.used])
+    cdef const Talk* theirs = NULL if far == NULL else far.talk
+    cdef uint32_t at
+    if theirs == NULL or theirs.used < 2 or talk.sizes[0] != 53 and talk.sizes[0] != 69:
+        return 0
+    at = theirs.used - 1
+    if now_ns - theirs.first_ns - <int64_t>theirs.after_ms[at] * 1000000 > <int64_t>AT_ONCE_MS * 1000000:
+        return 0
+    while at and theirs.after_ms[theirs.used - 1] - theirs.after_ms[at - 1] <= AT_ONCE_MS:
+        at -= 1
+    return (at > 0 and theirs.after_ms[at] - theirs.after_ms[at - 1] >= SILENCE_MS
+            and theirs.first_ns + <int64_t>theirs.after_ms[at] * 1000000 - talk.first_ns
+            >= <int64_t>SILENCE_MS * 1000000)
 
 
 cdef bint cells(uint32_t size) noexcept nogil:
@@ -1240,10 +1265,12 @@ cdef void console(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept no
     """
     cdef uint32_t acknowledged = s.rows[s.used].acknowledgement
     cdef uint32_t sign
+    cdef Stream* other
     if t.console & CONSOLE_NONE:
         return
     if t.console == 0:
-        t.heard = other_first(s, &s.rows[s.used], acknowledged)
+        other = other_side(s, &s.rows[s.used])
+        t.heard = acknowledged if other == NULL else other.first
         if behind(p, least(n, LINE_MAX), b" HTTP/1.", 8):
             t.console = CONSOLE_NONE
             return
@@ -1589,16 +1616,14 @@ cdef inline Stream* find(Parse* s, const Row* row, uint64_t h) noexcept nogil:
     return NULL
 
 
-cdef uint32_t other_first(Parse* s, const Row* row, uint32_t otherwise) noexcept nogil:
-    """The sequence number of the first byte of the other side, if its stream is in the table."""
+cdef Stream* other_side(Parse* s, const Row* row) noexcept nogil:
+    """The stream of the other side, NULL if it is not in the table."""
     cdef Row back
-    cdef Stream* t
     memcpy(back.source, row.destination, 16)
     memcpy(back.destination, row.source, 16)
     back.source_port = row.destination_port
     back.destination_port = row.source_port
-    t = find(s, &back, stream_hash(&back, s.seed))
-    return otherwise if t == NULL else t.first
+    return find(s, &back, stream_hash(&back, s.seed))
 
 
 cdef Stream* place(Parse* s, const Row* row, uint64_t h) noexcept nogil:
@@ -2315,7 +2340,7 @@ cdef class Parser:
                 if method:
                     facts.append(Stratum(fact.row, method))
             elif fact.kind == TOLD_SPOKEN:
-                facts.append(Spoken(fact.row, SPOKEN[fact.a]))
+                facts.append(Spoken(fact.row, SPOKEN[fact.a], fact.b))
             elif fact.kind == TOLD_RECORDS:
                 facts.append(_records(fact.row, data))
             else:

@@ -273,14 +273,24 @@ class Text(NamedTuple):
     start: int
 
 
+class Records(NamedTuple):
+    """No fact: the application data records of TLS that were read, and whether more are."""
+
+    first_ns: int
+    times_ms: list[int]
+    sizes: list[int]
+    more: bool
+
+
 def stream_facts(data: bytes, edges: Edges, first: int, row: int, *, called: bool = False) -> list[Fact]:
     """The facts of a stream that begins with ``data``, whose first byte has sequence number ``first``."""
-    return [one for one in stream_read(data, edges, first, row, called=called) if not isinstance(one, Text)]
+    return [one for one in stream_read(data, edges, first, row, called=called) if not isinstance(one, Text | Records)]
 
 
-def stream_read(data: bytes, edges: Edges, first: int, row: int, *, called: bool = False) -> list[Fact | Text]:
-    """The facts of a stream, and at last whether it is text."""
-    facts: list[Fact | Text] = []
+def stream_read(data: bytes, edges: Edges, first: int, row: int, *,
+                called: bool = False) -> list[Fact | Text | Records]:
+    """The facts of a stream, and at last whether it is text, or which records it had."""
+    facts: list[Fact | Text | Records] = []
     at: int | None = 0
     if called and yamux_begins(data[:edges[0][0]] if edges else b""):
         yamux(data, row, facts)
@@ -806,9 +816,10 @@ def records(data: bytes, edges: Edges, at: int, row: int) -> list[Fact]:
     facts: list[Fact] = []
     times_ms: list[int] = []
     sizes: list[int] = []
-    first_ns = 0
+    first_ns, more = 0, True
     while len(data) - at >= 5 and len(sizes) < 64:
         size = be(data[at + 3:at + 5])
+        more = False
         if data[at] not in {20, 21, 22, 23} or data[at + 1] != 3 or not 0 < size <= 16640:
             break
         if data[at] == 23:
@@ -829,8 +840,22 @@ def records(data: bytes, edges: Edges, at: int, row: int) -> list[Fact]:
             talk = sum(one > 3072 for one in sizes) <= 2 and times_ms[-1] >= 500 * len(sizes)
             if len(sizes) % 4 == 0 and talk:
                 facts.append(TlsRecords(row, tuple(first_ns + 10**6 * ms for ms in times_ms), tuple(sizes)))
+        more = len(sizes) < 64
         at += 5 + size
+    facts.append(Records(first_ns, times_ms, sizes, more))
     return facts
+
+
+def answered_first(mine: Records, theirs: Records, now_ns: int) -> bool:
+    """Whether what this side says now, first behind its Finished, answers what broke a silence of a second."""
+    times, word = theirs.times_ms, len(theirs.times_ms) - 1
+    if not theirs.more or word < 1 or mine.sizes[0] not in {53, 69}:
+        return False
+    late = now_ns - theirs.first_ns - times[-1] * 10**6 > 40 * 10**6
+    while word and (times[-1] - times[word - 1]) % 2**32 <= 40:
+        word -= 1
+    silent = word > 0 and (times[word] - times[word - 1]) % 2**32 >= 1000
+    return not late and silent and theirs.first_ns + times[word] * 10**6 - mine.first_ns >= 10**9
 
 
 class Cursor:
@@ -1050,7 +1075,7 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
         sequence = (sequence + 1) % 2**32
         if key not in streams or streams[key]["first"] != sequence:
             streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "syn": False,
-                            "console": Console()}
+                            "console": Console(), "records": None}
         streams[key]["called"] = bool(row["tcp_flags"] & 16)
         streams[key]["syn"] |= bool(payload and not streams[key]["data"])
     elif key not in streams:
@@ -1058,11 +1083,11 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
                 or (payload[:2] == b"\x16\x03" and len(payload) >= 6 and payload[2] <= 4 and payload[5] == 1)):
             return []
         streams[key] = {"first": sequence, "data": b"", "facts": 0, "edges": [], "ahead": [], "called": False,
-                        "syn": False, "console": Console()}
+                        "syn": False, "console": Console(), "records": None}
     stream = streams[key]
     if stream["syn"] and not syn:
         if sequence == stream["first"]:  # the other side refused what the SYN brought
-            stream.update(data=b"", facts=0, edges=[], syn=False, console=Console())
+            stream.update(data=b"", facts=0, edges=[], syn=False, console=Console(), records=None)
         elif sequence == (stream["first"] + len(stream["data"])) % 2**32:
             stream["syn"] = False
     at = (sequence - stream["first"] + 2**31) % 2**32 - 2**31
@@ -1071,7 +1096,7 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
             stream["ahead"].append((at, payload))
         return []
     some = [(at, payload)]
-    shell: list[Fact] = []
+    more: list[Fact] = []
     while some:
         at, payload = some.pop()
         if at + len(payload) > len(stream["data"]):
@@ -1079,14 +1104,21 @@ def segment(streams: dict[tuple, dict], row: dict, payload: bytes, index: int) -
             stream["data"] += said
             stream["edges"].append((len(stream["data"]), row["time_ns"]))
             read = stream_read(stream["data"], stream["edges"], stream["first"], index, called=stream["called"])
+            back = (row["destination"], row["source"], row["destination_port"], row["source_port"])
+            other = streams.get(back)
             if read and isinstance(read[-1], Text) and not stream["called"]:
-                back = (row["destination"], row["source"], row["destination_port"], row["source_port"])
-                other = streams[back]["first"] if back in streams else row["acknowledgement"]
-                shell += stream["console"].say(said, read[-1].start, row["acknowledgement"], other, index)
+                first = other["first"] if other else row["acknowledgement"]
+                more += stream["console"].say(said, read[-1].start, row["acknowledgement"], first, index)
+            if read and isinstance(read[-1], Records):
+                before, stream["records"] = stream["records"], read[-1]
+                if other and other["records"] and not stream["called"] and (
+                        (len(before.sizes) if before else 0) < 2 <= len(read[-1].sizes)) and (
+                        answered_first(read[-1], other["records"], row["time_ns"])):
+                    more.append(Spoken(index, "tls-answered-first", read[-1].sizes[1]))
         stream["ahead"].sort(key=lambda one: one[0])
         if stream["ahead"] and stream["ahead"][0][0] <= len(stream["data"]):
             some = [stream["ahead"].pop(0)]
     facts = stream_facts(stream["data"], stream["edges"], stream["first"], index, called=stream["called"])
     new = facts[stream["facts"]:]
     stream["facts"] = len(facts)
-    return new + shell
+    return new + more

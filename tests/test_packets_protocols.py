@@ -375,7 +375,7 @@ def test_cells_of_tor(sizes: list[int], tor: bool) -> None:
 
 
 def test_every_name_can_be_told() -> None:
-    assert len(set(SPOKEN)) == len(SPOKEN) == 23
+    assert len(set(SPOKEN)) == len(SPOKEN) == 24
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------

@@ -386,7 +386,7 @@ class FlowTable:
             case Spoken(what="message-broker"):
                 conversation.carrier = "broker"
             case Spoken():
-                return [Spoke(time_ns, conversation.flow, _SPEAKERS[side], fact.what, packets)]
+                return [Spoke(time_ns, conversation.flow, _SPEAKERS[side], fact.what, packets, fact.size)]
             case TlsRecords():
                 return [TlsTalk(time_ns, conversation.flow, _SPEAKERS[side], fact.times_ns, fact.sizes, packets)]
             case _:

@@ -181,13 +181,14 @@ class HelloRead(Struct, frozen=True, tag="hello_read"):
 
 
 class Spoke(Struct, frozen=True, tag="spoke"):
-    """One side of a flow sent a message that names its protocol: ``what`` is of `records.SPOKEN`."""
+    """One side of a flow sent a message that names its protocol: ``what`` and ``size`` are of `records.Spoken`."""
 
     time_ns: int
     flow: FlowId
     speaker: Speaker
     what: str
     packets: int = 0
+    size: int = 0
 
 
 class TlsTalk(Struct, frozen=True, tag="tls_talk"):

@@ -138,14 +138,16 @@ SPOKEN = (
     "yamux-backwards",
     "shell-prompts",
     "shell-output",
+    "tls-answered-first",
 )
 
 
 class Spoken(Struct, frozen=True, tag="spoken"):
-    """The sender of packet ``row`` sent a message of `SPOKEN`."""
+    """The sender of packet ``row`` sent a message of `SPOKEN`; ``size``: in bytes, of "tls-answered-first" alone."""
 
     row: int
     what: str
+    size: int = 0
 
 
 class TlsRecords(Struct, frozen=True, tag="tls_records"):
