@@ -47,6 +47,25 @@ def test_findings_are_shown_without_the_escapes_of_their_process(capsys: pytest.
     assert_inert(capsys.readouterr().out)
 
 
+def test_a_replay_counts_what_is_dull_and_tells_a_gap_once(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [e for e in gpuguard.replay(INCIDENT) if isinstance(e, gpuguard.Finding)]
+    accused = next(e for e in found if e.label == "mining")
+    dull = msgspec.structs.replace(accused, label="other", verdict="unknown")
+    print_findings([dull, accused, dull], [gpuguard.Gap(time_ns=0, sensor="nvml", reason="away")] * 3)
+    shown = capsys.readouterr().out
+    assert "2 flows in which nothing was seen\n" in shown
+    assert "gap nvml: away (3 times)\n" in shown
+    assert "other" not in shown
+
+
+def test_an_incident_is_a_page() -> None:
+    incident = next(e for e in gpuguard.replay(INCIDENT) if isinstance(e, gpuguard.Incident))
+    result = run("explain", incident.id, "--recording", INCIDENT, "-o", "html")
+    assert result.exit_code == 0
+    assert result.output.startswith("<!doctype html>")
+    assert incident.id in result.output
+
+
 def test_the_audit_log_is_shown_without_escapes(tmp_path: Path) -> None:
     log = audit.Log(tmp_path)
     log.append(1_700_000_000_000_000_000, "operator", "act.intent", {"id": HOSTILE, "reason": HOSTILE})

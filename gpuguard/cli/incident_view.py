@@ -64,7 +64,7 @@ def moments(incident: Incident) -> list[Moment]:
             found.append((decided_ns, "verdict", f"{finding.label} {finding.verdict}: {finding.subject}"))
     found += [(d.time_ns, "policy", _decision(d)) for d in incident.decisions]
     found += [(o.time_ns, "action", f"{o.action} {o.outcome}: {o.text}") for o in incident.outcomes]
-    return sorted(found, key=lambda moment: moment[0])
+    return sorted(dict.fromkeys(found), key=lambda moment: moment[0])  # two findings of one flow share what was seen
 
 
 def _verdict(word: str) -> str:
@@ -122,7 +122,7 @@ def _chain(incident: Incident) -> Tree:
         what = "GPU" if any(e.evidence_class in ("launch", "code", "counter") for e in finding.evidence) else ""
         what = {"flow": "flow ", "GPU": "GPU "}.get(_kind(finding), f"{what} " if what else "")
         subject = escape(str(finding.subject)) if _kind(finding) != "process" else ""
-        above.add(f"{what}{subject} [bold]{finding.label}[/] {_verdict(finding.verdict)}".replace("  ", " "))
+        above.add(f"{what}{subject} [bold]{finding.label}[/] {_verdict(finding.verdict)}".replace("  ", " ").strip())
     return tree
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,13 @@ def escape(text: str) -> str:
 
 
 def print_findings(findings: Sequence[Finding], gaps: Sequence[Gap]) -> None:
-    """Print one row a finding, then what could not be looked at."""
+    """Print one row a finding, how many flows there are beside them, then what could not be looked at."""
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("start (UTC)", "verdict", "label", "subject", "process", "because"):
         table.add_column(name, overflow="fold")
-    for finding in findings:
+    told = [finding for finding in findings if finding.label != "other"]
+    for finding in told:
         strongest = max(finding.evidence, key=lambda e: e.nats, default=None)
         process = finding.process
         table.add_row(
@@ -52,6 +54,9 @@ def print_findings(findings: Sequence[Finding], gaps: Sequence[Gap]) -> None:
             escape(f"{process.name} ({process.process.pid})") if process else "",
             escape(strongest.text) if strongest else "",
         )
-    console.print(table if findings else "nothing seen")
-    for gap in gaps:
-        console.print(f"[yellow]gap[/] {escape(gap.sensor)}: {escape(gap.reason)}")
+    console.print(table if told else "nothing seen")
+    if dull := len(findings) - len(told):
+        console.print(f"{dull} flows in which nothing was seen")
+    for (sensor, reason), times in Counter((gap.sensor, gap.reason) for gap in gaps).items():
+        often = f" ({times} times)" if times > 1 else ""
+        console.print(f"[yellow]gap[/] {escape(sensor)}: {escape(reason)}{often}")

@@ -89,7 +89,9 @@ class ProcessVerdict(msgspec.Struct, frozen=True):
 
 
 class Guard:
-    """See the head of this file.
+    """Judges what it is told: `receive` takes a block of records and returns the events that follow from it.
+
+    It knows no clock, no file and no socket; time is what the records say.
 
     Parameters
     ----------

@@ -96,6 +96,21 @@ def render(
     return page(f"GPUGuard: {title}", body)
 
 
+def incident_page(incident: Incident) -> str:
+    """Return the page about one incident by itself. It says nothing of the rest of its host."""
+    told = story.told_by([*incident.findings, incident])
+    gaps = {(gap.sensor, gap.reason): gap for finding in incident.findings for gap in finding.gaps}
+    body = tag(
+        "main",
+        *(incident_section(told, one) for one in told.incidents),
+        None if told.incidents else tag("h1", f"Incident {incident.id}: nothing in it stands accused"),
+        _section("Where the guard could not look", gaps_list(list(gaps.values()))) if gaps else None,
+        _section("How to read this", tag("div", *(tag("p", text) for text in _READING), class_="card")),
+        tag("footer", "Made by GPUGuard from one incident. This file loads nothing from anywhere."),
+    )
+    return page(f"GPUGuard: {story.headline(incident) if told.incidents else incident.id}", body)
+
+
 def page(title: str, body: Markup) -> str:
     """Return a whole document around ``body``. Its policy forbids it to load or run anything."""
     css = Markup(files("gpuguard.ui").joinpath("report.css").read_text("utf-8"))

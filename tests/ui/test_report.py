@@ -6,11 +6,13 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuguard.core.events import Incident
 from gpuguard.ui import markup, story
-from gpuguard.ui.report import LeftAlone, Measure, render
+from gpuguard.ui.report import LeftAlone, Measure, incident_page, render
 from gpuguard.ui.timeline import lanes, timeline
 from tests.ui import events as report_events
 
@@ -139,3 +141,19 @@ def test_ticks_are_round_and_few(length_ns):
     step = module._step_ns(length_ns)
     assert str(step).rstrip("0") in {"1", "2", "5"}
     assert length_ns // step <= module.TICKS_WANTED
+
+
+def test_a_page_of_one_incident_claims_nothing_of_the_rest_of_its_host():
+    incident = next(e for e in reversed(list(report_events.events())) if isinstance(e, Incident))
+    read = Read(incident_page(incident))
+    text = " ".join(read.text)
+    assert incident.id in text
+    assert all(finding.label in text for finding in story.accused(incident))
+    for claim in ("Every eye was open", "Nobody else was seen at work", "left alone"):
+        assert claim not in text
+    assert SOMETHING_LOADED.search(incident_page(incident)) is None
+
+
+def test_a_page_of_an_incident_in_which_nothing_stands_accused_says_so():
+    incident = next(e for e in reversed(list(report_events.events())) if isinstance(e, Incident))
+    assert "nothing in it stands accused" in incident_page(msgspec.structs.replace(incident, findings=()))

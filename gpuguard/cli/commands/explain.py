@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 @click.argument("wanted", metavar="ID")
 @click.option("--recording", type=TO_READ, help="Ask a recording instead of a guard.")
 @socket_option
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True,
-              help="json: the incident as one line.")
+@click.option("-o", "--output", type=click.Choice(["text", "json", "html"]), default="text", show_default=True,
+              help="json: the incident as one line; html: a page on standard output.")
 def command(wanted: str, recording: Path | None, socket: Path | None, output: str) -> None:
     """Explain an incident: timeline, verdicts, evidence and counter-evidence, gaps, decisions.
 
@@ -31,6 +31,7 @@ def command(wanted: str, recording: Path | None, socket: Path | None, output: st
     Examples:
       gpuguard explain I-3f2a
       gpuguard explain D-91c0 --recording incident/ -o json
+      gpuguard explain I-3f2a -o html > incident.html
     """
     if recording:
         incidents = recorded_incidents(recording)
@@ -40,6 +41,11 @@ def command(wanted: str, recording: Path | None, socket: Path | None, output: st
     incident = _only(matching(incidents, wanted), wanted)
     if output == "json":
         write_line(incident)
+        return
+    if output == "html":
+        from gpuguard.ui.report import incident_page
+
+        click.echo(incident_page(incident), nl=False)
         return
     from rich.console import Console
 
