@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gpuguard.core.fusion import likelihood
 from gpuguard.core.labels import LABELS
@@ -98,7 +98,10 @@ def render(
 
 def incident_page(incident: Incident) -> str:
     """Return the page about one incident by itself. It says nothing of the rest of its host."""
-    told = story.told_by([*incident.findings, incident])
+    # A finding bears the time of its last word; its mark stands where it was decided, as policy followed that.
+    decided = [structs.replace(one, time_ns=one.start_ns + round(one.decided_after_s * 1e9))
+               for one in incident.findings]
+    told = story.told_by([*decided, incident])
     gaps = {(gap.sensor, gap.reason): gap for finding in incident.findings for gap in finding.gaps}
     body = tag(
         "main",

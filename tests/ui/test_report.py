@@ -154,6 +154,12 @@ def test_a_page_of_one_incident_claims_nothing_of_the_rest_of_its_host():
     assert SOMETHING_LOADED.search(incident_page(incident)) is None
 
 
+def test_a_verdict_is_marked_where_it_was_decided():
+    incident = next(e for e in reversed(list(report_events.events())) if isinstance(e, Incident))
+    late = tuple(msgspec.structs.replace(one, time_ns=one.time_ns + 10**12) for one in incident.findings)
+    assert incident_page(msgspec.structs.replace(incident, findings=late)) == incident_page(incident)
+
+
 def test_a_page_of_an_incident_in_which_nothing_stands_accused_says_so():
     incident = next(e for e in reversed(list(report_events.events())) if isinstance(e, Incident))
     assert "nothing in it stands accused" in incident_page(msgspec.structs.replace(incident, findings=()))
