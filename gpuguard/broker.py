@@ -73,6 +73,8 @@ COST_PER_S = 400.0
 COST_MAX = 800.0
 CONTROLS_MAX = 8
 CONTROL_IDLE_S = 30.0
+#: Whom the guard runs as where there is such a user; else as nobody.
+GUARD_USER = "gpuguard"
 NOBODY = (65534, 65534)
 _EYES = {"packets": "packets", "processes": "processes", "sockets": "sockets", "launches": "launches"}
 
@@ -375,7 +377,7 @@ def guard_identity() -> tuple[int, int] | None:
     mapped = sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines())
     if os.geteuid() != 0 or mapped == 1:
         return None
-    for name in ("gpuguard", "nobody"):
+    for name in (GUARD_USER, "nobody"):
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             return entry.pw_uid, entry.pw_gid

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
 import select
 import shutil
 import socket
@@ -366,6 +367,23 @@ def audit(config: Config) -> Result:  # noqa: ARG001
     return Result(written.state, f"{written.detail}, {report.entries} entries, chain whole", written.remedy)
 
 
+def identity(config: Config) -> Result:  # noqa: ARG001
+    """Guard's user: one as whom nothing else runs, for a user's programs may read his sockets and end each other."""
+    from gpuguard import broker
+
+    ids = broker.guard_identity()
+    if ids is None:
+        return Result("open", f"uid {os.geteuid()}, as the broker: there is nothing to give up")
+    try:
+        name = pwd.getpwuid(ids[0]).pw_name
+    except KeyError:
+        name = f"uid {ids[0]}"
+    if name == broker.GUARD_USER:
+        return Result("open", f"{name} (uid {ids[0]})")
+    return Result("degraded", f"{name}: what else runs as {name} may ask the guard what it found, and end it",
+                  f"useradd --system --no-create-home --shell /usr/sbin/nologin {broker.GUARD_USER}")
+
+
 def _folder(folder: Path) -> Result:
     """Try to write a page where the folder is, or would be made, in a file that has no name and leaves nothing."""
     place = folder
@@ -399,6 +417,7 @@ CHECKS: tuple[tuple[str, Kind, Callable[[Config], Result]], ...] = (
     ("isolate (nf_tables)", "act", isolate),
     ("pause (cgroup v2)", "act", pause),
     ("kill (pidfd)", "act", kill),
+    ("guard's user", "store", identity),
     ("state", "store", state),
     ("sockets' folder", "store", runtime),
     ("audit log", "store", audit),

@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from gpuguard import doctor
+from gpuguard import broker, doctor
 from gpuguard.cli import main
 from gpuguard.config import (
     Config,
@@ -258,3 +259,21 @@ def test_a_driver_that_crashes_or_hangs_takes_nobody_with_it(monkeypatch):
 def test_the_wrong_distribution_is_named(monkeypatch):
     monkeypatch.setattr(doctor.metadata, "version", lambda name: "12.0.0")
     assert "pip uninstall pynvml (12.0.0)" in doctor.pynvml_squatter()
+
+
+@pytest.mark.parametrize(("ids", "state", "said"), [
+    (None, "open", "as the broker"), ((990, 990), "open", "gpuguard (uid 990)"),
+    ((65534, 65534), "degraded", "nobody: what else runs as nobody"), ((4711, 4711), "degraded", "uid 4711: what"),
+])
+def test_a_user_that_others_run_as_is_no_user_for_the_guard(monkeypatch, ids, state, said):
+    users = {990: "gpuguard", 65534: "nobody"}
+
+    def known(uid):
+        return SimpleNamespace(pw_name=users[uid])
+
+    monkeypatch.setattr(broker, "guard_identity", lambda: ids)
+    monkeypatch.setattr(doctor.pwd, "getpwuid", known)
+    found = doctor.identity(Config())
+    assert found.state == state
+    assert said in found.detail
+    assert ("useradd --system" in found.remedy) == (state == "degraded")
