@@ -19,7 +19,8 @@ for path in "$root"/gpuguard/*; do
   case $path in */_packets.*.so | */_flows.*.so | */_attempts.*.so) ;; *) ln -s "$path" "$work/gpuguard/" ;; esac
 done
 cp "$root"/tests/*packets*.py "$root"/tests/*flows*.py "$root"/tests/*attempts.py "$root"/tests/*dns_answers.py \
-  "$root"/tests/conversation.py "$root"/tests/test_evasion.py "$root"/tests/test_reordered.py "$work/tests/"
+  "$root"/tests/conversation.py "$root"/tests/test_evasion.py "$root"/tests/test_reordered.py \
+  "$root"/tests/test_reverse_console.py "$root"/tests/test_reverse_pool.py "$work/tests/"
 ln -s "$root/tests/fixtures" "$work/tests/"
 
 cd "$root"
@@ -46,4 +47,4 @@ LD_PRELOAD="$asan $ubsan" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPT
   "$python" -m pytest -q -s -c "$root/pyproject.toml" --rootdir "$work" "$@" \
   "$work"/tests/test_packets*.py "$work"/tests/test_flows*.py \
   "$work"/tests/test_attempts.py "$work"/tests/test_dns_answers.py "$work"/tests/test_evasion.py \
-  "$work"/tests/test_reordered.py
+  "$work"/tests/test_reordered.py "$work"/tests/test_reverse_*.py

@@ -15,7 +15,8 @@ Benign look-alikes, and what keeps them out:
 - text in pieces (words of a model): the piece that stands last before the far side's next word is seldom a prompt's;
 - a game, a debugger, a database's monitor: they prompt in "> " or "(Pdb) ". psql's "=# " is taken for a shell's.
 
-A console of a device that is served outward on purpose looks the same: hence neither confirms alone.
+A console that is served outward on purpose, of a device or of a virtual machine (QEMU's serial line, where it dials a
+test's harness), looks the same, for it is the same: hence neither confirms alone.
 """
 
 from __future__ import annotations
