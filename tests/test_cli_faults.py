@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import gpuguard
-from gpuguard import audit, paths
+from gpuguard import audit, broker, paths
 from gpuguard.cli import main
 from gpuguard.cli.tables import escape, print_findings
 from gpuguard.code import allow
+from gpuguard.journal import JournalLocked
 
 ROOT = Path(__file__).parent.parent
 INCIDENT = str(ROOT / "gpuguard/lab/recordings/incident")
@@ -99,6 +100,21 @@ def test_what_is_no_number_or_name_is_wrong_usage(words: tuple[str, ...]) -> Non
     assert run(*words).exit_code == 2
 
 
+def test_a_command_that_was_meant_is_named() -> None:
+    result = run("incident")
+    assert result.exit_code == 2
+    assert "No such command 'incident'. Did you mean 'incidents'?" in result.output
+    assert "Did you mean" not in run("xyzzy").output
+
+
+def test_a_demo_whose_page_could_not_be_written_is_not_played(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = [sys.executable, "-m", "gpuguard", "demo", "--output", str(tmp_path / "file" / "page")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("gpuguard: [Errno 20] Not a directory")
+
+
 def test_launches_of_nobody_are_not_waited_for() -> None:
     result = run("launches", "--pid", str(1 << 30))
     assert (result.exit_code, result.output) == (3, f"gpuguard: there is no process {1 << 30}\n")
@@ -140,6 +156,19 @@ def test_a_capture_without_a_flow_says_so(tmp_path: Path) -> None:
     empty.write_bytes(bytes.fromhex("d4c3b2a1020004000000000000000000ffff000001000000"))
     result = run("pcap", str(empty))
     assert (result.exit_code, result.output) == (0, "no flow was read\n")
+
+
+def test_a_second_guard_says_that_there_is_a_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (paths.STATE_VARIABLE, paths.RUNTIME_VARIABLE, paths.LOG_VARIABLE):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr(broker, "start", locked)
+    result = run("run")
+    assert (result.exit_code, result.output) == (
+        3, "gpuguard cannot run here: a guard, or a command that acts, is at work already: the journal is held\n")
+
+
+def locked(*_: object, **__: object) -> int:
+    raise JournalLocked("the journal is held")
 
 
 # -- no terminal, no reader, no patience ------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ def command(standins: Path | None, record: Path | None, output: Path, *, enforce
     from gpuguard.ui.screen import console_for_people
 
     console = console_for_people()
+    output.mkdir(parents=True, exist_ok=True)  # now: a minute later, what was played would be lost
     try:
         status = _demo(console, standins, record, output, enforce=enforce)
     except LabClosed as closed:
@@ -270,7 +271,6 @@ def _report(tale: Tale, replayed: list[Event], judgement: Judgement, where: tupl
     from gpuguard.ui.report import render
 
     output, notes = where
-    output.mkdir(parents=True, exist_ok=True)
     path = output / "incident.html"
     marks = {event.id: "replayed from a recording" for event in replayed if isinstance(event, Incident)}
     page = render([*tale.events(), *replayed], marks=marks, host=platform.node(), measures=judgement.measures,

@@ -49,7 +49,10 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
                               limits=limits_of(loaded.config.actions))
     except (ConfigError, PolicyError) as error:
         raise click.UsageError(str(error)) from error
-    except (JournalFailed, JournalLocked, AuditFailed, OSError) as error:
+    except JournalLocked as error:
+        click.echo(f"gpuguard cannot run here: a guard, or a command that acts, is at work already: {error}", err=True)
+        raise SystemExit(EXIT_REFUSED) from error
+    except (JournalFailed, AuditFailed, OSError) as error:
         click.echo(f"gpuguard cannot run here: {error}", err=True)
         raise SystemExit(EXIT_REFUSED) from error
     raise SystemExit(status)
