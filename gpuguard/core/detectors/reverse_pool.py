@@ -89,6 +89,10 @@ class Detector:
     def __init__(self) -> None:
         self._places: BoundedTable[tuple[int, str, str, int], _Place] = BoundedTable(PLACES_MAX)
 
+    def evicted(self) -> dict[str, int]:
+        """Return how much was forgotten because a table was full, by what it was."""
+        return {"places that connections wait at": self._places.evicted}
+
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return the evidence, told of the connection at hand, and again when there are twice as many."""
         if not isinstance(item, Spoke) or item.what != "tls-answered-first" or item.speaker != "initiator":
@@ -97,6 +101,7 @@ class Detector:
         if not flow.initiator_known or host.is_inbound(flow) or host.is_local(flow.netns, flow.responder):
             return []
         key = (flow.netns, flow.initiator, flow.responder, flow.responder_port)
+        self._places.make_room(lambda one: item.time_ns - one.visits[-1].time_ns > WITHIN_NS)
         place = self._places[key] = self._places.get(key) or _Place()
         if not place.add(_Visit(item.time_ns, item.time_ns - flow.start_ns, item.size)):
             return []
