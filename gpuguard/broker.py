@@ -140,7 +140,10 @@ class Connection:
 
     def send(self, answer: Answer, descriptors: Sequence[int]) -> None:
         """Send one answer; raises `OSError` when the peer is gone."""
-        data = msgspec.msgpack.encode(answer)
+        try:
+            data = msgspec.msgpack.encode(answer)
+        except UnicodeEncodeError:  # a name that somebody gave, and that no sensor made printable
+            data, descriptors = msgspec.msgpack.encode(Refused("the answer holds what is no text")), ()
         if len(data) > MESSAGE_BYTES_MAX:
             data = msgspec.msgpack.encode(Refused(f"the answer has {len(data)} bytes, more than fit into a message"))
             descriptors = ()

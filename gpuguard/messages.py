@@ -80,12 +80,12 @@ class ReadSockets(Struct, frozen=True, tag="read_sockets"):
 class ReadImage(Struct, frozen=True, tag="read_image"):
     """Ask for GPU code that the launch eye saw a process load from its memory, or from the file that it named.
 
-    Answered by a sealed memfd.
+    Answered by a sealed memfd. ``path`` has the tenant's own bytes, which need be no text.
     """
 
     process: ProcessId
     address: int
-    path: str = ""
+    path: bytes = b""
 
 
 class Act(Struct, frozen=True, tag="act"):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import socket
 import subprocess
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuguard import boxes, capture, proctree
+from gpuguard.broker import Connection
+from gpuguard.messages import Opened, Refused
 from gpuguard.proctree import lines_of
 from gpuguard.sensors.launches import maps
 from gpuguard.sensors.processes.procfs import parse_cgroup
@@ -60,6 +64,22 @@ def test_a_file_cannot_say_that_another_is_mapped(tmp_path, end):
     assert any(tmp_path.name in shown for _, (_, _, shown) in found)
     for path, _ in found:
         assert re.fullmatch(rf"/proc/{os.getpid()}/map_files/[0-9a-f]+-[0-9a-f]+", path), path
+
+
+def test_a_mapped_file_whose_name_is_no_text_is_shown_as_text(tmp_path):
+    with open(bytes(tmp_path) + b"/libcuda.so.1\xff\x1b[2J", "w+b") as file:
+        file.write(bytes(mmap.PAGESIZE))
+        file.flush()
+        with mmap.mmap(file.fileno(), mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_EXEC):
+            shown = [one for _, (_, _, one) in maps.executable_maps(os.getpid()) if "libcuda" in one]
+    assert shown == [f"{tmp_path}/libcuda.so.1\ufffd\ufffd[2J"]
+
+
+def test_an_answer_that_holds_no_text_does_not_end_the_broker():
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        Connection(near, operator=False).send(Opened(("file \udcff",), "", {}), ())
+        assert isinstance(msgspec.msgpack.decode(far.recv(4096), type=Refused), Refused)
 
 
 MOUNT = "36 35 0:50 / /home/user/a{end}99 rw,nosuid shared:1 - fuse.x x rw\n"

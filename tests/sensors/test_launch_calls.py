@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 
+import msgspec
 import pytest
 
 from gpuguard.core.records import LAUNCH_APIS, Gap, KernelName, ModuleImage
@@ -226,17 +227,31 @@ def test_a_file_that_is_no_gpu_code_is_not_handed_out(tmp_path, content, why):
     pytest.importorskip("gpuguard._launches")
     path = tmp_path / "file"
     path.write_bytes(content)
-    answer, descriptors = launches.grant(ReadImage(own(), 0, str(path)))
+    answer, descriptors = launches.grant(ReadImage(own(), 0, bytes(path)))
     assert isinstance(answer, Refused)
     assert why in answer.reason
     assert descriptors == []
+
+
+def test_a_path_that_is_no_text_is_read_and_refused_like_any_other(tmp_path):
+    pytest.importorskip("gpuguard._launches")
+    path = bytes(tmp_path) + b"/\xff\x1b"
+    refused, _ = launches.grant(ReadImage(own(), 0, path))
+    assert isinstance(refused, Refused)
+    assert "\x1b" not in refused.reason
+    msgspec.msgpack.encode(refused)
+    with open(path, "wb") as file:
+        file.write(b"//\n.version 8.0\n.target sm_90\n.entry work() { ret; }\n")
+    answer, (fd,) = launches.grant(ReadImage(own(), 0, path))
+    os.close(fd)
+    assert isinstance(answer, Opened)
 
 
 def test_a_path_that_nobody_can_follow_is_refused(tmp_path):
     pytest.importorskip("gpuguard._launches")
     os.mkfifo(tmp_path / "pipe")
     for path in ("/proc/self/mem", "/nowhere/at/all", str(tmp_path), str(tmp_path / "pipe"), "a" * 5000):
-        answer, descriptors = launches.grant(ReadImage(own(), 0, path))
+        answer, descriptors = launches.grant(ReadImage(own(), 0, path.encode()))
         assert isinstance(answer, Refused), path
         assert descriptors == []
 
@@ -245,7 +260,7 @@ def test_ptx_ends_where_the_file_does(tmp_path):
     pytest.importorskip("gpuguard._launches")
     path = tmp_path / "work.ptx"
     path.write_bytes(b"//\n.version 8.0\n.target sm_90\n.entry work() { ret; }\n")
-    answer, (fd,) = launches.grant(ReadImage(own(), 0, str(path)))
+    answer, (fd,) = launches.grant(ReadImage(own(), 0, bytes(path)))
     try:
         assert isinstance(answer, Opened)
         assert (answer.mode, os.pread(fd, 4096, 0)) == ("ptx", path.read_bytes())

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gpuguard.messages import Answer, Opened, ReadImage, Refused
+from gpuguard.redaction import printable
 from gpuguard.sealing import sealed
 from gpuguard.sensors.launches.maps import file_system, start_ticks_of
 
@@ -79,7 +79,7 @@ def read_image(request: ReadImage) -> tuple[Answer, list[int]]:
     return Opened(("image",), kind, {"size_bytes": len(code), "claimed_bytes": size}), [sealed("gpu-code", code)]
 
 
-def _read_image_file(process: ProcessId, path: str) -> tuple[Answer, list[int]]:
+def _read_image_file(process: ProcessId, named: bytes) -> tuple[Answer, list[int]]:
     """Read a file of GPU code as the process named it, by its own root and folder, into a sealed memfd.
 
     The path was written by the tenant: it may lead anywhere below the process's root and nowhere else, and to a file on
@@ -87,15 +87,16 @@ def _read_image_file(process: ProcessId, path: str) -> tuple[Answer, list[int]]:
     """
     from gpuguard import _launches
 
+    path = printable(os.fsdecode(named))
     try:
         root = os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            where = str(Path(f"/proc/{process.pid}/cwd").readlink() / path)
-            fd = _launches.open_in_root(root, os.fsencode(where))
+            where = os.path.join(os.readlink(f"/proc/{process.pid}/cwd".encode()), named)  # noqa: PTH115, PTH118 no text
+            fd = _launches.open_in_root(root, where)
         finally:
             os.close(root)
     except (OSError, ValueError) as error:
-        return Refused(f"{process}: {path}: {error}"), []
+        return Refused(printable(f"{process}: {path}: {error}")), []
     try:
         served = file_system(process.pid, fd)
         if served.startswith("fuse"):
@@ -104,7 +105,7 @@ def _read_image_file(process: ProcessId, path: str) -> tuple[Answer, list[int]]:
             return Refused(f"{process} is another process by now"), []
         content = _content(fd)
     except OSError as error:
-        return Refused(f"{process}: {path}: {error}"), []
+        return Refused(printable(f"{process}: {path}: {error}")), []
     finally:
         os.close(fd)
     kind, size = image_extent(content[:HEADER_BYTES])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuguard.proctree import lines_of
+from gpuguard.redaction import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,13 +70,13 @@ def executable_maps(pid: int) -> Iterator[tuple[str, Mapped]]:
     A mapped file may be deleted, a memfd, or in another mount namespace: /proc/PID/map_files leads to it all the same.
     """
     try:
-        lines = lines_of(Path(f"/proc/{pid}/maps"), "surrogateescape")
+        lines = lines_of(Path(f"/proc/{pid}/maps"))
     except OSError:
         return
     for line in lines:
         fields = line.split(None, 5)
         if len(fields) == 6 and "x" in fields[1] and fields[4] != "0":
-            yield f"/proc/{pid}/map_files/{fields[0]}", (fields[3], fields[4], fields[5])
+            yield f"/proc/{pid}/map_files/{fields[0]}", (fields[3], fields[4], printable(fields[5]))
 
 
 def mapped_files() -> set[FileKey]:

@@ -48,7 +48,7 @@ class Image(Struct):
     module: int
     address: int
     header: bytes
-    path: str = ""
+    path: bytes = b""
 
 
 class Modules:

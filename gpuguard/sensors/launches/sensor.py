@@ -155,7 +155,7 @@ class LaunchSensor:
                 self._names.loaded(process, handle)
                 self._modules.add(Image(time_ns, process, handle, int(event["address"]), header))
             case libcuda.CALL_FILE:
-                path = os.fsdecode(bytes(event["text"]).split(b"\0", 1)[0])
+                path = bytes(event["text"]).split(b"\0", 1)[0]
                 self._names.loaded(process, handle)
                 self._modules.add(Image(time_ns, process, handle, 0, b"", path))
             case libcuda.CALL_UNLOAD:
