@@ -9,10 +9,10 @@ Order is the order of arrival. A `Guard` reads blocks row by row, so that cuttin
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from gpuguard.core.subjects import ProcessId
 
@@ -42,6 +42,9 @@ PACKET = np.dtype([
     ("ip_version", "u1"),
     ("packet_type", "u1"),
 ])
+
+#: An address as it lies in a row.
+Address = Annotated[bytes, Meta(min_length=16, max_length=16)]
 
 
 class SshBanner(Struct, frozen=True, tag="ssh_banner"):
@@ -97,7 +100,7 @@ class DnsMessage(Struct, frozen=True, tag="dns"):
     name: str
     query_type: int
     answer_bytes: int
-    addresses: tuple[bytes, ...] = ()
+    addresses: tuple[Address, ...] = ()
     aliases: tuple[str, ...] = ()
     ttl_s: int = 0
 
@@ -159,6 +162,11 @@ class TlsRecords(Struct, frozen=True, tag="tls_records"):
     row: int
     times_ns: tuple[int, ...]
     sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what a parser never makes, but a recording may hold."""
+        if not 0 < len(self.times_ns) == len(self.sizes):
+            raise ValueError("records without their times, or none at all")
 
 
 Fact = SshBanner | SshKexInit | SshNewKeys | TlsClientHello | DnsMessage | Stratum | Spoken | TlsRecords

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from gpuguard.core.flows import CARRIERS
 from gpuguard.core.records import CONNECT, LAUNCH, PACKET, SCHEMA_VERSION, Block, Connects, Launches, Packets
 from gpuguard.recording.columns import PacketColumns, from_columns, to_columns
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FRAME_BYTES_MAX = 16 * 1024 * 1024
+LAUNCHES_MAX = 1 << 40
 EXPANDED_BYTES_MAX = 64 * 1024 * 1024
 HEADER_BYTES_MAX = 4_096
 PREFIX = struct.Struct("<II")
@@ -107,6 +109,8 @@ def _with_rows(frame: _Frame) -> list[Block]:
     for block in frame.blocks:
         if isinstance(block, Launches | Connects):
             block.rows = block.rows.view(LAUNCH if isinstance(block, Launches) else CONNECT).copy()
+        if isinstance(block, Launches) and (block.rows["launches"] >= LAUNCHES_MAX).any():
+            raise ValueError("more launches than a process can make between two blocks")
     takers = [block for block in frame.blocks if isinstance(block, Packets)]
     rows = from_columns(frame.packets) if frame.packets else np.zeros(0, PACKET)
     if len(takers) != len(frame.counts) or sum(frame.counts) != len(rows) or min(frame.counts, default=0) < 0:
@@ -114,5 +118,7 @@ def _with_rows(frame: _Frame) -> list[Block]:
     for block, part in zip(takers, np.split(rows, np.cumsum(frame.counts)[:-1]) if takers else (), strict=True):
         if any(not 0 <= fact.row < len(part) for fact in block.facts):
             raise ValueError("a fact names a packet that is not there")
+        if not 0 <= block.netns < 1 << 32 or (part["ip_version"] >> 4 >= len(CARRIERS)).any():
+            raise ValueError("packets of no namespace, or of no protocol")
         block.rows = part
     return frame.blocks

@@ -2,17 +2,31 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard.core.records import LAUNCH, PACKET, Block, Gap, HostInfo, Launches, Packets, SshBanner, Tick
+from gpuguard.core.records import (
+    LAUNCH,
+    PACKET,
+    Block,
+    DnsMessage,
+    Gap,
+    HostInfo,
+    Launches,
+    Packets,
+    SshBanner,
+    Tick,
+    TlsRecords,
+)
 from gpuguard.recording import writer
-from gpuguard.recording.codec import PREFIX, RecordingError, encode_frame, encode_header
+from gpuguard.recording.codec import PREFIX, RecordingError, decode_frame, encode_frame, encode_header
 from gpuguard.recording.columns import from_columns, to_columns
 from gpuguard.recording.reader import read_recording
 from gpuguard.recording.writer import Recorder, recording_files
@@ -246,3 +260,36 @@ def test_a_recorded_packet_costs_less_than_40_bytes(tmp_path: Path) -> None:
     record(tmp_path, [Packets(time_ns=T0, netns=1, rows=part) for part in np.array_split(rows, 400)])
     size = sum(path.stat().st_size for path in recording_files(tmp_path))
     assert size / count < 40
+
+
+def no_packet(mark: int = 0) -> np.ndarray:
+    row = np.zeros(1, PACKET)
+    row["ip_version"] = mark << 4 | 4
+    return row
+
+
+def launches(count: int) -> np.ndarray:
+    rows = np.zeros(2, LAUNCH)
+    rows["launches"] = count
+    return rows
+
+
+@pytest.mark.parametrize("block", [
+    Packets(T0, -1, no_packet()), Packets(T0, 1 << 32, no_packet()), Packets(T0, 0, no_packet(mark=5)),
+    Packets(T0, 0, no_packet(), (DnsMessage(0, True, "name." * 9, 1, 9, (b"",)),)), Launches(T0, launches(1 << 63)),
+], ids=["namespace", "large namespace", "protocol", "address", "launches"])
+def test_records_that_make_no_sense_are_refused(block: Block) -> None:
+    frame = encode_frame([block])
+    with pytest.raises(RecordingError):
+        decode_frame(frame[PREFIX.size:], PREFIX.unpack(frame[:PREFIX.size])[1])
+
+
+def test_records_of_tls_without_their_times_are_refused() -> None:
+    talk = TlsRecords(0, (T0, T0 + SECOND), (40, 50))
+    frame = encode_frame([Packets(T0, 0, no_packet(), (talk,))])
+    body = zlib.decompress(frame[PREFIX.size:])
+    sizes, none = msgspec.msgpack.encode((40, 50)), msgspec.msgpack.encode((40,))
+    assert body.count(sizes) == 1
+    damaged = zlib.compress(body.replace(sizes, none))
+    with pytest.raises(RecordingError, match="times"):
+        decode_frame(damaged, zlib.crc32(damaged))
