@@ -633,12 +633,14 @@ cdef bint application_record(Parse* s, Stream* t, uint32_t size) noexcept nogil:
 cdef bint answered_first(Parse* s, const Talk* talk, int64_t now_ns) noexcept nogil:
     """Whether the first word of the side that dialled, behind its Finished (RFC 8446, 4.4.4), answers a first word.
 
-    The other side broke the silence behind the handshake with it; nobody had been asked. In TLS 1.2 it is not known.
+    The other side broke the silence behind the handshake with it; nobody had been asked. In TLS 1.2 it is not known:
+    Finished is no such record there, nor does the other side send some ahead of it (RFC 8446, 2).
     """
     cdef const Stream* far = other_side(s, &s.rows[s.used])
     cdef const Talk* theirs = NULL if far == NULL else far.talk
     cdef uint32_t at
-    if theirs == NULL or theirs.used < 2 or talk.sizes[0] != 53 and talk.sizes[0] != 69:
+    if (theirs == NULL or theirs.used < 2 or theirs.first_ns > talk.first_ns
+            or talk.sizes[0] != 53 and talk.sizes[0] != 69):
         return 0
     at = theirs.used - 1
     if now_ns - theirs.first_ns - <int64_t>theirs.after_ms[at] * 1000000 > <int64_t>AT_ONCE_MS * 1000000:

@@ -849,7 +849,7 @@ def records(data: bytes, edges: Edges, at: int, row: int) -> list[Fact]:
 def answered_first(mine: Records, theirs: Records, now_ns: int) -> bool:
     """Whether what this side says now, first behind its Finished, answers what broke a silence of a second."""
     times, word = theirs.times_ms, len(theirs.times_ms) - 1
-    if not theirs.more or word < 1 or mine.sizes[0] not in {53, 69}:
+    if not theirs.more or word < 1 or mine.sizes[0] not in {53, 69} or theirs.first_ns > mine.first_ns:
         return False
     late = now_ns - theirs.first_ns - times[-1] * 10**6 > 40 * 10**6
     while word and (times[-1] - times[word - 1]) % 2**32 <= 40:

@@ -89,6 +89,9 @@ LOOK_ALIKES: dict[str, list[Said]] = {
     "late tickets": [*handshake(tickets=0), (800, THERE, records(250)), (1, HERE, records(200))],
     "a client that shows its certificate": [*handshake()[:4], (1, HERE, records(900, 300, FINISHED)), ASKS, ANSWERS],
     "TLS 1.2": [*handshake()[:3], (6, THERE, SERVER_HELLO), (9, THERE, records(60)), ASKS, (3, HERE, records(40))],
+    "TLS 1.2, where a first question is as long as a Finished": [
+        *handshake()[:3], (6, THERE, SERVER_HELLO), (1, HERE, records(FINISHED)), (20, THERE, records(90)), ASKS,
+        ANSWERS],
     "nobody comes": handshake(),
 }
 
