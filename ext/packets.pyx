@@ -1245,14 +1245,21 @@ cdef uint32_t prompt(const uint8_t* p, uint32_t n) noexcept nogil:
     """The sign of the prompt that a segment ends with, and how it begins; 0: it ends with none.
 
     A shell's ends in "$ ", "# " (POSIX, sh, PS1), "% " (zsh, csh), or is "PS ...> ", and stands on a line of its own.
-    What stands between, the directory, changes.
+    What stands between, the directory, changes. Behind a number the sign is a unit: of progress, of a price.
     """
-    cdef uint32_t at = n
+    cdef uint32_t at = n, word = n - 2, end
     if n < 2 or p[n - 1] != 32 or memchr(b"$#%>", p[n - 2], 4) == NULL:
         return 0
     while at and n - at <= PROMPT_MAX and p[at - 1] != 10 and p[at - 1] != 13:
         at -= 1
     if n - at > PROMPT_MAX or n - at < 2 or p[n - 2] == 62 and not begins(p + at, n - at, b"PS ", 3):
+        return 0
+    while word > at and p[word - 1] == 32:
+        word -= 1
+    end = word
+    while word > at and (p[word - 1] == 46 or digit(p, n, word - 1)):
+        word -= 1
+    if word < end and (word == at or p[word - 1] == 32):
         return 0
     return (<uint32_t>p[n - 2] << 24 | <uint32_t>p[at] << 16 | <uint32_t>p[at + 1] << 8
             | (p[at + 2] if n - at > 2 else 0))

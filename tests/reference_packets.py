@@ -613,7 +613,8 @@ def prompt(said: bytes) -> bytes:
     """How the prompt begins, and its sign, with which a segment ends; nothing if there is none."""
     last = re.split(rb"[\r\n]", said)[-1]
     mine = re.fullmatch(rb"(.{0,62}[$#%]|PS .{0,59}>) ", last, re.DOTALL)
-    return last[:3] + last[-2:-1] if mine else b""
+    amount = re.search(rb"(^| )[0-9.]+ *[$#%>] \Z", last)
+    return last[:3] + last[-2:-1] if mine and not amount else b""
 
 
 def printed(said: bytes) -> set[str]:

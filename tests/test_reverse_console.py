@@ -106,6 +106,9 @@ LOOK_ALIKES: dict[str, Said] = {
     "a model's words, a title in each answer": [
         one for _ in range(6) for one in ((THERE, b"go on\n"), (HERE, b"# "), (HERE, b"Title\n"), (HERE, b"text."))],
     "a gauge": [one for n in range(10) for one in ((THERE, b"load\n"), (HERE, b"%d %% \n" % (n * 7)))],
+    "progress": asked(*[b"\r%3d %% " % (n * 11) for n in range(8)]),
+    "progress without a space": asked(*[b"\rloading %3d%% " % (n * 11) for n in range(8)]),
+    "a price": asked(*[b"12.%02d $ " % n for n in range(8)]),
     "one listing, again and again": asked(*[LS] * 8),
     "a file that begins as one listing, of many": asked(PASSWD, b"127.0.0.1 localhost\n", b"nameserver 10.0.0.1\n"),
     "chats that speak of shells": asked(b"mia: id?\n", b"tom: uid=0(root) gid=0(root)\n", b"mia: total 8\n", b"# \n"),
@@ -124,8 +127,9 @@ def test_look_alikes_say_nothing(name: str) -> None:
 # -- shells -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt", [b"$ ", b"# ", b"sh-5.2$ ", b"root@node7:~# ", b"node7% ", b"PS /root> ",
-                                    b"\x1b[1m\x1b[7m%\x1b[27m \r \rnode7# ", b"\x1b[01;32mme@node7\x1b[00m:~$ "])
+@pytest.mark.parametrize("prompt", [b"$ ", b"# ", b"sh-5.2$ ", b"root@node7:~# ", b"node7% ", b"node7 2 ~ % ",
+                                    b"PS /root> ", b"\x1b[1m\x1b[7m%\x1b[27m \r \rnode7# ",
+                                    b"\x1b[01;32mme@node7\x1b[00m:~$ "])
 def test_a_prompt_before_three_lines(prompt: bytes) -> None:
     assert told(prompting(prompt, b"a\n", b"b\n", b"")) == ["shell-prompts"]
     assert told(prompting(prompt, b"a\n", b"b\n")) == []
@@ -198,6 +202,7 @@ WORDS = st.sampled_from([
     b" ", ID, LS, PS, UNAME, MOUNTS, DF, LINKS, PASSWD, MISSING, b"total 1\n", b"total \n", b"total 1", b"-rw-r--r--.",
     b"drwx", b"uid=1 gid=", b"uid=x gid=\n", b"  PID TTY\n", b"Linux #\n", b"sh: x\n", b"/bin/bash: x\n", b"zsh: \n",
     b"\x1b[0m$ ", b"x on /y type z\n", b"GET / HTTP/1.1\r\n", b"\n", b"\r\n", b"{", b"}\n", b"S", b"SSH-2.0-x\r\n",
+    b"7 % ", b"a 7.5% ", b"a7% ", b". $ ", b"  # ",
     b"\0", b"POST ", b"w" * 300, b"GET a b c d e f g\n", b"Upgrade: websocket\r\n",
     b"CONNECT a:1 HTTP/1.1\r\n\r\n", b"\5\1\0", b"\5\1\0\1\1\1\1\1\1\1", b"y\n", b"q" * 9000, bytes(64),
 ])
