@@ -50,9 +50,13 @@ class OpenLaunches(Struct, frozen=True, tag="open_launches"):
 
 
 class ScanLaunches(Struct, frozen=True, tag="scan_launches"):
-    """Ask to look for a libcuda not yet probed in the maps of these processes (all, if empty)."""
+    """Ask to look for a libcuda not yet probed in the maps of these processes (all, if empty).
+
+    What was launched after ``rows_read_ns``, of CLOCK_BOOTTIME, the guard has not read yet: no such row is swept.
+    """
 
     pids: tuple[int, ...] = ()
+    rows_read_ns: int = 0
 
 
 class OpenReader(Struct, frozen=True, tag="open_reader"):

@@ -14,18 +14,23 @@ import pytest
 
 from gpuguard.core.records import LAUNCH_APIS, Gap, KernelName, ModuleImage
 from gpuguard.core.subjects import ProcessId
-from gpuguard.messages import Opened, ReadImage, Refused
+from gpuguard.messages import Opened, ReadImage, Refused, ScanLaunches
 from gpuguard.sensors import launches
 from gpuguard.sensors.launches.maps import start_ticks_of
 from tests.sensors.test_launches import (  # noqa: F401  fixtures are used by name
     Direct,
     cubin_header,
     eye,
+    find,
+    let_run,
     read_all,
+    read_steps,
     records_of,
     rows_of,
+    run,
     settings,
     standins,
+    wait,
 )
 
 #: A program of the driver API in Python: the arguments are the library and the body to run with it.
@@ -47,9 +52,12 @@ def launch(function, name="cuLaunchKernel"):
     call(name, function, *map(u32, (3, 2, 1, 32, 1, 1, 64)), None, None, None)
 image = bytes.fromhex(sys.argv[3])
 held = ctypes.create_string_buffer(image, len(image))
+def wait():
+    print("waits", flush=True)
+    sys.stdin.readline()
 call("cuInit", 0)
 exec(sys.argv[2])
-time.sleep(0.6)
+wait()
 print(json.dumps({"launches": made}))
 """
 IMAGE = cubin_header(sections_at=64, section_count=2) + bytes(range(128))
@@ -58,7 +66,14 @@ DIGEST = hashlib.sha256(IMAGE).hexdigest()
 
 def program(standins, body, *, cwd=None, before=()):  # noqa: F811  the fixture's value
     command = [*before, sys.executable, "-c", PROGRAM, str(standins["libcuda"]), body, IMAGE.hex()]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=cwd)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd)
+
+
+def read_whole(sensor, process, steps=1):
+    """Read what a program of so many steps does; return the blocks and what it said."""
+    blocks = read_steps(sensor, process, steps)
+    more, said = read_all(sensor, [process])
+    return blocks + more, said
 
 
 def names_of(blocks, process):
@@ -87,7 +102,7 @@ for built, times in ((captured, 4), (clone, 2)):
         call("cuGraphLaunch", ready, stream)
 launch(one)
 """)
-    blocks, said = read_all(eye, [process])
+    blocks, said = read_whole(eye, process)
     rows, names = rows_of(blocks, process), names_of(blocks, process)
     assert rows["launches"].sum() == len(said[process.pid]["launches"])
     graph = rows[rows["api"] == LAUNCH_APIS.index("cuGraphLaunch")]
@@ -120,7 +135,7 @@ call("cuStreamEndCapture", stream, ctypes.byref(ended))
 assert ended.value == graph.value
 call("cuGraphLaunch", out("cuGraphInstantiateWithFlags", graph, u64(0)), stream)
 """)
-    blocks, _ = read_all(eye, [process])
+    blocks, _ = read_whole(eye, process)
     said = Counter(one.name for one in records_of(KernelName, blocks, process) if one.name.startswith("graph"))
     # The capture that was begun anew was not ended: what it held is nobody's.
     assert said == {"graph of 1 kernels": 4, "graph of 3 kernels": 1}
@@ -131,18 +146,18 @@ def test_a_kernel_of_an_unloaded_module_keeps_no_name(eye, standins):  # noqa: F
 module = out("cuModuleLoadData", held)
 one, other = kernel(module, b"gemm"), kernel(out("cuModuleLoadData", held), b"other")
 launch(one)
-time.sleep(0.4)
+wait()
 call("cuModuleUnload", module)
 for _ in range(3):
     launch(one)
     launch(other)
 name = ctypes.c_char_p()
 call("cuFuncGetName", ctypes.byref(name), other)
-time.sleep(0.4)
+wait()
 call("cuKernelGetName", ctypes.byref(name), one)
 launch(one)
 """)
-    blocks, _ = read_all(eye, [process])
+    blocks, _ = read_whole(eye, process, 3)
     named = [(one.kernel, one.name) for one in records_of(KernelName, blocks, process)]
     handle = next(kernel for kernel, name in named if name == "gemm")
     assert [name for kernel, name in named if kernel == handle][-2:] == ["", "gemm"]
@@ -156,8 +171,7 @@ module = out("cuModuleLoadData", held)
 ctypes.memmove(held, bytes.fromhex({other[:len(IMAGE)].hex()!r}), {len(IMAGE)})
 launch(kernel(module))
 """)
-    time.sleep(0.5)
-    blocks, _ = read_all(eye, [process])
+    blocks, _ = read_whole(eye, process)
     assert records_of(ModuleImage, blocks, process) == []
     assert "GPU code not read: other code lies in its place by now" in [
         one.reason for one in records_of(Gap, blocks, process)]
@@ -176,7 +190,7 @@ call("cuLaunchCooperativeKernelMultiDevice", ctypes.create_string_buffer(paramet
 launch(one, "cuLaunchCooperativeKernel")
 launch(one, "cuLaunchKernel_ptsz")
 """)
-    blocks, _ = read_all(eye, [process])
+    blocks, _ = read_whole(eye, process)
     found = {LAUNCH_APIS[one["api"]]: (int(one["launches"]), one["grid"].tolist(), int(one["shared_bytes"]))
              for one in rows_of(blocks, process)}
     assert found == {
@@ -197,7 +211,7 @@ open({path!r}).close()
 module = out({name!r}, {path.encode()!r})
 launch(kernel(module))
 """, cwd=tmp_path)
-    blocks, _ = read_all(eye, [process])
+    blocks, _ = read_whole(eye, process)
     assert [(one.sha256, one.size_bytes, one.kind) for one in records_of(ModuleImage, blocks, process)] == [
         (DIGEST, len(IMAGE), "cubin")]
     assert [one.code_sha256 for one in records_of(KernelName, blocks, process)][-1] == DIGEST
@@ -210,7 +224,7 @@ linked, size = pointer(), u64()
 call("cuLinkComplete", state, ctypes.byref(linked), ctypes.byref(size))
 launch(kernel(out("cuModuleLoadData", linked)))
 """)
-    blocks, _ = read_all(eye, [process])
+    blocks, _ = read_whole(eye, process)
     assert {one.sha256 for one in records_of(ModuleImage, blocks, process)} == {DIGEST}
     assert [one.code_sha256 for one in records_of(KernelName, blocks, process)][-1] == DIGEST
 
@@ -281,13 +295,17 @@ fd = os.memfd_create("x")
 os.write(fd, open(sys.argv[1], "rb").read())
 sys.argv[1] = f"/proc/self/fd/{fd}"
 source = sys.argv.pop(1 + 3)
-exec(source.replace('call("cuInit", 0)', 'time.sleep(1.5); call("cuInit", 0)'))
+exec(source.replace('call("cuInit", 0)', 'wait(); call("cuInit", 0)'))
 """
 
 
 def found_by_looking(process):
+    """Return what is seen of a program that waits until its driver was found."""
     sensor = launches.open_sensor(Direct(), settings())
     try:
+        wait(process)
+        find(sensor, process)
+        let_run(process)
         return read_all(sensor, [process])[0]
     finally:
         launches.release()
@@ -296,7 +314,8 @@ def found_by_looking(process):
 
 def test_a_driver_that_is_no_file_at_all_is_found(standins):  # noqa: F811
     process = subprocess.Popen(
-        [sys.executable, "-c", MEMFD, str(standins["libcuda"]), WORK, IMAGE.hex(), PROGRAM], stdout=subprocess.PIPE)
+        [sys.executable, "-c", MEMFD, str(standins["libcuda"]), WORK, IMAGE.hex(), PROGRAM], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE)
     blocks = found_by_looking(process)
     assert rows_of(blocks, process)["launches"].sum() == 30
     assert set(names_of(blocks, process).values()) == {"work"}
@@ -306,8 +325,8 @@ def test_a_driver_in_a_mount_namespace_of_its_own_is_found(standins, tmp_path): 
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     copied = f"mount -t tmpfs none {hidden} && cp {standins['libcuda'].parent}/* {hidden}"
-    script = f"{copied} && exec {hidden}/hasher --delay-ms 1500 --launches 20 --interval-us 1000"
-    process = subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE)
+    script = f"{copied} && exec {hidden}/hasher --launches 20 --interval-us 1000 --stepwise"
+    process = run("unshare", "-m", "sh", "-c", script)
     blocks = found_by_looking(process)
     assert list(hidden.iterdir()) == []
     assert rows_of(blocks, process)["launches"].sum() == 20
@@ -322,7 +341,7 @@ def test_a_look_round_comes_before_a_second_is_over(standins):  # noqa: F811
         for step in range(11):
             broker.asked.clear()
             sensor.read(now_ns + step * 100_000_000)
-            asked += [step] * len(broker.asked)
+            asked += [step for one in broker.asked if isinstance(one, ScanLaunches)]
     finally:
         launches.release()
         sensor.close()

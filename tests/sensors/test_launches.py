@@ -250,7 +250,16 @@ def eye(standins):
 
 
 def run(*command):
-    return subprocess.Popen([str(one) for one in command], stdout=subprocess.PIPE)
+    return subprocess.Popen([str(one) for one in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def read_now(sensor):
+    """Read until nothing more comes of what was done so far."""
+    sensor._rows_read_ns = 0
+    blocks = sensor.read(time.time_ns())
+    while sensor._modules:
+        blocks += sensor.read(time.time_ns())
+    return blocks
 
 
 def read_all(sensor, processes):
@@ -260,12 +269,48 @@ def read_all(sensor, processes):
         blocks += sensor.read(time.time_ns())
         time.sleep(0.02)
     for process in processes:
-        said[process.pid] = json.loads(process.communicate()[0])
-    sensor._rows_read_ns = 0
-    blocks += sensor.read(time.time_ns())
-    while sensor._modules:
-        blocks += sensor.read(time.time_ns())
-    return blocks, said
+        said[process.pid] = json.loads(process.communicate()[0].splitlines()[-1])
+    return blocks + read_now(sensor), said
+
+
+def wait(process):
+    """Wait until a program that goes by steps has come to the next."""
+    assert process.stdout.readline() == b"waits\n"
+
+
+def read_steps(sensor, process, steps):
+    """Let a program go so many steps, each after all was read that it did before: its memory is there until then."""
+    blocks = []
+    for _ in range(steps):
+        wait(process)
+        blocks += read_now(sensor)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    return blocks
+
+
+def let_run(process):
+    """Let a program go by no more steps."""
+    process.stdin.close()
+    process.stdin = None  # which communicate() would write to
+
+
+def until(condition, what):
+    """Wait for a condition; the limit is there for a broken build, not for a slow machine."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen"
+        time.sleep(0.02)
+
+
+def maps_the_driver(process):
+    return "libcuda" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def find(sensor, process):
+    """Read until a library is probed that this process brought."""
+    until(lambda: sensor.read(time.time_ns()) is not None and process.pid in [
+        one.pid for one in launches._Held.probe.libraries.watched], "finding its driver")
 
 
 def rows_of(blocks, *processes):
@@ -327,8 +372,9 @@ def test_code_is_read_and_named_after_its_digest(eye, standins, tmp_path):
     image = cubin_header(sections_at=64, section_count=2) + bytes(range(128))
     file = tmp_path / "search.cubin"
     file.write_bytes(image)
-    process = run(standins["hasher"], "--image", file, "--kernel", "renamed", "--seconds", "0.6")
-    blocks, _ = read_all(eye, [process])
+    process = run(standins["hasher"], "--image", file, "--kernel", "renamed", "--launches", 1, "--stepwise")
+    blocks = read_steps(eye, process, 3)
+    blocks += read_all(eye, [process])[0]
     images = records_of(ModuleImage, blocks, process)
     digest = hashlib.sha256(image).hexdigest()
     assert [(one.sha256, one.size_bytes, one.kind, one.process.pid) for one in images] == [
@@ -361,10 +407,8 @@ def test_libraries_that_nobody_maps_any_more_make_room_for_new_ones(standins, tm
         folder.mkdir()
         for name in ("libcuda", "hasher"):
             shutil.copy(standins[name], folder / standins[name].name)
-        process = run(folder / "hasher", "--seconds", "30")
-        until = time.monotonic() + 5
-        while "libcuda" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < until:
-            time.sleep(0.02)
+        process = run(folder / "hasher")
+        until(lambda: maps_the_driver(process), "mapping the driver")
         probe.scan([process.pid])
         return process
 
@@ -409,11 +453,9 @@ def test_one_process_takes_no_room_for_libraries_from_others(standins, tmp_path,
 
 def test_a_file_that_a_program_serves_is_not_opened_and_that_is_said(standins, monkeypatch):
     probe = launches.new_probe()
-    process = run(standins["hasher"], "--seconds", "30")
-    maps = Path(f"/proc/{process.pid}/maps")
+    process = run(standins["hasher"])
     try:
-        while "libcuda" not in maps.read_text():
-            time.sleep(0.02)
+        until(lambda: maps_the_driver(process), "mapping the driver")
         devices = {mapped[0] for _, mapped in executable_maps(process.pid)}
         monkeypatch.setattr(launches.probe, "fuse_mounts", lambda _: dict.fromkeys(devices, "fuse.sshfs"))
         monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
@@ -462,7 +504,7 @@ def test_a_clock_that_is_set_back_does_not_close_the_eye(eye, standins):
     asked.clear()
     blocks = eye.read(time.time_ns())
     assert rows_of(blocks, process)["launches"].sum() == said["launches"]
-    assert [one for one in asked if isinstance(one, ScanLaunches)] == [ScanLaunches(())]
+    assert [one.pids for one in asked if isinstance(one, ScanLaunches)] == [()]
     assert not eye._young
 
 
@@ -519,19 +561,13 @@ def test_rows_that_are_idle_are_swept_and_no_launch_with_them(eye, standins, mon
     from gpuguard import _launches
 
     monkeypatch.setattr(launches.rows, "SWEEP_PERIOD_S", 0.0)
-    monkeypatch.setattr(launches.rows, "IDLE_S", 0.4)
-    # Each launch comes after its row of before was swept.
-    process = run(standins["hasher"], "--launches", 4, "--interval-us", 700_000, "--jitter-us", 0)
-    blocks = []
-    while process.poll() is None:
-        eye._rows_read_ns = 0
-        blocks += eye.read(time.time_ns())
-        launches.grant(ScanLaunches((process.pid,)))
-        time.sleep(0.03)
-    more, _ = read_all(eye, [process])
-    assert rows_of([*blocks, *more], process)["launches"].tolist() == [1] * 4
-    time.sleep(0.45)
-    launches.grant(ScanLaunches((os.getpid(),)))
+    monkeypatch.setattr(launches.rows, "IDLE_S", 0.0)
+    # Each launch comes after its row of before was swept, which each read asks for.
+    process = run(standins["hasher"], "--launches", 4, "--interval-us", 0, "--stepwise")
+    blocks = read_steps(eye, process, 6)
+    blocks += read_all(eye, [process])[0]
+    assert rows_of(blocks, process)["launches"].tolist() == [1] * 4
+    launches.grant(ScanLaunches((os.getpid(),), time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
     count = _launches.read_rows(eye.rows_fd, bytes_of(eye._keys), bytes_of(eye._values))
     assert process.pid not in eye._keys["pid"][:count].tolist()
 
@@ -569,26 +605,32 @@ def test_a_library_nobody_named_is_found_by_its_mapping(standins, tmp_path):
     try:
         copied = tmp_path / "elsewhere"
         shutil.copytree(standins["libcuda"].parent, copied)
-        process = run(copied / "hasher", "--delay-ms", 1500, "--launches", 40, "--interval-us", 1000)
-        sensor.notice(ProcessStarted(time.time_ns(), ProcessId("b", process.pid, 1), None, "hasher", ()))
+        now_ns = time.time_ns()
+        sensor.read(now_ns)
+        process = run(copied / "hasher", "--launches", 40, "--interval-us", 1000, "--stepwise")
+        wait(process)
+        sensor.notice(ProcessStarted(now_ns, ProcessId("b", process.pid, 1), None, "hasher", ()))
+        sensor.read(now_ns + 50_000_000)  # long before all processes are looked at again
+        assert str(copied / "libcuda.so.1") in [one.path for one in launches._Held.probe.libraries.watched]
+        let_run(process)
         blocks, _ = read_all(sensor, [process])
         assert rows_of(blocks, process)["launches"].sum() == 40
-        assert str(copied / "libcuda.so.1") in [one.path for one in launches._Held.probe.libraries.watched]
     finally:
         launches.release()
         sensor.close()
-    assert ScanLaunches() in broker.asked
-    assert ScanLaunches((process.pid,)) in broker.asked
+    assert [one.pids for one in broker.asked if isinstance(one, ScanLaunches)][:2] == [(), (process.pid,)]
 
 
 def test_a_deleted_library_is_probed_through_its_mapping(tmp_path, standins):
     copied = tmp_path / "gone"
     shutil.copytree(standins["libcuda"].parent, copied)
-    process = run(copied / "hasher", "--delay-ms", 1500, "--launches", 25, "--interval-us", 1000)
-    time.sleep(0.2)
+    process = run(copied / "hasher", "--launches", 25, "--interval-us", 1000, "--stepwise")
+    wait(process)
     shutil.rmtree(copied)
     sensor = launches.open_sensor(Direct(), settings())
     try:
+        find(sensor, process)
+        let_run(process)
         blocks, _ = read_all(sensor, [process])
         assert rows_of(blocks, process)["launches"].sum() == 25
     finally:
@@ -597,15 +639,21 @@ def test_a_deleted_library_is_probed_through_its_mapping(tmp_path, standins):
 
 
 def test_kernels_looked_up_too_early_have_no_name_and_that_is_said(standins):
-    process = run(standins["hasher"], "--seconds", 1.5, "--interval-us", 5000)
-    time.sleep(0.3)
+    process = run(standins["hasher"], "--launches", 3, "--interval-us", 0, "--stepwise")
+    wait(process)
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    wait(process)  # before its first launch, after its look-ups
     sensor = launches.open_sensor(Direct(), settings(standins["libcuda"]))
     try:
-        blocks, _ = read_all(sensor, [process])
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        blocks = read_steps(sensor, process, 3)
+        blocks += read_all(sensor, [process])[0]
     finally:
         launches.release()
         sensor.close()
-    assert rows_of(blocks, process)["launches"].sum() > 0
+    assert rows_of(blocks, process)["launches"].sum() == 3
     assert records_of(KernelName, blocks, process) == []
     assert [one.reason for one in records_of(Gap, blocks, process)] == [
         "kernels without a name: their look-up was not seen"]

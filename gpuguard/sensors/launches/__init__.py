@@ -54,7 +54,7 @@ def grant(request: Request) -> tuple[Answer, list[int]]:
         case ScanLaunches():
             if _Held.probe is None:
                 return Refused("the launch eye is not open"), []
-            return _Held.probe.scan(request.pids), []
+            return _Held.probe.scan(request.pids, request.rows_read_ns), []
         case ReadImage():
             return read_image(request)
         case _:

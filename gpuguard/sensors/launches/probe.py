@@ -73,8 +73,11 @@ class LaunchProbe:
         refused = [f"{path}: {reason}" for path, reason in self.libraries.refused.items()]
         return "; ".join([text, *refused])
 
-    def scan(self, pids: Iterable[int]) -> Opened:
-        """Look for libraries in the maps of these processes; none named: of all whose address space changed."""
+    def scan(self, pids: Iterable[int], rows_read_ns: int = 0) -> Opened:
+        """Look for libraries in the maps of these processes; none named: of all whose address space changed.
+
+        Idle rows that were read, at ``rows_read_ns`` of CLOCK_BOOTTIME or before, are swept.
+        """
         chosen = list(itertools.islice(pids, PIDS_PER_REQUEST)) or self._changed.take()
         if time.monotonic() - self._seen_since_s > SEEN_S or len(self._seen) > SEEN_MAX:
             self._seen.clear()
@@ -83,7 +86,7 @@ class LaunchProbe:
         for pid in chosen:
             if not self._look(pid, min(end_s, time.monotonic() + SCAN_EACH_S)):
                 self._changed.again(pid)  # the rest at the next scan
-        self._sweeper.sweep()
+        self._sweeper.sweep(rows_read_ns)
         return Opened((), self.describe(), self._counts())
 
     def _look(self, pid: int, end_s: float) -> bool:

@@ -105,8 +105,11 @@ class Sweeper:
         self._swept_s = time.monotonic()
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
 
-    def sweep(self) -> None:
-        """Delete what is idle, if it is time, and set right how many rows each process holds."""
+    def sweep(self, read_ns: int) -> None:
+        """Delete what is idle and was so when it was read, if it is time; set right how many rows each process holds.
+
+        A guard that is kept waiting reads late: what was launched since ``read_ns`` stays until it comes.
+        """
         from gpuguard import _launches
 
         if time.monotonic() - self._swept_s < SWEEP_PERIOD_S:
@@ -117,7 +120,8 @@ class Sweeper:
         keys, values = self._rows
         count = _launches.read_rows(self._programs.rows_fd, bytes_of(keys), bytes_of(values))
         idle_s = IDLE_WHEN_FULL_S if count > FULL_RATIO * self._programs.rows_max else IDLE_S
-        idle = values["last_ns"][:count] < time.clock_gettime_ns(time.CLOCK_BOOTTIME) - idle_s * 1e9
+        idle_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(idle_s * SECOND_NS)
+        idle = values["last_ns"][:count] < min(idle_ns, read_ns)
         if idle.any():
             _launches.delete_rows(self._programs.rows_fd, keys[:count][idle].tobytes())
         kept = keys[:count][~idle]

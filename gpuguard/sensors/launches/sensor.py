@@ -85,7 +85,7 @@ class LaunchSensor:
         self._young: list[tuple[int, int]] = []
         self._uncounted: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
         self._nameless: BoundedTable[ProcessId, bool] = BoundedTable(HANDLES_MAX)
-        self._scanned_ns = self._rows_read_ns = self._told_alive_ns = 0
+        self._scanned_ns = self._rows_read_ns = self._rows_read_boot_ns = self._told_alive_ns = 0
         if self._refused:
             self._gaps.tell(time.time_ns(), opened.mode)
 
@@ -129,7 +129,7 @@ class LaunchSensor:
             return
         if everywhere:
             self._scanned_ns = now_ns
-        answer, _ = self._broker.ask(ScanLaunches(() if everywhere else due))
+        answer, _ = self._broker.ask(ScanLaunches(() if everywhere else due, self._rows_read_boot_ns))
         if not isinstance(answer, Opened):
             reason = answer.reason if isinstance(answer, Refused) else "new libraries could not be looked for"
             self._gaps.tell(now_ns, reason)
@@ -195,6 +195,7 @@ class LaunchSensor:
             self._gaps.tell(now_ns, str(error))
             return []
         self._empty_since = None if count else begun
+        self._rows_read_boot_ns = boot_ns
         rows = self._deltas.take(self._keys[:count], self._values[:count], boot_ns)
         if not len(rows) and not is_due(now_ns, self._told_alive_ns, ALIVE_PERIOD_NS):
             return []

@@ -3,10 +3,12 @@
  *
  *   hasher [--kernel NAME]... [--image FILE] [--api kernel|ptsz|ex|coop] [--library] [--grid N] [--block N]
  *          [--shared BYTES] [--interval-us N] [--jitter-us N] [--delay-ms N] [--launches N] [--seconds S] [--vary-grid]
+ *          [--stepwise]
  *
  * Launches go round the kernels in order, with --vary-grid each at a grid one larger than the last. Ends after
  * --launches or --seconds (0: never), and then prints one JSON line with the launches made, when the first was, and how
- * long all took.
+ * long all took. With --stepwise it prints "waits" and waits for a line of its input before it loads its code, before
+ * each launch and before it ends; once its input is closed it waits no more.
  */
 #include <getopt.h>
 #include <signal.h>
@@ -18,13 +20,23 @@ enum { KERNELS_MAX = 16 };
 static volatile sig_atomic_t stopped;
 static void stop(int signal) { (void)signal; stopped = 1; }
 
+static int stepwise;
+static void wait_for_a_line(void) {
+    if (!stepwise) return;
+    puts("waits");
+    fflush(stdout);
+    for (int one = 0; one != '\n';)
+        if ((one = getchar()) == EOF) { stepwise = 0; return; }
+}
+
 int main(int argc, char **argv) {
-    enum { KERNEL = 256, IMAGE, API, LIBRARY, GRID, BLOCK, SHARED, INTERVAL, JITTER, DELAY, LAUNCHES, SECONDS, VARY };
+    enum { KERNEL = 256, IMAGE, API, LIBRARY, GRID, BLOCK, SHARED, INTERVAL, JITTER, DELAY, LAUNCHES, SECONDS, VARY,
+           STEPWISE };
     static const struct option options[] = {
         {"kernel", 1, 0, KERNEL}, {"image", 1, 0, IMAGE}, {"api", 1, 0, API}, {"library", 0, 0, LIBRARY},
         {"grid", 1, 0, GRID}, {"block", 1, 0, BLOCK}, {"shared", 1, 0, SHARED}, {"interval-us", 1, 0, INTERVAL},
         {"jitter-us", 1, 0, JITTER}, {"delay-ms", 1, 0, DELAY}, {"launches", 1, 0, LAUNCHES},
-        {"seconds", 1, 0, SECONDS}, {"vary-grid", 0, 0, VARY}, {0}};
+        {"seconds", 1, 0, SECONDS}, {"vary-grid", 0, 0, VARY}, {"stepwise", 0, 0, STEPWISE}, {0}};
     char *names[KERNELS_MAX];
     void *kernels[KERNELS_MAX];
     const char *path = NULL, *api = "kernel";
@@ -45,6 +57,7 @@ int main(int argc, char **argv) {
         case LAUNCHES: launches_max = strtol(optarg, NULL, 0); break;
         case SECONDS: seconds = strtod(optarg, NULL); break;
         case VARY: vary = 1; break;
+        case STEPWISE: stepwise = 1; break;
         default: return 2;
     }
     if (!count) names[count++] = "ethash_search";
@@ -62,6 +75,7 @@ int main(int argc, char **argv) {
     check(cuMemAlloc_v2(&buffer, 4096), "cuMemAlloc");
     void *image = path ? read_whole(path, &size) : make_cubin(names, count, 4096, &size);
     sleep_until(now_ns() + delay_ms * 1000000LL);
+    wait_for_a_line();
     if (library)
         check(cuLibraryLoadData(&module, image, 0, 0, 0, 0, 0, 0), "cuLibraryLoadData");
     else
@@ -85,6 +99,7 @@ int main(int argc, char **argv) {
     int64_t end = seconds > 0 ? started + (int64_t)(seconds * 1e9) : INT64_MAX;
     while (!stopped && (!launches_max || made < launches_max) && now_ns() < end) {
         void *kernel = kernels[made % count];
+        wait_for_a_line();
         if (!strcmp(api, "ex")) check(cuLaunchKernelEx(&config, kernel, NULL, NULL), "cuLaunchKernelEx");
         else if (!strcmp(api, "coop"))
             check(cuLaunchCooperativeKernel(kernel, grid, 1, 1, block, 1, 1, shared, stream, NULL),
@@ -104,6 +119,7 @@ int main(int argc, char **argv) {
             sleep_until(next + (jitter_us ? (int64_t)(seed >> 8) % (jitter_us * 1000LL) : 0));
         }
     }
+    wait_for_a_line();
     printf("{\"program\":\"hasher\",\"launches\":%ld,\"kernels\":%u,\"first_launch_ns\":%lld,\"elapsed_ns\":%lld}\n",
            made, count, wall.tv_sec * 1000000000LL + wall.tv_nsec, (long long)(now_ns() - started));
     return 0;
