@@ -54,7 +54,7 @@ class Scene:
                                            stderr=stream, stdout=subprocess.DEVNULL)
 
     def wait_open(self) -> None:
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 100
         while not all(f'"{name}"' in self.opened() for name in ("packets", "processes", "sockets")):
             if time.monotonic() > limit or self.broker.poll() is not None:
                 sys.stderr.write(self.log.read_text())
@@ -67,7 +67,7 @@ class Scene:
 
     def stop(self) -> None:
         self.broker.send_signal(signal.SIGTERM)
-        self.broker.wait(15)
+        self.broker.wait(100)
 
     def findings(self) -> list[dict[str, Any]]:
         lines = (self.state / "guard" / "events.jsonl").read_text().splitlines()
@@ -87,7 +87,7 @@ def veth(container_pid: int) -> None:
 
 def wait(ready: Callable[[], bool]) -> None:
     """Wait, for as long as a busy machine may take: what is missing then is told by the test."""
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 100
     while not ready() and time.monotonic() < limit:
         time.sleep(0.2)
 
@@ -123,11 +123,13 @@ def play(folder: Path) -> dict[str, Any]:
     run("ip", "link", "set", "lo", "up")
     for last in (1, 2, 3):
         run("ip", "addr", "add", f"10.80.0.{last}/24", "dev", "lo")
-    container = subprocess.Popen(["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "80"])
+    container = subprocess.Popen(["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "999"])
     scene = Scene(folder)
     try:
-        time.sleep(0.2)
-        inside = int(Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text())
+        children = Path(f"/proc/{container.pid}/task/{container.pid}/children")
+        wait(lambda: bool(children.read_text()))
+        inside = int(children.read_text())
+        wait(lambda: "sleep" in Path(f"/proc/{inside}/comm").read_text())
         veth(inside)
         scene.wait_open()
         here = subprocess.Popen([sys.executable, "-c", SCAN, "10.80.0.", "gg-mark"])

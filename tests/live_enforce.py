@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WAIT_S = 25.0
+WAIT_S = 200.0
 
 
 def until(condition: Callable[[], object], what: str) -> object:
@@ -84,7 +84,7 @@ def main(hasher: str, library: str) -> None:
             miner.wait()
     finally:
         daemon.send_signal(signal.SIGTERM)
-        told["daemon_status"] = daemon.wait(10)
+        told["daemon_status"] = daemon.wait(100)
         told["log"] = (folder / "log").read_text()[-4000:]
         print(json.dumps(told))
         subprocess.run(["rm", "-rf", str(folder)], check=True)

@@ -86,7 +86,7 @@ def sensor_of(broker: Broker, **settings: object) -> PacketSensor:
     return open_sensor(broker, Config(packets=PacketSettings(**settings)))
 
 
-def read_until(sensor: PacketSensor, enough: object, seconds: float = 10) -> list[Block]:
+def read_until(sensor: PacketSensor, enough: object, seconds: float = 100) -> list[Block]:
     """Read on until ``enough(blocks)``, or until it takes too long: the assertion then fails, not this."""
     blocks: list[Block] = []
     end = time.monotonic() + seconds
@@ -214,7 +214,7 @@ def endings() -> dict:
     sensor = sensor_of(broker, interfaces=("lo",), rings=2)
     watching = broker.threads()
     sensor.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 100
     while broker.threads() > 1 and time.monotonic() < end:
         time.sleep(0.05)
     left = broker.threads()
@@ -274,7 +274,7 @@ def shared() -> dict:
     ports = [converse(1000) for _ in range(40)]
     blocks = []
     rings: dict[int, set[int]] = {port: set() for port in ports}
-    end = time.monotonic() + 10
+    end = time.monotonic() + 100
     while fins_in(blocks) < 2 * len(ports) and time.monotonic() < end:
         for number, source in enumerate(sensor._sources):
             new = source.read(time.time_ns(), 16)

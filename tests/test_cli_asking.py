@@ -81,12 +81,12 @@ def test_watch_prints_what_changes_until_the_guard_stops(guard, tmp_path):
     code = "from gpuguard.cli import main; main()"
     args = [sys.executable, "-c", code, "incidents", "--socket", str(tmp_path / "g.sock"), "-w", "-o", "json"]
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
-        assert listed.wait(20)
+        assert listed.wait(100)
         # From here on the change is seen whenever the watch begins, for the list came with the token to begin from.
         guard.subscribers[0](msgspec.structs.replace(INCIDENT, title="changed"))
         titles = [json.loads(watcher.stdout.readline())["title"] for _ in range(2)]
         server.stop(1)
-        _, said = watcher.communicate(timeout=20)
+        _, said = watcher.communicate(timeout=100)
     assert titles == [INCIDENT.title, "changed"]
     assert watcher.returncode == 3
     assert said.startswith("gpuguard: no guard")

@@ -47,10 +47,10 @@ class Running:
     def stop(self) -> int:
         if self.broker.poll() is None:
             self.broker.send_signal(signal.SIGTERM)
-        return self.broker.wait(10)
+        return self.broker.wait(100)
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 200.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
@@ -124,22 +124,22 @@ def test_sigterm_ends_both(running: Callable[..., Running]) -> None:
 def test_a_guard_that_is_killed_ends_the_broker_cleanly(running: Callable[..., Running]) -> None:
     one = running()
     os.kill(one.guard_pid(), signal.SIGKILL)
-    assert one.broker.wait(5) != 0
+    assert one.broker.wait(100) != 0
 
 
 def test_a_broker_that_is_killed_takes_the_guard_with_it(running: Callable[..., Running]) -> None:
     one = running()
     guard = one.guard_pid()
     one.broker.kill()
-    one.broker.wait(5)
-    until(lambda: not Path(f"/proc/{guard}").exists(), "the end of the guard", 5)
+    one.broker.wait(100)
+    until(lambda: not Path(f"/proc/{guard}").exists(), "the end of the guard")
     assert any((one.state / "guard").iterdir())
 
 
 def test_a_second_daemon_is_refused_in_words(running: Callable[..., Running]) -> None:
     one = running()
     second = subprocess.run([sys.executable, "-m", "gpuguard", "run"], env=one.environ, capture_output=True, text=True,
-                            check=False, timeout=20)
+                            check=False, timeout=200)
     assert second.returncode == 3
     assert "cannot run here" in second.stderr
 

@@ -19,7 +19,7 @@ def scans() -> dict[str, object]:
         pytest.skip("needs root for eBPF, AF_PACKET and network namespaces")
     done = subprocess.run(
         ["unshare", "--net", "--mount", "--", sys.executable, HERE / "live_dials.py"],
-        cwd=HERE.parent, capture_output=True, text=True, timeout=90, check=False,
+        cwd=HERE.parent, capture_output=True, text=True, timeout=600, check=False,
         env={**os.environ, "PYTHONPATH": str(HERE.parent)})
     if done.returncode == 77 or "unshare failed" in done.stderr:
         pytest.skip(f"this host allows no such scene: {done.stderr.strip()}")

@@ -16,7 +16,7 @@ import pytest
 from gpuguard.lab import leftovers, namespaces, secure_shell
 
 SETTINGS = {"guard": False, "probes": 3, "lines": 1, "tunnel_idle_s": 0.5}
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 def why_not() -> str:
@@ -77,7 +77,7 @@ def test_the_tunnel_is_made_and_used_and_nothing_stays(lab):
     # The delayed link tells when the tunnel was opened; a veth pair (no access to /dev/net/tun) tells nothing.
     syns = [line["syn_ns"] for line in lines if line["kind"] == "syn"]
     opened_ns = calls["tunnel"]["start_ns"]
-    assert any(opened_ns <= syn_ns < opened_ns + 5e9 for syn_ns in syns) or not link["delayed"]
+    assert any(opened_ns <= syn_ns < opened_ns + 60e9 for syn_ns in syns) or not link["delayed"]
     assert leftovers.remaining(footprint) == []
 
 

@@ -23,7 +23,7 @@ def scene(name: str) -> dict:
     if os.geteuid() != 0:
         pytest.skip("needs root for AF_PACKET and a network namespace")
     done = subprocess.run([sys.executable, HERE / "live_packets.py", name], cwd=HERE.parent, capture_output=True,
-                          text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+                          text=True, timeout=600, check=False, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
     if done.returncode == 77:
         pytest.skip(f"this host allows no network namespace: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr

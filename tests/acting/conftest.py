@@ -33,8 +33,9 @@ def folders(monkeypatch):
 
 
 @pytest.fixture
-def enforcement(folders):
+def enforcement(folders, monkeypatch):
     """Return a function that makes an `Enforcement`; all are closed at the end."""
+    monkeypatch.setattr(boxes, "FREEZE_WAIT_S", 100.0)  # a busy machine is slow to freeze, too
     made = []
 
     def make(*, enforcing=True, limits=None, ahead=None):
@@ -57,7 +58,8 @@ def spawn():
 
     def start(code, *args, command=None, **options):
         argv = command or [sys.executable, "-c", code]
-        child = subprocess.Popen([*argv, *map(str, args)], start_new_session=True, stdin=subprocess.DEVNULL, **options)
+        options.setdefault("stdin", subprocess.DEVNULL)
+        child = subprocess.Popen([*argv, *map(str, args)], start_new_session=True, **options)
         made.append(child)
         return child
 
@@ -69,8 +71,8 @@ def spawn():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         child.wait()
-        if child.stdout:
-            child.stdout.close()
+        for pipe in filter(None, (child.stdin, child.stdout)):
+            pipe.close()
 
 
 def _session(leader):

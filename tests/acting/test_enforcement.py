@@ -19,7 +19,7 @@ from gpuguard.enforcement import DISARMED_NAME
 from gpuguard.messages import Act
 from gpuguard.proctree import Member
 from gpuguard.protected import Limits
-from tests.acting.tools import ROOT, act, approved, process_of, state, until
+from tests.acting.tools import ROOT, act, approved, goes_on, process_of, state, until
 
 IDLE = "import time; time.sleep(600)"
 NS_PER_S = 1_000_000_000
@@ -73,7 +73,7 @@ def test_anybody_but_the_one_that_was_meant_is_refused(enforcement, spawn, park,
         approved(one, request)
     outcome = one.act(change(request), "guard")
     assert outcome.outcome == "refused", outcome.text
-    assert state(child.pid) in "RS"
+    assert goes_on(child.pid)
     assert proctree.cgroup_of(child.pid) == home
     assert one.in_force() == []
     assert [entry.kind for entry in audit.read(paths.log_dir())][-1] == "act.refused"
@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_refused(enforcement, spawn, changes, why):
     child = spawn(IDLE)
     outcome = enforcement().act(act(child.pid, **changes), "guard")
     assert (outcome.outcome, why in outcome.text) == ("refused", True), outcome.text
-    assert state(child.pid) in "RS"
+    assert goes_on(child.pid)
 
 
 def test_in_observe_mode_nothing_is_done_but_everything_is_checked(enforcement, spawn):
@@ -104,7 +104,7 @@ def test_in_observe_mode_nothing_is_done_but_everything_is_checked(enforcement, 
     one = enforcement(enforcing=False)
     assert one.act(act(child.pid), "guard").outcome == "would_have"
     assert one.act(other_start(act(child.pid)), "guard").outcome == "refused"
-    assert state(child.pid) in "RS"
+    assert goes_on(child.pid)
 
 
 def test_the_kill_switch_holds_until_it_is_lifted(enforcement, spawn, no_boxes):
@@ -114,7 +114,7 @@ def test_the_kill_switch_holds_until_it_is_lifted(enforcement, spawn, no_boxes):
     until(lambda: state(child.pid) == "T")
     outcomes = one.disarm("enough", "operator")
     assert [outcome.outcome for outcome in outcomes] == ["undone", "done"]
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     assert one.act(act(child.pid), "guard").outcome == "would_have"
     one.close("next start")
     again = enforcement()
@@ -151,7 +151,7 @@ def test_what_is_over_expires(enforcement, spawn, no_boxes):
     assert one.next_ns() == 0
     one.tick()
     assert [news.outcome for news in one.take_news()] == ["expired"]
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     assert one.in_force() == []
 
 
@@ -231,7 +231,7 @@ def test_a_protected_cgroup_protects_what_is_in_it(enforcement, spawn, park):
     home = park(child.pid)
     one = enforcement(limits=Limits(protected_cgroups=(home,)))
     assert "protected cgroup" in one.act(act(child.pid), "guard").text
-    assert state(child.pid) in "RS"
+    assert goes_on(child.pid)
 
 
 def test_a_tree_with_a_protected_child_is_refused_as_a_whole(enforcement, family, monkeypatch):
@@ -239,7 +239,7 @@ def test_a_tree_with_a_protected_child_is_refused_as_a_whole(enforcement, family
     monkeypatch.setattr(protected, "daemon_name", lambda pid, _: "kubelet" if pid == pids[2] else "")
     outcome = enforcement().act(act(child.pid), "guard")
     assert (outcome.outcome, outcome.text) == ("refused", f"process {pids[2]} is the host's kubelet")
-    assert all(state(pid) in "RS" for pid in pids)
+    assert all(goes_on(pid) for pid in pids)
 
 
 def test_everything_is_undone_at_the_end_but_what_a_person_paused(enforcement, spawn, no_boxes):
@@ -249,13 +249,13 @@ def test_everything_is_undone_at_the_end_but_what_a_person_paused(enforcement, s
     by_hand = one.act(act(theirs.pid), "operator")
     left = one.close("the end")
     assert [outcome.decision_id for outcome in left] == [by_hand.decision_id]
-    until(lambda: state(mine.pid) in "RS")
+    until(lambda: goes_on(mine.pid))
     assert state(theirs.pid) == "T"
     again = enforcement()
     assert again.recover() == []
     assert state(theirs.pid) == "T", "a new start does not free it either"
     again.undo("", "", "operator")
-    until(lambda: state(theirs.pid) in "RS")
+    until(lambda: goes_on(theirs.pid))
 
 
 def test_an_undo_that_fails_stays_in_force(enforcement, spawn, no_boxes, monkeypatch):
@@ -290,7 +290,7 @@ def test_no_act_without_a_journal(enforcement, spawn, no_boxes, monkeypatch, app
     outcome = one.act(act(child.pid), "guard")
     assert outcome.outcome == ("refused" if append == 1 else "failed"), outcome.text
     assert "no space" in outcome.text
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     assert one.in_force() == []
 
 
@@ -301,7 +301,7 @@ disk = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], check=True)
 from gpuguard import audit, boxes, journal
 from gpuguard.enforcement import Enforcement
-from tests.acting.tools import act, state, until
+from tests.acting.tools import act, goes_on, state, until
 boxes.mount = lambda: None
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 try:
@@ -324,7 +324,7 @@ try:
             outcomes.append(one.act(act(second.pid), "guard"))
             if outcomes[-1].outcome == "done":
                 one.undo(outcomes[-1].decision_id, "", "operator")
-        until(lambda: state(second.pid) in "RS")
+        until(lambda: goes_on(second.pid))
     finally:
         second.kill(); second.wait()
     assert outcomes[-1].outcome == "refused" and "record" in outcomes[-1].text, outcomes[-1]
@@ -334,7 +334,7 @@ try:
     assert damage == [] and first.decision_id in state_now.in_force
     [undone] = one.undo(first.decision_id, "", "operator")
     assert undone.outcome == "undone" and "not" in undone.text, undone
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     (disk / "filler").unlink()
     third = one.act(act(child.pid), "guard")
     assert third.outcome == "done", third.text
@@ -378,7 +378,7 @@ def test_no_request_at_all_raises_or_acts_in_observe_mode(shared, data):
         target=st.sampled_from([process_of(child.pid), target]), cgroup=TEXT, cgroup_id=st.integers(),
         ttl_s=st.floats(), approved_by=TEXT, reason=TEXT))
     assert one.act(request, "guard").outcome in {"refused", "would_have"}
-    assert state(child.pid) in "RS"
+    assert goes_on(child.pid)
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def tcp(name, address):
         try:
             if peer is None:
                 peer = socket.create_connection((address, 7000), timeout=0.3)
+                peer.settimeout(100)
                 counts["opened"] += name == "tcp"
             peer.send(b"x")
             if peer.recv(9): counts[name] += 1
@@ -129,7 +130,7 @@ def grows(path, keys, by=10):
 
 def stands_still(path, keys, clock):
     """Return whether counters stand while another one goes on; what was in flight arrives first."""
-    grows(clock, ["lo"], 5)
+    grows(clock, ["lo"], 40)
     before = Network.counts(path)
     grows(clock, ["lo"], 40)
     after = Network.counts(path)

@@ -12,7 +12,7 @@ import pytest
 from gpuguard import audit, boxes, paths, proctree
 from gpuguard.actions import kill
 from gpuguard.enforcement import APPROVAL_NS
-from tests.acting.tools import act, approved, state, until
+from tests.acting.tools import act, approved, goes_on, state, until
 
 STUBBORN = """
 import os, signal, sys, time
@@ -38,7 +38,7 @@ def test_without_an_approval_nothing_happens_whatever_the_guard_claims(enforceme
     child, pids = family()
     outcome = enforcement().act(act(child.pid, "kill", approved_by=claimed), "guard")
     assert (outcome.outcome, "approval" in outcome.text) == ("refused", True)
-    assert all(state(pid) in "RS" for pid in pids)
+    assert all(goes_on(pid) for pid in pids)
 
 
 def test_an_approval_is_for_one_decision_one_process_and_a_while(enforcement, family):
@@ -52,7 +52,7 @@ def test_an_approval_is_for_one_decision_one_process_and_a_while(enforcement, fa
     assert one.act(swapped, "guard").outcome == "refused", "another process"
     ahead[0] = APPROVAL_NS + 1
     assert one.act(request, "guard").outcome == "refused", "too late"
-    assert all(state(pid) in "RS" for pid in pids)
+    assert all(goes_on(pid) for pid in pids)
 
 
 def test_who_approved_is_what_the_broker_was_told(enforcement, family):

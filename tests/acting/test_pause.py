@@ -9,7 +9,7 @@ import pytest
 
 from gpuguard import boxes, journal, paths, proctree
 from gpuguard.actions import pause
-from tests.acting.tools import act, process_of, state, until
+from tests.acting.tools import act, goes_on, process_of, state, until
 
 
 def test_a_tree_is_frozen_in_a_box_and_put_back(enforcement, family, park):
@@ -62,7 +62,7 @@ def test_without_cgroups_the_tree_is_stopped_by_signals(enforcement, family, no_
     assert (done.outcome, done.text) == ("done", "3 processes stopped by SIGSTOP")
     until(lambda: [state(pid) for pid in pids] == ["T"] * 3)
     one.undo(done.decision_id, "enough", "guard")
-    until(lambda: all(state(pid) in "RS" for pid in pids))
+    until(lambda: all(goes_on(pid) for pid in pids))
 
 
 def test_who_stood_still_before_is_not_continued(enforcement, family, no_boxes):
@@ -73,7 +73,7 @@ def test_who_stood_still_before_is_not_continued(enforcement, family, no_boxes):
     done = one.act(act(child.pid), "guard")
     assert done.text == "2 processes stopped by SIGSTOP, 1 stood still before"
     one.undo(done.decision_id, "enough", "guard")
-    until(lambda: all(state(pid) in "RS" for pid in pids[:2]))
+    until(lambda: all(goes_on(pid) for pid in pids[:2]))
     assert state(pids[2]) == "T"
 
 
@@ -100,7 +100,7 @@ FORKER = """
 import os, sys, time
 while True:
     if os.fork() == 0:
-        time.sleep(1.0)
+        time.sleep(5.0)
         os._exit(0)
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:

@@ -16,7 +16,7 @@ from gpuguard.actions import kill, pause
 from gpuguard.boundary import MODE_KILL, MODE_RATE, MODE_STOP, SECOND_NS
 from gpuguard.messages import OpenLaunches
 from gpuguard.sensors import launches
-from tests.acting.tools import act, process_of, state, until
+from tests.acting.tools import act, goes_on, process_of, state, until
 from tests.probing import standins_to_probe
 
 AHEAD_NS, BEHIND_NS = 20_000_000, 60_000_000  # QUOTA_AHEAD_NS and QUOTA_BEHIND_NS of ext/bpf/launches.h
@@ -41,9 +41,9 @@ def eye(standins):
 def launcher(spawn, standins):
     """Return a function that starts a program that launches as fast as it can."""
 
-    def start(*options):
+    def start(*options, **more):
         command = [str(standins["hasher"]), "--interval-us", "0", *map(str, options)]
-        return spawn("", command=command, stdout=subprocess.PIPE)
+        return spawn("", command=command, stdout=subprocess.PIPE, **more)
 
     return start
 
@@ -81,7 +81,7 @@ def test_no_more_launches_than_the_rate_allows(eye, launcher, per_s):
     assert launched <= (elapsed_ns + AHEAD_NS + BEHIND_NS) * per_s / SECOND_NS + 2
     assert launched > per_s * 10 * AHEAD_NS / SECOND_NS / 2
     eye.let_go(key)
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     assert eye.rows() == []
 
 
@@ -96,7 +96,7 @@ def test_a_throttle_is_undone_when_its_time_is_over(enforcement, eye, launcher):
     one.tick()
     [news] = one.take_news()
     assert (news.outcome, "launches are free again" in news.text) == ("expired", True)
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     assert eye.rows() == []
 
 
@@ -124,7 +124,7 @@ def test_children_get_their_quota_at_the_next_look(enforcement, eye, spawn, stan
     [intent] = one._journal.state.in_force.values()
     assert hasher in [pid for pid, _ in intent.plan.stopped]
     one.undo(done.decision_id, "", "guard")
-    until(lambda: state(hasher) in "RS")
+    until(lambda: goes_on(hasher))
 
 
 def test_whoever_took_the_pid_over_has_no_quota(eye, launcher):
@@ -146,12 +146,14 @@ def test_a_rate_must_be_one(eye, launcher):
 
 
 def test_at_a_closed_boundary_not_one_launch_more_is_made(eye, launcher):
-    child = launcher("--launches", 3_000_000)
+    child = launcher("--launches", 100, "--stepwise", stdin=subprocess.PIPE)
+    assert child.stdout.readline() == b"waits\n"
     key = eye.hold([proctree.member(child.pid)], MODE_STOP)
+    child.stdin.close()
     until(lambda: state(child.pid) == "T")
     assert made(eye, child.pid) == 1
     eye.let_go(key)
-    assert json.loads(child.communicate()[0])["launches"] == 3_000_000
+    assert json.loads(child.stdout.read().splitlines()[-1])["launches"] == 100
 
 
 def test_whoever_is_continued_by_others_is_stopped_again(eye, launcher):
@@ -184,7 +186,7 @@ def test_a_pause_closes_the_boundary_and_its_undo_opens_it(enforcement, eye, lau
     assert made(eye, child.pid) <= 1
     assert pause.verify(one._effects[done.decision_id]) == ""
     one.undo(done.decision_id, "", "guard")
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     assert eye.rows() == []
 
 
@@ -203,7 +205,7 @@ def test_a_pause_upon_a_throttle_is_undone_in_any_order(enforcement, eye, launch
         launched = made(eye, child.pid)
         until(lambda: made(eye, child.pid) > launched + 2, "launches at the rate")
     one.undo(keys[1 - first], "", "guard")
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     assert eye.rows() == []
 
 
@@ -245,7 +247,7 @@ def test_an_eye_that_is_opened_anew_stops_again(enforcement, eye, launcher, stan
     _, descriptors = launches.grant(OpenLaunches((str(standins["libcuda"]),)))
     for fd in descriptors:
         os.close(fd)
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     ahead[0] += 2 * SECOND_NS
     one.tick()
     assert row(boundary.current(), child.pid)[2] == MODE_RATE
@@ -287,11 +289,11 @@ def test_a_broker_that_is_killed_leaves_nobody_stopped(enforcement, broker, laun
     process.kill()
     process.wait()
     until(lambda: state(waker) in ("gone", "Z"))
-    assert state(child.pid) in "RS"
+    assert goes_on(child.pid)
     one = enforcement()
     [outcome] = one.recover()
     assert (outcome.action, outcome.outcome) == ("throttle", "undone")
-    assert state(child.pid) in "RS"
+    assert goes_on(child.pid)
 
 
 @pytest.mark.parametrize("action", ["throttle", "pause"])
@@ -305,7 +307,7 @@ def test_what_broker_and_waker_leave_behind_the_next_start_undoes(enforcement, b
     one = enforcement()
     [outcome] = one.recover()
     assert (outcome.action, outcome.outcome) == (action, "undone")
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
 
 
 def test_what_was_left_behind_can_be_released_by_hand(enforcement, broker, launcher, folders):
@@ -316,5 +318,5 @@ def test_what_was_left_behind_can_be_released_by_hand(enforcement, broker, launc
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run([sys.executable, "-m", "gpuguard", "release", "--all"], check=True, capture_output=True)
-    until(lambda: state(child.pid) in "RS")
+    until(lambda: goes_on(child.pid))
     assert process_of(child.pid).pid == child.pid

@@ -39,7 +39,7 @@ class SetClock(Clock, frozen=True):
 
 def until(condition, what="it"):
     """Wait for a condition; the limit is there for a broken build, not for a slow machine."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 200
     while not (found := condition()):
         assert time.monotonic() < end, f"{what} did not happen"
         time.sleep(0.005)
@@ -49,6 +49,11 @@ def until(condition, what="it"):
 def state(pid):
     seen = proctree.member(pid)
     return seen.state if seen else "gone"
+
+
+def goes_on(pid):
+    """Return whether a process runs, or waits for what it asked for; of a disk or a lock, too, while it starts."""
+    return state(pid) in {"R", "S", "D"}
 
 
 def process_of(pid):

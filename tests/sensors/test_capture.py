@@ -48,20 +48,34 @@ def sensor(rings):
     one.close()
 
 
-#: Before the first launch: a process that ended before anybody looked has left a ring that is nobody's.
-DELAY_MS = ("--delay-ms", "500")
-
-
 def given_the_shim(rings, variable="CUDA_INJECTION64_PATH"):
     return {**os.environ, "GPUGUARD_CAPTURE_DIR": str(rings), variable: str(capture.LIBRARY)}
 
 
-def read_all(sensor, process):
+def read_all(sensor, *processes):
+    """Let programs that go by steps begin once their rings are read; read until all have ended.
+
+    A process that ended before anybody looked has left a ring that is nobody's.
+    """
+    for process in processes:
+        assert process.stdout.readline() == b"waits\n"
     blocks = []
-    while process.poll() is None:
+    end = time.monotonic() + 60
+    while len(sensor._rings) < len(processes) and time.monotonic() < end:
+        blocks += sensor.read(time.time_ns())
+        time.sleep(0.01)
+    for process in processes:
+        process.stdin.close()
+    while any(process.poll() is None for process in processes):
         blocks += sensor.read(time.time_ns())
         time.sleep(0.01)
     return blocks + sensor.read(time.time_ns())
+
+
+def launches_made(process):
+    """Return how many a program says that it made, in its last line."""
+    with process.stdout as told:
+        return json.loads(told.read().splitlines()[-1])["launches"]
 
 
 def rows_of(blocks):
@@ -71,11 +85,12 @@ def rows_of(blocks):
 @pytest.mark.parametrize("variable", ["CUDA_INJECTION64_PATH", "LD_PRELOAD"])
 @pytest.mark.parametrize("api", ["kernel", "ex", "coop", "ptsz"])
 def test_every_launch_of_who_cooperates_is_counted(sensor, rings, standins, variable, api):
-    command = [standins["hasher"], *DELAY_MS, "--launches", "3000", "--interval-us", "50", "--kernel", "one",
+    command = [standins["hasher"], "--stepwise", "--launches", "3000", "--interval-us", "50", "--kernel", "one",
                "--kernel", "two", "--grid", "77", "--block", "64", "--shared", "512", "--api", api]
-    process = subprocess.Popen(list(map(str, command)), env=given_the_shim(rings, variable), stdout=subprocess.PIPE)
+    process = subprocess.Popen(list(map(str, command)), env=given_the_shim(rings, variable), stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)
     blocks = read_all(sensor, process)
-    made = json.loads(process.communicate()[0])["launches"]
+    made = launches_made(process)
     rows = rows_of(blocks)
     lost = sum(one.lost or 0 for one in blocks if isinstance(one, Gap))
     assert rows["launches"].sum() + lost == made == 3000
@@ -93,15 +108,11 @@ def test_every_launch_of_who_cooperates_is_counted(sensor, rings, standins, vari
 
 
 def test_four_processes_at_once_are_counted_exactly(sensor, rings, standins):
-    command = [str(standins["hasher"]), *DELAY_MS, "--interval-us", "80", "--seconds", "20"]
+    command = [str(standins["hasher"]), "--interval-us", "80", "--stepwise"]
     processes = [subprocess.Popen([*command, "--launches", str(4000 + n)], env=given_the_shim(rings),
-                                  stdout=subprocess.PIPE) for n in range(4)]
-    blocks = []
-    while any(process.poll() is None for process in processes):
-        blocks += sensor.read(time.time_ns())
-        time.sleep(0.005)
-    blocks += sensor.read(time.time_ns())
-    made = {process.pid: json.loads(process.communicate()[0])["launches"] for process in processes}
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE) for n in range(4)]
+    blocks = read_all(sensor, *processes)
+    made = {process.pid: launches_made(process) for process in processes}
     assert sorted(made.values()) == [4000, 4001, 4002, 4003]
     rows = rows_of(blocks)
     lost = {one.process.pid: one.lost for one in blocks if isinstance(one, Gap) and one.process and one.lost}
@@ -111,18 +122,16 @@ def test_four_processes_at_once_are_counted_exactly(sensor, rings, standins):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="pid namespaces need root here")
 def test_two_containers_with_one_folder_and_one_pid_are_two_processes(sensor, rings, standins):
-    inside = ["unshare", "--pid", "--fork", "--mount-proc", str(standins["hasher"]), *DELAY_MS, "--interval-us",
+    apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+    tried = subprocess.run([*apart, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no pid namespaces here: {tried.stderr}")
+    inside = [*apart, str(standins["hasher"]), "--stepwise", "--interval-us",
               "2000"]
     wrappers = [subprocess.Popen([*inside, "--launches", str(300 + n)], env=given_the_shim(rings),
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE) for n in range(2)]
-    blocks = []
-    while any(process.poll() is None for process in wrappers):
-        blocks += sensor.read(time.time_ns())
-        time.sleep(0.01)
-    blocks += sensor.read(time.time_ns())
-    said = [process.communicate() for process in wrappers]
-    if any(process.returncode for process in wrappers):
-        pytest.skip(f"no pid namespaces here: {said}")
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE) for n in range(2)]
+    blocks = read_all(sensor, *wrappers)
+    assert sorted(map(launches_made, wrappers)) == [300, 301]
     rows = rows_of(blocks)
     by_pid = {pid: int(rows["launches"][rows["pid"] == pid].sum()) for pid in set(rows["pid"].tolist())}
     assert sorted(by_pid.values()) == [300, 301]
@@ -131,11 +140,11 @@ def test_two_containers_with_one_folder_and_one_pid_are_two_processes(sensor, ri
 
 
 def test_an_alias_has_the_name_of_its_kernel(sensor, rings, standins):
-    command = [str(standins["hasher"]), *DELAY_MS, "--launches", "5", "--interval-us", "1000", "--library", "--kernel",
-               "inside"]
-    process = subprocess.Popen(command, env=given_the_shim(rings), stdout=subprocess.PIPE)
+    command = [str(standins["hasher"]), "--stepwise", "--launches", "5", "--interval-us", "1000", "--library",
+               "--kernel", "inside"]
+    process = subprocess.Popen(command, env=given_the_shim(rings), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     blocks = read_all(sensor, process)
-    process.communicate()
+    assert launches_made(process) == 5
     names = [one.name for one in blocks if isinstance(one, KernelName)]
     assert set(names) == {"inside"}
 
@@ -157,7 +166,7 @@ sys.stdin.read() if child else os.read(0, 1)
 def test_a_child_has_a_ring_of_its_own(sensor, rings, standins):
     process = subprocess.Popen([sys.executable, "-c", FORKING, str(standins["libcuda"])], stdin=subprocess.PIPE,
                                env=given_the_shim(rings))
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     blocks = []
     while rows_of(blocks)["launches"].sum() < 12 and time.monotonic() < end:
         blocks += sensor.read(time.time_ns())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -106,6 +107,7 @@ def test_each_way_to_dial_is_heard_once(sensor: ProcessSensor) -> None:
                     one.sendto(b"x", MSG_FASTOPEN, address)
                 else:
                     one.connect_ex(address)
+                    select.select([], [one], [], 100)
                 ports.append(one.getsockname()[1])
     rows = read(sensor, os.getpid())
     assert rows["local_port"].tolist() == ports
@@ -152,8 +154,8 @@ def test_a_fork_in_a_container_that_dials_and_is_gone_is_named(sensor: ProcessSe
     done = subprocess.run(["unshare", "--net", "--pid", "--fork", sys.executable, "-c", CONTAINER],
                           capture_output=True, text=True, check=True)
     blocks = sensor.read(time.time_ns())
-    while any(isinstance(more := block, ProcessStarted) for block in sensor.read(time.time_ns())):
-        blocks.append(more)
+    while more := [block for block in sensor.read(time.time_ns()) if isinstance(block, ProcessStarted | Connects)]:
+        blocks += more
     rows = np.concatenate([block.rows for block in blocks if isinstance(block, Connects)])
     (row,) = rows[rows["netns"] == int(done.stdout)]
     assert row["remote_port"] == 77
@@ -226,12 +228,12 @@ for _ in range(60):
 def test_a_full_ring_is_counted(sensor: ProcessSensor) -> None:
     """Sixty processes at once, each within its share, and nobody reads."""
     subprocess.run([sys.executable, "-c", SIXTY.format(port=closed_port())], check=True)
-    sensor.read(time.time_ns())
+    blocks = sensor.read(time.time_ns())
     with socket.socket() as one:
         one.connect_ex(("127.0.0.1", closed_port()))
-    (gap,) = (b for b in sensor.read(time.time_ns()) if isinstance(b, Gap) and "connections" in b.reason)
-    assert gap.lost is not None
-    assert gap.lost > 3000
+    blocks += sensor.read(time.time_ns())
+    # Told with the first that finds room again: that may be another's, while the first read goes on.
+    assert sum(b.lost or 0 for b in blocks if isinstance(b, Gap) and "connections" in b.reason) > 3000
 
 
 def test_a_kernel_without_the_tracepoint_leaves_the_process_events(

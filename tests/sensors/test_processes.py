@@ -496,7 +496,7 @@ def live(request):
 
 def until(sensor, enough):
     """Read until ``enough(blocks)``; the limit is there for a broken sensor only."""
-    blocks, limit = [], time.monotonic() + 10
+    blocks, limit = [], time.monotonic() + 100
     while not enough(blocks) and time.monotonic() < limit:
         select.select([sensor.descriptor], [], [], 0.02)
         blocks += sensor.read(time.time_ns())
@@ -586,7 +586,7 @@ sensor = processes.open_sensor(Direct(), Config(processes=ProcessSettings(source
 sensor.read(time.time_ns())
 child = subprocess.Popen(["sleep", "60"])
 pids = set()
-limit = time.monotonic() + 10
+limit = time.monotonic() + 100
 while child.pid not in pids and time.monotonic() < limit:
     blocks = sensor.read(time.time_ns())
     started = [b.process for b in blocks if isinstance(b, ProcessStarted)]
@@ -601,7 +601,7 @@ child.kill(); child.wait(); sensor.close(); processes.release()
 def test_pids_are_those_of_the_brokers_namespace(bpf):
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", INSIDE]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT,
-                          timeout=30)
+                          timeout=200)
     assert done.stdout.split() == ["1", "True", "True", "True"], done.stderr
 
 
@@ -623,11 +623,12 @@ def test_a_container_is_seen_from_outside_by_its_outer_pid(bpf):
     answer, (ring_fd, *_) = bpf
     ring = Ring(ring_fd, answer.values["ring_bytes"])
     outer = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "sleep", "60"])
-    seen, limit = [], time.monotonic() + 10
-    while not any(one.name == "sleep" and one.kind == Kind.EXEC for one in seen) and time.monotonic() < limit:
-        seen += processes.bpf.parse_ring(ring.read(64), 0)[0]
-    inner = next(one for one in seen if one.name == "sleep" and one.kind == Kind.EXEC)
-    assert inner.parent_pid == outer.pid
+    seen, limit = [], time.monotonic() + 100
+    while not seen and time.monotonic() < limit:
+        heard = processes.bpf.parse_ring(ring.read(64), 0)[0]
+        seen = [one for one in heard if one.parent_pid == outer.pid and one.kind == Kind.EXEC]
+    (inner,) = seen
+    assert inner.name == "sleep"
     assert processes.procfs.identify(inner.pid).start_ticks == inner.start_ticks
     assert Path(f"/proc/{inner.pid}/comm").read_text() == "sleep\n"
     outer.kill()
@@ -646,7 +647,7 @@ ring = Ring(ring_fd, ring_bytes)
 os.close(ring_fd)
 ring.read(10_000)
 print("mapped", flush=True)
-ready = select.epoll.fromfd(waiting).poll(10)
+ready = select.epoll.fromfd(waiting).poll(100)
 print(bool(ready), len(ring.read(64)) > 0)
 """
 

@@ -254,13 +254,13 @@ def sensor():
 
 
 def wait(sensor):
-    assert select.select([sensor.descriptor], [], [], 10)[0]
+    assert select.select([sensor.descriptor], [], [], 100)[0]
     return sensor.read(time.time_ns())
 
 
 def export(sensor, data):
     with grpc.insecure_channel(f"127.0.0.1:{sensor.port}") as channel:
-        return service.ExportTraceServiceResponse.FromString(channel.unary_unary(EXPORT)(data, timeout=10))
+        return service.ExportTraceServiceResponse.FromString(channel.unary_unary(EXPORT)(data, timeout=100))
 
 
 def test_the_real_sdk(sensor):
@@ -353,7 +353,7 @@ def test_a_unix_socket(tmp_path):
     address = f"unix:{tmp_path}/otlp.sock"
     sensor = toolcalls.open_sensor(Direct(), Config(toolcalls=ToolCallSettings(otlp_listen=address)))
     with grpc.insecure_channel(address) as channel:
-        channel.unary_unary(EXPORT)(request_of(span()).SerializeToString(), timeout=10)
+        channel.unary_unary(EXPORT)(request_of(span()).SerializeToString(), timeout=100)
     assert wait(sensor)[0].tool_name == "bash"
     sensor.close()
 
