@@ -123,7 +123,8 @@ def play(folder: Path) -> dict[str, Any]:
     run("ip", "link", "set", "lo", "up")
     for last in (1, 2, 3):
         run("ip", "addr", "add", f"10.80.0.{last}/24", "dev", "lo")
-    container = subprocess.Popen(["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "999"])
+    apart = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+    container = subprocess.Popen([*apart, "sleep", "1000"])
     scene = Scene(folder)
     try:
         children = Path(f"/proc/{container.pid}/task/{container.pid}/children")

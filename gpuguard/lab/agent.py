@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 AGENT_NAME = "coder-rl"
-EXPORT_TIMEOUT_S = 3.0
+EXPORT_TIMEOUT_S = 30.0
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gpuguard.core.events import Event
     from gpuguard.lab.scenario import Settings
 
-TIMEOUT_S = 150.0
+TIMEOUT_S = 600.0
 
 
 def perform(

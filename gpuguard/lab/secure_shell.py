@@ -16,7 +16,7 @@ from pathlib import Path
 from gpuguard.lab.namespaces import ROOT, LabClosed, in_network_of, is_root, run, tool_path, user_id
 
 LAB_ROOT = Path(sys.prefix) / "lab-root"
-START_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 30.0
 
 _SERVER_SETTINGS = """\
 Port 22
