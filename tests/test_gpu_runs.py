@@ -32,7 +32,7 @@ def run(folder: Path, *arguments: str) -> str:
     environment = {**os.environ, "GPUGUARD_GPU_BUILD": str(folder), "GPUGUARD_GPU_OUT": str(folder / "results"),
                    "GPUGUARD_GPU_WORK": str(folder), "GPUGUARD_GPU_CARRIED": str(folder), "PYTHON": sys.executable}
     told = subprocess.run(["sh", str(RUN), *arguments], capture_output=True, text=True, check=False, env=environment,
-                          timeout=100)
+                          timeout=800)
     assert told.returncode == 0, told.stdout + told.stderr
     return told.stdout
 

@@ -38,7 +38,7 @@ RECORDING = "recording"
 OTLP = "127.0.0.1:4317"
 TUNNEL_PORT = 2222
 GUARD_START_TIMEOUT_S = 120.0
-GUARD_STOP_TIMEOUT_S = 4.0
+GUARD_STOP_TIMEOUT_S = 30.0
 #: Time for the guard to finish its sentence after the last thing has happened.
 SETTLE_S = 2.0
 POLL_S = 0.02

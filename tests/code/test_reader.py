@@ -88,10 +88,12 @@ def test_what_is_on_the_allow_list_of_the_host_is_not_accused(tmp_path, monkeypa
     allow.save(allow.default_path(), {one.text_sha256 for one in kernels})
     _, (descriptor,) = reader.grant(NOBODY)
     eye = CodeEye(lambda: socket.socket(fileno=descriptor))
-    assert judged(eye, {"known": content})["known"].accused == ()
-    eye.close()
-    eye._thread.join(300)
-    reader.release()
+    try:
+        assert judged(eye, {"known": content})["known"].accused == ()
+    finally:
+        eye.close()
+        eye._thread.join(300)
+        reader.release()
 
 
 @root

@@ -72,7 +72,7 @@ def play(library, tmp_path):
         if script is not None:
             (tmp_path / "script").write_text(script)
         command = [sys.executable, "-c", HEAD + textwrap.dedent(code)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
