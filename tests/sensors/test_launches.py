@@ -40,7 +40,7 @@ from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, OpenLaunches, ReadImage, Refused, ScanLaunches
 from gpuguard.sensors import EyeClosed, launches
 from gpuguard.sensors.launches.images import image_extent
-from gpuguard.sensors.launches.maps import executable_maps, fuse_mounts, start_ticks_of
+from gpuguard.sensors.launches.maps import executable_maps, fuse_mounts, read_maps, start_ticks_of
 from gpuguard.sensors.launches.names import KernelNames
 from gpuguard.sensors.launches.rows import KEY, VALUE, LaunchDeltas, bytes_of
 from gpuguard.sensors.launches.sensor import EVENT
@@ -463,7 +463,7 @@ def test_a_file_that_a_program_serves_is_not_opened_and_that_is_said(standins, m
     process = run(standins["hasher"])
     try:
         until(lambda: maps_the_driver(process), "mapping the driver")
-        devices = {mapped[0] for _, mapped in executable_maps(process.pid)}
+        devices = {mapped[0] for _, mapped in executable_maps(process.pid, read_maps(process.pid))}
         monkeypatch.setattr(launches.probe, "fuse_mounts", lambda _: dict.fromkeys(devices, "fuse.sshfs"))
         monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
         assert probe._look(process.pid, time.monotonic() + 5)
@@ -474,6 +474,32 @@ def test_a_file_that_a_program_serves_is_not_opened_and_that_is_said(standins, m
         probe.close()
     assert probe.libraries.refused == {
         str(standins["libcuda"]): "it lies on fuse.sshfs, whose server could let us wait"}
+
+
+def test_maps_that_said_nothing_new_are_not_taken_apart_again_until_all_is_looked_at_anew(standins, monkeypatch):
+    probe = launches.new_probe()
+    process = run(standins["hasher"])
+    try:
+        until(lambda: maps_the_driver(process), "mapping the driver")
+        maps = read_maps(process.pid)
+        said = [maps]
+        taken = []
+        monkeypatch.setattr(launches.probe, "read_maps", lambda _: said[0])
+        monkeypatch.setattr(
+            launches.probe, "executable_maps", lambda pid, maps: taken.append(maps) or executable_maps(pid, maps))
+        for _ in range(4):
+            probe.scan([process.pid])
+        assert taken == [maps, maps], "examined, then found to be known"
+        said[0] = maps.replace(b"r-xp", b"r--p", 1)
+        probe.scan([process.pid])
+        assert taken == [maps, maps, said[0]]
+        monkeypatch.setattr(launches.probe, "SEEN_S", -1.0)
+        probe.scan([process.pid])
+        assert taken == [maps, maps, said[0], said[0]]
+    finally:
+        process.kill()
+        process.communicate()
+        probe.close()
 
 
 def test_file_systems_that_programs_serve_are_told_by_their_device(monkeypatch, tmp_path):

@@ -64,16 +64,21 @@ def start_ticks_of(pid: int) -> int:
     return int(text[text.rindex(b")") + 2:].split()[19])
 
 
-def executable_maps(pid: int) -> Iterator[tuple[str, Mapped]]:
+def read_maps(pid: int) -> bytes:
+    """Return what /proc/PID/maps says, b"" if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return b""
+
+
+def executable_maps(pid: int, maps: bytes) -> Iterator[tuple[str, Mapped]]:
     """Yield every executable mapping of a file: the path that opens it, and its device, inode and path as shown.
 
     A mapped file may be deleted, a memfd, or in another mount namespace: /proc/PID/map_files leads to it all the same.
+    Only a newline ends a line, see `proctree.lines_of`.
     """
-    try:
-        lines = lines_of(Path(f"/proc/{pid}/maps"))
-    except OSError:
-        return
-    for line in lines:
+    for line in maps.decode(errors="replace").split("\n"):
         fields = line.split(None, 5)
         if len(fields) == 6 and "x" in fields[1] and fields[4] != "0":
             yield f"/proc/{pid}/map_files/{fields[0]}", (fields[3], fields[4], printable(fields[5]))
@@ -84,7 +89,7 @@ def mapped_files() -> set[FileKey]:
     found: set[FileKey] = set()
     for name in os.listdir("/proc"):
         if name.isdigit():
-            for path, _ in executable_maps(int(name)):
+            for path, _ in executable_maps(int(name), read_maps(int(name))):
                 with contextlib.suppress(OSError):
                     found.add(file_key(os.stat(path)))  # noqa: PTH116 - a link that leads to no path
     return found

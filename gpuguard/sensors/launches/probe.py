@@ -13,7 +13,7 @@ from gpuguard import boundary
 from gpuguard.messages import Opened
 from gpuguard.sensors import EyeClosed
 from gpuguard.sensors.launches.libraries import LIBRARY_NAMES, Libraries
-from gpuguard.sensors.launches.maps import ChangedMaps, Mapped, executable_maps, fuse_mounts
+from gpuguard.sensors.launches.maps import ChangedMaps, Mapped, executable_maps, fuse_mounts, read_maps
 from gpuguard.sensors.launches.rows import Sweeper
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class LaunchProbe:
         self.libraries = Libraries(programs)
         self._changed = ChangedMaps()
         self._seen: set[Mapped] = set()
+        #: What each process mapped, by its hash, where all of that is among what was seen.
+        self._nothing_new: dict[int, int] = {}
         self._seen_since_s = time.monotonic()
         self._sweeper = Sweeper(programs)
 
@@ -79,8 +81,9 @@ class LaunchProbe:
         Idle rows that were read, at ``rows_read_ns`` of CLOCK_BOOTTIME or before, are swept.
         """
         chosen = list(itertools.islice(pids, PIDS_PER_REQUEST)) or self._changed.take()
-        if time.monotonic() - self._seen_since_s > SEEN_S or len(self._seen) > SEEN_MAX:
+        if time.monotonic() - self._seen_since_s > SEEN_S or max(len(self._seen), len(self._nothing_new)) > SEEN_MAX:
             self._seen.clear()
+            self._nothing_new.clear()
             self._seen_since_s = time.monotonic()
         end_s = time.monotonic() + SCAN_S
         for pid in chosen:
@@ -91,7 +94,12 @@ class LaunchProbe:
 
     def _look(self, pid: int, end_s: float) -> bool:
         """Examine what this process maps, what is called like a driver first; return whether there was time for all."""
-        fresh = [(path, mapped) for path, mapped in executable_maps(pid) if mapped not in self._seen]
+        maps = read_maps(pid)
+        if self._nothing_new.get(pid) == hash(maps):
+            return True
+        fresh = [(path, mapped) for path, mapped in executable_maps(pid, maps) if mapped not in self._seen]
+        if maps and not fresh:
+            self._nothing_new[pid] = hash(maps)
         fresh.sort(key=lambda one: not any(name in one[1][2] for name in LIBRARY_NAMES))
         remote: dict[str, str] | None = None
         for done, (path, mapped) in enumerate(fresh):
