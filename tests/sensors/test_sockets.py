@@ -126,6 +126,17 @@ def test_a_pair_is_found_with_its_owner_and_rtt(pair):
     assert named(seen, dialled).sent_bytes >= 5000
 
 
+def test_tcp_of_both_families_is_seen_and_nothing_twice():
+    with (socket.create_server(("127.0.0.1", 0)) as four,
+          socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+          socket.create_connection(six.getsockname()[:2]) as dialled):
+        seen = sockets.read_sockets()
+        assert [named(seen, one).local for one in (four, six, dialled)] == ["127.0.0.1", "::1", "::1"]
+        assert (named(seen, six).state, named(seen, dialled).state) == (10, 1)
+        inodes = [one.inode for one in seen.sockets]
+        assert len(set(inodes)) == len(inodes)
+
+
 def test_udp_with_and_without_a_peer():
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one, socket.socket(type=socket.SOCK_DGRAM) as two:
         one.bind(("::1", 0))
