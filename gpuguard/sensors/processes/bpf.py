@@ -60,7 +60,10 @@ class BpfSource:
 
     def events(self) -> tuple[list[Event], int | None]:
         """Return some events, and how many were lost since the last call."""
-        events, lost = parse_ring(self._ring.read(EVENTS_MAX), boot_ns())
+        records = self._ring.read(EVENTS_MAX)
+        if not records:
+            return [], 0
+        events, lost = parse_ring(records, boot_ns())
         new = max(0, lost - self._lost)
         self._lost = max(lost, self._lost)
         return events, new
