@@ -162,8 +162,8 @@ class _Led:
     """What is known of one flow, and of those before it that it goes on from."""
 
     __slots__ = ("answered", "base_far", "base_near", "broken", "chaff", "connections", "earlier",
-                 "far_bytes", "here", "key", "last_ns", "led", "led_ns", "near", "said", "set_up", "slow", "sums",
-                 "told", "tunnel", "turns", "typed", "undo", "visited")
+                 "far_bytes", "followed", "here", "key", "last_ns", "led", "led_ns", "near", "said", "set_up",
+                 "slow", "sums", "told", "tunnel", "turns", "typed", "undo", "visited")
 
     def __init__(self) -> None:
         #: Exchanges that the far side led and this host answered at once, or later; and those that this host led.
@@ -173,6 +173,8 @@ class _Led:
         #: All that the table counted by the last that it told of, which ended then.
         self.answered = 0
         self.last_ns = 0
+        #: Whether the far side led one: from then on the table tells of all.
+        self.followed = False
         #: Whether the far side broke the last silence; what this host said in the last exchange, in bytes.
         self.broken = False
         self.said = 0
@@ -253,6 +255,7 @@ class Detector:
         led.near += item.answered - led.answered - 1
         led.answered = item.answered
         led.broken = item.first == "responder"
+        led.followed |= led.broken
         if item.first == "initiator":
             led.near += 1
         elif not self._at_once(item) or (item.flow.protocol == UDP and item.question_bytes > UDP_WORD_BYTES_MAX):
@@ -336,8 +339,9 @@ class Detector:
         led = self._of(item.flow)
         if item.use == REQUEST and not led.tunnel and not led.told:
             # What was said before a port was asked for came through no tunnel.
-            answered, led = led.answered, _Led()
-            led.answered = answered
+            before, led = led, _Led()
+            led.followed = before.followed
+            led.answered = before.answered if before.followed else 0
             self._flows[item.flow] = led
         led.tunnel = min(TUNNEL_NATS_MAX, max(0.0, led.tunnel + item.nats))
         if item.use in SET_UP and led.undo == item.time_ns:
