@@ -803,6 +803,13 @@ def test_a_loop_that_starts_a_process_for_each_guess_is_guessing():
         f"{count} connections to 1 SSH server, of processes that tried a few times each," for count in (9, 18, 36)]
 
 
+def test_who_guesses_at_many_servers_is_told_of_at_least_as_many_as_are_kept():
+    items = [one for i in range(40) for one in logins(1, server=f"10.0.1.{i}")]
+    told = owned(items, lambda _: AGENT)
+    assert [one.text.split(" SSH")[0] for one in told] == [
+        "9 connections to 9", "18 connections to 18", "36 connections to at least 32"]
+
+
 def test_a_login_ends_the_suspicion_of_its_process_and_of_all_where_that_is_not_known():
     items = logins(12, let_in=lambda i: i == 8)  # the ninth is two items: its login, and its end
     mine, others = (lambda _: AGENT), (lambda number: OTHER if number in (8, 9) else AGENT)

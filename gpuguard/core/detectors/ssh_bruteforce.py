@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 FLOWS_MAX = 8_192
 SOURCES_MAX = 1_024
-PROCESSES_MAX = 256
+#: Of each source, and of each count: who guesses chooses both, so that tables in tables have to be small.
+PROCESSES_MAX, SERVERS_MAX = 64, 32
 FORGOTTEN_AFTER_NS = 120_000_000_000
 
 # People mistype, and keys are refused before others are tried: three failures in a row within two minutes are common.
@@ -58,7 +59,7 @@ class _Count:
         self.last_ns = start_ns
         self.failed = 0
         self.told_failed = 0
-        self.servers: BoundedTable[str, None] = BoundedTable(SOURCES_MAX)
+        self.servers: BoundedTable[str, None] = BoundedTable(SERVERS_MAX)
 
 
 class _Source:
