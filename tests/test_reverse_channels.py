@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -78,6 +79,16 @@ def test_services_with_constant_lengths_are_hardly_ever_taken_for_it() -> None:
     drawn = [(rng.randint(24, 300), rng.randint(24, 160), rng.randint(24, 160)) for _ in range(40_000)]
     found = sum(bool(told(exchanges([one] * 6))) for one in drawn)
     assert found <= 4
+
+
+def test_services_with_several_constant_lengths_are_seldom_taken_for_it() -> None:
+    rng, found = Random(16), 0
+    for _ in range(600):
+        kinds = [(rng.randint(42, 322), rng.randint(28, 142)) for _ in range(rng.randint(2, 5))]
+        talk = [rng.choice(kinds) for _ in range(200)]
+        said = [(*one, before[1]) for before, one in pairwise(talk)]
+        found += bool(told(exchanges(said)))
+    assert found <= 6
 
 
 def test_services_with_varied_lengths_are_not_taken_for_it() -> None:
