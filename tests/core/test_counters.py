@@ -352,7 +352,9 @@ def test_whoever_owns_a_look_did_most_of_it_whatever_the_others_did(parts, whole
     tenants = {ProcessId("b", i, i): Tenant(round(share, 2) if one[2] else None)
                for i, (share, one) in enumerate(zip(busy, parts, strict=True))}
     mean = dict.fromkeys(cf.CHANNELS, math.nan) | {"gpu": sum(busy), "integer": sum(work)}
-    _, found, owner = shared_out(mean, tenants)
+    pipe, found, owner = shared_out(mean, tenants)
+    if pipe == "gpu":  # no pipe worked: the time of the device is what is shared out
+        work = busy
     if owner is not None:
         assert work[owner.pid] >= OWN_RATIO * sum(work) - 1e-9
     for process, part in found.items():
