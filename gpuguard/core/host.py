@@ -150,7 +150,8 @@ class Host:
         #: Of processes that run, so not full before `processes` is, which has them and those that just ended.
         self._current: BoundedTable[int, ProcessId] = BoundedTable(PROCESSES_MAX)
         self._sockets: BoundedTable[SocketKey, tuple[int, Socket]] = BoundedTable(SOCKETS_MAX)
-        self._owned: BoundedTable[int, dict[ProcessId, list[Socket]]] = BoundedTable(NAMESPACES_MAX)
+        #: What was owned in each namespace when it was last listed. Containers come and go.
+        self._owned: BoundedTable[int, tuple[int, dict[ProcessId, list[Socket]]]] = BoundedTable(NAMESPACES_MAX)
         #: Addresses, and ports that listened, with when they were last listed.
         self._local: BoundedTable[tuple[int, str], int] = BoundedTable(SAMPLES_MAX)
         self._listening: BoundedTable[tuple[int, int, int], int] = BoundedTable(SOCKETS_MAX)
@@ -341,7 +342,8 @@ class Host:
 
     def sockets_of(self, process: ProcessId) -> list[tuple[int, Socket]]:
         """Return (netns, socket) of every socket that the process owned when its namespace was last looked at."""
-        return [(netns, socket) for netns, owned in self._owned.entries.items() for socket in owned.get(process, ())]
+        return [(netns, socket) for netns, (_, owned) in self._owned.entries.items()
+                for socket in owned.get(process, ())]
 
     def forget(self, process: ProcessId) -> None:
         """Drop a process that is long gone, but for what its children inherited from it."""
@@ -419,7 +421,8 @@ class Host:
             kept = socket if before is None or before.inode != socket.inode or socket.owners else before
             self._sockets.make_room(lambda listed: seen.time_ns - listed[0] > CLOSED_KEPT_NS)
             self._sockets[key] = (seen.time_ns, kept)
-        self._owned[seen.netns] = owned
+        self._owned.make_room(lambda listed: seen.time_ns - listed[0] > CLOSED_KEPT_NS)
+        self._owned[seen.netns] = (seen.time_ns, owned)
 
     def _take_connects(self, seen: Connects) -> None:
         """Keep who dialled, by the ends as they lie in a row; the last row of a process has its count."""

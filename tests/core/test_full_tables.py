@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpuguard.core import correlation, guard, host, incidents
-from gpuguard.core.detectors import new_detectors, probing, relay
+from gpuguard.core.detectors import egress, new_detectors, probing, relay
 from gpuguard.core.detectors.counters import PROCESSES_PER_DEVICE_MAX
 from gpuguard.core.detectors.mining import ROWS_PER_WINDOW_MAX
 from gpuguard.core.ends import FlowsByEnds
@@ -14,7 +14,7 @@ from gpuguard.core.guard import Guard
 from gpuguard.core.host import BoundedTable, Host
 from gpuguard.core.observations import OPENED_FLOW, FlowClosed, FlowsOpened
 from gpuguard.core.policy import Policy, Rule
-from gpuguard.core.records import LAUNCH, Gap, Launches, ProcessExited, ProcessSample
+from gpuguard.core.records import LAUNCH, Gap, Launches, ProcessExited, ProcessSample, Sockets
 from gpuguard.core.subjects import FlowId
 from tests.core.builders import SECOND, T0, call, evidence, flow, pid, socket_of, sockets
 from tests.core.test_guard import guard_that_hears, tick
@@ -114,6 +114,17 @@ def test_lists_of_sockets_do_not_miss_what_closed(monkeypatch):
     listed = [socket_of(flow(port)) for port in range(second, second + 6)]
     one.receive(sockets(*listed, time_ns=T0 + second * SECOND))
     assert one.evicted()["sockets"] == 2
+
+
+@pytest.mark.parametrize("make", [Host, egress.Detector, probing.Detector])
+def test_namespaces_of_containers_that_are_gone_are_not_missed(make):
+    one, seen = make(), [Host()] if make is not Host else []
+    for number in range(600):
+        one.receive(Sockets(time_ns=T0 + number * SECOND, netns=number, sockets=()), *seen)
+    assert counted(one) == 0
+    for number in range(600, 900):
+        one.receive(Sockets(time_ns=T0 + 600 * SECOND, netns=number, sockets=()), *seen)
+    assert counted(one) > 0
 
 
 def test_processes_for_which_a_device_has_no_room(monkeypatch):

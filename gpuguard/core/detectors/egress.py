@@ -40,7 +40,7 @@ from gpuguard.core.egress import (
 from gpuguard.core.evidence import Evidence, Paced
 from gpuguard.core.flows import address_text
 from gpuguard.core.fusion import SUSPECT_NATS
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.host import CLOSED_KEPT_NS, BoundedTable
 from gpuguard.core.observations import DnsRead, FlowClosed, FlowOpened, HelloRead
 from gpuguard.core.records import Gap, Sockets, Tick
 
@@ -213,6 +213,7 @@ class Detector:
             case FlowClosed():
                 found += self._ended(item, host)
             case Sockets():
+                self._listed.make_room(lambda listed_ns: item.time_ns - listed_ns > CLOSED_KEPT_NS)
                 self._listed[item.netns] = item.time_ns
                 found += self._overdue(item.time_ns, host)
             case Tick():

@@ -43,7 +43,7 @@ from gpuguard._attempts import Places, Tried, succeed
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.flows import address_bytes, closed_flows
 from gpuguard.core.fusion import SUSPECT_NATS
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.host import CLOSED_KEPT_NS, BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowsClosed, FlowsUnanswered, FlowUse
 from gpuguard.core.records import Sockets, Tick
 
@@ -271,6 +271,7 @@ class Detector:
             case FlowsClosed():
                 return self._closed(item, host)
             case Sockets():
+                self._listed.make_room(lambda listed_ns: item.time_ns - listed_ns > CLOSED_KEPT_NS)
                 self._listed[item.netns] = item.time_ns
                 return self._overdue(item.time_ns, host)
             case Tick():
