@@ -152,8 +152,8 @@ class Host:
         self._sockets: BoundedTable[SocketKey, tuple[int, Socket]] = BoundedTable(SOCKETS_MAX)
         #: What was owned in each namespace when it was last listed. Containers come and go.
         self._owned: BoundedTable[int, tuple[int, dict[ProcessId, list[Socket]]]] = BoundedTable(NAMESPACES_MAX)
-        #: Addresses, and ports that listened, with when they were last listed.
-        self._local: BoundedTable[tuple[int, str], int] = BoundedTable(SAMPLES_MAX)
+        #: Addresses, and ports that listened, with when they were last listed: of every container of a day.
+        self._local: BoundedTable[tuple[int, str], int] = BoundedTable(SOCKETS_MAX)
         self._listening: BoundedTable[tuple[int, int, int], int] = BoundedTable(SOCKETS_MAX)
         self._dials: BoundedTable[bytes, tuple[Dial, ...]] = BoundedTable(DIALS_MAX)
         self._dialled: BoundedTable[ProcessId, Dialled] = BoundedTable(PROCESSES_MAX)
