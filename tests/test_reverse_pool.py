@@ -134,6 +134,7 @@ def test_servers_that_make_their_callers_wait_are_none() -> None:
     assert judged(slow, mails) == []
     assert judged(slow, names) == []
     assert judged(slow, [ALERT] * 12) == []
+    assert judged(slow, [rng.choice((ALERT, 34)) for _ in range(12)]) == []
     assert judged(timer, pages) == []
 
 

@@ -8,7 +8,8 @@ word, which broke a silence of a second and more ("tls-answered-first"): nobody 
 Benign look-alikes, and what keeps them out:
 
 - clients of all kinds ask first, also polls that are answered late; connections that a browser keeps ready speak first
-  when they are used, and those that are not are closed without a word;
+  when they are used, and those that are not are closed without a word, or by a server's (408, GOAWAY) that is answered
+  by an alert;
 - servers that greet (mail, files, databases) do so at once; those that make their callers wait (postscreen) do so for
   the same time, and slow ones are answered in one length each time: the client's name, its login. Visitors come when
   they like, and what they fetch has all lengths.
@@ -36,6 +37,8 @@ PLACES_MAX = 1_024
 RECENT_MAX = 32
 WITHIN_NS = 3_600_000_000_000
 
+#: A close_notify of TLS 1.3 (RFC 8446, 5.2 and 6).
+ALERT_BYTES = 19
 VISITS_MIN = 5
 #: Visitors in turn on ten connections (localtunnel's most) come after waits that vary by a third, or less where they
 #: come evenly; a server that makes its callers wait does so by a timer.
@@ -95,7 +98,8 @@ class Detector:
 
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return the evidence, told of the connection at hand, and again when there are twice as many."""
-        if not isinstance(item, Spoke) or item.what != "tls-answered-first" or item.speaker != "initiator":
+        if (not isinstance(item, Spoke) or item.what != "tls-answered-first" or item.speaker != "initiator"
+                or item.size == ALERT_BYTES):
             return []
         flow = item.flow
         if not flow.initiator_known or host.is_inbound(flow) or host.is_local(flow.netns, flow.responder):
