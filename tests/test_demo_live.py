@@ -53,7 +53,7 @@ def played(tmp_path_factory):
     record = tmp_path_factory.mktemp("recording")
     build(STANDINS / "build.py", folder)
     build(STANDINS / "libnvidia_ml" / "build.py", folder)
-    settings = Settings(standins=str(folder), record=str(record), probes=3, lines=3, tunnel_idle_s=1.5, hash_s=4.5)
+    settings = Settings(standins=str(folder), record=str(record), probes=3, lines=3, tunnel_idle_s=1.5, hash_s=8.0)
     tale, left = perform(settings, lambda _line, _event: None)
     return tale, left, record
 

@@ -592,14 +592,25 @@ def test_rows_that_are_idle_are_swept_and_no_launch_with_them(eye, standins, mon
 
     monkeypatch.setattr(launches.rows, "SWEEP_PERIOD_S", 0.0)
     monkeypatch.setattr(launches.rows, "IDLE_S", 0.0)
-    # Each launch comes after its row of before was swept, which each read asks for.
     process = run(standins["hasher"], "--launches", 4, "--interval-us", 0, "--stepwise")
-    blocks = read_steps(eye, process, 6)
-    blocks += read_all(eye, [process])[0]
-    assert rows_of(blocks, process)["launches"].tolist() == [1] * 4
-    launches.grant(ScanLaunches((os.getpid(),), time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
-    count = _launches.read_rows(eye.rows_fd, bytes_of(eye._keys), bytes_of(eye._values))
-    assert process.pid not in eye._keys["pid"][:count].tolist()
+
+    def sweep():
+        launches.grant(ScanLaunches((os.getpid(),), eye._rows_read_boot_ns))
+        count = _launches.read_rows(eye.rows_fd, bytes_of(eye._keys), bytes_of(eye._values))
+        return eye._keys["pid"][:count].tolist().count(process.pid)
+
+    wait(process)
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    for made in range(5):
+        wait(process)
+        assert sweep() == (made > 0), "idle, but not read yet"
+        assert rows_of(read_now(eye), process)["launches"].tolist() == [1] * (made > 0)
+        assert sweep() == 0
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    assert process.wait() == 0
+    process.communicate()
 
 
 def test_the_guard_cannot_write_the_table(eye):
