@@ -21,6 +21,7 @@ from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Block, Gap, KernelName, L
 from gpuguard.core.subjects import ProcessId
 from gpuguard.kernels.launches import event_rows
 from gpuguard.proctree import boot_id, lines_of, member
+from gpuguard.sensors.processes.procfs import boot_ns
 
 NAME = "launches"
 LIBRARY = Path(__file__).parent / "libgpuguard_capture.so"
@@ -53,7 +54,7 @@ _KEY_BYTES = slice(16, 64)  # kernel to zero
 
 def clock_offset_ns(before_ns: int) -> int:
     """Return what to add to CLOCK_BOOTTIME for the time of day: as before, unless somebody set the clock meanwhile."""
-    now_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    now_ns = boot_ns()
     return before_ns if abs(now_ns - before_ns) < CLOCK_STEP_NS else now_ns
 
 
