@@ -25,7 +25,8 @@ eight ticks make a block of the first scale; eight blocks are its window, and al
 
 `reference` is written for the eye and decides what is right. The other forms sum in another order, and the compiled
 ones in float32: they agree to TOLERANCE of the window's largest absolute value where a feature has the channel's unit,
-and to TOLERANCE itself where it is a ratio; lag1 only as far as the deviation stands above that rounding.
+and to TOLERANCE itself where it is a ratio; lag1 only as far as the deviation stands above that rounding, and slope to
+sixteen times that, since of a few samples that lie close together late in a window the ticks' rounding counts as well.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ def agree(made, plain, x):
         one, other = made[:, k].astype(np.float64), plain[:, k].astype(np.float64)
         np.testing.assert_array_equal(np.isnan(one), np.isnan(other), err_msg=name)
         near = TOLERANCE * np.where(name in {"mean", "std", "min", "max", "slope", "roughness"}, largest, 1.0)
+        if name == "slope":
+            near = 16 * near
         if name == "lag1":
             # As far as the deviation stands above the rounding of the largest value; below, it is noise over noise.
             deviation = np.maximum(np.nan_to_num(plain[:, 2].astype(np.float64)), 1e-18)
