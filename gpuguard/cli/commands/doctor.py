@@ -46,7 +46,6 @@ def command(ctx: click.Context, *, output: str) -> None:
     ctx.exit(status)
 
 
-
 def _print(checks: list[Check], status: int) -> None:
     from rich.console import Console
     from rich.table import Table

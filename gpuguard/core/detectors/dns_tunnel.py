@@ -81,7 +81,6 @@ _SPOTS = ("DNS inside TLS or HTTPS", "zone transfers", "names under arpa", "many
           "a resolver of this host that asks for others")
 
 
-
 class _Domain:
     """What one client exchanged with one domain in this window."""
 
