@@ -79,6 +79,7 @@ def records_of(kind: type) -> st.SearchStrategy:
     return st.builds(kind, **fields)
 
 
+EXAMPLES = 500
 ANY_RECORDS = st.lists(st.one_of([records_of(one) for one in typing.get_args(Block)]), max_size=14)
 
 
@@ -96,15 +97,16 @@ def check(blocks: list[Block]) -> None:
     msgspec.json.encode(told)
 
 
-def main() -> None:
-    end = time.monotonic() + float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
-    seed = int(os.environ.get("GPUGUARD_FUZZ_SEED", "0"))
+def main(seconds: float) -> None:
+    first = seed = int(os.environ.get("GPUGUARD_FUZZ_SEED", "0"))
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         hypothesis.seed(seed)(settings(
-            max_examples=500, database=None, deadline=None, phases=[Phase.generate, Phase.shrink],
+            max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck), print_blob=True)(given(ANY_RECORDS)(check)))()
         seed += 1
+    print(f"{(seed - first) * EXAMPLES} recordings, none failed")
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 60)
