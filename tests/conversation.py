@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import msgspec
 import numpy as np
 
@@ -15,6 +17,16 @@ CHACHA = ("chacha20-poly1305@openssh.com",)
 def kexinit(*marks):
     return SshKexInit(0, ("curve25519-sha256", *marks), ("ssh-ed25519",), CHACHA, CHACHA, ("hmac-sha2-256",),
                       ("hmac-sha2-256",), ("none",), ("none",))
+
+
+def frame(ends, sent, side, data):
+    """The IPv4 packet in which one side says this (None: its SYN) and acknowledges all that the other has ``sent``."""
+    (source, source_port), (destination, destination_port) = ends[side], ends[1 - side]
+    flags = (2, 18)[side] if data is None else 24
+    body = struct.pack(">HHIIBBHHH", source_port, destination_port, sent[side], sent[1 - side], 80, flags, 0, 0, 0)
+    body += data or b""
+    sent[side] = (sent[side] + (1 if data is None else len(data))) % 2**32
+    return struct.pack(">BBHHHBBH4s4s", 69, 0, 20 + len(body), 0, 0, 64, 6, 0, source, destination) + body
 
 
 class Conversation:

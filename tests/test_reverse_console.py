@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from pathlib import Path
 from random import Random
@@ -21,6 +20,7 @@ from gpuguard.core.records import Fact, HostInfo, Packets, Spoken
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_packets as reference
+from conversation import frame
 
 S = 1_000_000_000
 START = 10**18
@@ -44,16 +44,8 @@ def frames(said: Said, *, mtu: int = 1400) -> list[tuple[int, bytes, int]]:
     ends, sent = ((NEAR, 40_000), (FAR, 4455)), [7, 2**32 - 40]
     pieces: list[tuple[int, bytes | None]] = [(HERE, None), (THERE, None)]
     pieces += [(side, data[at:at + mtu]) for side, data in said for at in range(0, len(data), mtu)]
-    packets = []
-    for side, data in pieces:
-        (source, source_port), (destination, destination_port) = ends[side], ends[1 - side]
-        flags = (2, 18)[side] if data is None else 24
-        body = struct.pack(">HHIIBBHHH", source_port, destination_port, sent[side], sent[1 - side], 80, flags, 0, 0, 0)
-        body += data or b""
-        sent[side] = (sent[side] + (1 if data is None else len(data))) % 2**32
-        head = struct.pack(">BBHHHBBH4s4s", 69, 0, 20 + len(body), 0, 0, 64, 6, 0, source, destination)
-        packets.append((101, head + body, len(head) + len(body)))
-    return packets
+    packets = [frame(ends, sent, side, data) for side, data in pieces]
+    return [(101, one, len(one)) for one in packets]
 
 
 def read(packets: list[tuple[int, bytes, int]]) -> tuple[Packets, list[Fact]]:

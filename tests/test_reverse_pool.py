@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from pathlib import Path
 from random import Random
@@ -22,6 +21,7 @@ from gpuguard.core.records import HostInfo, Packets, Spoken
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_packets as reference
+from conversation import frame
 from test_packets import client_hello, tls_record
 from test_packets_protocols import SERVER_HELLO, application
 
@@ -49,13 +49,7 @@ def frames(said: list[Said], *, port: int = 40_000, begin_ms: int = 0) -> list[t
     ends, sent, now_ms, packets = ((NEAR, port), (FAR, 443)), [7, 2**32 - 900], begin_ms, []
     for after_ms, side, data in said:
         now_ms += after_ms
-        (source, source_port), (destination, destination_port) = ends[side], ends[1 - side]
-        flags = (2, 18)[side] if data is None else 24
-        body = struct.pack(">HHIIBBHHH", source_port, destination_port, sent[side], sent[1 - side], 80, flags, 0, 0, 0)
-        body += data or b""
-        sent[side] = (sent[side] + (1 if data is None else len(data))) % 2**32
-        head = struct.pack(">BBHHHBBH4s4s", 69, 0, 20 + len(body), 0, 0, 64, 6, 0, source, destination)
-        packets.append((START + now_ms * MS, head + body))
+        packets.append((START + now_ms * MS, frame(ends, sent, side, data)))
     return packets
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
+from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, complain, write_line
 from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def or_say(failure: str) -> Iterator[None]:
     try:
         yield
     except (Refusal, BrokerGone, JournalLocked, JournalFailed, AuditFailed, OSError) as error:
-        click.echo(visible(f"{failure}: {error}"), err=True)
+        complain(f"{failure}: {error}")
         raise SystemExit(EXIT_UNREADABLE) from error
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from gpuguard.cli.asking import matching, running_guard, said_of, socket_option, waiting
-from gpuguard.cli.output import EXIT_UNREADABLE
-from gpuguard.ui.markup import visible
+from gpuguard.cli.output import EXIT_UNREADABLE, complain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +45,7 @@ def _tell_broker(decision: Decision, by: str, reason: str) -> None:
     try:
         approve(decision.id, decision.target.process, reason, by)
     except (BrokerGone, OSError) as error:
-        click.echo(visible(f"gpuguard: the broker did not take the approval: {error}"), err=True)
+        complain(f"gpuguard: the broker did not take the approval: {error}")
         raise SystemExit(EXIT_UNREADABLE) from error
 
 

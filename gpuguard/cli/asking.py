@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.output import EXIT_UNREADABLE
+from gpuguard.cli.output import EXIT_UNREADABLE, complain
 from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def running_guard(socket: Path | None) -> Iterator[Client]:
         with connect(socket) as client:
             yield client
     except (NoGuard, NotThere, Refused) as error:
-        click.echo(visible(f"gpuguard: {error}"), err=True)
+        complain(f"gpuguard: {error}")
         raise SystemExit(EXIT_UNREADABLE) from error
 
 
@@ -48,7 +48,7 @@ def recorded_incidents(path: Path) -> list[Incident]:
                 found.pop(event.id, None)
                 found[event.id] = event
     except (RecordingError, OSError) as error:
-        click.echo(visible(f"gpuguard: {path}: {error}"), err=True)
+        complain(f"gpuguard: {path}: {error}")
         raise SystemExit(EXIT_UNREADABLE) from error
     return list(found.values())
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+import click
 import msgspec
 
 from gpuguard.core.labels import VERDICTS, Verdict
+from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +38,11 @@ class Summary(msgspec.Struct):
 def write_line(line: object, stream: TextIO | None = None) -> None:
     """Write one object as one JSON line."""
     (stream or sys.stdout).write(msgspec.json.encode(line).decode() + "\n")
+
+
+def complain(text: str) -> None:
+    """Write one line for people to standard error; whatever names are in it move no terminal's cursor."""
+    click.echo(visible(text), err=True)
 
 
 def write_summary(summary: Summary, stream: TextIO | None = None) -> None:

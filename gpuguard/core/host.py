@@ -110,6 +110,10 @@ class BoundedTable(Generic[K, V]):
         if len(self._entries) == self._size_max and is_over(next(iter(self._entries.values()))):
             self._entries.popitem(last=False)
 
+    def counted(self) -> str:
+        """Return how many entries there were, in words: where some were forgotten, who knows how many came again."""
+        return f"at least {len(self)}" if self.evicted else str(len(self))
+
     def get(self, key: K) -> V | None:
         """Return the entry, None if there is none."""
         return self._entries.get(key)
@@ -260,6 +264,10 @@ class Host:
     def is_inbound(self, flow: FlowId) -> bool:
         """Return whether a flow was opened from elsewhere to this host: what its initiator does is not done here."""
         return self.is_local(flow.netns, flow.responder) and not self.is_local(flow.netns, flow.initiator)
+
+    def dialled_out(self, flow: FlowId) -> bool:
+        """Return whether a flow was seen to begin, and leads elsewhere."""
+        return flow.initiator_known and not self.is_local(flow.netns, flow.responder)
 
     def houses(self, address: str) -> bool:
         """Return whether an address is one of this host's in any of its namespaces: a container's is."""

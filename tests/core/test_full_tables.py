@@ -158,21 +158,15 @@ def test_what_is_read_from_a_flows_last_packet_finds_it():
     assert flows.find(first.netns, near, far) is None
 
 
-def test_openings_that_somebody_may_yet_look_for(monkeypatch):
-    monkeypatch.setattr(relay, "OPENED_MAX", 10)
+@pytest.mark.parametrize(("room", "lost"), [(10, 10 * 5), (40, 0)])
+def test_openings_that_somebody_may_yet_look_for(monkeypatch, room, lost):
+    monkeypatch.setattr(relay, "OPENED_MAX", room)
     detector = relay.Detector()
     for second in range(0, 60, 5):
         rows = np.zeros(5, OPENED_FLOW)
         rows["start_ns"] = T0 + second * SECOND
         detector.receive(FlowsOpened(T0 + second * SECOND, rows), Host())
-    assert detector.evicted()["openings of connections"] == 10 * 5
-    monkeypatch.setattr(relay, "OPENED_MAX", 40)
-    detector = relay.Detector()
-    for second in range(0, 60, 5):
-        rows = np.zeros(5, OPENED_FLOW)
-        rows["start_ns"] = T0 + second * SECOND
-        detector.receive(FlowsOpened(T0 + second * SECOND, rows), Host())
-    assert detector.evicted()["openings of connections"] == 0
+    assert detector.evicted()["openings of connections"] == lost
 
 
 def test_a_scan_of_more_than_is_remembered_is_told_as_such(monkeypatch):

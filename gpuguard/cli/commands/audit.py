@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuguard.cli.arguments import TO_READ
-from gpuguard.cli.output import EXIT_CLEAR, EXIT_FOUND, EXIT_UNREADABLE, write_line
-from gpuguard.ui.markup import visible
+from gpuguard.cli.output import EXIT_CLEAR, EXIT_FOUND, EXIT_UNREADABLE, complain, write_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +44,7 @@ def verify(path: Path | None, output: str) -> None:
     try:
         report = audit.verify(path)
     except OSError as error:
-        click.echo(visible(f"gpuguard: {path}: {error.strerror or error}"), err=True)
+        complain(f"gpuguard: {path}: {error.strerror or error}")
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         write_line(report)
@@ -73,7 +72,7 @@ def show(path: Path | None, last: int, output: str) -> None:
         entries = deque(audit.read(path), maxlen=last)
         report = audit.verify(path)
     except OSError as error:
-        click.echo(visible(f"gpuguard: {path}: {error.strerror or error}"), err=True)
+        complain(f"gpuguard: {path}: {error.strerror or error}")
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         for entry in entries:
@@ -81,8 +80,7 @@ def show(path: Path | None, last: int, output: str) -> None:
     else:
         _print(entries)
     if not report.ok:
-        click.echo(visible(f"gpuguard: {path}: broken, and shown as far as it can be read: gpuguard audit verify"),
-                   err=True)
+        complain(f"gpuguard: {path}: broken, and shown as far as it can be read: gpuguard audit verify")
         sys.exit(EXIT_FOUND)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 
 from gpuguard.cli.arguments import finite
-from gpuguard.cli.output import EXIT_UNREADABLE, Summary, exit_status, worst, write_line, write_summary
+from gpuguard.cli.output import EXIT_UNREADABLE, Summary, complain, exit_status, worst, write_line, write_summary
 from gpuguard.core.events import Finding
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.guard import Guard
@@ -367,7 +367,7 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
         recorded = _read(raw)
         del raw
     except Unreadable as error:
-        click.echo(visible(f"{file}: {error}"), err=True)
+        complain(f"{file}: {error}")
         if output == "json":
             write_summary(Summary("unknown", "", 0.0, [], {}, [str(error)]))
         raise SystemExit(EXIT_UNREADABLE) from error

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from gpuguard.cli.arguments import TO_READ
-from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, write_line
-from gpuguard.ui.markup import visible
+from gpuguard.cli.output import EXIT_CLEAR, EXIT_UNREADABLE, complain, write_line
 
 
 @click.group()
@@ -48,14 +47,14 @@ def learn(paths: tuple[Path, ...], allow: Path | None) -> None:
                 found.add(event.text_sha256)
                 if event.verdict in ("suspect", "confirmed"):
                     suspect += 1
-                    click.echo(visible(f"{event.label}: {event.kernel} in {event.path}"), err=True)
+                    complain(f"{event.label}: {event.kernel} in {event.path}")
             elif isinstance(event, FileVerdict):
                 unread += bool(event.gaps)
                 for gap in (*event.malformed, *event.gaps):
-                    click.echo(visible(f"not read: {event.path}: {gap}"), err=True)
+                    complain(f"not read: {event.path}: {gap}")
         lists.save(place, old | found)
     except (lists.BadAllowList, NoWorker, OSError) as error:
-        click.echo(visible(f"gpuguard: {error}"), err=True)
+        complain(f"gpuguard: {error}")
         sys.exit(EXIT_UNREADABLE)
     click.echo(f"{len(found - old)} kernels learnt, {len(old | found)} on {place}; {suspect} of them look like hashing")
     sys.exit(EXIT_UNREADABLE if unread else EXIT_CLEAR)
@@ -72,7 +71,7 @@ def show(allow: Path | None, output: str) -> None:
     try:
         count = len(lists.load(place))
     except (lists.BadAllowList, OSError) as error:
-        click.echo(visible(f"gpuguard: {error}"), err=True)
+        complain(f"gpuguard: {error}")
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         write_line({"path": str(place), "kernels": count})

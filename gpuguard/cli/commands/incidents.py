@@ -9,8 +9,7 @@ import click
 
 from gpuguard.cli.arguments import TO_READ
 from gpuguard.cli.asking import recorded_incidents, running_guard, socket_option
-from gpuguard.cli.output import write_line
-from gpuguard.ui.markup import visible
+from gpuguard.cli.output import complain, write_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +70,7 @@ def _follow(guard: Client, token: str, state: str, output: str) -> None:
     try:
         for _, item in guard.watch(token):
             if not isinstance(item, Incident):
-                click.echo(visible(f"gap: {item.reason}"), err=True)
+                complain(f"gap: {item.reason}")
             elif state in ("all", item.state):
                 _show([item], output)
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct, field
 
 from gpuguard.cli.arguments import finite
-from gpuguard.cli.output import EXIT_UNREADABLE, write_line
+from gpuguard.cli.output import EXIT_UNREADABLE, complain, write_line
 from gpuguard.core.records import LAUNCH_APIS, Gap, KernelName, Launches
 from gpuguard.ui.markup import visible
 
@@ -207,7 +207,7 @@ def _show(lines: list[Line], output: str, totals: Totals) -> None:
     console = Console()
     console.print(_table(lines) if lines else "no launches")
     while totals.gaps:
-        click.echo(f"gap: {visible(totals.gaps.pop(0))}", err=True)
+        complain(f"gap: {totals.gaps.pop(0)}")
 
 
 def _table(lines: list[Line]) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.output import Summary, exit_status, worst, write_line, write_summary
+from gpuguard.cli.output import Summary, complain, exit_status, worst, write_line, write_summary
 from gpuguard.core.events import FlowReport, FlowReports
 from gpuguard.core.labels import VERDICTS, Verdict
 from gpuguard.core.policy import DEFAULT_POLICY
@@ -185,7 +185,7 @@ def _events(file: Path, addresses: tuple[str, ...], tally: _Tally, gaps: list[st
             now_ns = max(now_ns, block.time_ns)
             yield from guard.receive(block)
     except CaptureError as error:  # its text has already come as a gap
-        click.echo(f"gpuguard: {visible(str(error))}", err=True)
+        complain(f"gpuguard: {error}")
         tally.unreadable.append(str(file))
     yield from guard.receive(Tick(time_ns=now_ns))
     yield from guard.close(now_ns)

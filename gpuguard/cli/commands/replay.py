@@ -7,12 +7,11 @@ from pathlib import Path
 import click
 
 from gpuguard.cli.arguments import TO_READ
-from gpuguard.cli.output import EXIT_UNREADABLE, Summary, exit_status, write_line, write_summary
+from gpuguard.cli.output import EXIT_UNREADABLE, Summary, complain, exit_status, write_line, write_summary
 from gpuguard.cli.tables import print_findings
 from gpuguard.core.events import Event, Finding, FlowReport
 from gpuguard.core.labels import VERDICTS
 from gpuguard.core.records import Gap
-from gpuguard.ui.markup import visible
 
 
 @click.command()
@@ -49,7 +48,7 @@ def command(recording: Path, output: str, policy_files: tuple[Path, ...]) -> Non
     except BrokenPipeError:
         raise  # nobody reads on; the recording is not to blame
     except (RecordingError, OSError) as error:
-        click.echo(visible(f"gpuguard: {recording}: {error}"), err=True)
+        complain(f"gpuguard: {recording}: {error}")
         raise SystemExit(EXIT_UNREADABLE) from error
     findings = sorted(standing.values(), key=lambda f: (f.start_ns, f.id))
     if output == "table":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuguard.cli.arguments import TO_READ
-from gpuguard.cli.output import Summary, exit_status, write_line, write_summary
+from gpuguard.cli.output import Summary, complain, exit_status, write_line, write_summary
 from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def command(paths: tuple[Path, ...], pids: tuple[int, ...], images: tuple[Path, 
     except BrokenPipeError:
         raise  # nobody reads on; click ends quietly
     except (NoWorker, lists.BadAllowList, OSError) as error:
-        click.echo(visible(f"gpuguard: {error}"), err=True)
+        complain(f"gpuguard: {error}")
         gathered.unreadable.append(str(error))
     summary = gathered.summary()
     {"json": lambda: write_summary(summary), "table": lambda: _print(gathered, summary),

@@ -417,11 +417,10 @@ class Detector:
         if change < 1.0 or not (grown or unit.process):
             return []
         source.told, source.told_failed = source.nats, source.failed
-        addresses = f"{_at_least(source.addresses)}{len(source.addresses)} addresses"
-        ports = f"{_at_least(source.ports)}{len(source.ports)} port{'s' if len(source.ports) != 1 else ''}"
+        ports = f"{source.ports.counted()} port{'s' if len(source.ports) != 1 else ''}"
         within_s = (source.last_ns - source.start_ns) / 1e9
         text = (f"{_name(flow, unit)} tried {source.failed} places in vain that it had not tried before, "
-                f"on {addresses} and {ports}, within {within_s:.0f} s{source.known()}"
+                f"on {source.addresses.counted()} addresses and {ports}, within {within_s:.0f} s{source.known()}"
                 f"{_dialled(unit, host)}")
         return [Evidence(
             time_ns=time_ns,
@@ -472,10 +471,6 @@ def _dialled(unit: _Unit, host: Host) -> str:
     """Return what the kernel counted of a process, as the end of a sentence."""
     counted = host.dialled(unit.process) if unit.process else None
     return f"; of all its {counted.connections} connections {counted.in_vain} came to nothing" if counted else ""
-
-
-def _at_least(table: BoundedTable[Any, None]) -> str:
-    return "at least " if table.evicted else ""
 
 
 def _source(flow: FlowId) -> bytes:

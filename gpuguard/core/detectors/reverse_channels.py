@@ -113,7 +113,7 @@ class Detector:
     def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
         """Return the evidence with the visitor that makes it enough."""
         match item:
-            case Exchange(first="responder") if item.flow.initiator_known and item.carrier in _WRAPS:
+            case Exchange(first="responder") if item.carrier in _WRAPS:
                 return self._exchange(item, host)
             case FlowClosed():
                 self._flows.pop(item.flow)
@@ -124,7 +124,7 @@ class Detector:
     def _exchange(self, item: Exchange, host: Host) -> list[Evidence]:
         wraps = [wrap for wrap in _WRAPS[item.carrier] if wrap.opens(item)]
         flow = item.flow
-        if not wraps or host.is_inbound(flow) or host.is_local(flow.netns, flow.responder):
+        if not wraps or not host.dialled_out(flow):
             return []
         seen = self._flows[flow] = self._flows.get(flow) or _Seen()
         for wrap in wraps:

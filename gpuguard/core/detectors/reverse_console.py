@@ -56,7 +56,7 @@ class Detector:
         if not isinstance(item, Spoke) or item.what not in _TOLD:
             return []
         flow = item.flow
-        if not flow.initiator_known or host.is_inbound(flow) or host.is_local(flow.netns, flow.responder):
+        if not host.dialled_out(flow):
             return []
         return [Evidence(
             time_ns=item.time_ns,

@@ -65,7 +65,7 @@ class Detector:
         flow = item.flow
         first = self._first.get(flow)
         self._first[flow] = first or (item.what, item.speaker)
-        if item.speaker != "responder" or not flow.initiator_known or host.is_local(flow.netns, flow.responder):
+        if item.speaker != "responder" or not host.dialled_out(flow):
             return []
         if (first, item.what) == (("rfb-version", "initiator"), "rfb-version"):
             return [_evidence(item, "desktop-served-outward", NATS,

@@ -102,7 +102,7 @@ class Detector:
                 or item.size == ALERT_BYTES):
             return []
         flow = item.flow
-        if not flow.initiator_known or host.is_inbound(flow) or host.is_local(flow.netns, flow.responder):
+        if not host.dialled_out(flow):
             return []
         key = (flow.netns, flow.initiator, flow.responder, flow.responder_port)
         self._places.make_room(lambda one: item.time_ns - one.visits[-1].time_ns > WITHIN_NS)

@@ -154,8 +154,7 @@ class Detector:
         subject = process or item.flow
         told = source.told.get(subject) or 0.0
         count.told_failed, source.told[subject] = count.failed, max(told, nats)
-        servers = (f"{'at least ' if count.servers.evicted else ''}{len(count.servers)} SSH server"
-                   f"{'s' if len(count.servers) > 1 else ''}")
+        servers = f"{count.servers.counted()} SSH server{'s' if len(count.servers) > 1 else ''}"
         several = " of processes that tried a few times each," if process and count is source.counts.get(None) else ""
         text = (f"{count.failed} connections to {servers},{several} came through the key exchange within "
                 f"{(count.last_ns - count.start_ns) / 1e9:.0f} s, and none was let in")

@@ -175,7 +175,7 @@ class Detector:
                 return self._line(item, host)
             case Spoke() if item.what.startswith("stratum2") and not host.is_inbound(item.flow):
                 return self._handshake(item)
-            case TlsTalk() if item.flow.initiator_known and not host.is_local(item.flow.netns, item.flow.responder):
+            case TlsTalk() if host.dialled_out(item.flow):
                 return self._talk(item)
             case FlowClosed():
                 self._flows.end(item.flow)
