@@ -1,8 +1,8 @@
 """Honest jobs of kinds that no forest was shown: what the height of a job is held against (`core.counter_jobs`).
 
-Other compute only. Training and inference come nowhere near (docs/counters-judged.md), and a device that does nothing
-but compute of unknown kinds is the worst that a site has: so the rate is that of such a device, and no mean over a mix
-that nobody knows.
+Other compute only. Training and inference come nowhere near (docs/counters-measured.md), and a device that does
+nothing but compute of unknown kinds is the worst that a site has: so the rate is that of such a device, and no mean
+over a mix that nobody knows.
 """
 
 from __future__ import annotations
