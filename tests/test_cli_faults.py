@@ -84,6 +84,24 @@ def test_the_name_of_a_file_is_shown_without_escapes(words: tuple[str, ...], tmp
     assert_inert(result.output)
 
 
+@pytest.mark.parametrize(("words", "name"), [
+    (("config", "validate"), "c.toml"), (("run", "--config"), "c.toml"), (("config", "validate"), "p.yaml"),
+    (("replay", INCIDENT, "--policy"), "p.yaml"), (("pcap", "missing", "--policy"), "p.yaml"),
+])
+def test_what_a_settings_file_says_is_shown_without_escapes(words: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('["a\\u001b[2J\\nb"]\n' if name == "c.toml" else '"a\\e[2J\\nb": 1\n')
+    result = run(*words, str(tmp_path / name))
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert_inert(result.output)
+
+
+def test_settings_are_shown_without_escapes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "a\x1b[31mb.toml"
+    file.write_text('[recording]\ndirectory = "a\\u001b[2J\\u009b2Jb"\n')
+    monkeypatch.setenv("GPUGUARD_CONFIG", str(file))
+    assert_inert(run("config", "show", "--origin").output)
+
+
 def assert_inert(text: str) -> None:
     assert text.replace("\n", "").isprintable()
     assert "\\x1b" in "".join(text.split())

@@ -56,5 +56,6 @@ def _named(incidents: list[Incident], wanted: str) -> Decision:
     meant = [one for incident in matching(incidents, wanted) for one in waiting(incident)]
     lines = [f"  {one.id}  {said_of(one)}" for one in meant or [d for i in incidents for d in waiting(i)]]
     said = f"gpuguard: no decision {wanted} waits for an answer" + ("; these do:" if lines else ", nor does any other")
-    click.echo("\n".join([said, *lines]), err=True)
+    for line in (said, *lines):
+        complain(line)
     raise SystemExit(EXIT_UNREADABLE)

@@ -8,7 +8,8 @@ from typing import IO
 import click
 
 from gpuguard import config_sources
-from gpuguard.cli.output import EXIT_USAGE
+from gpuguard.cli.output import EXIT_USAGE, complain
+from gpuguard.ui.markup import visible
 
 
 @click.group()
@@ -45,7 +46,7 @@ def show(*, origin: bool, output: str) -> None:
             section = head
         said = f"  # {loaded.origins[key]}" if origin else ""
         # TOML writes text, truths, numbers and lists of text as JSON does.
-        click.echo(f"{name} = {msgspec.json.encode(value).decode()}{said}")
+        click.echo(visible(f"{name} = {msgspec.json.encode(value).decode()}{said}"))
 
 
 @command.command()
@@ -84,7 +85,7 @@ def import_opensandbox(file: IO[str], name: str, sandbox_ids: tuple[str, ...]) -
     try:
         click.echo(policy_text(file.read(), name, sandbox_ids), nl=False)
     except (PolicyError, UnicodeDecodeError) as error:
-        click.echo(f"gpuguard: {file.name}: {error}", err=True)
+        complain(f"gpuguard: {file.name}: {error}")
         raise SystemExit(EXIT_USAGE) from error
 
 
@@ -93,7 +94,7 @@ def _or_exit(files: list[Path] | None) -> config_sources.Loaded:
         # A file that is checked by itself is checked without the environment of whoever asks.
         return config_sources.load_config(files=files, environ={} if files else None)
     except config_sources.ConfigError as error:
-        click.echo(f"gpuguard: {error}", err=True)
+        complain(f"gpuguard: {error}")
         raise SystemExit(EXIT_USAGE) from error
 
 
@@ -103,5 +104,5 @@ def _validate_policies(files: list[Path] | None = None) -> None:
     try:
         policies.load_policy(files)
     except policies.PolicyError as error:
-        click.echo(f"gpuguard: {error}", err=True)
+        complain(f"gpuguard: {error}")
         raise SystemExit(EXIT_USAGE) from error

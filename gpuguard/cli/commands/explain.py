@@ -8,7 +8,7 @@ import click
 
 from gpuguard.cli.arguments import TO_READ
 from gpuguard.cli.asking import matching, recorded_incidents, running_guard, socket_option
-from gpuguard.cli.output import EXIT_UNREADABLE, write_line
+from gpuguard.cli.output import EXIT_UNREADABLE, complain, write_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,5 +59,5 @@ def _only(found: list[Incident], wanted: str) -> Incident:
         return found[0]
     which = ", ".join(one.id for one in found[:8])
     said = f"{wanted} could be any of {which}" if found else f"no incident, finding or decision {wanted}"
-    click.echo(f"gpuguard: {said}; see `gpuguard incidents`", err=True)
+    complain(f"gpuguard: {said}; see `gpuguard incidents`")
     raise SystemExit(EXIT_UNREADABLE)

@@ -92,12 +92,12 @@ def command(*, pids: tuple[int, ...], seconds: float | None, interval: float, ou
 
     for pid in pids:
         if not Path(f"/proc/{pid}").exists():
-            click.echo(f"gpuguard: there is no process {pid}", err=True)
+            complain(f"gpuguard: there is no process {pid}")
             raise SystemExit(EXIT_UNREADABLE)
     try:
         sensor = _open()
     except EyeClosed as error:
-        click.echo(f"gpuguard: {error}", err=True)
+        complain(f"gpuguard: {error}")
         raise SystemExit(EXIT_UNREADABLE) from error
     totals = Totals()
     try:

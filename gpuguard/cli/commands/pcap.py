@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.output import Summary, complain, exit_status, worst, write_line, write_summary
+from gpuguard.cli.output import EXIT_USAGE, Summary, complain, exit_status, worst, write_line, write_summary
 from gpuguard.core.events import FlowReport, FlowReports
 from gpuguard.core.labels import VERDICTS, Verdict
 from gpuguard.core.policy import DEFAULT_POLICY
@@ -269,7 +269,8 @@ def _policy(files: tuple[Path, ...]) -> Policy:
     try:
         return load_policy(files)
     except PolicyError as error:
-        raise click.UsageError(str(error)) from error
+        complain(f"gpuguard: {error}")
+        raise SystemExit(EXIT_USAGE) from error
 
 
 def _print(tally: _Tally) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from gpuguard.cli.arguments import TO_READ
-from gpuguard.cli.output import EXIT_UNREADABLE, Summary, complain, exit_status, write_line, write_summary
+from gpuguard.cli.output import (
+    EXIT_UNREADABLE,
+    EXIT_USAGE,
+    Summary,
+    complain,
+    exit_status,
+    write_line,
+    write_summary,
+)
 from gpuguard.cli.tables import print_findings
 from gpuguard.core.events import Event, Finding, FlowReport
 from gpuguard.core.labels import VERDICTS
@@ -37,7 +45,8 @@ def command(recording: Path, output: str, policy_files: tuple[Path, ...]) -> Non
     try:
         policy = load_policy(policy_files) if policy_files else None
     except PolicyError as error:
-        raise click.UsageError(str(error)) from error
+        complain(f"gpuguard: {error}")
+        raise SystemExit(EXIT_USAGE) from error
     standing: dict[str, Finding] = {}
     gaps: list[Gap] = []
     try:

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 import msgspec
 
-EXIT_REFUSED = 3
+from gpuguard.cli.output import EXIT_UNREADABLE, EXIT_USAGE, complain
 
 
 @click.command()
 @click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Settings in this file, before /etc/gpuguard and the environment.")
+              help="Settings in this file, in place of /etc/gpuguard; the environment overrides.")
 @click.option("--mode", type=click.Choice(["observe", "enforce"]), help="Overrides guard.mode.")
 @click.option("--record", "directory", metavar="NAME", help="Record every block, below the guard's state folder.")
 def command(config_file: Path | None, mode: str | None, directory: str | None) -> None:
@@ -48,11 +48,12 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
         status = broker.start(loaded.config, handover=msgspec.json.encode(start),
                               limits=limits_of(loaded.config.actions))
     except (ConfigError, PolicyError) as error:
-        raise click.UsageError(str(error)) from error
+        complain(f"gpuguard: {error}")
+        raise SystemExit(EXIT_USAGE) from error
     except JournalLocked as error:
-        click.echo(f"gpuguard cannot run here: a guard, or a command that acts, is at work already: {error}", err=True)
-        raise SystemExit(EXIT_REFUSED) from error
+        complain(f"gpuguard cannot run here: a guard, or a command that acts, is at work already: {error}")
+        raise SystemExit(EXIT_UNREADABLE) from error
     except (JournalFailed, AuditFailed, OSError) as error:
-        click.echo(f"gpuguard cannot run here: {error}", err=True)
-        raise SystemExit(EXIT_REFUSED) from error
+        complain(f"gpuguard cannot run here: {error}")
+        raise SystemExit(EXIT_UNREADABLE) from error
     raise SystemExit(status)

@@ -90,7 +90,7 @@ def _targets(paths: Iterable[Path], pids: Iterable[int], images: Iterable[Path],
             yield from targets_of(pid, memory=memory)
         except OSError as error:
             gathered.unreadable.append(f"process {pid}: {error.strerror}")
-            click.echo(f"gpuguard: process {pid}: {error.strerror}", err=True)
+            complain(f"gpuguard: process {pid}: {error.strerror}")
 
 
 class Gathered:
