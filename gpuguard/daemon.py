@@ -15,7 +15,6 @@ import pkgutil
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -144,6 +143,8 @@ class Daemon:
         try:
             self._greet()
             self._listen()
+            self._open_sensors(time.monotonic_ns())
+            self._say_watching()
             while not self._stop_signal:
                 self._step()
         except BrokerGone as gone:
@@ -180,6 +181,12 @@ class Daemon:
         except (OSError, ValueError) as error:
             log.error("no metrics", reason=str(error))
             self.feed(Gap(time_ns=time.time_ns(), sensor="metrics", reason=str(error)))
+
+    def _say_watching(self) -> None:
+        """Tell whoever started us that this is all: every eye was tried. Why one is closed was told when it was."""
+        enabled = [name for name in _sensor_names() if getattr(self._start.config, name).enabled]
+        log.info("watching", eyes=sorted(self._sensors), closed=[name for name in enabled if name not in self._sensors],
+                 mode=self._start.config.guard.mode, state=str(paths.state_dir()), audit=str(paths.log_dir()))
 
     def _step(self) -> None:
         # What is due goes by a clock that nobody can set; records carry the time of day.
@@ -282,7 +289,6 @@ class Daemon:
                 self._metrics.sensor(name, up=False)
             if first:
                 reason = str(error) if isinstance(error, sensors.EyeClosed) else f"{type(error).__name__}: {error}"
-                log.warning("eye closed", sensor=name, reason=reason)
                 time_ns = time.time_ns()
                 self.feed(Gap(time_ns=time_ns, sensor=name, reason=reason, since_ns=time_ns))
             return
@@ -575,6 +581,4 @@ def _recorder(config: Config, guard_dir: Path) -> Recorder | None:
 if __name__ == "__main__":
     # Without taking the interpreter apart: all is written and closed by now, and that alone is half a second of a
     # processor, which on a busy host is more than the broker waits before it kills.
-    exit_status = main()
-    sys.stderr.flush()
-    os._exit(exit_status)
+    os._exit(main())

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: process ev
 
 
 class Running:
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, stderr: int | None = None) -> None:
+        """Start it; with ``stderr`` it says there what else stands in ``log``."""
         folder.chmod(0o755)
         self.state = folder / "state"
         self.log = folder / "log"
@@ -34,15 +36,17 @@ class Running:
                         "GPUGUARD_RUNTIME_DIR": str(folder / "run"), "GPUGUARD_TOOLCALLS_OTLP_LISTEN": "127.0.0.1:0"}
         with self.log.open("w") as stream:
             self.broker = subprocess.Popen([sys.executable, "-m", "gpuguard", "run", *arguments], env=self.environ,
-                                           stderr=stream, stdout=subprocess.DEVNULL)
+                                           stderr=stderr or stream, stdout=subprocess.DEVNULL)
 
     def guard_pid(self) -> int:
         children = Path(f"/proc/{self.broker.pid}/task/{self.broker.pid}/children").read_text().split()
         return int(children[0])
 
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
     def logged(self, event: str, sensor: str = "") -> bool:
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return any(line["event"] == event and sensor in ("", line["sensor"]) for line in lines)
+        return any(line["event"] == event and sensor in ("", line.get("sensor")) for line in self.lines())
 
     def stop(self) -> int:
         if self.broker.poll() is None:
@@ -62,12 +66,13 @@ def running() -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
     folders: list[Path] = []
 
-    def start(*arguments: str) -> Running:
+    def start(*arguments: str, stderr: int | None = None) -> Running:
         # Not tmp_path: the guard is another user, and must be able to get there.
         folders.append(Path(tempfile.mkdtemp(prefix="gpuguard-test-")))
-        one = Running(folders[-1], *arguments)
+        one = Running(folders[-1], *arguments, stderr=stderr)
         started.append(one)
-        until(lambda: one.logged("eye open") or one.broker.poll() is not None, "the first eye opening")
+        if stderr is None:
+            until(lambda: one.logged("eye open") or one.broker.poll() is not None, "the first eye opening")
         assert one.broker.poll() is None, one.log.read_text()
         return one
 
@@ -142,6 +147,32 @@ def test_a_second_daemon_is_refused_in_words(running: Callable[..., Running]) ->
                             check=False, timeout=200)
     assert second.returncode == 3
     assert "cannot run here" in second.stderr
+
+
+def test_it_says_once_that_it_watches_with_which_eyes_and_where_it_writes(running: Callable[..., Running]) -> None:
+    one = running()
+    until(lambda: one.logged("watching"), "all eyes being tried")
+    [said] = [line for line in one.lines() if line["event"] == "watching"]
+    assert {*said["eyes"], *said["closed"]} == {"launches", "nvml", "packets", "processes", "sockets", "toolcalls"}
+    assert all(one.logged("eye open", name) for name in said["eyes"])
+    assert all(one.logged("gap", name) for name in said["closed"])
+    assert (said["mode"], said["state"], said["audit"]) == ("observe", str(one.state), str(one.state / "log"))
+    assert list((one.state / "log").glob("audit-*"))
+
+
+def test_it_watches_on_when_nobody_reads_what_it_says(running: Callable[..., Running]) -> None:
+    read, write = os.pipe()
+    one = running(stderr=write)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        assert any("watching" in line for line in stream)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as operator:
+        operator.connect(str(one.state.parent / "run" / "control.sock"))
+        operator.send(b"no message of the table")
+        assert operator.recv(1) == b"", "the broker complains, and ends the connection"
+    os.kill(one.guard_pid(), 0)
+    assert one.broker.poll() is None
+    assert one.stop() == 0
 
 
 def test_closed_eyes_are_gaps(running: Callable[..., Running]) -> None:

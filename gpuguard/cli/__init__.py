@@ -84,6 +84,11 @@ def _discard_output() -> None:
 @click.version_option(package_name="gpuguard")
 def main() -> None:
     """Tell, with evidence, what mines on a GPU and what tunnels out of this host; act on it by policy."""
+    # Standard descriptors that our caller closed: else the next file that is opened has their number, and what is
+    # written to them goes into it.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(spare, True)
+    os.close(spare)
     # NumPy's BLAS starts a thread for each core, which take memory and caches; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # gRPC would write lines of its own between ours; what fails there is said in our words.
