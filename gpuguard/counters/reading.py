@@ -30,6 +30,35 @@ GROUP_BYTES_MAX = 2 * 1024**3
 ROWS_AT_ONCE = 8_192
 TIME_NS_MAX = 6.3e18
 
+#: Fields of DCGM, as dcgm-exporter writes them: what each holds, what to multiply by, and its names, of which the last
+#: is that of DCGM 4.6 and later where they were renamed (dcgm_fields.py).
+_DCGM: tuple[tuple[str, float, *tuple[str, ...]], ...] = (
+    ("power_w", 1, "dev_power_usage", "dev_board_power_watts"),
+    ("power_limit_w", 1, "dev_enforced_power_limit", "dev_board_power_limit_enforced_watts"),
+    ("energy_j", 1e-3, "dev_total_energy_consumption"),
+    ("temperature_c", 1, "dev_gpu_temp", "dev_gpu_temp_celsius"),
+    ("gpu_ratio", 0.01, "dev_gpu_util", "dev_gpu_util_ratio"),
+    ("memory_ratio", 0.01, "dev_mem_copy_util"),
+    ("memory_used_bytes", 2**20, "dev_fb_used"),
+    ("memory_bytes", 2**20, "dev_fb_total"),
+    ("sm_clock_hz", 1e6, "dev_sm_clock"),
+    ("memory_clock_hz", 1e6, "dev_mem_clock"),
+    ("throttle_reasons", 1, "dev_clock_throttle_reasons", "dev_clocks_event_reasons"),
+    ("pcie_tx_bytes_per_s", 1, "prof_pcie_tx_bytes"),
+    ("pcie_rx_bytes_per_s", 1, "prof_pcie_rx_bytes"),
+    ("nvlink_tx_bytes_per_s", 1, "prof_nvlink_tx_bytes"),
+    ("nvlink_rx_bytes_per_s", 1, "prof_nvlink_rx_bytes"),
+    ("sm_ratio", 1, "prof_sm_active", "prof_sm_util_ratio"),
+    ("occupancy_ratio", 1, "prof_sm_occupancy", "prof_sm_occupancy_ratio"),
+    ("integer_ratio", 1, "prof_pipe_int_active", "prof_int_util_ratio"),
+    ("fp64_ratio", 1, "prof_pipe_fp64_active", "prof_fp64_util_ratio"),
+    ("fp32_ratio", 1, "prof_pipe_fp32_active", "prof_fp32_util_ratio"),
+    ("fp16_ratio", 1, "prof_pipe_fp16_active", "prof_fp16_util_ratio"),
+    ("tensor_ratio", 1, "prof_pipe_tensor_active", "prof_tensor_util_ratio"),
+    ("tensor_hmma_ratio", 1, "prof_pipe_tensor_hmma_active", "prof_hmma_util_ratio"),
+    ("tensor_imma_ratio", 1, "prof_pipe_tensor_imma_active", "prof_imma_util_ratio"),
+    ("dram_ratio", 1, "prof_dram_active", "prof_dram_util_ratio"),
+)
 #: What a column holds, by its name in lower case, without a unit in brackets: the field, and what to multiply by.
 COLUMNS: dict[str, tuple[str, float]] = {
     "power_w": ("power_w", 1), "power_draw_w": ("power_w", 1), "power": ("power_w", 1), "average_power": ("power_w", 1),
@@ -52,27 +81,18 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "utilization.gpu": ("gpu_ratio", 0.01), "utilization.memory": ("memory_ratio", 0.01),
     "clocks.sm": ("sm_clock_hz", 1e6), "clocks.current.sm": ("sm_clock_hz", 1e6),
     "clocks.mem": ("memory_clock_hz", 1e6), "clocks.current.memory": ("memory_clock_hz", 1e6),
-    # dcgm-exporter
-    "dcgm_fi_dev_power_usage": ("power_w", 1), "dcgm_fi_dev_gpu_temp": ("temperature_c", 1),
-    "dcgm_fi_dev_gpu_util": ("gpu_ratio", 0.01), "dcgm_fi_dev_mem_copy_util": ("memory_ratio", 0.01),
-    "dcgm_fi_dev_fb_used": ("memory_used_bytes", 2**20), "dcgm_fi_dev_sm_clock": ("sm_clock_hz", 1e6),
-    "dcgm_fi_dev_mem_clock": ("memory_clock_hz", 1e6), "dcgm_fi_dev_total_energy_consumption": ("energy_j", 1e-3),
-    **{f"dcgm_fi_prof_{link}_{way}_bytes": (f"{link}_{way}_bytes_per_s", 1.0)
-       for link in ("pcie", "nvlink") for way in ("tx", "rx")},
+    **{f"dcgm_fi_{name}": (field, scale) for field, scale, *names in _DCGM for name in names},
     **{name: (field, 1.0) for field, names in {
-        "sm_ratio": ("sm_active", "sm_ratio", "smact", "dcgm_fi_prof_sm_active"),
-        "occupancy_ratio": ("sm_occupancy", "occupancy", "smocc", "dcgm_fi_prof_sm_occupancy"),
-        "integer_ratio": ("int_active", "integer_active", "integer_ratio", "pipe_int_active",
-                          "dcgm_fi_prof_pipe_int_active"),
-        "fp64_ratio": ("fp64_active", "fp64_ratio", "fp64a", "dcgm_fi_prof_pipe_fp64_active"),
-        "fp32_ratio": ("fp32_active", "fp32_ratio", "fp32a", "dcgm_fi_prof_pipe_fp32_active"),
-        "fp16_ratio": ("fp16_active", "fp16_ratio", "fp16a", "dcgm_fi_prof_pipe_fp16_active"),
-        "tensor_ratio": ("tensor_active", "tensor_ratio", "tenso", "dcgm_fi_prof_pipe_tensor_active"),
-        "tensor_hmma_ratio": ("hmma_active", "tensor_hmma_active", "tensor_hmma_ratio",
-                              "dcgm_fi_prof_pipe_tensor_hmma_active"),
-        "tensor_imma_ratio": ("imma_active", "tensor_imma_active", "tensor_imma_ratio",
-                              "dcgm_fi_prof_pipe_tensor_imma_active"),
-        "dram_ratio": ("dram_active", "dram_ratio", "drama", "dcgm_fi_prof_dram_active"),
+        "sm_ratio": ("sm_active", "sm_ratio", "smact"),
+        "occupancy_ratio": ("sm_occupancy", "occupancy", "smocc"),
+        "integer_ratio": ("int_active", "integer_active", "integer_ratio", "pipe_int_active"),
+        "fp64_ratio": ("fp64_active", "fp64_ratio", "fp64a"),
+        "fp32_ratio": ("fp32_active", "fp32_ratio", "fp32a"),
+        "fp16_ratio": ("fp16_active", "fp16_ratio", "fp16a"),
+        "tensor_ratio": ("tensor_active", "tensor_ratio", "tenso"),
+        "tensor_hmma_ratio": ("hmma_active", "tensor_hmma_active", "tensor_hmma_ratio"),
+        "tensor_imma_ratio": ("imma_active", "tensor_imma_active", "tensor_imma_ratio"),
+        "dram_ratio": ("dram_active", "dram_ratio", "drama"),
     }.items() for name in names},
 }
 TIMES = ("timestamp", "time_ns", "time_s")

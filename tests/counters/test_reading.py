@@ -266,6 +266,7 @@ def test_power_alone_does_not_clear_a_device(tmp_path):
 @pytest.mark.parametrize("header", [
     "timestamp, index, name, utilization.gpu [%], power.draw [W], memory.used [MiB], memory.total [MiB]",
     "\ufefftimestamp,gpu,modelName,DCGM_FI_DEV_GPU_UTIL,DCGM_FI_DEV_POWER_USAGE,DCGM_FI_DEV_FB_USED,mem_total_mib",
+    "timestamp,gpu,modelName,DCGM_FI_DEV_GPU_UTIL_RATIO,DCGM_FI_DEV_BOARD_POWER_WATTS,DCGM_FI_DEV_FB_USED,mem_total_mib",
 ])
 def test_what_the_vendors_tools_write_is_read_as_it_is(tmp_path, header):
     rows = "".join(f"2026/01/01 00:{second // 60:02d}:{second % 60:02d}.250, 3, NVIDIA H100, 99 %, 300.5 W, 1024 MiB, "
@@ -277,6 +278,20 @@ def test_what_the_vendors_tools_write_is_read_as_it_is(tmp_path, header):
     (tmp_path / "t.csv").write_text(f"{header}\n{rows}")
     _, lines, _ = run(tmp_path / "t.csv")
     assert [line["looks"] for line in lines] == [5]
+
+
+def test_pipes_are_read_under_the_old_and_the_new_names_of_dcgm():
+    old = ("SM_ACTIVE", "PIPE_INT_ACTIVE", "PIPE_TENSOR_ACTIVE", "PIPE_TENSOR_IMMA_ACTIVE", "DRAM_ACTIVE")
+    new = ("SM_UTIL_RATIO", "INT_UTIL_RATIO", "TENSOR_UTIL_RATIO", "IMMA_UTIL_RATIO", "DRAM_UTIL_RATIO")
+
+    def fields(names):
+        header = ",".join(("timestamp", "gpu", *(f"DCGM_FI_PROF_{name}" for name in names)))
+        return read_csv(Table(io.StringIO(f"{header}\n1700000000,0,0.9,0.7,0.1,0.05,0.3\n"))).fields
+
+    assert fields(old) == fields(new)
+    assert {name: values.tolist() for name, values in fields(new).items()} == {
+        "sm_ratio": [0.9], "integer_ratio": [0.7], "tensor_ratio": [0.1], "tensor_imma_ratio": [0.05],
+        "dram_ratio": [0.3]}
 
 
 def test_a_name_in_a_file_cannot_write_to_the_terminal(tmp_path):
