@@ -2,15 +2,22 @@
 
 That is the CUDA driver, and the loaders of OpenCL and Vulkan, whose drivers do not launch through libcuda.
 
-Every launch export of drivers 470 to 555 is one stub (read from the libraries of Debian's non-free packages)::
+Every launch export of a driver is a stub, as read from the libraries of Debian's and Ubuntu's packages. All look
+whether the driver was torn down, and go on through a slot::
 
-    +0x0  81 3d rel32 00 ba 1c 32    cmpl $0x321cba00, gate(%rip)
-    +0xa  74 xx                      je   torn-down
-    +0xc  ff 25 rel32                jmp  *implementation(%rip)
+    470 to 555   81 3d rel32 00 ba 1c 32    cmpl $0x321cba00, gate(%rip)
+                 74 xx                      je   torn-down
+                 ff 25 rel32                jmp  *implementation(%rip)
+    580          55 48 89 e5 41 54 ...      push %rbp; mov %rsp, %rbp; push %r12; sub $8, %rsp
+                 81 3d ... 0f 84 rel32      cmpl, je as above
+                 ... ff 15 rel32            push what lies on the stack again; call *implementation(%rip)
+    595          81 3d ... 74 xx            cmpl, je as above
+                 55 48 89 e5 ... ff 15      push %rbp; mov %rsp, %rbp; ...; call *implementation(%rip)
 
-A uprobe at +0x0 is single-stepped out of line, at +0xa it is emulated by the kernel (arch/x86/kernel/uprobes.c,
-branch_setup_xol_ops and push_setup_xol_ops), some fifteen times cheaper; all arguments and the stack are still intact
-there. Anything else that is no stub is probed at a safe place at the cost of a single step, which is said.
+A uprobe at ``cmpl`` is single-stepped out of line; at ``push`` and ``je`` it is emulated by the kernel
+(arch/x86/kernel/uprobes.c, branch_setup_xol_ops and push_setup_xol_ops), some fifteen times cheaper, and all arguments
+and the stack are still intact there. Anything else that is no stub is probed at a safe place at the cost of a single
+step, which is said. cuGetProcAddress gives out these exports, and no other way in (asked of 580 and 595).
 
 The library's bytes are hostile: offsets are checked, tables are bounded, and nothing is executed or followed. They are
 read as the dynamic linker reads them, by the dynamic segment: a copy without section headers works as well as any.
@@ -185,8 +192,7 @@ def choose_site(code: bytes) -> tuple[int, Cost]:
         If no place is safe: a five-byte nop is rewritten into a call by kernel 6.18, which then writes below the stack
         pointer; too few bytes cannot be judged.
     """
-    is_stub = code[:2] == b"\x81\x3d" and code[10:11] == b"\x74" and code[12:14] == b"\xff\x25"
-    if is_stub:
+    if code[:2] == b"\x81\x3d" and (code[10:11] == b"\x74" or code[10:12] == b"\x0f\x84"):
         return 10, "emulated"
     delta = 4 if code[:4] == b"\xf3\x0f\x1e\xfa" else 0
     rest = code[delta:]

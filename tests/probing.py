@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from gpuguard.sensors import EyeClosed, launches
-from tests.standins.build import build
+from tests.standins.build import SHAPES, build
 
 
-def standins_to_probe(folder):
+def standins_to_probe(folder, driver=SHAPES[0]):
     if os.geteuid() != 0:
         pytest.skip("needs root: uprobes and BPF are privileged")
     if shutil.which("cc") is None:
@@ -20,4 +20,4 @@ def standins_to_probe(folder):
         launches.new_probe().close()
     except (EyeClosed, OSError) as error:
         pytest.skip(f"this host or build cannot probe: {error}")
-    return build(folder)
+    return build(folder, driver)

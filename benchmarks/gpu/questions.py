@@ -161,6 +161,12 @@ def launches_by(way: str) -> dict[str, Any]:
     return watched([sys.executable, str(HERE / "programs" / "counted.py"), way, str(COUNTED)])
 
 
+#: An export of the driver up to its slot: see gpuguard/libcuda.py.
+STUB = re.compile(
+    rb"(?:\x55|\x48\x89\xe5|\x41[\x54-\x57]|\x48\x83\xec.)*\x81\x3d....\x00\xba\x1c\x32(?:\x74.|\x0f\x84....)"
+    rb"(?:\x50|\x55|\x48\x89\xe5|\x48\x83\xec.|\x8b\x45.|\xff\x75.)*\xff[\x15\x25](....)", re.DOTALL)
+
+
 def stubs_after_start() -> dict[str, Any]:
     """Is a launch export still the stub that the probe expects once the driver has started?"""
     library = ctypes.CDLL(str(STANDINS / "libcuda.so.1") if not REAL else "libcuda.so.1")
@@ -172,10 +178,10 @@ def stubs_after_start() -> dict[str, Any]:
                      "cuModuleGetFunction", "cuLibraryGetKernel"):
             if hasattr(library, name):
                 address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
-                found[name] = ctypes.string_at(address, 24).hex()
-                code = bytes.fromhex(found[name])
-                if code[12:14] == b"\xff\x25":
-                    slot = address + 18 + int.from_bytes(code[14:18], "little", signed=True)
+                code = ctypes.string_at(address, 80)
+                found[name] = code[:48].hex()
+                if stub := STUB.match(code):
+                    slot = address + stub.end() + int.from_bytes(stub[1], "little", signed=True)
                     target = int.from_bytes(ctypes.string_at(slot, 8), "little")
                     found[name] += " -> " + region(target)
         return found

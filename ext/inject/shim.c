@@ -3,9 +3,9 @@
  *
  * Loaded by the driver (CUDA_INJECTION64_PATH names it, cuInit calls InitializeInjection) or by LD_PRELOAD, which then
  * sets that variable for the driver. It subscribes to nothing (CUPTI has room for one subscriber) and rewrites no code:
- * every launch export of libcuda is the stub `cmpl; je; jmp *slot(%rip)`, and we put our function into the slot and go
- * on to what was there. So pointers that were given out by cuGetProcAddress are covered too. An export of another shape
- * is left alone and counted.
+ * every launch export of libcuda goes on through a slot (`jmp *slot(%rip)`, since R580 `call *slot(%rip)`), and we put
+ * our function into the slot and go on to what was there. So pointers that were given out by cuGetProcAddress are
+ * covered too. An export of another shape is left alone and counted.
  *
  * Records go into a bounded ring in a file of our own in $GPUGUARD_CAPTURE_DIR, else in gpuguard/capture below
  * $XDG_RUNTIME_DIR; a full ring drops and counts. Nothing here may fail the program: where there is no ring, nothing is
@@ -155,16 +155,41 @@ static int cuKernelGetFunction(void **out, void *kernel) {
 
 /* -- putting ourselves in ------------------------------------------------------------------------------------------*/
 
-/* The slot through which a stub jumps, NULL if this is no such stub. See gpuguard/libcuda.py. */
+/* How long an instruction is that an export may have before it goes on, 0 for any other: it saves registers, looks
+ * whether the driver was torn down, and passes what lies on the stack again. Where a probe sits, 0xcc stands for the
+ * first byte: of `cmpl` or `push %rbp` at the very beginning, else of `je`. */
+static size_t stub_step(const unsigned char *at, int first) {
+	unsigned char code = *at != 0xcc ? *at : !first ? 0x74 : at[1] == 0x3d ? 0x81 : 0x55;
+
+	switch (code) {
+	case 0x50: case 0x55: return 1;                              /* push %rax, %rbp */
+	case 0x41: return at[1] >= 0x54 && at[1] <= 0x57 ? 2 : 0;    /* push %r12 to %r15 */
+	case 0x48: return at[1] == 0x89 && at[2] == 0xe5 ? 3 :       /* mov %rsp,%rbp */
+			  at[1] == 0x83 && at[2] == 0xec ? 4 : 0;    /* sub $n,%rsp */
+	case 0x74: return 2;                                         /* je, near and far */
+	case 0x0f: return at[1] == 0x84 ? 6 : 0;
+	case 0x8b: return at[1] == 0x45 ? 3 : 0;                     /* mov n(%rbp),%eax */
+	case 0xff: return at[1] == 0x75 ? 3 : 0;                     /* push n(%rbp) */
+	case 0x81: return at[1] == 0x3d ? 10 : 0;                    /* cmpl $n,gate(%rip) */
+	}
+	return 0;
+}
+
+/* The slot through which an export goes on, NULL if this is no such stub. See gpuguard/libcuda.py. */
 static void **slot_of(const unsigned char *stub) {
+	const unsigned char *at = stub;
+	int gates = 0, steps = 16;
+	size_t bytes;
 	int32_t away;
 
-	/* 0xcc: a probe of the launch eye sits there. */
-	if (stub[0] != 0x81 || stub[1] != 0x3d || (stub[10] != 0x74 && stub[10] != 0xcc) || stub[12] != 0xff ||
-	    stub[13] != 0x25)
+	while (steps-- && (bytes = stub_step(at, at == stub))) {
+		gates += bytes == 10;
+		at += bytes;
+	}
+	if (gates != 1 || at[0] != 0xff || (at[1] != 0x15 && at[1] != 0x25))
 		return NULL;
-	memcpy(&away, stub + 14, sizeof away);
-	return (void **)(stub + 18 + away);
+	memcpy(&away, at + 2, sizeof away);
+	return (void **)(at + 6 + away);
 }
 
 /* The protection of the page, -1 if it is not mapped. */

@@ -22,16 +22,25 @@ from gpuguard.config import Config
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Gap, KernelName, Launches
 from gpuguard.messages import Refused
 from gpuguard.sensors import EyeClosed, launches
-from tests.standins.build import build
+from tests.standins.build import SHAPES, build
 
 
-@pytest.fixture(scope="module")
-def standins(tmp_path_factory):
+def standins_of(folder, driver):
     if shutil.which("cc") is None:
         pytest.skip("no C compiler: the stand-in driver cannot be built")
     if not capture.LIBRARY.exists():
         pytest.skip("this build lacks the shim")
-    return build(tmp_path_factory.mktemp("standins"))
+    return build(folder, driver)
+
+
+@pytest.fixture(scope="module")
+def standins(tmp_path_factory):
+    return standins_of(tmp_path_factory.mktemp("standins"), SHAPES[0])
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def driver_of_each_shape(request, tmp_path_factory):
+    return standins_of(tmp_path_factory.mktemp("standins"), request.param)
 
 
 @pytest.fixture
@@ -84,9 +93,9 @@ def rows_of(blocks):
 
 @pytest.mark.parametrize("variable", ["CUDA_INJECTION64_PATH", "LD_PRELOAD"])
 @pytest.mark.parametrize("api", ["kernel", "ex", "coop", "ptsz"])
-def test_every_launch_of_who_cooperates_is_counted(sensor, rings, standins, variable, api):
-    command = [standins["hasher"], "--stepwise", "--launches", "3000", "--interval-us", "50", "--kernel", "one",
-               "--kernel", "two", "--grid", "77", "--block", "64", "--shared", "512", "--api", api]
+def test_every_launch_of_who_cooperates_is_counted(sensor, rings, driver_of_each_shape, variable, api):
+    command = [driver_of_each_shape["hasher"], "--stepwise", "--launches", "3000", "--interval-us", "50",
+               "--kernel", "one", "--kernel", "two", "--grid", "77", "--block", "64", "--shared", "512", "--api", api]
     process = subprocess.Popen(list(map(str, command)), env=given_the_shim(rings, variable), stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE)
     blocks = read_all(sensor, process)

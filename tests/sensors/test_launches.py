@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -46,6 +47,7 @@ from gpuguard.sensors.launches.rows import KEY, VALUE, LaunchDeltas, bytes_of
 from gpuguard.sensors.launches.sensor import EVENT
 from gpuguard.signature_files import shipped
 from tests.probing import standins_to_probe
+from tests.standins.build import SHAPES
 
 SECOND = 1_000_000_000
 
@@ -752,6 +754,44 @@ def test_a_kernel_without_uprobe_multi_is_probed_site_by_site(standins, monkeypa
         launches.release()
         sensor.close()
     assert not any("bpf" in target for target in own_handles())
+
+
+@pytest.mark.parametrize("driver", SHAPES)
+def test_exports_of_each_shape_are_probed_and_wrapped_at_once(driver, tmp_path):
+    """The probes of the kernel and the wrappers of the shim look at the same few bytes."""
+    standins, rings = standins_to_probe(tmp_path, driver), tmp_path / "rings"
+    rings.mkdir(mode=0o700)
+    sensor = launches.open_sensor(Direct(), settings(standins["libcuda"]))
+    shim = capture.CooperativeSensor(rings, 250_000_000, "a test")
+    told = {"CUDA_INJECTION64_PATH": str(capture.LIBRARY), "GPUGUARD_CAPTURE_DIR": str(rings)}
+    try:
+        assert not re.search(r"single-stepped.* cu[A-Z]", sensor.mode)
+        for api, what in (("kernel", 0), ("ex", 1), ("coop", 2)):
+            command = [standins["hasher"], "--launches", 300, "--interval-us", 100, "--grid", 77, "--block", 64,
+                       "--shared", 512, "--api", api, "--stepwise"]
+            process = subprocess.Popen([str(one) for one in command], env={**os.environ, **told},
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            wait(process)
+            until(lambda: shim.read(time.time_ns()) is not None and shim._rings, "reading its ring")
+            let_run(process)
+            counted = {"eye": [], "shim": []}
+            while process.poll() is None:
+                counted["eye"] += sensor.read(time.time_ns())
+                counted["shim"] += shim.read(time.time_ns())
+                time.sleep(0.01)
+            counted["eye"] += read_now(sensor)
+            counted["shim"] += shim.read(time.time_ns())
+            process.stdout.close()
+            for blocks in counted.values():
+                rows = rows_of(blocks, process)
+                assert rows["launches"].sum() == 300
+                assert {(int(row["api"]), *row["grid"].tolist(), *row["block"].tolist(), int(row["shared_bytes"]))
+                        for row in rows} == {(what, 77, 1, 1, 64, 1, 1, 512)}
+                assert records_of(KernelName, blocks, process)
+    finally:
+        launches.release()
+        sensor.close()
+        shim.close()
 
 
 def test_two_names_of_one_file_are_probed_once(standins, tmp_path):

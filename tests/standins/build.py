@@ -1,4 +1,4 @@
-"""Build the CUDA stand-ins: a driver library with the real stub shape, and two programs of the driver API.
+"""Build the CUDA stand-ins: a driver library with the real stub shapes, and two programs of the driver API.
 
 They exist so that the launch eye can be run where there is no GPU. The product never imports or ships them, and nothing
 they do is computed on a GPU: `hasher` makes a miner's driver calls and `trainer` a training job's, no more.
@@ -18,10 +18,15 @@ FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-std=gnu11")
 PROGRAMS = ("hasher", "trainer")
 
 
-def build(out_dir: Path) -> dict[str, Path]:
+#: Drivers whose exports differ in shape: up to 555, 580, 595.
+SHAPES = (555, 580, 595)
+
+
+def build(out_dir: Path, driver: int = SHAPES[0]) -> dict[str, Path]:
     """Build into ``out_dir``; return the paths by name: libcuda, hasher, trainer.
 
-    The programs find ``libcuda.so.1`` beside themselves, so that no environment variable is needed.
+    The programs find ``libcuda.so.1`` beside themselves, so that no environment variable is needed. The exports of the
+    library have the shape of this driver's.
 
     Raises
     ------
@@ -35,7 +40,7 @@ def build(out_dir: Path) -> dict[str, Path]:
     library = out_dir / "libcuda.so.1"
     sources = [str(HERE / "libcuda" / name) for name in ("stubs.S", "driver.c")]
     shared = ("-fPIC", "-shared", "-Wl,-soname,libcuda.so.1", "-Wl,--build-id=sha1", "-Wl,-z,noexecstack")
-    _run(compiler, *FLAGS, *shared, "-o", str(library), *sources)
+    _run(compiler, *FLAGS, f"-DDRIVER={driver}", *shared, "-o", str(library), *sources)
     paths = {"libcuda": library}
     for name in PROGRAMS:
         paths[name] = out_dir / name
