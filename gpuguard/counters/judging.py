@@ -32,10 +32,11 @@ CERTAIN = 0.5
 
 
 class Step(Struct, frozen=True):
-    """One look, and how the device stood after it."""
+    """One look, what it is most like and how surely, and how the device stood after it."""
 
     look: Look
     kind: str
+    likeness: float
     verdict: Verdict
     label: str
     nats: float
@@ -99,18 +100,18 @@ def judge(blocks: Iterable[Device | DeviceSample], model: Model, alarms_per_gpu_
 def _step(look: Look, fusion: Fusion, subject: DeviceId, model: Model) -> Step:
     best = fusion.best(subject)
     busy_told = not all(math.isnan(look.means[CHANNELS.index(name)]) for name in ("sm", "gpu"))
-    kind = "idle" if busy_told else "unknown"
+    kind, likeness = ("idle", 1.0) if busy_told else ("unknown", 0.0)
     if look.at_work:
         sums: Counter[str] = Counter()
         for name, share in zip(model.classes, look.probabilities, strict=True):
             sums[name.partition(":")[0]] += share  # type: ignore[assignment]
-        kind, share = sums.most_common(1)[0]
+        kind, likeness = sums.most_common(1)[0]
         # What weighs no more than the allowance cannot be told from honest programs: it is no accusation.
-        certain = share >= CERTAIN and (kind != "mining" or look.nats > model.allowance)
-        kind = kind if certain else "unknown"
+        if likeness < CERTAIN or (kind == "mining" and look.nats <= model.allowance):
+            kind, likeness = "unknown", 0.0
     if best is None:
-        return Step(look, kind, "unknown", "", 0.0)
-    return Step(look, kind, best.verdict, best.label, best.nats)
+        return Step(look, kind, likeness, "unknown", "", 0.0)
+    return Step(look, kind, likeness, best.verdict, best.label, best.nats)
 
 
 def _episodes(
@@ -147,8 +148,9 @@ def _episode(
     certainty = probability(worst.nats) if label == "mining" else 0.0
     if not _accused(worst):
         verdict, label = ("clear", kind) if kind == "idle" or (verdict, label) == ("clear", kind) else ("unknown", kind)
-        # What it looks like is a share of looks; that it mines, which nothing bears out yet, is not.
-        certainty = {"mining": certainty, "unknown": 0.0}.get(kind, count / len(steps))
+        # Of honest work it is what a look has on the mean; that it mines, which nothing bears out yet, is not.
+        if kind != "mining":
+            certainty = sum(one.likeness for one in steps if one.kind == kind) / count
     start_ns, end_ns = steps[0].look.start_ns, steps[-1].look.end_ns
     shown = [one for one in evidence if start_ns <= one.time_ns <= end_ns and abs(one.nats) > 0][-8:]
     return Episode(

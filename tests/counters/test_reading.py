@@ -18,9 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard.cli.commands import classify
+from gpuguard.core.detectors.counters import Detector
+from gpuguard.core.host import Host
 from gpuguard.core.records import DeviceSample
 from gpuguard.counters import reading
 from gpuguard.counters.reading import blocks_of, read_csv
+from gpuguard.counters.shipped import shipped_model
 from gpuguard.counters.table import Table, Unreadable
 from gpuguard.lab import telemetry
 
@@ -75,6 +78,23 @@ def test_each_device_is_told_and_the_miner_is_found(tmp_path):
     assert (summary["verdict"], summary["label"]) == ("suspect", "mining")
     assert summary["evidence"]
     assert 0 < summary["probability"] < 1
+
+
+def test_the_probability_of_honest_work_is_what_its_looks_have_and_not_how_many_there_are(tmp_path):
+    text = text_of([workload("ddp")], 600)
+    (tmp_path / "t.csv").write_text(text)
+    _, (line,), _ = run(tmp_path / "t.csv")
+    assert (line["kind"], line["share"]) == ("training", 1.0)
+    model, detector, host, likeness = shipped_model(), Detector(), Host(), []
+    detector.judge_by(model, 10.0)
+    for block in blocks_of(read_csv(Table(io.StringIO(text)))):
+        host.receive(block)
+        before = detector.looks.get("0")
+        detector.receive(block, host)
+        if detector.looks.get("0") is not before:
+            likeness.append(detector.looks.get("0").probabilities[model.classes.index("training")])
+    assert line["probability"] == pytest.approx(sum(likeness) / len(likeness), abs=1e-6)
+    assert 0.5 < line["probability"] < 1
 
 
 def test_an_episode_ends_where_the_work_changes(tmp_path):
