@@ -87,10 +87,12 @@ def make_dir(path: Path, *, mode: int = 0o711, uid: int | None = None, gid: int 
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise PermissionError(f"{path} is not a folder")
-    # A folder that was an earlier guard's is handed on: it lies in one of ours.
     if uid is None and status.st_uid != os.geteuid():
         raise PermissionError(f"{path} belongs to uid {status.st_uid}, not to {os.geteuid()}")
+    # While it is still ours: who lacks CAP_FOWNER, as under systemd, may not do so to what he handed on.
+    if stat.S_IMODE(status.st_mode) != mode:
+        path.chmod(mode)
+    # A folder that was an earlier guard's is handed on: it lies in one of ours.
     if uid is not None and status.st_uid != uid:
         os.chown(path, uid, -1 if gid is None else gid, follow_symlinks=False)
-    path.chmod(mode)
     return path

@@ -1,6 +1,7 @@
 """Run by tests/test_enforce_live.py in a pid, mount and network namespace of its own: the daemon enforces there.
 
-A stand-in miner starts, is paused by policy, and is killed once a person approved. Prints one JSON object.
+It has no more capabilities than deploy/gpuguard.service leaves it. A stand-in miner starts, is paused by policy, and is
+killed once a person approved. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WAIT_S = 200.0
+
+
+def as_the_unit() -> list[str]:
+    """Return how a command is run with the capabilities of the unit, and none to be gained."""
+    unit = (Path(__file__).parent.parent / "deploy" / "gpuguard.service").read_text()
+    words = next(line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet=")).partition("=")[2]
+    kept = ["+" + word.removeprefix("CAP_").lower() for word in words.split()]
+    return ["setpriv", "--no-new-privs", "--bounding-set", ",".join(["-all", *kept])]
 
 
 def until(condition: Callable[[], object], what: str) -> object:
@@ -63,7 +72,7 @@ def main(hasher: str, library: str) -> None:
                "GPUGUARD_LAUNCHES_LIBRARIES": library}
     gpuguard = [sys.executable, "-m", "gpuguard"]
     with (folder / "log").open("w") as log:
-        daemon = subprocess.Popen([*gpuguard, "run", "--mode", "enforce"], env=environ, stderr=log)
+        daemon = subprocess.Popen([*as_the_unit(), *gpuguard, "run", "--mode", "enforce"], env=environ, stderr=log)
     told: dict[str, object] = {}
     try:
         until(lambda: '"launches"' in (folder / "log").read_text(), "the launch eye being tried")
