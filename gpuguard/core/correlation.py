@@ -54,7 +54,8 @@ class Correlation:
         trace_id = host.context(process).trace_id
         for below, agent in itertools.pairwise(lineage):
             calls = self._by_agent.get(agent)
-            if calls:
+            # In a long line some are not told between two neighbours.
+            if calls and host.parent(below) == agent:
                 awaited = any(call.trace_id == trace_id for call in calls)
                 return None if awaited else _only_call_during(calls, host, below)
         return None

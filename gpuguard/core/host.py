@@ -42,7 +42,9 @@ SOCKETS_MAX = 32_768
 NAMERS_MAX = 1_024
 KERNELS_MAX = 65_536
 SAMPLES_MAX = 4_096
-ANCESTORS_MAX = 64
+#: Of a longer line the nearest are looked up and the eldest were inherited: whoever forks deeper is not rid of the
+#: agent that he is below, only of some between.
+ANCESTORS_MAX, ELDEST_MAX = 64, 32
 IMAGES_MAX = 256
 NAMESPACES_MAX = 256
 #: A flow's owner is asked for within seconds if at all, or is on a list of sockets.
@@ -59,6 +61,8 @@ LISTEN_STATE = 10
 EPHEMERAL_PORT_MIN = 32_768
 
 SocketKey = tuple[int, int, str, int, str, int]
+#: Processes, eldest first, each the parent of the next.
+Line = tuple[ProcessId, ...]
 
 #: Where the ends of a connection begin in a row of CONNECT; they are the rest of it.
 _ENDS_AT = CONNECT.itemsize - 37
@@ -167,7 +171,9 @@ class Host:
         self._names_evicted = 0
         #: Nearly all that ran fills it in the end. Whoever outlives a parent by so many others is judged all the same,
         #: and no longer has what it inherited.
-        self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context]] = BoundedTable(ENDED_MAX)
+        self._ended: BoundedTable[ProcessId, tuple[ProcessId | None, Context, Line]] = BoundedTable(ENDED_MAX)
+        #: The eldest of those that each process is below, itself among them if they are few. As full as `processes`.
+        self._lines: BoundedTable[ProcessId, Line] = BoundedTable(PROCESSES_MAX)
         self._images: BoundedTable[ProcessId, deque[ModuleImage]] = BoundedTable(PROCESSES_MAX)
 
     def receive(self, item: Block) -> None:
@@ -179,6 +185,8 @@ class Host:
             case ProcessStarted():
                 self.processes[item.process] = item
                 self._current[item.process.pid] = item.process
+                above = self._line(item.parent, item.process)
+                self._lines[item.process] = above if len(above) == ELDEST_MAX else (*above, item.process)
             case ProcessExited():
                 self._exit(item)
             case Sockets():
@@ -208,13 +216,20 @@ class Host:
     def ancestors(self, process: ProcessId) -> tuple[ProcessId, ...]:
         """Return the known ancestors, nearest first. A parent that started later than its child is a reused pid."""
         found: list[ProcessId] = []
-        parent, _ = self._origin(process)
+        below, parent = process, self.parent(process)
         while parent and len(found) < ANCESTORS_MAX and parent not in found:
-            if parent.start_ticks > (found[-1] if found else process).start_ticks:
-                break
+            if parent.start_ticks > below.start_ticks:
+                return tuple(found)
             found.append(parent)
-            parent, _ = self._origin(parent)
+            below, parent = parent, self.parent(parent)
+        line = self._line(self.parent(process), process)
+        if line and found[-1] != line[0]:
+            found += [one for one in reversed(line) if one not in found]
         return tuple(found)
+
+    def parent(self, process: ProcessId) -> ProcessId | None:
+        """Return who started the process, None if that is not known."""
+        return self._origin(process)[0]
 
     def context(self, process: ProcessId) -> Context:
         """Return what the process belongs to; what it does not say itself is taken from its nearest ancestor."""
@@ -355,7 +370,7 @@ class Host:
 
     def forget(self, process: ProcessId) -> None:
         """Drop a process that is long gone, but for what its children inherited from it."""
-        self._ended[process] = self._origin(process)
+        self._ended[process] = (*self._origin(process), self._lines.pop(process) or ())
         self.exited.pop(process)
         self.processes.pop(process)
         self._dialled.pop(process)
@@ -391,7 +406,15 @@ class Host:
         started = self.processes.get(process)
         if started:
             return started.parent, context_of(started.cgroup, started.environ)
-        return self._ended.get(process) or (None, Context())
+        parent, context, _ = self._ended.get(process) or (None, Context(), ())
+        return parent, context
+
+    def _line(self, parent: ProcessId | None, child: ProcessId) -> Line:
+        """Return the eldest that a parent is below, or is itself, if it is the child's and no later user of its pid."""
+        if parent is None or parent.start_ticks > child.start_ticks:
+            return ()
+        _, _, ended = self._ended.get(parent) or (None, None, ())
+        return self._lines.get(parent) or ended or (parent,)
 
     def _head(self, owners: tuple[ProcessId, ...]) -> ProcessId | None:
         if len(owners) == 1:

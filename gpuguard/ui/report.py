@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, structs
 
 from gpuguard.core.fusion import likelihood
+from gpuguard.core.host import ANCESTORS_MAX, ELDEST_MAX
 from gpuguard.core.labels import LABELS
 from gpuguard.ui import story
 from gpuguard.ui.markup import Markup, join, tag
@@ -230,7 +231,7 @@ def process_tree(incident: Incident) -> Markup:
 
     def branch(parent: ProcessId | None, depth: int) -> Markup | None:
         children = below.get(parent, [])
-        if not children or depth > 64:
+        if not children or depth > ANCESTORS_MAX + ELDEST_MAX:
             return None
         items = [
             tag("li", _process_line(child, briefs.get(child), agents.get(child), accused=child in guilty),

@@ -21,7 +21,7 @@ from tests.core.test_guard import guard_that_hears, tick
 
 #: Where it is made a comment says why nothing is lost.
 NO_LOSS = {("beacon", "_calls"), ("counters", "looks"), ("egress", "_asked"),
-           ("host", "exited"), ("host", "_current"), ("host", "_flow_owner"), ("host", "_ended")}
+           ("host", "exited"), ("host", "_current"), ("host", "_flow_owner"), ("host", "_ended"), ("host", "_lines")}
 
 
 def tables():

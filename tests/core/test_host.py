@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gpuguard.core import host as host_module
-from gpuguard.core.host import BoundedTable, Host
+from gpuguard.core.host import ANCESTORS_MAX, ELDEST_MAX, ENDED_MAX, BoundedTable, Host
 from gpuguard.core.records import KernelName, ModuleImage, ProcessExited
 from tests.core.builders import SPAN, T0, TRACE, flow, pid, socket_of, sockets, started
 
@@ -26,6 +26,31 @@ def test_ancestry_stops_at_a_reused_pid() -> None:
     host = host_with(started(pid(10), pid(1)), started(pid(20), pid(10)), started(pid(30), pid(31, 99)))
     assert host.ancestors(pid(20)) == (pid(10), pid(1))
     assert host.ancestors(pid(30)) == ()
+
+
+def test_who_forks_deep_stays_below_the_eldest_though_all_between_end() -> None:
+    host = host_with(started(pid(1)), *(started(pid(one), pid(one - 1)) for one in range(2, 301)))
+    nearest, eldest = range(299, 299 - ANCESTORS_MAX, -1), range(ELDEST_MAX, 0, -1)
+    assert host.ancestors(pid(300)) == tuple(map(pid, [*nearest, *eldest]))
+    for one in range(2, 300):
+        host.receive(ProcessExited(time_ns=T0, process=pid(one)))
+        host.forget(pid(one))
+    host.receive(started(pid(400), pid(300)))
+    host.receive(started(pid(401), pid(299)))
+    for one in (400, 401):
+        assert host.ancestors(pid(one))[-ELDEST_MAX:] == tuple(map(pid, eldest))
+    for one in range(1000, 1000 + ENDED_MAX):
+        host.forget(pid(one))
+    assert host.ancestors(pid(400)) == tuple(map(pid, [300, 299, *eldest])), "what lay between was forgotten"
+
+
+def test_a_long_line_ends_at_a_reused_pid() -> None:
+    line = [started(pid(one, one), pid(one - 1, one - 1)) for one in range(2, 101)]
+    again = started(pid(50, 500)), started(pid(201, 501), pid(50, 500))
+    host = host_with(*line, started(pid(200, 50), pid(100, 100)), *again)
+    assert host.ancestors(pid(200, 50)) == ()
+    assert host.ancestors(pid(201, 501)) == (pid(50, 500),)
+    assert host.ancestors(pid(100, 100))[-1] == pid(1, 1)
 
 
 def test_ancestry_survives_the_ancestors() -> None:

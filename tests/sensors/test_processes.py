@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import select
@@ -308,6 +309,18 @@ def test_ancestry_survives_the_parents_end():
     assert [(block.process.pid, block.parent) for block in started] == [(11, agent), (12, middle), (12, middle)]
     assert [block.time_ns for block in started] == [2, 5, 6]
     assert [block for block in blocks if isinstance(block, ProcessExited)] == [ProcessExited(4, middle, 0)]
+
+
+def test_however_deep_it_forked_all_above_are_told_eldest_first():
+    script = Script()
+    agent = script.put(10, 1)
+    sensor, _ = sensor_of(script)
+    line = [agent, *(ProcessId(BOOT, one, one) for one in range(11, 211))]
+    script.put(210, 210, line[-2], "miner")
+    forks = [fork(2, one.pid, one.start_ticks, parent) for parent, one in itertools.pairwise(line)]
+    script.queue = [*forks, Event(Kind.EXEC, 5, 210, 210)]
+    started = [block for block in sensor.read(2 * SECOND_NS) if isinstance(block, ProcessStarted)]
+    assert [(block.parent, block.process) for block in started] == list(itertools.pairwise(line))
 
 
 def test_a_fork_that_lasts_is_read_later_and_one_that_ends_is_not():

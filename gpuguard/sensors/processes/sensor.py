@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 NAME = "processes"
 FORKS_MAX = 8192
-ANCESTORS_MAX = 32
 SETTLE_NS = 50_000_000
 #: As long as the guard's own tick, so that both wake it once.
 SETTLE_PERIOD_NS = 250_000_000
@@ -243,17 +242,20 @@ class ProcessSensor:
         return [*self._ancestors(started.parent), started]
 
     def _ancestors(self, parent: ProcessId | None) -> list[Block]:
-        """Return records of the parent and its ancestors as far as they forked, ran nothing, and have none yet."""
-        blocks: list[Block] = []
-        while parent and len(blocks) < ANCESTORS_MAX:
+        """Return records of the parent and its ancestors as far as they forked, ran nothing, and have none yet.
+
+        Each fork is told once, so however deep they are, they cost no more than they are.
+        """
+        blocks: list[list[Block]] = []
+        while parent:
             born = self._born.get(parent.pid)
             if born is None or born.start_ticks != parent.start_ticks:
                 break
             bare = self._bare(self._born.pop(parent.pid))
             self._known.setdefault(parent.pid, _Known(parent, bare.parent))
-            blocks[:0] = [bare, *self._end_before(parent)]
+            blocks.append([bare, *self._end_before(parent)])
             parent = bare.parent
-        return blocks
+        return [block for told in reversed(blocks) for block in told]
 
     def _name_fork(self, pid: int, start_ticks: int) -> list[Block]:
         """Return the record of a forked process that has none yet, from what it was at its fork if it is gone."""
