@@ -10,6 +10,8 @@ import html
 from typing import Final
 
 VOID: Final = frozenset({"meta", "br", "hr", "col"})
+#: Shapes of SVG: what is in none needs no end.
+SHAPES: Final = frozenset({"rect", "path"})
 
 
 class Markup(str):
@@ -44,11 +46,13 @@ def tag(name: str, /, *children: str | None, **attributes: str | float | None) -
     )
     if name in VOID:
         return Markup(f"<{name}{written}>")
+    if name in SHAPES:
+        return Markup(f"<{name}{written}/>")
     return Markup(f"<{name}{written}>{join(*children)}</{name}>")
 
 
 def _number(value: str | float) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _written_out(character: str) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gpuguard.core.subjects import ProcessId
     from gpuguard.ui.story import Story
 
+#: From so many incidents on a page has contents, and says once what would fool each kind of evidence.
+MANY = 4
 #: The longest bar of an evidence table, in nats: a million to one.
 NATS_FULL = 14.0
 FLOWS_SHOWN = 40
@@ -83,11 +85,15 @@ def render(
     """
     told = story.told_by(events)
     title = story.headline(told.incidents[0]) if len(told.incidents) == 1 else f"{len(told.incidents)} incidents"
+    many = len(told.incidents) >= MANY
     body = tag(
         "main",
         remarks(notes) if notes else None,
-        *(incident_section(told, incident, host, (marks or {}).get(incident.id, "")) for incident in told.incidents),
+        join(tag("h1", title), contents(told.incidents)) if many else None,
+        *(incident_section(told, incident, host, (marks or {}).get(incident.id, ""), many=many)
+          for incident in told.incidents),
         None if told.incidents else tag("h1", "Nothing to report"),
+        _section("Blind spots", blind_spots_table(told.incidents)) if many else None,
         _section("Delays", measures_table(measures)) if measures else None,
         _section("Watched and left alone", left_alone_table(left_alone, told)),
         _section("Where the guard could not look", gaps_list(told.gaps)),
@@ -129,8 +135,28 @@ def page(title: str, body: Markup) -> str:
     return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
 
 
-def incident_section(told: Story, incident: Incident, host: str = "", mark: str = "") -> Markup:
-    """Return everything about one incident."""
+def contents(incidents: Sequence[Incident]) -> Markup:
+    """Return the list of a page's incidents, each with a link to it."""
+    rows = [
+        tag("tr", tag("td", badge(incident.verdict)), tag("td", utc(story.span_ns(incident)[0])),
+            tag("td", tag("a", story.headline(incident), href=f"#{incident.id}")))
+        for incident in incidents
+    ]
+    return tag("div", _table(("Verdict", "Began", "Incident"), rows), class_="card contents", id="contents")
+
+
+def blind_spots_table(incidents: Sequence[Incident]) -> Markup:
+    """Return what would have fooled each kind of evidence that speaks in these incidents."""
+    spots: dict[str, set[str]] = {}
+    for one in (e for incident in incidents for finding in story.accused(incident) for e in finding.evidence):
+        spots.setdefault(one.kind, set()).update(one.blind_spots)
+    rows = [tag("tr", tag("td", tag("code", kind)), tag("td", _list(sorted(said))))
+            for kind, said in sorted(spots.items()) if said]
+    return tag("div", _table(("Evidence", "What would have fooled it"), rows), class_="card")
+
+
+def incident_section(told: Story, incident: Incident, host: str = "", mark: str = "", *, many: bool = False) -> Markup:
+    """Return everything about one incident; of ``many`` on a page the blind spots stand at its end."""
     found = story.accused(incident)
     start_ns, end_ns = story.span_ns(incident)
     classes = sorted({e.evidence_class for f in found for e in f.evidence})
@@ -144,15 +170,17 @@ def incident_section(told: Story, incident: Incident, host: str = "", mark: str 
     }
     return tag(
         "article",
-        tag("div", f"Incident {incident.id}{', ' if mark else ''}{mark}", class_="eyebrow"),
-        tag("h1", story.headline(incident)),
+        tag("div", f"Incident {incident.id}{', ' if mark else ''}{mark}",
+            join(" · ", tag("a", "contents", href="#contents")) if many else None, class_="eyebrow"),
+        tag("h2", story.headline(incident), class_="headline") if many else tag("h1", story.headline(incident)),
         tag("dl", *(tag("div", tag("dt", key), tag("dd", value)) for key, value in facts.items() if value),
             class_="facts"),
         _section("Who asked for what", join_grid(found)),
         _section("Timeline", tag("div", timeline(told, incident), class_="card")),
-        _section("Findings", *(finding_card(finding, start_ns) for finding in found)),
+        _section("Findings", *(finding_card(finding, start_ns, spots=not many) for finding in found)),
         _section("Processes", tag("div", process_tree(incident), class_="card")),
         _section("What policy did", decisions_table(incident, start_ns)),
+        id=incident.id if many else None,
     )
 
 
@@ -172,10 +200,10 @@ def join_grid(found: Sequence[Finding]) -> Markup:
     return tag("div", *cells, class_="join")
 
 
-def finding_card(finding: Finding, zero_ns: int) -> Markup:
-    """Return one finding: its evidence, what speaks against it, and what would have fooled it."""
+def finding_card(finding: Finding, zero_ns: int, *, spots: bool = True) -> Markup:
+    """Return one finding: its evidence, what speaks against it, and, with ``spots``, what would have fooled it."""
     label = LABELS[finding.label]
-    blind = sorted({spot for evidence in finding.evidence for spot in evidence.blind_spots})
+    blind = sorted({spot for evidence in finding.evidence for spot in evidence.blind_spots}) if spots else ()
     return tag(
         "section",
         tag("div", tag("h3", finding.label), badge(finding.verdict),
@@ -195,26 +223,22 @@ def evidence_table(evidence: Sequence[Evidence], zero_ns: int) -> Markup:
     """Return evidence, heaviest first, each with a bar as long as its weight."""
     rows = [
         tag("tr",
-            tag("td", _after(one.time_ns, zero_ns), class_="time narrow"),
-            tag("td", chip(one.evidence_class), class_="narrow"),
+            tag("td", _after(one.time_ns, zero_ns)),
+            tag("td", chip(one.evidence_class)),
             tag("td", one.text, tag("div", one.kind, class_="faint mono")),
-            tag("td", f"{one.nats:+.1f}", class_="number narrow"),
-            tag("td", weight_bar(one), class_="narrow"))
+            tag("td", f"{one.nats:+.1f}", class_="number"),
+            tag("td", weight_bar(one)))
         for one in sorted(evidence, key=lambda e: -abs(e.nats))
     ]
-    return _table(("After", "Class", "What was seen", "Nats", ""), rows, numbers=("Nats",))
+    heads = ("After", "Class", "What was seen", "Nats", "")
+    return _table(heads, rows, numbers=("Nats",), kind="events evidence")
 
 
 def weight_bar(evidence: Evidence) -> Markup:
     """Return a bar: as long as the weight, in the colour of the class; a lighter rail is the full length."""
     share = min(1.0, abs(evidence.nats) / NATS_FULL)
     against = " against" if evidence.nats < 0 else ""
-    return tag(
-        "svg",
-        tag("rect", x=0, y=0, width=132, height=9, rx=2, class_="rail"),
-        tag("rect", x=0, y=0, width=round(132 * share, 1), height=9, rx=2, class_="bar"),
-        class_=f"weight tone-{evidence.evidence_class}{against}", viewBox="0 0 132 9", aria_hidden="true",
-    )
+    return tag("i", class_=f"weight tone-{evidence.evidence_class}{against}", style=f"--share:{share:.0%}")
 
 
 def process_tree(incident: Incident) -> Markup:
@@ -249,14 +273,15 @@ def decisions_table(incident: Incident, zero_ns: int) -> Markup:
         return tag("div", tag("p", "Nothing was asked for."), class_="card")
     rows = [
         tag("tr",
-            tag("td", _after(decision.time_ns, zero_ns), class_="time narrow"),
-            tag("td", tag("strong", story.RUNG_WORDS.get(decision.rung, decision.rung)), class_="narrow"),
-            tag("td", _target(decision), class_="narrow"),
+            tag("td", _after(decision.time_ns, zero_ns)),
+            tag("td", tag("strong", story.RUNG_WORDS.get(decision.rung, decision.rung))),
+            tag("td", _target(decision)),
             tag("td", decision.reason, tag("div", f"rule {decision.rule}, mode {decision.mode}", class_="faint mono")),
             tag("td", story.decision_words(incident, decision)))
         for decision in incident.decisions
     ]
-    return tag("div", _table(("After", "Step", "To", "Because", "What became of it"), rows), class_="card")
+    heads = ("After", "Step", "To", "Because", "What became of it")
+    return tag("div", _table(heads, rows, kind="events decisions"), class_="card")
 
 
 def left_alone_table(left_alone: Sequence[LeftAlone], told: Story) -> Markup:
@@ -298,9 +323,9 @@ def measures_table(measures: Sequence[Measure]) -> Markup:
 
 def gaps_list(gaps: Sequence[Gap]) -> Markup:
     """Return what could not be looked at, and why."""
-    rows = [tag("tr", tag("td", gap.sensor, class_="narrow"), tag("td", gap.reason)) for gap in gaps]
-    said = _table(("Sensor", "Why"), rows) if rows else tag("p", "Every eye was open, and nothing was dropped.")
-    return tag("div", said, class_="card")
+    rows = [tag("tr", tag("td", gap.sensor), tag("td", gap.reason)) for gap in gaps]
+    none = tag("p", "Every eye was open, and nothing was dropped.")
+    return tag("div", _table(("Sensor", "Why"), rows, kind="gaps") if rows else none, class_="card")
 
 
 def remarks(notes: Sequence[str]) -> Markup:
@@ -330,9 +355,11 @@ def _section(name: str, *children: Markup) -> Markup:
     return tag("section", tag("h2", name), *children)
 
 
-def _table(names: Sequence[str], rows: Sequence[Markup], numbers: Sequence[str] = ()) -> Markup:
+def _table(
+    names: Sequence[str], rows: Sequence[Markup], numbers: Sequence[str] = (), kind: str | None = None,
+) -> Markup:
     head = tag("tr", *(tag("th", name, class_="number" if name in numbers else None) for name in names))
-    return tag("table", tag("thead", head), tag("tbody", *rows))
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_=kind)
 
 
 def _list(lines: Iterable[str]) -> Markup:

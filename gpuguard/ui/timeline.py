@@ -27,13 +27,12 @@ TICKS_WANTED = 8
 
 
 class Item(Struct, frozen=True):
-    """One thing on the timeline; a point in time has no ``end_ns``."""
+    """One thing on the timeline; a point in time has no ``end_ns``. What is said of it at length stands elsewhere."""
 
     start_ns: int
     end_ns: int | None
     label: str
     tone: str
-    title: str
 
 
 class _Scale(Struct, frozen=True):
@@ -71,17 +70,17 @@ def lanes(told: Story, incident: Incident) -> list[tuple[str, list[Item]]]:
     network = [f for f in found if _on_network(f)]
     return [
         ("Tool calls", [
-            Item(c.start_ns, c.end_ns or incident.time_ns, story.call_words(c), "call", story.call_words(c))
+            Item(c.start_ns, c.end_ns or incident.time_ns, story.call_words(c), "call")
             for c in incident.tool_calls]),
         ("Processes", list(_processes(found))),
         ("Network", list(_spans(network))),
         ("GPU", list(_spans(f for f in found if not _on_network(f)))),
         ("Verdicts", [
-            Item(t.time_ns, None, f"{t.label} {t.verdict}", t.verdict, f"{t.label}: {t.verdict}")
+            Item(t.time_ns, None, f"{t.label} {t.verdict}", t.verdict)
             for t in told.turns_of(incident)]),
         ("Policy", [
-            Item(d.time_ns, None, d.rung.replace("_", " ") + (" ?" if d.needs_approval else ""), "policy",
-                 f"{d.rule}: {d.rung}. {story.decision_words(incident, d)}") for d in incident.decisions]),
+            Item(d.time_ns, None, d.rung.replace("_", " ") + (" ?" if d.needs_approval else ""), "policy")
+            for d in incident.decisions]),
     ]
 
 
@@ -96,17 +95,15 @@ def _processes(found: list[Finding]) -> Iterable[Item]:
         if finding.process:
             known.setdefault(story.process_words(finding.process), []).append(finding)
     for words, findings in known.items():
-        argv = findings[0].process.argv if findings[0].process else ()
         evidence = [one for finding in findings for one in finding.evidence]
         yield Item(min((e.start_ns for e in evidence), default=findings[0].start_ns),
-                   max((e.time_ns for e in evidence), default=findings[0].time_ns), words, "process",
-                   " ".join(argv) or words)
+                   max((e.time_ns for e in evidence), default=findings[0].time_ns), words, "process")
 
 
 def _spans(found: Iterable[Finding]) -> Iterable[Item]:
     for finding in found:
         for evidence in sorted(finding.evidence, key=lambda e: e.start_ns):
-            yield Item(evidence.start_ns, evidence.time_ns, evidence.kind, evidence.evidence_class, evidence.text)
+            yield Item(evidence.start_ns, evidence.time_ns, evidence.kind, evidence.evidence_class)
 
 
 def _rows(items: list[Item], scale: _Scale) -> list[list[Item]]:
@@ -148,13 +145,15 @@ def _item(item: Item, scale: _Scale, y: float) -> Markup:
     x0, x1, text_x, anchor = _place(item, scale)
     middle = y + ROW / 2
     if item.end_ns is None:
-        shape = tag("path", d=f"M{x0:.1f} {middle - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5 -5.5z", class_="mark")
+        shape = tag("path", d=f"M{x0:.1f} {middle - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5 -5.5z")
     else:
-        shape = tag("rect", x=x0, y=y + 2.5, width=x1 - x0, height=ROW - 5.0, rx=3, class_="bar")
+        shape = tag("rect", x=x0, y=y + 2.5, width=x1 - x0, height=ROW - 5)
     inside = item.end_ns is not None and x0 < text_x < x1
-    label = tag("text", _short(item.label), x=text_x, y=middle + 3.8, text_anchor=anchor,
-                class_="in" if inside else "out")
-    return tag("g", tag("title", item.title), shape, label, class_=f"tone-{item.tone}")
+    shown = _short(item.label)
+    label = tag("text", shown, x=text_x, y=middle + 3.8, text_anchor=None if anchor == "start" else anchor,
+                class_="in" if inside else None)
+    whole = None if shown == visible(item.label) else tag("title", item.label)
+    return tag("g", whole, shape, label, class_=f"tone-{item.tone}")
 
 
 def _lane(name: str, y: float, height: float) -> Markup:
@@ -166,12 +165,13 @@ def _lane(name: str, y: float, height: float) -> Markup:
 
 def _grid(scale: _Scale, zero_ns: int, bottom: float) -> Markup:
     step_ns = _step_ns(scale.end_ns - zero_ns)
-    lines = []
-    for number in range((scale.end_ns - zero_ns) // step_ns + 1):
-        x = scale.x(zero_ns + number * step_ns)
-        lines.append(tag("line", x1=x, x2=x, y1=AXIS - 8, y2=bottom, class_="grid"))
-        lines.append(tag("text", f"{number * step_ns / 1e9:g} s", x=x, y=12, text_anchor="middle", class_="tick"))
-    return join(*lines)
+    ticks = [number * step_ns for number in range((scale.end_ns - zero_ns) // step_ns + 1)]
+    lines = "".join(f"M{scale.x(zero_ns + after_ns):.1f} {AXIS - 8}V{bottom:.0f}" for after_ns in ticks)
+    return join(
+        tag("path", d=lines, class_="grid"),
+        *(tag("text", f"{after_ns / 1e9:g} s", x=scale.x(zero_ns + after_ns), y=12, class_="tick")
+          for after_ns in ticks),
+    )
 
 
 def _step_ns(length_ns: int) -> int:

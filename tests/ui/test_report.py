@@ -99,6 +99,33 @@ def test_everything_found_is_on_the_page():
     assert "waits for a person's approval" in page
 
 
+def many_events(count, text="ssh"):
+    incident = [one for one in report_events.events(name=text, arguments=text) if isinstance(one, Incident)][-1]
+    return [msgspec.structs.replace(incident, id=f"I-{number}") for number in range(count)]
+
+
+def test_a_page_of_many_incidents_has_contents_and_says_nothing_twice():
+    few, many = render(many_events(3)), render(many_events(40))
+    assert "href=" not in outside_text(few)
+    ids = [f"I-{number}" for number in range(40)]
+    assert re.findall(r'<article id="([^"]*)">', many) == ids
+    assert re.findall(r'<a href="#(I-[^"]*)">', many) == ids
+    assert many.count('href="#contents"') == 40
+    assert many.count('id="contents"') == 1
+    for finding in story.accused(many_events(1)[0]):
+        for evidence in finding.evidence:
+            assert markup.escape(evidence.text) in many
+            assert all(many.count(f"<li>{markup.escape(spot)}</li>") == 1 for spot in evidence.blind_spots)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(HOSTILE) | st.text())
+def test_hostile_text_in_contents_is_text(text):
+    read, plain = (Read(render(many_events(4, one))) for one in (text, "ssh"))
+    assert set(read.elements) - {"title"} == set(plain.elements) - {"title"}
+    assert set(read.attributes) == set(plain.attributes)
+
+
 def test_the_headline_says_who_did_what_in_order():
     incident = story.told_by(report_events.events()).incidents[0]
     assert story.headline(incident) == (
