@@ -38,6 +38,7 @@ _DCGM: tuple[tuple[str, float, *tuple[str, ...]], ...] = (
     ("energy_j", 1e-3, "dev_total_energy_consumption"),
     ("temperature_c", 1, "dev_gpu_temp", "dev_gpu_temp_celsius"),
     ("gpu_ratio", 0.01, "dev_gpu_util", "dev_gpu_util_ratio"),
+    ("gpu_ratio", 1, "prof_gr_engine_active", "prof_gr_engine_util_ratio"),
     ("memory_ratio", 0.01, "dev_mem_copy_util"),
     ("memory_used_bytes", 2**20, "dev_fb_used"),
     ("memory_bytes", 2**20, "dev_fb_total"),
@@ -76,7 +77,9 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "nvlink_tx_bytes_s": ("nvlink_tx_bytes_per_s", 1), "nvlink_rx_bytes_s": ("nvlink_rx_bytes_per_s", 1),
     "throttle_reasons": ("throttle_reasons", 1),
     # nvidia-smi --query-gpu
-    "power.draw": ("power_w", 1), "power.limit": ("power_limit_w", 1), "temperature.gpu": ("temperature_c", 1),
+    "power.draw": ("power_w", 1), "power.draw.instant": ("power_w", 1), "power.draw.average": ("power_w", 1),
+    "power.limit": ("power_limit_w", 1), "enforced.power.limit": ("power_limit_w", 1),
+    "temperature.gpu": ("temperature_c", 1),
     "memory.used": ("memory_used_bytes", 2**20), "memory.total": ("memory_bytes", 2**20),
     "utilization.gpu": ("gpu_ratio", 0.01), "utilization.memory": ("memory_ratio", 0.01),
     "clocks.sm": ("sm_clock_hz", 1e6), "clocks.current.sm": ("sm_clock_hz", 1e6),

@@ -22,6 +22,7 @@ from gpuguard.core.detectors.counters import (
     Detector,
     Level,
     Look,
+    Standing,
     Watch,
     shared_out,
     standing_of,
@@ -203,6 +204,22 @@ def test_training_is_named_and_speaks_against_what_others_hold():
     assert FLOOR_NATS <= nats(evidence) < 0
     assert nats(evidence, "training") == pytest.approx(3.0)
     assert Fusion(0.1).receive(evidence[0])[0].verdict == "unknown"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["ddp", "search", "little"]), min_size=1, max_size=6))
+def test_what_spoke_for_a_job_is_not_given_back_as_guilt(parts):
+    # The fusion layer holds nothing below 0: what was said for a job there must not add to what is said against it.
+    detector, fusion = Detector(), Fusion(0.1)
+    detector.judge_by(MODEL._replace(honest=Honest(np.linspace(0, 1, 100))), 0.1)  # so few make nobody suspect
+    standing, level = Standing(), Level(0)
+    standing.levels["GPU-0"] = level
+    weights = {"ddp": -4.0, "search": 5.8, "little": 3.2}
+    for i, part in enumerate(one for one in parts for _ in range(8)):
+        look = Look(i, i + 1, True, weights[part], (), (), (), 0.0)
+        level.take(look, MODEL.allowance)
+        for one in detector._weigh(MODEL, WHO, standing, level, look, ""):
+            assert fusion.receive(one)[0].nats <= NEAR_NATS
 
 
 def test_a_process_that_exited_within_a_look_is_told_nothing_twice():

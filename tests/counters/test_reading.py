@@ -314,6 +314,13 @@ def test_pipes_are_read_under_the_old_and_the_new_names_of_dcgm():
         "dram_ratio": [0.3]}
 
 
+def test_the_engines_time_stands_for_utilisation_where_that_is_not_told():
+    header = "timestamp,gpu,DCGM_FI_PROF_GR_ENGINE_ACTIVE,power.draw.instant [W],enforced.power.limit [W]"
+    fields = read_csv(Table(io.StringIO(f"{header}\n1700000000,0,0.93,301.5 W,700.00 W\n"))).fields
+    assert {name: values.tolist() for name, values in fields.items()} == {
+        "gpu_ratio": [0.93], "power_w": [301.5], "power_limit_w": [700.0]}
+
+
 def test_a_name_in_a_file_cannot_write_to_the_terminal(tmp_path):
     rows = "".join(f"{1_700_000_000 + second},\x1b[2J\u202e,300,0.5\n" for second in range(120))
     (tmp_path / "t.csv").write_text("timestamp,gpu,power_w,sm_active\n" + rows)
