@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from gpuguard._packets import Parser
 from gpuguard.core.events import Finding, FlowReport, FlowReports
 from gpuguard.core.flows import FlowTable
-from gpuguard.core.guard import Guard, reports, unspoken_verdicts
+from gpuguard.core.guard import Guard
 from gpuguard.core.names import may_carry
 from gpuguard.core.observations import FlowsClosed, FlowsOpened, FlowsUnanswered
 from gpuguard.core.records import PACKET, Gap, Packets, Sockets, Tick
+from gpuguard.core.unspoken import reports, unspoken_verdicts
 from gpuguard.sensors.packets import CaptureError, read_capture
 
 sys.path.insert(0, str(Path(__file__).parent))

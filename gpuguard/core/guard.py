@@ -50,9 +50,10 @@ from gpuguard.core.records import (
     ToolCall,
 )
 from gpuguard.core.subjects import FlowId, ProcessId, Subject
+from gpuguard.core.unspoken import unspoken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from gpuguard.core.counter_classes import Model
     from gpuguard.core.signatures import Signature
@@ -60,9 +61,6 @@ if TYPE_CHECKING:
 GAPS_MAX = 16
 PENDING_MAX = 1_024
 DECIDED_MAX = 16_384
-
-#: A flow with packets of both sides beyond this was looked at long enough to be called clear when nothing spoke up.
-LOOKED_PACKETS = 8
 
 #: How long the standing of a process outlives it: its last records may still be on their way.
 EXITED_KEPT_NS = 60_000_000_000
@@ -109,7 +107,7 @@ class Guard:
         What counters are weighed by; without it, they are not judged.
     quiet
         Report dull flows by the row (`FlowReports`) instead of one by one, at a hundredth of the cost. The answers are
-        the same, see `reports`; but for the owners of flows in which nothing was seen, whom nobody looks up.
+        the same, see `core.unspoken`; but for the owners of flows in which nothing was seen, whom nobody looks up.
     together
         With how many others at least they are reported, for captures, of which nobody waits for more than the end.
     seed
@@ -409,7 +407,7 @@ class Guard:
         return events
 
     def _report(self, closed: FlowClosed) -> FlowReport:
-        standing = self._fusion.best(closed.flow) or _unspoken(closed)
+        standing = self._fusion.best(closed.flow) or unspoken(closed)
         finding = self._finding(standing, closed.time_ns)
         self._fusion.forget(closed.flow)
         return FlowReport(time_ns=closed.time_ns, closed=closed, finding=finding)
@@ -469,52 +467,6 @@ class Guard:
         for detector in self._telling:
             evicted |= detector.evicted()
         return evicted
-
-
-def reports(quiet: FlowReports) -> Iterator[FlowReport]:
-    """Yield the reports that a guard which is not quiet would have made, one by one."""
-    for closed in closed_flows(quiet.closed.rows):
-        standing = _unspoken(closed)
-        yield FlowReport(time_ns=closed.time_ns, closed=closed, finding=Finding(
-            time_ns=closed.time_ns,
-            id=short_id("F", closed.flow, standing.label),
-            subject=closed.flow,
-            verdict=standing.verdict,
-            label=standing.label,
-            carrier=standing.carrier,
-            probability=standing.probability,
-            nats=standing.nats,
-            start_ns=closed.flow.start_ns,
-            decided_after_s=max(0, closed.time_ns - closed.flow.start_ns) / 1e9,
-            evidence=(),
-            counter_evidence=(),
-            process=None,
-            tool_call=None,
-            trace_id="",
-            gaps=quiet.gaps,
-        ))
-
-
-def unspoken_clear(rows: np.ndarray) -> np.ndarray:
-    """Return which of these `CLOSED_FLOW`, of which no detector spoke, are clear; the others are unknown."""
-    looked = (rows["packets"] >= LOOKED_PACKETS) & (rows["initiator_known"] != 0)
-    looked &= (rows["payload_bytes_initiator"] != 0) & (rows["payload_bytes_responder"] != 0)
-    return cast("np.ndarray", looked)
-
-
-def unspoken_verdicts(rows: np.ndarray) -> list[Verdict]:
-    """Return the verdict of each of these `CLOSED_FLOW`, of which no detector spoke; all bear the label "other"."""
-    return ["clear" if one else "unknown" for one in unspoken_clear(rows).tolist()]
-
-
-def _unspoken(closed: FlowClosed) -> Standing:
-    """Return how a flow stands that no detector spoke of: looked at and clear, or not looked at for long enough."""
-    label = "ssh" if closed.carrier == "ssh" else "other"
-    standing = Standing(subject=closed.flow, label=label, start_ns=closed.flow.start_ns, carrier=closed.carrier)
-    both = closed.payload_bytes_initiator and closed.payload_bytes_responder
-    if closed.packets >= LOOKED_PACKETS and both and closed.flow.initiator_known:
-        standing.verdict = "clear"
-    return standing
 
 
 def _failed(detector: Detector, item: Block | Observation, error: Exception) -> Gap:

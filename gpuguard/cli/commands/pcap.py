@@ -154,7 +154,7 @@ def _dull(name: str, held: list[FlowReports], tally: _Tally, gaps: list[str], *,
     """Count flows in which nothing was seen, and yield their lines if they are to be told."""
     import numpy as np
 
-    from gpuguard.core.guard import unspoken_clear, unspoken_verdicts
+    from gpuguard.core.unspoken import unspoken_clear, unspoken_verdicts
 
     # By their bytes: concatenate() takes 100 microseconds for each array that has fields.
     rows = np.frombuffer(b"".join(one.closed.rows.tobytes() for one in held), held[0].closed.rows.dtype)
