@@ -18,8 +18,9 @@ at most. With the code or the name of a miner beside it that is enough to confir
 search it is not.
 
 Grounds for innocence count as well: looks that are unlike mining (collectives over NVLink, half-precision tensor work
-in steps, copies and checkpoints) take the sum down, then take from what other eyes hold, down to `FLOOR_NATS` and once,
-and name the work. Idle looks say nothing either way: who pauses is not cleared, and who mines when idle is still added up.
+in steps, copies and checkpoints) take the sum down, then take from what other eyes hold, down to `FLOOR_NATS` and
+once, and name the work. Idle looks say nothing either way: who pauses is not cleared, and who mines when idle is
+still added up.
 
 Whose look it is: the process's that has the device to itself. Where several hold it, the busiest pipe is shared out
 with the bounds of `core.attribution`, by SM time and by launches where both are known; a process is the subject when
@@ -335,8 +336,8 @@ class Detector:
         # One process on eight GPUs is one job: its devices do not add up.
         levels = [one.told(model.honest, self._limit.height) for one in standing.levels.values()]
         now = sum(levels) / len(levels)
-        # What spoke for a job stays said. The fusion layer holds nothing below 0, so what was said where it held nothing
-        # took nothing, and to give that back would accuse.
+        # What spoke for a job stays said. The fusion layer holds nothing below 0, so where it held nothing that took
+        # nothing, and to give it back would accuse.
         guilt, spoken_for = max(0.0, now), min(standing.spoken_for_nats, now)
         change = guilt - standing.told_nats + spoken_for - standing.spoken_for_nats
         if abs(change) < TOLD_NATS and not (guilt >= CAP_NATS > standing.told_nats):
