@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 INCIDENT = str(ROOT / "gpuguard/lab/recordings/incident")
 COMMANDS = (["config", "show"], ["config", "schema"], ["incidents", "--recording", INCIDENT],
-            ["incidents", "--recording", INCIDENT, "-o", "json"])
+            ["incidents", "--recording", INCIDENT, "-o", "json"], ["--help"], ["run", "--help"], ["--version"])
 
 
 def run(words: list[str], stdout: int) -> subprocess.CompletedProcess[str]:
@@ -35,3 +37,32 @@ def test_a_reader_that_left_is_no_finding(words: list[str]) -> None:
     done = run(words, write)
     os.close(write)
     assert (done.returncode, done.stderr) == (3, "")
+
+
+@pytest.mark.parametrize("words", [["replay", INCIDENT, "-o", "events"], ["incidents", "--recording", INCIDENT]])
+def test_a_file_is_utf8_whatever_the_terminal_is(words: list[str]) -> None:
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-m", "gpuguard", *words], cwd=ROOT, env=environ, capture_output=True)
+    assert done.returncode < 2
+    assert done.stderr == b""
+    shown = done.stdout.decode("utf-8")
+    if "events" in words:
+        assert any("\u2026" in line for line in shown.splitlines() if json.loads(line))
+
+
+def test_a_terminal_without_these_letters_shows_them_written_out() -> None:
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb"}
+    script = "from gpuguard import cli; cli._take_up_streams(); print(chr(0x2192))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environ, stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert os.read(ours, 100) == b"\\u2192\r\n"
+    os.close(ours)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_who_closes_a_stream_gets_the_same_answer(closed: str) -> None:
+    words = [sys.executable, "-m", "gpuguard", "replay", INCIDENT, "-o", "events"]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b""), "found"

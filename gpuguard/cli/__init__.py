@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import io
 import os
 import pkgutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gpuguard.cli import commands
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 EXIT_INTERRUPTED = 130
 
 
@@ -42,35 +48,42 @@ class _Commands(click.Group):
             raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from error
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """Read the arguments; Ctrl-C meanwhile is told as when a command is at work."""
-        try:
-            return super().make_context(*args, **extra)
-        except KeyboardInterrupt:
-            raise SystemExit(EXIT_INTERRUPTED) from None
+        """Read the arguments, or show the help."""
+        return _ends_in_words(functools.partial(super().make_context, *args, **extra))
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; output that nobody takes is exit status 3, for 1 would say that something was found."""
-        from gpuguard.cli.output import EXIT_UNREADABLE
+        """Run the command, to the last byte of its output."""
+        run = super().invoke
 
-        try:
+        def to_the_last() -> object:
             try:
-                return super().invoke(ctx)
+                return run(ctx)
             finally:
                 if sys.stdout is not None:  # closed by who started us: nobody asked for output
                     sys.stdout.flush()
-        except BrokenPipeError:
-            _discard_output()
-        except KeyboardInterrupt:
-            # As a shell counts it: 1 would say that something was found.
-            raise SystemExit(EXIT_INTERRUPTED) from None
-        except SystemExit as end:
-            # Rich ends the program itself where nobody reads, with 1.
-            if not isinstance(end.__context__, BrokenPipeError):
-                raise
-        except OSError as error:
-            _discard_output()
-            click.echo(f"gpuguard: {error}", err=True)
-        raise SystemExit(EXIT_UNREADABLE)
+
+        return _ends_in_words(to_the_last)
+
+
+def _ends_in_words(call: Callable[[], T]) -> T:
+    """Call, where output that nobody takes is exit status 3 and Ctrl-C 130: 1 would say that something was found."""
+    from gpuguard.cli.output import EXIT_UNREADABLE
+
+    try:
+        return call()
+    except BrokenPipeError:
+        _discard_output()
+    except KeyboardInterrupt:
+        # As a shell counts it.
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except SystemExit as end:
+        # Rich ends the program itself where nobody reads, with 1.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+    except OSError as error:
+        _discard_output()
+        click.echo(f"gpuguard: {error}", err=True)
+    raise SystemExit(EXIT_UNREADABLE)
 
 
 def _discard_output() -> None:
@@ -80,15 +93,23 @@ def _discard_output() -> None:
     os.close(null)
 
 
+def _take_up_streams() -> None:
+    """Make standard streams fit to write to, whatever our caller made of them."""
+    # One that he closed: else the next file that is opened has its number, and what is written there goes into it.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(spare, True)
+    os.close(spare)
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+    # Files and pipes are UTF-8, as JSON (RFC 8259, 8.1) and our pages say of themselves; a terminal shows what it can.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="backslashreplace")
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gpuguard")
 def main() -> None:
     """Tell, with evidence, what mines on a GPU and what tunnels out of this host; act on it by policy."""
-    # Standard descriptors that our caller closed: else the next file that is opened has their number, and what is
-    # written to them goes into it.
-    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(spare, True)
-    os.close(spare)
+    _take_up_streams()
     # NumPy's BLAS starts a thread for each core, which take memory and caches; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # gRPC would write lines of its own between ours; what fails there is said in our words.
