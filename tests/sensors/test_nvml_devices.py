@@ -111,7 +111,9 @@ def test_profiling_for_root_only_is_one_gap_with_what_opens_it(play):
     assert records[-1] == {"samples": 0}
 
 
-@pytest.mark.parametrize("how", ["not_supported gpm_{}\n", "refuse gpm_{} invalid_argument\n"])
+@pytest.mark.parametrize("how", [
+    "not_supported gpm_{}\n", "refuse gpm_{} invalid_argument\n", "refuse gpm_call_{} invalid_argument\n",
+    "not_supported gpm_call_{}\n", "refuse gpm_call_{} unknown\n"])
 def test_metrics_that_a_driver_does_not_know_are_named_together(play, how):
     older = HOPPER + "".join(how.format(one) for one in (172, 253, 257))
     records = play(older, SWEEPS.format(seconds=(1, 2, 3)))
@@ -120,6 +122,13 @@ def test_metrics_that_a_driver_does_not_know_are_named_together(play, how):
     assert last["tensor_imma_ratio"] == pytest.approx(0.01)
     assert reasons(records) == [
         f"GPU 0 (GPU-a) has no GPM metrics of this kind: {', '.join(gpm.NAMES[one] for one in (172, 253, 257))}"]
+
+
+def test_a_driver_that_refuses_every_metric_has_no_gpm(play):
+    records = play(HOPPER + "not_supported nvmlGpmMetricsGet\n", SWEEPS.format(seconds=(1, 2, 3)) + CLOSED)
+    assert all(sample["gpm"] is None and sample["power_w"] == 430 for sample in of(records, "device_sample"))
+    assert [reason for reason in reasons(records) if "GPM" in reason] == ["GPU 0 (GPU-a) has no GPM: Not Supported"]
+    assert records[-1] == {"samples": 0}
 
 
 def test_a_consumer_board_lacks_half_and_each_is_named(play):

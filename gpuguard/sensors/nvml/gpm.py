@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from gpuguard.core.records import Gpm
 from gpuguard.sensors.nvml.calls import (
+    DEVICE_GONE,
+    DRIVER_GONE,
     ID_ABSENT,
     INVALID_ARGUMENT,
     METRIC,
     METRICS_BYTES,
     METRICS_HEAD,
     METRICS_VERSION,
+    NO_PERMISSION,
     SUCCESS,
     Asked,
     Library,
@@ -36,6 +39,8 @@ TICK_MIN_NS = 101_000_000
 PERIOD_MAX_NS = 30_000_000_000
 SECOND_NS = 1_000_000_000
 MIB = 1 << 20
+#: What a driver answers that is not there, whatever it was asked.
+GONE = DEVICE_GONE | DRIVER_GONE
 
 #: nvmlGpmMetricId_t of every field of `Gpm`. What is the mean of a window is asked for at each tick.
 RATIOS = {
@@ -145,11 +150,13 @@ class Window:
 
         Return whether the answer can be used. Raises NVMLError where it says nothing of ids.
         """
-        if code == INVALID_ARGUMENT:
-            codes = {one: self._ask_one(one) for one in self._ids}
-        else:
-            self._library.check(code)
+        if not code:
             codes = {one: code for one, code, _ in METRIC.iter_unpack(raw[METRICS_HEAD.size :])}
+        else:
+            of_no_id = code in GONE or code == NO_PERMISSION
+            codes = {} if of_no_id else {one: self._ask_one(one) for one in self._ids}
+            if all(one in ID_ABSENT for one in codes.values()):
+                self._library.check(code)
         if not any(one == SUCCESS or one in ID_ABSENT for one in codes.values()):
             return False  # it has nothing to tell yet, and that says nothing of ids
         self._ids = tuple(one for one in self._ids if codes[one] not in ID_ABSENT)
@@ -159,11 +166,14 @@ class Window:
         return code == SUCCESS
 
     def _ask_one(self, one: int) -> int:
-        """Return what the driver answers to one id, of the two samples that were taken last."""
+        """Return what the driver says of one id, of the two samples that were taken last; no call is no such id."""
         after, before = self._samples
         buffer = ctypes.create_string_buffer(_request((one,), before, after), METRICS_BYTES)
         code = self._metrics_get(buffer)
-        return code or next(METRIC.iter_unpack(buffer.raw[METRICS_HEAD.size : METRICS_HEAD.size + METRIC.size]))[1]
+        if code:
+            return INVALID_ARGUMENT
+        said: int = METRIC.unpack_from(buffer.raw, METRICS_HEAD.size)[1]
+        return said
 
     def close(self) -> None:
         """Free the samples."""

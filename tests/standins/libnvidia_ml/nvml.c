@@ -26,7 +26,8 @@
  *   process device 0 pid_env NAME  ... the pid in an environment variable
  *   not_supported nvmlDeviceGetPowerUsage [device 0]
  *   refuse nvmlGpmSampleGet no_permission [device 0]
- *                                      the same with another error; field_186 and gpm_172 name one field or metric
+ *                                      the same with another error; field_186 and gpm_172 name one field or metric,
+ *                                      gpm_call_172 every call that asks for this metric among others
  *   garbage nvmlDeviceGetPowerUsage [device 0]
  *                                      success, and numbers that no device has
  *   fail 20 gpu_lost [device 0] [until 30]     or driver_dead, unknown, no_permission, timeout, mismatch
@@ -921,6 +922,11 @@ API nvmlReturn_t nvmlGpmMetricsGet(struct gpm_get *get)
             result = ARGUMENT_VERSION_MISMATCH;
         else if (!get->first || !get->second || get->first->device != get->second->device)
             result = INVALID_ARGUMENT;
+        for (unsigned i = 0; !result && i < get->count; i++) {
+            char name[32];
+            snprintf(name, sizeof name, "gpm_call_%u", get->metrics[i].id);
+            result = failure(name, (int)(get->second->device - script.device), get->second->t);
+        }
         for (unsigned i = 0; !result && i < get->count; i++) {
             struct gpm_metric *m = &get->metrics[i];
             int too_soon = get->second->t - get->first->t < 0.0999;
