@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuguard.core.records import Device, DeviceSample, HostInfo
+from gpuguard.core.records import Device, DeviceSample, Gpm, HostInfo
 from gpuguard.recording.writer import Recorder
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +63,18 @@ def test_a_stretch_is_what_the_device_showed_while_the_workload_worked(board):
     assert (idle.label["name"], busy.label["name"]) == ("nothing", "search")
     assert {one.gpu_ratio for one in idle.samples[:-1]} == {0.0}
     assert {one.gpu_ratio for one in busy.samples} == {1.0}
+    assert 85 <= len(busy.samples) <= 91
+
+
+def test_of_a_moment_that_was_seen_twice_what_has_gpm_counts(board):
+    recorder = Recorder(board / "record" / "hash-as-root", file_bytes_max=1 << 20, total_bytes_max=1 << 22)
+    for tick in range(100, 200):
+        recorder.write(DeviceSample(time_ns=BEGIN_NS + tick * SECOND_NS // 10 + 50_000_000, uuid="GPU-1", gpu_ratio=1.0,
+                                    gpm=Gpm(100_000_000, integer_ratio=0.9)))
+    recorder.close(BEGIN_NS + 20 * SECOND_NS)
+    idle, busy = verdicts.stretches(board)
+    assert not any(one.gpm for one in idle.samples)
+    assert all(one.gpm for one in busy.samples)
     assert 85 <= len(busy.samples) <= 91
 
 

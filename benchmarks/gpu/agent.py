@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import psutil
 from machine import driver_library, environment
 
+from gpuguard import capture
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -36,8 +38,13 @@ enabled = false
 
 
 @contextlib.contextmanager
-def agent(folder: Path, *, rate_hz: float = 10.0, record: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+def agent(
+    folder: Path, *, rate_hz: float = 10.0, record: bool = False, rings: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``gpuguard run`` until the block ends; its records are below ``folder``/state/guard.
+
+    With ``rings`` no probe is placed: launches are those that programs tell there of themselves. Those of root are for
+    root alone to read, so the guard stays root, of a user namespace of its own in which it has no rights.
 
     Raises
     ------
@@ -52,11 +59,16 @@ def agent(folder: Path, *, rate_hz: float = 10.0, record: bool = False) -> Itera
     told = {**environment(), "GPUGUARD_STATE_DIR": str(folder / "state"), "GPUGUARD_RUNTIME_DIR": str(folder / "run"),
             "GPUGUARD_LOG_DIR": str(folder / "log")}
     command = [sys.executable, "-m", "gpuguard", "run", "--config", str(settings)]
+    if rings is not None:
+        told[capture.FOLDER_VARIABLE] = str(rings)
+        command = ["unshare", "--user", "--map-root-user", *command]
     log = folder / "daemon.log"
     with log.open("wb") as stream:
         # Not from the checkout: the package that was built for this Python is meant.
+        # And not with our output: whoever reads that waits for the last who holds it.
         daemon = subprocess.Popen([*command, *(["--record", "records"] if record else [])], env=told, cwd=folder,
-                                  stderr=stream, preexec_fn=_end_with_parent)  # noqa: PLW1509 one thread
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream,
+                                  preexec_fn=_end_with_parent)  # noqa: PLW1509 one thread
     try:
         _opened(daemon, log)
         yield daemon

@@ -49,11 +49,42 @@ def smi(*arguments: str) -> str:
         return ""
 
 
+#: For images without nvidia-smi, or with one that does not answer.
+ASK_NVML = """
+import json, pynvml
+pynvml.nvmlInit()
+device = pynvml.nvmlDeviceGetHandleByIndex(0)
+print(json.dumps({"name": pynvml.nvmlDeviceGetName(device), "driver_version": pynvml.nvmlSystemGetDriverVersion()}))
+"""
+
+
+@functools.cache
+def told_by_nvml() -> dict[str, str]:
+    """Return name and driver of the first device; nothing where there is none. A driver that hangs costs a minute."""
+    if "GPUGUARD_STANDIN_NVML_SCRIPT" in os.environ:  # a part of a measurement against the stand-ins
+        return {}
+    try:
+        told = subprocess.run([sys.executable, "-c", ASK_NVML], capture_output=True, text=True, check=True, timeout=60)
+        found: dict[str, str] = json.loads(told.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}
+    return found
+
+
+def has_driver() -> bool:
+    """Return whether the kernel has a driver. That the device file is there says nothing: libraries make it."""
+    try:
+        os.close(os.open("/dev/nvidiactl", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return Path("/proc/driver/nvidia/version").exists()
+    return True
+
+
 def has_gpu() -> bool:
     """Return whether a driver answers here; raises `SystemExit` where there is one that does not."""
-    answers = smi("-L").startswith("GPU ")
-    if not answers and Path("/proc/driver/nvidia/version").exists():
-        raise SystemExit("a driver is here, but `nvidia-smi -L` names no GPU: no stand-in is measured instead")
+    answers = smi("-L").startswith("GPU ") or bool(told_by_nvml())
+    if not answers and has_driver():
+        raise SystemExit("a driver is here, but nvidia-smi and NVML name no GPU: no stand-in is measured instead")
     return answers
 
 
@@ -100,13 +131,13 @@ FIELDS = ("name", "driver_version", "vbios_version", "power.limit", "clocks.max.
 
 @functools.cache
 def board() -> dict[str, str]:
-    """Return what nvidia-smi says of the first device."""
+    """Return what nvidia-smi says of the first device; where it says nothing, what NVML does."""
     listed = smi(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits").strip().splitlines()
     values = [one.strip() for one in listed[0].split(",")] if listed else []
     if len(values) != len(FIELDS):  # a field that is unknown fails the whole question
         values = [smi(f"--query-gpu={field}", "--format=csv,noheader,nounits").strip().partition("\n")[0]
                   for field in FIELDS]
-    return dict(zip(FIELDS, values, strict=True))
+    return {**dict(zip(FIELDS, values, strict=True)), **(told_by_nvml() if not values[0] else {})}
 
 
 def context() -> dict[str, object]:

@@ -148,6 +148,21 @@ def watched(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def launch_eye() -> dict[str, Any]:
+    """Can probes be placed on this driver, and on how many of its calls?"""
+    from gpuguard.config import Config, LaunchSettings
+    from gpuguard.sensors import EyeClosed, launches
+
+    try:
+        eye = launches.open_sensor(Direct(), Config(launches=LaunchSettings(libraries=(driver_library(),))))
+    except EyeClosed as error:
+        raise Unanswered(f"the launch eye is closed: {error}") from error
+    mode = eye.mode
+    eye.close()
+    launches.release()
+    return {"mode": mode, "library": driver_library()}
+
+
 #: Each way to the GPU and the program that goes it; the stand-in has one.
 WAYS = ("runtime", "cupy", "numba", "triton", "torch", "graph") if REAL else ("hasher",)
 
@@ -563,6 +578,7 @@ def driver_settings() -> dict[str, Any]:
 
 #: What is worth most to know comes first.
 QUESTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "launch_eye": launch_eye,
     **{f"launches_{way}": functools.partial(launches_by, way) for way in WAYS},
     **{one.__name__: one for one in (
         gpm_here, gpm_without_root, readings, doctor, tensor_types, context_switches, sampling_cost,

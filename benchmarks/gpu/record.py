@@ -11,9 +11,12 @@ call that was cut off had recorded is collected by the next, or by ``--collect``
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import shutil
 import subprocess
+import sys
 import time
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING
 from agent import agent
 from machine import (
     BUSY_PIDS,
+    HERE,
     OUT,
     REAL,
     WORK,
@@ -32,10 +36,14 @@ from machine import (
     read_lines,
     write_line,
 )
+from questions import ask
 from workloads import Workload, workloads
 
+from gpuguard import capture
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
 LABELS = OUT / "labels.jsonl"
 #: What starting PyTorch, compiling its kernels and filling memory may take beside the seconds that are recorded.
@@ -44,9 +52,9 @@ SLACK_S = 45.0
 REST_S = 1.5
 
 
-def run(workload: Workload, seconds: float) -> dict[str, object]:
-    """Run one workload to its end; return its line of labels."""
-    command = [*workload.command, "--seconds", f"{seconds:g}"]
+def run(workload: Workload, seconds: float, before: Sequence[str] = (), **changed: str) -> dict[str, object]:
+    """Run one workload to its end, by the command ``before`` if any; return its line of labels."""
+    command = [*before, *workload.command, "--seconds", f"{seconds:g}"]
     start_ns = time.time_ns()
     told: dict[str, object] = {
         "name": workload.name, "group": workload.group, "label": workload.label, "family": workload.family,
@@ -54,7 +62,7 @@ def run(workload: Workload, seconds: float) -> dict[str, object]:
     }
     try:
         program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                                   text=True, env=environment())
+                                   text=True, env={**environment(), **changed})
     except OSError as error:
         return told | {"gap": str(error)}
     if not REAL:
@@ -81,15 +89,61 @@ def run(workload: Workload, seconds: float) -> dict[str, object]:
     return told | {"pid": program.pid, "begun_ns": begun_ns, "ended_ns": ended_ns, "said": said, "gap": gap}
 
 
+def telling(rings: Path, guard: int) -> tuple[list[str], dict[str, str]]:
+    """Return command and variables by which a program tells of its launches in a folder that this guard reads.
+
+    The guard looks at whom a ring is of. That it may of one who has no more rights than itself, in its own namespace.
+    """
+    before = ["nsenter", f"--user=/proc/{guard}/ns/user", "--preserve-credentials",
+              "setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    return before, {capture.FOLDER_VARIABLE: str(rings), "CUDA_INJECTION64_PATH": str(capture.LIBRARY)}
+
+
+@functools.cache
+def probes_are_refused() -> bool:
+    """Return whether launches can only be had of programs that tell them, and can be had so."""
+    if not all(map(shutil.which, ("unshare", "nsenter", "setpriv"))) or "gap" not in ask("launch_eye", 40):
+        return False
+    own = subprocess.run(["unshare", "--user", "--map-root-user", "true"], capture_output=True, check=False)
+    return own.returncode == 0
+
+
+@functools.cache
+def gpm_is_for_root_only() -> bool:
+    """Return whether the guard, which is not root, is refused what root is given."""
+    return REAL and "gap" in ask("gpm_without_root", 25) and "answer" in ask("gpm_here", 25)
+
+
+@contextlib.contextmanager
+def counters(folder: Path) -> Iterator[None]:
+    """Record the counters as root sees them while the block runs; their log lies in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "counters.log").open("wb") as log:
+        program = subprocess.Popen([sys.executable, str(HERE / "counters.py"), str(folder)], env=environment(),
+                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
+    try:
+        yield
+    finally:
+        program.terminate()
+        try:
+            program.wait(5)
+        except subprocess.TimeoutExpired:
+            program.kill()
+
+
 def record_group(group: str, todo: Iterable[Workload], seconds: float, until_s: float) -> None:
     """Record what fits into the time; each group is a recording of its own."""
+    folder = WORK / f"record-{group}-{time.time_ns()}"
+    rings = folder / "rings" if probes_are_refused() else None
+    beside = counters(folder / "root") if gpm_is_for_root_only() else contextlib.nullcontext()
     try:
-        with agent(WORK / f"record-{group}-{time.time_ns()}", record=True):
+        with agent(folder, record=True, rings=rings) as guard, beside:
+            before, variables = telling(rings, guard.pid) if rings else ([], {})
             for workload in todo:
                 if time.monotonic() + seconds + 10 > until_s:
                     print(f"{workload.name}: left for the next call", flush=True)
                     continue
-                line = run(workload, seconds)
+                line = run(workload, seconds, before, **variables)
                 write_line(LABELS, line)
                 print(f"{workload.name}: {line['gap'] or 'recorded'}", flush=True)
                 time.sleep(REST_S)
@@ -99,9 +153,9 @@ def record_group(group: str, todo: Iterable[Workload], seconds: float, until_s: 
 
 def collect() -> None:
     """Copy what daemons have recorded to the results, also those of a call that was cut off."""
-    for part in sorted(WORK.glob("record-*/state/guard/records/*.ggrec")):
-        run_of = part.parents[3].name
-        target = OUT / "record" / run_of.split("-")[1] / f"{run_of}-{part.name}"
+    for part in sorted([*WORK.glob("record-*/state/guard/records/*.ggrec"), *WORK.glob("record-*/root/*.ggrec")]):
+        run_of, by = part.relative_to(WORK).parts[0], "root-" if part.parent.name == "root" else ""
+        target = OUT / "record" / run_of.split("-")[1] / f"{run_of}-{by}{part.name}"
         if not target.exists() or target.stat().st_size != part.stat().st_size:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part, target)

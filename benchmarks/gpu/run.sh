@@ -10,6 +10,7 @@
 #   run.sh unpack FILE...  results that were packed, to go on from
 #   run.sh keep            what is worth committing into benchmarks/data, with what the guard says of it
 #   run.sh all             build, questions, record, bench, pack
+#   run.sh lent N FOLDER   the N-th of three commands for a machine that is lent for half an hour: see README.md
 #
 # Without a GPU the same parts run against the stand-ins of tests/standins; every result says so. See README.md.
 set -eu
@@ -67,9 +68,9 @@ build_all() {
         [ ! -e "$library" ] || [ -e "$work/lib/libnvvm.so.4" ] || ln -s "$library" "$work/lib/"
     done
     chmod -R a+rX "$work"
-    if [ -x "$nvcc" ] && nvidia-smi -L > /dev/null 2>&1; then compile_all; fi
     "$PYTHON" "$here/machine.py" > "$out/build.json"
     cat "$out/build.json"
+    [ ! -x "$nvcc" ] || grep -q '"device": "stand-in"' "$out/build.json" || compile_all
 }
 
 # All at once: there are more cores than programs.
@@ -97,7 +98,9 @@ compile() {
 }
 
 pack() {
-    "$PYTHON" "$here/record.py" --collect
+    use_site
+    # What cannot be collected, as where the driver hangs, costs only itself.
+    timeout -k 5 30 "$PYTHON" "$here/record.py" --collect || echo "collect: status $?" >&2
     cp "$build"/programs/*.log "$out/" 2> /dev/null || :
     packed=$(mktemp)
     tar czf "$packed" --exclude=results.tar.gz -C "$out" .
@@ -112,18 +115,45 @@ pack() {
     rm -f "$packed"
 }
 
+# What is worth most comes first, and what is left over is taken up by the next. A part that fails costs only itself.
+lent_s=${GPUGUARD_GPU_LENT_S:-540}
+lent() {
+    begun=$(date +%s) over=
+    trap 'over=1' TERM
+    run() { [ -n "$over" ] || sh "$0" "$@" || echo "$*: status $?" >&2; }
+    left() { echo "$((begun + lent_s - $(date +%s) - 20))"; }
+    run build
+    case $1 in
+        1) run bench --only parity
+           run bench --only kernels_cuda --budget-s 150
+           run record --budget-s "$(left)" ;;
+        2) run record --budget-s 260
+           run questions --budget-s "$(left)" ;;
+        3) run record --budget-s 140
+           run questions --budget-s 90
+           run bench --budget-s "$(left)" ;;
+        *) echo "lent: 1, 2 or 3" >&2; return 2 ;;
+    esac
+}
+
 part=${1:-}
 [ $# -gt 0 ] && shift
 case $part in
     build) build_all ;;
-    questions | record | bench) "$PYTHON" "$here/$part.py" "$@" ;;
+    questions | record | bench) exec "$PYTHON" "$here/$part.py" "$@" ;;
     pack) pack "$@" ;;
     unpack) cat "$@" | tar xzf - -C "$out" ;;
     keep) "$PYTHON" "$here/verdicts.py" --keep "$out" ;;
+    lent)
+        # Ten minutes are what such a command has, and what it has not packed by then is lost.
+        timeout -k 20 "$lent_s" sh "$0" lent-parts "$1" || echo "lent $1: status $?" >&2
+        pack "$2"
+        ;;
+    lent-parts) lent "$@" ;;
     all)
         build_all
         for each in questions record bench; do "$PYTHON" "$here/$each.py" "$@" || echo "$each: status $?" >&2; done
         pack
         ;;
-    *) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

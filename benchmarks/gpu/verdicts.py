@@ -68,6 +68,8 @@ def stretches(folder: Path) -> Iterator[Stretch]:
     samples = sorted((block for block in blocks if isinstance(block, DeviceSample)), key=lambda one: one.time_ns)
     for label in labels_of(folder):
         meanwhile = [one for one in samples if label["begun_ns"] + SETTLING_NS <= one.time_ns <= label["ended_ns"]]
+        # Where GPM is for root, root recorded it beside the daemon: that says more.
+        meanwhile = [one for one in meanwhile if one.gpm] or meanwhile
         # A board of several devices: the workload ran on the first.
         uuid = min((one.uuid for one in meanwhile), key=lambda one: devices[one].index, default="")
         mine = tuple(one for one in meanwhile if one.uuid == uuid)
