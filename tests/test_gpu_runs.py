@@ -143,7 +143,7 @@ def test_counters_are_recorded_beside_the_daemon_with_gpm(folder):
     python(folder, """
 import time, machine, record
 machine.prepare_standins()
-where = machine.WORK / "record-hash-1" / "root"
+where = machine.WORK / "record-hash-1" / "as-root"
 with record.counters(where):
     until_s = time.monotonic() + 60
     while not any(path.stat().st_size > 4000 for path in where.glob("*.ggrec")) and time.monotonic() < until_s:

@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -248,7 +249,10 @@ def shim_seen() -> dict[str, Any]:
 
 def opencl() -> dict[str, Any]:
     """Is there an OpenCL driver, and does it stand on libcuda?"""
-    listed = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
+    program = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        raise Unanswered("no ldconfig here, which says what libraries there are")
+    listed = subprocess.run([program, "-p"], capture_output=True, text=True, check=False).stdout
     found = re.findall(r"(\S*(?:OpenCL|nvidia-opencl)\S*) .*=> (\S+)", listed)
     if not found:
         raise Unanswered("no OpenCL loader or driver here")

@@ -135,7 +135,7 @@ def record_group(group: str, todo: Iterable[Workload], seconds: float, until_s: 
     """Record what fits into the time; each group is a recording of its own."""
     folder = WORK / f"record-{group}-{time.time_ns()}"
     rings = folder / "rings" if probes_are_refused() else None
-    beside = counters(folder / "root") if gpm_is_for_root_only() else contextlib.nullcontext()
+    beside = counters(folder / "as-root") if gpm_is_for_root_only() else contextlib.nullcontext()
     try:
         with agent(folder, record=True, rings=rings) as guard, beside:
             before, variables = telling(rings, guard.pid) if rings else ([], {})
@@ -153,8 +153,8 @@ def record_group(group: str, todo: Iterable[Workload], seconds: float, until_s: 
 
 def collect() -> None:
     """Copy what daemons have recorded to the results, also those of a call that was cut off."""
-    for part in sorted([*WORK.glob("record-*/state/guard/records/*.ggrec"), *WORK.glob("record-*/root/*.ggrec")]):
-        run_of, by = part.relative_to(WORK).parts[0], "root-" if part.parent.name == "root" else ""
+    for part in sorted([*WORK.glob("record-*/state/guard/records/*.ggrec"), *WORK.glob("record-*/as-root/*.ggrec")]):
+        run_of, by = part.relative_to(WORK).parts[0], "root-" if part.parent.name == "as-root" else ""
         target = OUT / "record" / run_of.split("-")[1] / f"{run_of}-{by}{part.name}"
         if not target.exists() or target.stat().st_size != part.stat().st_size:
             target.parent.mkdir(parents=True, exist_ok=True)
