@@ -70,7 +70,7 @@ def test_kernels_launched_once_each_are_of_no_known_kind(tmp_path):
 
 
 def test_what_is_clear_is_likelier_than_not(tmp_path):
-    rows = [f"{i * 1000},,,kernel {i % 20},1,1,1,32,1,1,0,64,7,0,cudaLaunchKernel" for i in range(1000)]
+    rows = [f"{i * 1000},,,kernel {i % 20},{i % 20 + 1},1,1,32,1,1,0,64,7,0,cudaLaunchKernel" for i in range(1000)]
     _, summary = objects(run("\n".join([HEADER, *rows]), tmp_path, "-o", "json"))
     assert (summary["verdict"], summary["label"]) == ("clear", "training")
     assert summary["probability"] > 0.9

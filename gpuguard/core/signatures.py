@@ -7,6 +7,7 @@ a name weighs little without the behaviour beside it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import tomllib
@@ -33,7 +34,7 @@ class SignatureError(ValueError):
 
 
 class Match(Struct, frozen=True, forbid_unknown_fields=True):
-    """What has to hold. Bounds are inclusive; a bound that is absent does not bind.
+    """What has to hold. Bounds are inclusive; one that is absent does not bind, nor does one on what was not told.
 
     ``names`` are whole base names, ``prefixes`` their beginnings (`base_name`); ``sha256`` digests of loaded images;
     the others bound the features of a window, see kernels/launches.py.
@@ -46,12 +47,13 @@ class Match(Struct, frozen=True, forbid_unknown_fields=True):
     launches_per_s_max: float | None = None
     kernels_max: int | None = None
     geometries_max: int | None = None
+    threads_min: int | None = None
     cadence_ratio_min: float | None = None
     graph_ratio_max: float | None = None
 
 
 class Window(Struct, frozen=True, forbid_unknown_fields=True):
-    """Features of one window of launches of one process."""
+    """Features of one window of launches of one process. ``threads`` of the largest launch; None: not told."""
 
     launches: int
     launches_per_s: float
@@ -59,6 +61,7 @@ class Window(Struct, frozen=True, forbid_unknown_fields=True):
     geometries: int
     cadence_ratio: float
     graph_ratio: float = 0.0
+    threads: int | None = None
 
 
 class Sample(Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,12 +100,15 @@ class Signature(Struct, frozen=True, forbid_unknown_fields=True):
         bounds = (
             (match.launches_min, window.launches, True),
             (match.cadence_ratio_min, window.cadence_ratio, True),
+            (match.threads_min, window.threads, True),
             (match.launches_per_s_max, window.launches_per_s, False),
             (match.kernels_max, window.kernels, False),
             (match.geometries_max, window.geometries, False),
             (match.graph_ratio_max, window.graph_ratio, False),
         )
-        return all(bound is None or (value >= bound if least else value <= bound) for bound, value, least in bounds)
+        return all(
+            bound is None or value is None or (value >= bound if least else value <= bound)
+            for bound, value, least in bounds)
 
     def matches(self, sample: Sample) -> bool:
         """Return whether the signature matches a sample of its kind."""
@@ -119,6 +125,7 @@ _NESTED = re.compile(r"_ZN?(?:K)?(?=\d)")
 _TEMPLATE = re.compile(r"[<(].*", re.DOTALL)
 
 
+@functools.lru_cache(maxsize=8)  # each signature in turn asks for the same name
 def base_name(name: str) -> str:
     """Return the function's own name: without return type, namespaces, template arguments and parameters.
 
@@ -159,7 +166,7 @@ def _check(signature: Signature, file_stem: str) -> None:
     windowed = any(
         bound is not None
         for bound in (match.launches_min, match.launches_per_s_max, match.kernels_max, match.geometries_max,
-                      match.cadence_ratio_min, match.graph_ratio_max))
+                      match.threads_min, match.cadence_ratio_min, match.graph_ratio_max))
     binds = {"kernel-name": match.names or match.prefixes, "code-sha256": match.sha256, "launch-structure": windowed}
     complaints = {
         "is not named like its file": signature.id != file_stem,

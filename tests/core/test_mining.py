@@ -120,10 +120,44 @@ def test_training_is_clear_and_named():
     assert standing(guard) == ("clear", "training")
 
 
-def test_a_window_of_collectives_alone_is_training():
-    guard, findings = judge(steady(10, per_s=100), "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*)")
+def several(seconds, grids, *, per_s=40, **more):
+    """Yield what the sensor would of a process that launches one kernel of each of these grids in turn."""
+    for i in range(seconds * 4):
+        at = T0 + i * INTERVAL
+        count = max(1, per_s // 4)
+        rows = [row(k, at, count, INTERVAL // count, grid=grid, **more) for k, grid in enumerate(grids, 1)]
+        yield Launches(at + INTERVAL, np.concatenate(rows))
+        yield Tick(at + INTERVAL + 1)
+
+
+@pytest.mark.parametrize("blocks", [1, 24, 64])
+def test_a_window_of_collectives_alone_is_training(blocks):
+    guard, findings = judge(steady(10, grid=blocks), "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*)")
     assert findings == []
     assert standing(guard) == ("clear", "training")
+
+
+def test_training_as_poor_as_a_linear_layer_is_clear():
+    """Sixteen kernels at nine sizes, as in the PARAM sample trace."""
+    guard, findings = judge(several(5, [1, 2, 16, 64, 128, 256, 1024, 2048, 4096, *[64] * 7], per_s=400))
+    assert findings == []
+    assert standing(guard) == ("clear", "training")
+
+
+def test_a_solver_of_many_kernels_on_one_mesh_is_no_suspect_and_no_training():
+    guard, findings = judge(several(30, [4096] * 19 + [512]))
+    assert findings == []
+    assert standing(guard)[0] == "unknown"
+
+
+def test_what_keeps_a_gpu_awake_is_no_search():
+    """A warp each second, or a block forty times: no probability of mining comes of it."""
+    blocks = [block for i in range(60) for block in (
+        Launches(T0 + (i + 1) * SECOND, row(1, T0 + i * SECOND, 1, SECOND, grid=1)), Tick(T0 + (i + 1) * SECOND))]
+    for process in (blocks, steady(60, grid=1)):
+        guard, findings = judge(process, "probe")
+        assert findings == []
+        assert standing(guard) == ("unknown", "")
 
 
 def test_a_name_that_is_looked_up_and_never_launched_is_nothing():
@@ -156,6 +190,32 @@ def test_a_known_name_at_a_steady_beat_is_confirmed_in_time(name):
     assert confirmed.time_ns - T0 <= 5 * SECOND
     assert {one.evidence_class for one in confirmed.evidence} == {"launch", "code"}
     assert confirmed.subject == P
+
+
+@pytest.mark.parametrize("api", ["cuLaunchKernel", "clEnqueueNDRangeKernel"])
+def test_a_chain_of_renamed_hashes_is_not_cleared_as_training(api):
+    """Sixteen hashes of one batch of nonces, in one of which four lanes take a nonce, and a look at the results."""
+    guard, findings = judge(several(10, [4096] * 15 + [16384, 8192], api=api))
+    assert findings == []
+    assert standing(guard)[0] == "unknown"
+
+
+def test_a_search_that_calls_itself_a_collective_is_not_cleared():
+    guard, findings = judge(steady(10), "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*)")
+    assert findings == []
+    assert standing(guard) == ("unknown", "mining")
+
+
+def test_work_items_of_opencl_are_threads_however_they_are_grouped():
+    one = np.concatenate([row(1, T0, 1, 1, grid=4096, api=api) for api in ("clEnqueueNDRangeKernel", "cuLaunchKernel")])
+    one["block"][0] = 0
+    assert mining._threads(one).tolist() == [4096, 4096 * 128]
+
+
+@pytest.mark.parametrize("threads", [1024, 3584, 2**26])
+def test_a_named_search_is_confirmed_however_few_threads_it_has_room_for(threads):
+    _, findings = judge(steady(6, grid=threads // 128), "cryptonight_core_gpu_phase2_quad")
+    assert findings[-1].verdict == "confirmed"
 
 
 @pytest.mark.parametrize("name", ["m22000_loop", "_Z15keyFinderKernelii"])

@@ -111,7 +111,7 @@ def blocks_of(api, seconds, per_s, kernel=7):
         row["first_ns"], row["last_ns"], row["launches"] = start_ns, start_ns + SECOND - SECOND // per_s, per_s
         row["pid"], row["start_ticks"], row["kernel"] = 42, 4200, kernel
         row["api"] = LAUNCH_APIS.index(api)
-        row["grid"], row["block"] = (1, 1, 1), (1, 1, 1)
+        row["grid"], row["block"] = (4096, 1, 1), (128, 1, 1)
         row["gaps_log2"][0, 23] = per_s - 1
         yield Launches(start_ns + SECOND, row)
         yield Tick(start_ns + SECOND)

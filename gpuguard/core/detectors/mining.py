@@ -1,16 +1,20 @@
 """Mining, from what a process launches: the names and the code of its kernels, and the shape of its launches.
 
 Benign look-alikes first, as measured on the training traces of HTA, PARAM and Kineto, one-second windows: 13 to 194
-distinct kernels in every window with more than three launches; the poorest (a linear layer alone) has 16. A decoder
-that replays one graph shows one handle at a steady beat: what a graph holds cannot be seen, so it weighs nothing. A
-one-kernel simulation or benchmark loop is, in launches, the same thing as a miner: launches alone therefore end at
+distinct kernels in every window with more than three launches; the poorest (a linear layer alone) has 16, and runs them
+at 9 sizes. A decoder that replays one graph shows one handle at a steady beat: what a graph holds cannot be seen, so it
+weighs nothing. What keeps a GPU awake or probes it is steady too, and of a few threads: no search. A one-kernel
+simulation or benchmark loop is, in launches, the same thing as a miner: launches alone therefore end at
 `STRUCTURE_NATS`, below suspect, whatever they do and however long. What separates the two is the code, the network,
 the counters and the tool call, each its own detector or class.
 
 Evidence of class launch: a window of launches as `signatures/steady_search.toml` describes it, until the sum reaches
 its bound; the bound is wider where the kernel that makes most of the launches bears a miner's name, since a miner's
-test program has the name but not the beat. Windows of another kind take it back, and training-like ones (many kernels,
-or collectives) take more, within `COUNTER_NATS`: a process that trains and mines is not cleared by its training.
+test program has the name but not the beat. Windows of another kind take it back, and training-like ones (many kernels
+at many sizes, or collectives of a collective's shape) take more, within `COUNTER_NATS`: a process that trains and
+mines is not cleared by its training. Many kernels at one size are a chain of hashes, or a solver on one mesh: of no
+known kind.
+
 Evidence of class code: a launched kernel's name, and the digest of loaded code. All of it once each. Names and digests
 of programs that search passwords or keys are told under a label of their own: they hash as miners do, and may be
 lawful.
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from msgspec import Struct, field
 
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from gpuguard.core.records import Block
 
 SUBMISSION = LAUNCH_APIS.index("vkQueueSubmit")
+ENQUEUE = LAUNCH_APIS.index("clEnqueueNDRangeKernel")
 
 SECOND_NS = 1_000_000_000
 WINDOW_NS = SECOND_NS
@@ -63,10 +69,16 @@ TRAINING_KERNELS_MIN = 12
 TRAINING_LAUNCHES_MIN = 40
 #: A step is made again and again: of what is launched once each, nobody knows what it is.
 TRAINING_REPEATS_MIN = 2
+#: A step works on tensors of many sizes: 9 numbers of threads in the poorest window measured (a linear layer alone),
+#: 27 and more in whole models. A chain of hashes (X11, X16R) hands one batch of nonces from kernel to kernel: one
+#: number of threads, or two or three where a stage takes four lanes a nonce, and where the results are looked through.
+TRAINING_SIZES_MIN = 5
+#: NCCL gives a collective one block for each channel, and has this many at most (NVIDIA/nccl, src/include/device.h).
+COLLECTIVE_BLOCKS_MAX = 64
 COUNTER_WINDOW_NATS = -1.5
 COUNTER_NATS = -6.0
 OTHER_WINDOW_NATS = -0.6
-#: One miner in twenty launches so many kernels at once (chains of hashes), nearly all training does: ln(20) = 3, once.
+#: One miner in twenty launches so many kernels of so many sizes at once, nearly all training does: ln(20) = 3, once.
 FIRST_TRAINING_NATS = 3.0
 TRAINING_NATS = 1.0
 TRAINING_NATS_MAX = 6.0
@@ -197,15 +209,13 @@ class Detector:
         rows = np.concatenate(standing.rows)
         standing.rows, standing.row_count = [], 0
         feature = kernels.features(rows)[0][0]
-        window = window_of(feature)
+        window = msgspec.structs.replace(window_of(feature), threads=int(_threads(rows).max()) or None)
         names = self._names(standing.process, rows, host)
         start_ns = min(standing.window_start_ns, int(feature["first_ns"]))
         if window.graph_ratio > 0.5:
             return []
-        collectives = sum(name.startswith("nccl") for name in names.values())
-        repeated = window.launches >= TRAINING_REPEATS_MIN * window.kernels
-        is_training = window.launches >= TRAINING_LAUNCHES_MIN and window.kernels >= TRAINING_KERNELS_MIN and repeated
-        if is_training or collectives:
+        collectives = _collectives(rows, names)
+        if collectives or _is_training(rows, window):
             return self._training(standing, window, collectives, start_ns, now_ns)
         matched = next((one for one in self._by_kind["launch-structure"] if one.matches_window(window)), None)
         if matched:
@@ -325,6 +335,30 @@ def window_of(feature: np.void) -> Window:
         cadence_ratio=float(feature["cadence_ratio"]),
         graph_ratio=float(feature["graph_ratio"]),
     )
+
+
+def _threads(rows: np.ndarray) -> np.ndarray:
+    """Return how many threads a launch of each row has, 0 where that was not told."""
+    blocks = np.prod(rows["grid"], axis=1, dtype=np.float64)
+    # OpenCL counts work-items where CUDA counts blocks, and may leave their grouping to the driver.
+    of_a_block = np.where(rows["api"] == ENQUEUE, 1.0, np.prod(rows["block"], axis=1, dtype=np.float64))
+    threads: np.ndarray = blocks * of_a_block
+    return threads
+
+
+def _is_training(rows: np.ndarray, window: Window) -> bool:
+    """Return whether many kernels are launched again and again, at sizes as various as those of tensors."""
+    return (
+        window.launches >= TRAINING_LAUNCHES_MIN
+        and window.kernels >= TRAINING_KERNELS_MIN
+        and window.launches >= TRAINING_REPEATS_MIN * window.kernels
+        and len(np.unique(_threads(rows))) >= TRAINING_SIZES_MIN)
+
+
+def _collectives(rows: np.ndarray, names: dict[int, str]) -> int:
+    """Return how many kernels are collectives, by name and by shape: whoever compiles chooses the name."""
+    large = set(rows["kernel"][np.prod(rows["grid"], axis=1, dtype=np.float64) > COLLECTIVE_BLOCKS_MAX].tolist())
+    return sum(name.startswith("nccl") for kernel, name in names.items() if kernel not in large)
 
 
 def _top_kernel(rows: np.ndarray) -> int:
