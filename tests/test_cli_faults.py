@@ -76,6 +76,16 @@ def test_the_audit_log_is_shown_without_escapes(tmp_path: Path) -> None:
     assert "2023-11-14" in shown, "of an old entry the hour is not enough"
 
 
+def test_a_time_that_no_calendar_has_is_shown_as_it_is(tmp_path: Path) -> None:
+    log = audit.Log(tmp_path)
+    log.append(1_700_000_000_000_000_000, "operator", "act.intent", {"id": "x"})
+    log.close()
+    [file] = audit.files(tmp_path)
+    file.write_text(file.read_text().replace("1700000000000000000", "1" + 30 * "0"))
+    result = run("audit", "show", str(tmp_path))
+    assert (result.exit_code, isinstance(result.exception, SystemExit)) == (1, True), "the log is broken"
+
+
 @pytest.mark.parametrize("words", [("replay",), ("incidents", "--recording"), ("audit", "verify"), ("audit", "show"),
                                    ("pcap",), ("classify",)])
 def test_the_name_of_a_file_is_shown_without_escapes(words: tuple[str, ...], tmp_path: Path) -> None:

@@ -23,12 +23,20 @@ STYLES = {"confirmed": "bold red", "suspect": "yellow", "clear": "green", "unkno
 
 def clock(time_ns: int) -> str:
     """Return a time of day to the millisecond, UTC."""
-    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%H:%M:%S.%f")[:-3]
+    return _written(time_ns, "%H:%M:%S.%f")[:-3]
 
 
 def day_and_time(time_ns: int) -> str:
     """Return a date and a time of day to the second, UTC."""
-    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return _written(time_ns, "%Y-%m-%d %H:%M:%S")
+
+
+def _written(time_ns: int, form: str) -> str:
+    """Return a time in UTC; one out of the calendar's reach, which only a changed log holds, as it is."""
+    try:
+        return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime(form)
+    except (ValueError, OverflowError, OSError):
+        return f"{time_ns} ns"
 
 
 def escape(text: str) -> str:

@@ -198,6 +198,15 @@ def test_a_build_without_libbpf_says_so(monkeypatch):
         launches.open_sensor(Direct(), settings())
 
 
+def test_who_may_not_load_programs_is_told_what_it_takes(monkeypatch):
+    def refused():
+        raise OSError(errno.EPERM, "loading the launch programs: Operation not permitted")
+
+    monkeypatch.setattr(launches, "new_probe", refused)
+    with pytest.raises(EyeClosed, match="it needs CAP_BPF and CAP_PERFMON"):
+        launches.open_sensor(Direct(), settings())
+
+
 def test_scanning_before_opening_is_refused():
     answer, descriptors = launches.grant(ScanLaunches())
     assert isinstance(answer, Refused)

@@ -74,7 +74,8 @@ def _open(request: OpenLaunches) -> tuple[Answer, list[int]]:
     try:
         probe = new_probe()
     except (EyeClosed, OSError) as error:
-        return Refused(str(error)), []
+        hint = "; it needs CAP_BPF and CAP_PERFMON" if isinstance(error, PermissionError) else ""
+        return Refused(f"{error}{hint}"), []
     for path in itertools.chain(request.libraries[:LIBRARIES_MAX], cached_libraries()):
         probe.libraries.add(path, kept=True)
     probe.scan(())
