@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
@@ -28,7 +29,6 @@ from gpuguard import packet_filter, paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from gpuguard.config import Config
 
@@ -50,6 +50,7 @@ TPACKET_V3, SOL_PACKET, PACKET_VERSION = 2, 263, 10
 NETLINK_NETFILTER, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_DUMP = 12, 2, 1, 0x300
 NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE = 10, 1
 CLONE_NEWUSER = 0x10000000
+KERNEL_TYPES = Path("/sys/kernel/btf/vmlinux")
 
 
 class Result(Struct, frozen=True):
@@ -163,7 +164,7 @@ def launches(config: Config) -> Result:
     except (EyeClosed, ImportError) as error:
         return Result("closed", str(error), "install clang and libbpf-dev, then build again")
     except OSError as error:
-        return Result("closed", f"the kernel refuses the programs: {error}", "CAP_BPF and CAP_PERFMON, or root")
+        return Result("closed", f"the kernel refuses the programs: {error}", _what_bpf_needs())
     try:
         with tempfile.NamedTemporaryFile(prefix="gpuguard-doctor-") as file:
             file.write(bytes(PROBE_BYTES))
@@ -178,6 +179,12 @@ def launches(config: Config) -> Result:
         slow = f"programs load; Linux {os.uname().release} takes seconds to detach probes that are placed one by one"
         return Result("open", slow, "Linux 6.6 or later")
     return Result("open", f"programs load, uprobe_multi works (Linux {os.uname().release})")
+
+
+def _what_bpf_needs() -> str:
+    """Return what eBPF lacks: types of the kernel, which libbpf misses with ESRCH, else the right to load."""
+    return "CAP_BPF and CAP_PERFMON, or root" if KERNEL_TYPES.exists() else (
+        f"{KERNEL_TYPES}: a kernel with CONFIG_DEBUG_INFO_BTF, and sysfs mounted")
 
 
 def packets(config: Config) -> Result:
@@ -228,7 +235,7 @@ def processes(config: Config) -> Result:
         return Result("closed", str(getattr(answer, "reason", answer)), "processes.source = auto, or root")
     if answer.mode.startswith("polling"):
         chosen = config.processes.source == "polling"
-        remedy = "" if chosen else "CAP_BPF and CAP_PERFMON, or root, for exec and exit events"
+        remedy = "" if chosen else f"{_what_bpf_needs()}, for exec and exit events"
         return Result("open" if chosen else "degraded", answer.mode, remedy)
     if "connects" not in answer.descriptors:
         return Result("degraded", f"events by {answer.mode}; who dialled what ended at once is not told",

@@ -277,3 +277,10 @@ def test_a_user_that_others_run_as_is_no_user_for_the_guard(monkeypatch, ids, st
     assert found.state == state
     assert said in found.detail
     assert ("useradd --system" in found.remedy) == (state == "degraded")
+
+
+def test_a_kernel_without_types_is_not_told_to_be_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "KERNEL_TYPES", tmp_path / "vmlinux")
+    assert "CONFIG_DEBUG_INFO_BTF" in doctor._what_bpf_needs()
+    (tmp_path / "vmlinux").touch()
+    assert doctor._what_bpf_needs() == "CAP_BPF and CAP_PERFMON, or root"
