@@ -109,6 +109,8 @@ def detections(model: Model, per_cell: int, seconds: float, rates: Sequence[floa
                 "with a GPU of its own": detection(after[of & alone], seconds),
                 "by workload, unhidden": {one.name: detection(after[full & _named(some, one.name)], seconds)
                                           for one in telemetry.MINERS},
+                "by workload": {one.name: detection(after[of & alone & _named(some, one.name)], seconds)
+                                for one in telemetry.MINERS},
                 "by evasion": {one.name: detection(after[of & _evading(some, one.name)], seconds)
                                for one in telemetry.EVASIONS},
                 "by workload and evasion, detected": {
