@@ -23,6 +23,10 @@ Everything but the plain form goes by summaries: centred moments, which two neig
 eight ticks make a block of the first scale; eight blocks are its window, and also one block of the next scale:
 64, 512 and 4,096 ticks, which at 10 Hz is 6.4 s, 51 s and 7 min. Nothing is ever subtracted, so nothing drifts.
 
+The counter detector looks at 20 s at a time and wants four of these features: it takes them by itself
+(`core.counter_features.summarised`; a test holds the two alike). The others, and windows by the tick, are for whoever
+has thousands of raw series at once: fleets, recordings, studies of other features.
+
 `reference` is written for the eye and decides what is right. The other forms sum in another order, and the compiled
 ones in float32: they agree to TOLERANCE of the window's largest absolute value where a feature has the channel's unit,
 and to TOLERANCE itself where it is a ratio; lag1 only as far as the deviation stands above that rounding, and slope to
