@@ -30,6 +30,7 @@ BEGIN_NS = 1_790_000_000 * SECOND_NS
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
 def test_a_recorded_board_is_judged_as_written_down(board):
     told = verdicts.verdicts(board)
+    assert told
     accused = {name: said for name, said in told.items() if said["label"] != "mining" and verdicts.accused(said)}
     assert accused == {}
     expected = json.loads((board / "expected.json").read_text())
@@ -93,6 +94,26 @@ def test_each_workload_has_a_verdict_of_its_own(board):
     assert told["nothing"]["counters"]["kind"] == "idle"
     assert told["search"]["counters"]["kind"] != "idle"
     assert told["search"]["counters"]["accused_at_once"] is False  # nobody decides in nine seconds
+
+
+def test_a_board_without_gpm_or_launches_or_with_files_cut_short_has_its_verdicts(board):
+    """What the driver or the kernel refused, and what was killed while it wrote."""
+    (board / "record" / "mixed").mkdir()
+    (board / "record" / "mixed" / "empty.ggrec").touch()
+    with (board / "labels.jsonl").open("a") as labels:
+        labels.write('{"name": "cut of')
+    assert set(verdicts.verdicts(board)) == {"nothing", "search"}
+    recording, = (board / "record" / "hash").glob("*.ggrec")
+    recording.write_bytes(recording.read_bytes()[:-40])
+    assert "nothing" in verdicts.verdicts(board)
+
+
+def test_a_board_of_which_no_counters_were_recorded_is_not_kept(board, monkeypatch):
+    shutil.rmtree(board / "record")
+    monkeypatch.setattr(sys, "argv", ["verdicts.py", str(board)])
+    with pytest.raises(SystemExit, match="no counters were recorded of nothing, search, unseen"):
+        verdicts.main()
+    assert not (board / "expected.json").exists()
 
 
 def test_results_of_a_board_are_kept_under_its_name(board, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ the file says whether it is accused or missed, so that neither a loss nor a gain
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
@@ -51,14 +52,17 @@ class Stretch(NamedTuple):
 
 
 def labels_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the labels of what was recorded, without what failed."""
-    lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+    """Return the labels of what was recorded, without what failed and a line that was cut off."""
+    lines = []
+    for line in (folder / "labels.jsonl").read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
     return [line for line in lines if not line["gap"]]
 
 
 def recordings_of(folder: Path) -> list[Path]:
-    """Return the files of a recorded board."""
-    return sorted((folder / "record").glob("*/*.ggrec"))
+    """Return the files of a recorded board, without those of a daemon that wrote none of it."""
+    return sorted(path for path in (folder / "record").glob("*/*.ggrec") if path.stat().st_size)
 
 
 def stretches(folder: Path) -> Iterator[Stretch]:
@@ -67,7 +71,8 @@ def stretches(folder: Path) -> Iterator[Stretch]:
     devices = {block.uuid: block for block in blocks if isinstance(block, Device)}
     samples = sorted((block for block in blocks if isinstance(block, DeviceSample)), key=lambda one: one.time_ns)
     for label in labels_of(folder):
-        meanwhile = [one for one in samples if label["begun_ns"] + SETTLING_NS <= one.time_ns <= label["ended_ns"]]
+        meanwhile = [one for one in samples if label["begun_ns"] + SETTLING_NS <= one.time_ns <= label["ended_ns"]
+                     and one.uuid in devices]
         # Where GPM is for root, root recorded it beside the daemon: that says more.
         meanwhile = [one for one in meanwhile if one.gpm] or meanwhile
         # A board of several devices: the workload ran on the first.
@@ -144,12 +149,18 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = keep(arguments.folder) if arguments.keep else arguments.folder
     told = verdicts(folder)
+    unseen = [label["name"] for label in labels_of(folder) if label["name"] not in told]
+    if not told:
+        nothing = ", ".join(unseen) or "anything"
+        raise SystemExit(f"{folder}: no counters were recorded of {nothing}: this tests nothing")
     (folder / "expected.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     print(folder)
     for name, said in sorted(told.items()):
         after_s = said["counters"]["accused_after_s"]
         print(f"{name:28} {said['label']:10} {'clear' if after_s is None else f'accused after {after_s} s':22} "
               f"looks like {said['counters']['kind']:10} {said['all']}")
+    if unseen:
+        print(f"nothing recorded of: {', '.join(unseen)}")
 
 
 if __name__ == "__main__":
