@@ -202,7 +202,7 @@ def bench_launches(results: Results) -> None:
 
 def on_device_s(work: Callable[[], object], times: int = 10) -> float:
     """Return the median seconds of a piece of work between two CUDA events, warmed up."""
-    from numba import cuda
+    from gpuguard.kernels.device import cuda
 
     for _ in range(3):
         work()
@@ -220,7 +220,7 @@ def on_device_s(work: Callable[[], object], times: int = 10) -> float:
 
 def bench_copy(results: Results) -> None:
     """Copy on the device: each byte is read and written."""
-    from numba import cuda
+    from gpuguard.kernels.device import cuda
 
     source = cuda.device_array(1 << 29, np.float32)
     target = cuda.device_array_like(source)
@@ -229,7 +229,7 @@ def bench_copy(results: Results) -> None:
 
 def bench_shared(results: Results) -> None:
     """Loads from shared memory that wait for each other, as a walk's do, by full multiprocessors: words a second."""
-    from numba import cuda
+    from gpuguard.kernels.device import cuda
 
     steps, threads = 2_048, 512
     blocks = cuda.get_current_device().MULTIPROCESSOR_COUNT * 4
@@ -254,7 +254,7 @@ def bench_shared(results: Results) -> None:
 
 
 def bench_cuda_forest(results: Results) -> None:
-    from numba import cuda
+    from gpuguard.kernels.device import cuda
 
     packed = forest.pack(full_forest(np.random.default_rng(1)), FEATURES)
     there = forest.on_gpu(packed, 0)
@@ -274,7 +274,7 @@ def bench_cuda_forest(results: Results) -> None:
 
 
 def bench_cuda_windows(results: Results) -> None:
-    from numba import cuda
+    from gpuguard.kernels.device import cuda
 
     held = windows.Levels(*(cuda.to_device(level) for level in windows.levels(16, -1.0, 1.0, 0.1)))
     host = np.random.default_rng(3).normal(size=(1 << 14, 64, 16)).astype(np.float32)
@@ -292,7 +292,7 @@ def bench_cuda_windows(results: Results) -> None:
 
 
 def bench_cuda_sequential(results: Results) -> None:
-    from numba import cuda
+    from gpuguard.kernels.device import cuda
 
     subjects = 1 << 20
     zeros = np.zeros(subjects)
@@ -357,7 +357,7 @@ def main() -> int:
                            ("launches", bench_launches)):
             results.part(name, work)
     if which in {"all", "cuda"}:
-        from numba import cuda
+        from gpuguard.kernels.device import cuda
 
         if cuda.is_available():
             for name, work in (("cuda copy", bench_copy), ("cuda shared memory", bench_shared),

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 RESULT = OUT / "bench.json"
 LAUNCHES = 200_000
+#: By then a daemon has looked at all that ran before it.
+SETTLING_S = 3.0
 
 
 def last_json(command: Sequence[str], limit_s: float, **changed: str) -> dict[str, Any]:
@@ -108,6 +110,8 @@ def slowdown(arguments: argparse.Namespace, kind: str, turn: int) -> dict[str, f
     figures: dict[str, float] = {}
     for way in ("without", "with") if turn % 2 == 0 else ("with", "without"):
         with agent(WORK / f"slowdown-{time.time_ns()}") if way == "with" else nullcontext() as daemon:
+            if daemon:
+                time.sleep(SETTLING_S)
             before, begun = (cpu_s(daemon.pid) if daemon else 0.0), time.monotonic()
             said = last_json(command, arguments.seconds + 60)
             figures[f"{way}_step_s"] = float(said.get("step_s") or 1.0 / max(said["launches"], 1))

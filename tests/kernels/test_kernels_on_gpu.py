@@ -31,3 +31,10 @@ def test_on_a_gpu():
         pytest.skip("no CUDA device, or no driver that this numba can use")
     done = run()
     assert done.stdout.strip() == "same", done.stderr
+
+
+def test_measurements_take_numba_by_way_of_what_mends_it():
+    """Up to 0.30 numba-cuda compiles nothing beside NumPy 2.5, unless `gpuguard.kernels.device` came first."""
+    root = SCRIPT.parents[2]
+    found = [path.name for path in (root / "benchmarks").rglob("*.py") if "from numba import cuda" in path.read_text()]
+    assert found == []
