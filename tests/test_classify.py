@@ -18,7 +18,7 @@ from gpuguard.cli.commands import classify
 from gpuguard.cli.commands.classify import BEGIN_NS, blocks_of, command, judge, read_launches, summarise
 from gpuguard.core.records import Launches
 from gpuguard.core.subjects import ProcessId
-from gpuguard.counters import table
+from gpuguard.counters import table, unpacking
 from gpuguard.counters.table import Table, Unreadable
 
 HEADER = "t_host_us,t_dev_us,dur_us,name,gx,gy,gz,bx,by,bz,shmem,regs,stream,device,launch_api"
@@ -168,10 +168,63 @@ def test_empty_lines_are_no_rows_and_lines_are_bounded(tmp_path, monkeypatch):
 
 
 def test_a_device_without_an_end_is_refused(monkeypatch):
-    monkeypatch.setattr(classify, "BYTES_MAX", 1_000_000)
-    done = CliRunner().invoke(command, ["/dev/zero"])
+    for most, reason in ((unpacking.BYTES_MAX, "neither text nor Parquet"), (1000, "more than 1000 bytes")):
+        monkeypatch.setattr(unpacking, "BYTES_MAX", most)
+        done = CliRunner().invoke(command, ["/dev/zero"])
+        assert done.exit_code == 3
+        assert reason in done.stderr
+
+
+def test_a_line_without_end_in_a_gzip_file_is_refused_before_more_of_it_is_unpacked(tmp_path, monkeypatch):
+    asked = []
+    some = unpacking.Unpacked._some
+    monkeypatch.setattr(unpacking.Unpacked, "_some", lambda self, most: asked.append(most) or some(self, most))
+    done = run(HEADER + "\n" + "0" * 30_000_000, tmp_path, packed=True)
     assert done.exit_code == 3
-    assert "more than 1000000 bytes" in done.stderr
+    assert "longer than 1048576" in done.stderr
+    assert len(asked) < 1000
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5), st.booleans(), st.integers(0, 40), st.integers(1, 100))
+def test_what_is_unpacked_piece_by_piece_is_the_whole(members, padded, lost, at_once):
+    whole = b"".join(map(gzip.compress, [b"first", *members])) + b"\0" * 100 * padded
+    held = b"first" + b"".join(members)
+    unpacked = unpacking.Unpacked(io.BytesIO(whole[:max(2, len(whole) - lost)]))
+    got = b"".join(iter(lambda: unpacked.read(at_once), b""))
+    if padded or not lost:
+        assert (got, unpacked.cut) == (held, False)
+    else:
+        assert held.startswith(got)
+
+
+def test_gzip_that_goes_bad_is_refused_and_one_that_is_still_written_to_is_told():
+    whole = gzip.compress(bytes(range(256)) * 100)
+    with pytest.raises(Unreadable):
+        unpacking.Unpacked(io.BytesIO(whole[:40] + b"bad" + whole[43:])).readall()
+    with pytest.raises(Unreadable):
+        unpacking.Unpacked(io.BytesIO(whole + b"no member")).readall()
+    unpacked = unpacking.Unpacked(io.BytesIO(whole[:-4]))
+    assert (unpacked.readall(), unpacked.cut) == (bytes(range(256)) * 100, True)
+
+
+@pytest.mark.parametrize("number", ["-4", "12.5", "1e30", "4294967296", "nan", "wide"])
+def test_a_geometry_that_no_launch_has_is_told(tmp_path, number):
+    rows = [f"{i * 20_000},ethash_search,8192.0" for i in range(100)]
+    windows, summary = objects(run(launches(*rows, f"5,ethash_search,{number}"), tmp_path, "-o", "json"))
+    assert sum(one["launches"] for one in windows) == 100
+    assert summary["gaps"] == ["1 rows without a usable time or geometry were left out"]
+
+
+def test_a_quote_that_stays_open_is_told(tmp_path):
+    rows = [f"{i * 20_000},ethash_search,8192" for i in range(100)]
+    _, summary = objects(run(launches(*rows[:50], '7,"void f(', *rows[50:]), tmp_path, "-o", "json"))
+    assert summary["gaps"] == ["50 lines lie within quotes, as text of a name: launches in them are not seen"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    done = run("t_host_us,name,gx,name\n1,a,1,b", tmp_path)
+    assert done.exit_code == 3
+    assert "two columns are named name" in done.stderr
 
 
 def test_different_launches_are_bounded_and_those_beyond_told(tmp_path, monkeypatch):

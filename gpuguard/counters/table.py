@@ -30,8 +30,7 @@ class Table:
     def __init__(self, text: io.TextIOBase) -> None:
         """Read the header; raises Unreadable."""
         begin = text.readline(HEADER_MAX)
-        text.seek(0)
-        self._reader = csv.reader(_lines(text), delimiter=max(",;\t", key=begin.count))
+        self._reader = csv.reader(_lines(begin, text), delimiter=max(",;\t", key=begin.count))
         self.broken = ""
         self.header = next(self.rows(), [])
         if self.broken or len(self.header) > COLUMNS_MAX:
@@ -50,9 +49,11 @@ class Table:
             self.broken = f"line {self.lines}: {error}"
 
 
-def _lines(text: io.TextIOBase) -> Iterator[str]:
+def _lines(begin: str, text: io.TextIOBase) -> Iterator[str]:
+    """Yield the lines of a text of which so much was read, which ends within its first line or with it."""
     for _ in range(LINES_MAX):
-        line = text.readline(LINE_MAX + 1)
+        line = begin if begin.endswith(("\n", "\r")) else begin + text.readline(LINE_MAX + 1 - len(begin))
+        begin = ""
         if len(line) > LINE_MAX:
             raise csv.Error(f"the next is longer than {LINE_MAX} characters")
         if not line:

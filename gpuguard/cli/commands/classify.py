@@ -7,7 +7,6 @@ import io
 import itertools
 import math
 import sys
-import zlib
 from array import array
 from collections import Counter, defaultdict
 from contextlib import nullcontext
@@ -29,12 +28,14 @@ from gpuguard.counters import judging, reading
 from gpuguard.counters.judging import Episode
 from gpuguard.counters.shipped import shipped_model
 from gpuguard.counters.table import Table, Unreadable
+from gpuguard.counters.unpacking import Unpacked
 from gpuguard.kernels.launches import features
 from gpuguard.signature_files import shipped
 from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from typing import BinaryIO
 
     from gpuguard.counters.reading import Telemetry
 
@@ -43,7 +44,8 @@ INTERVAL_NS = 250_000_000
 #: The recording is taken to begin here: its own times are offsets.
 BEGIN_NS = SECOND_NS
 SETTLE_NS = 2 * SECOND_NS
-BYTES_MAX = 2 * 1024**3
+#: What is looked at to know what a file is.
+PEEKED = 4096
 LINE_BYTES_MAX = 64 * 1024
 ROWS_MAX = 20_000_000
 NAMES_MAX = 60_000
@@ -53,9 +55,6 @@ EVIDENCE_SHOWN = 16
 PARQUET = b"PAR1"
 #: What begins a text that PowerShell wrote.
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-GZIP = zlib.MAX_WBITS | 16
-#: Packed bytes that are unpacked at once: what is left of them is copied for each of many small members.
-PIECE = 16 * 1024
 
 TIMES = ("t_host_us", "t_dev_us")
 GEOMETRY = ("gx", "gy", "gz", "bx", "by", "bz", "shmem")
@@ -105,10 +104,12 @@ def read_launches(table: Table) -> Recorded:
         keys.append(known.setdefault(key, len(known)))
     if not keys:
         raise Unreadable(table.broken or f"no launch with a time in {table.lines} lines")
+    quoted = sum(text.count("\n") for name, api, _ in known for text in (name, api))
     placed_us, gap = _placed(np.array(host_us), np.array(device_us))
     gaps = [text for text, said in (
         (f"{table.broken}; what comes after is left out", table.broken),
         (f"{skipped} rows without a usable time or geometry were left out", skipped),
+        (f"{quoted} lines lie within quotes, as text of a name: launches in them are not seen", quoted),
         (f"{beyond} rows beyond {ROWS_MAX} or {KINDS_MAX} different launches were left out", beyond),
         (f"{len(known)} different launches: names beyond {NAMES_MAX} may be forgotten", len(known) > NAMES_MAX),
         (gap, gap)) if said]
@@ -132,6 +133,8 @@ def _placed(host_us: np.ndarray, device_us: np.ndarray) -> tuple[np.ndarray, str
 
 
 def _check_columns(columns: Sequence[str]) -> None:
+    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+        raise Unreadable(f"two columns are named {twice[0]}")
     if any(name in columns for name in TIMES) and ("name" in columns or "gx" in columns):
         return
     shown = ", ".join(columns[:8]) or "none"
@@ -148,11 +151,14 @@ def _number(text: str | None) -> float:
 
 
 def _key(row: dict[str, str]) -> tuple[str, str, tuple[int, ...]] | None:
-    """Return (name, API, geometry); None for a number that is none. What is missing is 0 or ""."""
+    """Return (name, API, geometry); None for a number that no launch has. What is missing is 0 or ""."""
     try:
-        geometry = tuple(min(max(int(float(row.get(name) or 0)), 0), 2**32 - 1) for name in GEOMETRY)
-    except (ValueError, OverflowError):
+        numbers = [float(row.get(name) or 0) for name in GEOMETRY]
+    except ValueError:
         return None
+    if not all(0 <= one < 2**32 and one.is_integer() for one in numbers):
+        return None
+    geometry = tuple(map(int, numbers))
     api = row.get("launch_api") or ""
     return row.get("name") or "", RUNTIME_APIS.get(api, api), geometry
 
@@ -273,59 +279,29 @@ def summarise(lines: list[Line], finding: Finding | None, gaps: list[str]) -> Su
         evidence=evidence, counts=dict(counts), gaps=gaps)
 
 
-def _open(path: str) -> tuple[bytes, list[str]]:
-    """Return the bytes of a file, unpacked, and what could not be had of it. Raises Unreadable."""
-    gaps: list[str] = []
-    try:
-        with nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb") as file:
-            raw = file.read(BYTES_MAX + 1)  # a device has no end
-        if raw[:2] == b"\x1f\x8b":
-            raw, whole = _unpacked(raw)
-            if not (raw or whole):
-                raise Unreadable("the gzip file ends before anything in it")
-            gaps = [] if whole else ["the gzip file is cut short: what comes after its last whole block is lost"]
-    except (OSError, zlib.error) as error:
-        raise Unreadable(str(error)) from error
-    if len(raw) > BYTES_MAX:
-        raise Unreadable(f"more than {BYTES_MAX} bytes")
-    if b"\0" in raw[:4096] and raw[:4] != PARQUET and raw[:2] not in UTF_16:
+def _read(file: BinaryIO) -> Recorded | Telemetry:
+    """Return the launches or the counters of a file, gzipped or not. Raises Unreadable."""
+    unpacked = Unpacked(file)
+    source = io.BufferedReader(unpacked, PEEKED)
+    begin = source.peek(PEEKED)
+    if begin.startswith(PARQUET):
+        return reading.read_parquet(source.read())
+    if unpacked.cut and not begin:
+        raise Unreadable("the gzip file ends before anything in it")
+    utf_16 = begin.startswith(UTF_16)
+    if b"\0" in begin and not utf_16:
         raise Unreadable("neither text nor Parquet")
-    return raw, gaps
-
-
-def _unpacked(raw: bytes) -> tuple[bytes, bool]:
-    """Return what a gzip file holds, and whether it was whole: one that is still written to has no end."""
-    out, member = bytearray(), zlib.decompressobj(GZIP)
-    for begin in range(0, len(raw), PIECE):
-        piece = raw[begin:begin + PIECE]
-        while piece and len(out) <= BYTES_MAX:
-            if member.eof:
-                piece = piece.lstrip(b"\0")  # tapes are filled up with zeros
-                if not piece:
-                    break
-                member = zlib.decompressobj(GZIP)
-            out += member.decompress(piece, BYTES_MAX + 1 - len(out))
-            piece = member.unused_data
-    return bytes(out), member.eof
-
-
-def _table(raw: bytes) -> Table:
-    text = io.TextIOWrapper(io.BytesIO(raw), "utf-16" if raw[:2] in UTF_16 else "utf-8-sig", "replace", newline="")
-    return Table(text)
+    table = Table(io.TextIOWrapper(source, "utf-16" if utf_16 else "utf-8-sig", "replace", newline=""))
+    recorded = reading.read_csv(table) if reading.is_telemetry(table.header) else read_launches(table)
+    if unpacked.cut:
+        recorded.gaps.append("the gzip file is cut short: what comes after its last whole block is lost")
+    return recorded
 
 
 def judge_counters(telemetry: Telemetry, alarms_per_gpu_year: float) -> tuple[list[Episode], Summary]:
     """Return what became of counters."""
     judged = judging.judge(reading.blocks_of(telemetry), shipped_model(), alarms_per_gpu_year)
     return judged.episodes, _summarise_counters(judged, telemetry.gaps)
-
-
-def _read(raw: bytes) -> Recorded | Telemetry:
-    """Return the launches or the counters that these are. Raises Unreadable."""
-    if raw[:4] == PARQUET:
-        return reading.read_parquet(raw)
-    table = _table(raw)
-    return reading.read_csv(table) if reading.is_telemetry(table.header) else read_launches(table)
 
 
 def _summarise_counters(judged: judging.Judged, gaps: list[str]) -> Summary:
@@ -363,10 +339,9 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
     """
     csv.field_size_limit(LINE_BYTES_MAX)
     try:
-        raw, gaps = _open(file)
-        recorded = _read(raw)
-        del raw
-    except Unreadable as error:
+        with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as opened:
+            recorded = _read(opened)
+    except (Unreadable, OSError) as error:
         complain(f"{file}: {error}")
         if output == "json":
             write_summary(Summary("unknown", "", 0.0, [], {}, [str(error)]))
@@ -377,7 +352,6 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
         summary = summarise(lines, finding, recorded.gaps)
     else:
         lines, summary = judge_counters(recorded, alarms_per_gpu_year)
-    summary.gaps += gaps
     if output == "json":
         for line in lines:
             write_line(line)
