@@ -17,7 +17,7 @@ from rich.console import Console
 from gpuguard.api.service import ApiServer
 from gpuguard.cli import main
 from gpuguard.cli.asking import matching, waiting
-from gpuguard.cli.incident_view import moments, print_incident
+from gpuguard.cli.incident_view import incidents_table, moments, print_incident
 from gpuguard.core.events import Incident
 from gpuguard.core.records import ActionOutcome
 from tests.api.samples import DECISION, INCIDENT, OUTCOME, WOULD
@@ -192,6 +192,24 @@ def test_the_timeline_is_in_order_and_holds_every_piece():
     assert wanted <= kinds
     assert sum(words.startswith("would isolate") or OUTCOME.text in words for _, _, words in found) == 1
     assert any(WOULD.rule in words for _, _, words in found)
+
+
+def test_evidence_that_led_to_a_decision_stands_in_the_timeline_once():
+    finding = INCIDENT.findings[0]
+    text = finding.evidence[0].text
+    decision = msgspec.structs.replace(DECISION, reason=f"{finding.label} {finding.verdict}: {text}")
+    found = moments(msgspec.structs.replace(INCIDENT, findings=(finding,), decisions=(decision,), outcomes=()))
+    assert sum(text in words for _, _, words in found) == 1
+    assert any(kind == "policy" and f"{finding.label} {finding.verdict}" in words for _, kind, words in found)
+
+
+def test_a_column_for_answers_is_there_when_one_is_asked_for():
+    def headings(*incidents):
+        return [column.header for column in incidents_table(incidents).columns]
+
+    settled = msgspec.structs.replace(INCIDENT, decisions=())
+    assert headings(settled)[-1] == "what"
+    assert headings(settled, INCIDENT)[-1] == "waits for"
 
 
 def test_markup_in_hostile_names_is_shown_as_it_is():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
 from rich.table import Table
 from rich.tree import Tree
 
@@ -43,13 +44,14 @@ def print_story(incident: Incident, console: Console) -> None:
 
 
 def incidents_table(incidents: Sequence[Incident]) -> Table:
-    """Return one row an incident."""
+    """Return one row an incident; what waits for a person has a column where anything does."""
+    answers = [", ".join(f"{decision.rung} {decision.id}" for decision in waiting(one)) for one in incidents]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("id", "since (UTC)", "state", "verdict", "what", "waits for"):
+    for name in ("id", "since (UTC)", "state", "verdict", "what", *(["waits for"] if any(answers) else [])):
         table.add_column(name, overflow="fold")
-    for one in incidents:
-        answers = ", ".join(f"{decision.rung} {decision.id}" for decision in waiting(one))
-        table.add_row(one.id, day_and_time(one.start_ns), one.state, _verdict(one.verdict), escape(one.title), answers)
+    for one, answer in zip(incidents, answers, strict=True):
+        cells = [one.id, day_and_time(one.start_ns), one.state, _verdict(one.verdict), escape(one.title), answer]
+        table.add_row(*cells[:len(table.columns)])
     return table
 
 
@@ -62,7 +64,7 @@ def moments(incident: Incident) -> list[Moment]:
         if finding.verdict in ("suspect", "confirmed"):
             decided_ns = finding.start_ns + round(finding.decided_after_s * 1e9)
             found.append((decided_ns, "verdict", f"{finding.label} {finding.verdict}: {finding.subject}"))
-    found += [(d.time_ns, "policy", _decision(d)) for d in incident.decisions]
+    found += [(d.time_ns, "policy", _decision(_in_short(d))) for d in incident.decisions]
     found += [(o.time_ns, "action", f"{o.action} {o.outcome}: {o.text}") for o in incident.outcomes]
     return sorted(dict.fromkeys(found), key=lambda moment: moment[0])  # two findings of one flow share what was seen
 
@@ -96,6 +98,11 @@ def _decision(decision: Decision) -> str:
     by = f", approved by {decision.approved_by}" if decision.approved_by else ""
     only = " (observe: only written down)" if decision.mode == "observe" else ""
     return f"rule {decision.rule}: {said_of(decision)}{asked}{by}{only}"
+
+
+def _in_short(decision: Decision) -> Decision:
+    """Return the decision with what it was about; the evidence behind it stands in a line of its own."""
+    return replace(decision, reason=decision.reason.partition(": ")[0])
 
 
 def _process(process: ProcessBrief) -> str:

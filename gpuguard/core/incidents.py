@@ -161,7 +161,7 @@ def _derived(incident: Incident, time_ns: int, findings: tuple[Finding, ...]) ->
 
 def _title(findings: list[Finding]) -> str:
     """Return one line for a list: what, by whom, asked for by what."""
-    labels = " and ".join(sorted({f.label for f in findings}))
+    labels = ", ".join(sorted({f.label for f in findings}))
     names = ", ".join(sorted({f.process.name for f in findings if f.process and f.process.name}))
     calls = ", ".join(sorted({f.tool_call.tool_name for f in findings if f.tool_call}))
     return labels + (f" by {names}" if names else "") + (f", asked for by tool call {calls}" if calls else "")

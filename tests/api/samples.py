@@ -57,7 +57,7 @@ OUTCOME = ActionOutcome(time_ns=START_NS + 1_700_000_000, decision_id="D2", acti
                         text="would isolate: mode is observe", process=SSH, expires_ns=None)
 
 INCIDENT = Incident(time_ns=START_NS + 4_100_000_000, id="I1", state="open", start_ns=START_NS,
-                    title="mining and ssh-reverse-tunnel by ssh, trainer, asked for by tool call shell",
+                    title="mining, ssh-reverse-tunnel by ssh, trainer, asked for by tool call shell",
                     story="trace " + "a" * 32, verdict="confirmed", findings=(TUNNEL, MINING, NOBODYS),
                     tool_calls=(CALL,), processes=(SSH_BRIEF, MINER_BRIEF), decisions=(WOULD, DECISION),
                     outcomes=(OUTCOME,))

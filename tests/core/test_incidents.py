@@ -16,7 +16,7 @@ def test_findings_of_one_trace_are_one_incident() -> None:
     second = incidents.receive(mining)[-1]
     assert first.id == second.id
     assert {f.id for f in second.findings} == {"F-1", "F-2"}
-    assert second.title == "mining and ssh-reverse-tunnel by hasher, ssh, asked for by tool call shell"
+    assert second.title == "mining, ssh-reverse-tunnel by hasher, ssh, asked for by tool call shell"
     assert [c.tool_name for c in second.tool_calls] == ["shell"]
 
 
