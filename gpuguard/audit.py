@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import msgspec
 from msgspec import Struct
@@ -98,11 +99,16 @@ def read(path: Path) -> Iterator[Entry]:
     """Yield the entries of a folder or of one file, up to the first line that cannot be read (`verify` says which)."""
     for one in files(path) if path.is_dir() else [path]:
         with one.open("rb") as stream:
-            for raw in stream:
+            for raw in _lines(stream):
                 try:
                     yield msgspec.json.decode(raw, type=Entry)
                 except (msgspec.MsgspecError, ValueError, RecursionError):
                     return
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines with their ends; one that is longer than an entry can be comes in pieces, of which none is one."""
+    return iter(functools.partial(stream.readline, ENTRY_BYTES_MAX + 1), b"")
 
 
 class Log:
@@ -222,6 +228,8 @@ class _Chain:
         self.hashes: dict[int, str] = {}
 
     def step(self, raw: bytes) -> str:
+        if len(raw) > ENTRY_BYTES_MAX:
+            return "longer than an entry can be"
         if not raw.endswith(b"\n"):
             return "cut in the middle of a line"
         try:
@@ -263,7 +271,7 @@ def verify(path: Path) -> Report:
 
     for one in files(path) if whole else [path]:
         with one.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
+            for number, raw in enumerate(_lines(stream), 1):
                 problem = chain.step(raw)
                 if not problem and whole and chain.entries == 1 and chain.seq != 1:
                     problem = f"the log begins at entry {chain.seq}: what came before is missing"

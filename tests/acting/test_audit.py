@@ -217,6 +217,16 @@ def test_verify_takes_any_bytes(tmp_path_factory, raw):
     assert list(audit.read(folder)) == []
 
 
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
+    [path] = fill(tmp_path)
+    with path.open("ab") as stream:
+        stream.truncate(1 << 32)  # zeros, of which the disk holds none
+    report = audit.verify(tmp_path)
+    assert (report.ok, report.line, report.problem) == (False, 7, "longer than an entry can be")
+    assert len(list(audit.read(tmp_path))) == 6
+    assert CliRunner().invoke(command, ["show", str(path)]).exit_code == 1
+
+
 def test_nothing_is_no_whole_log(tmp_path):
     """Who removes the folder's files would otherwise leave a log that is whole."""
     with pytest.raises(FileNotFoundError, match="no audit log"):

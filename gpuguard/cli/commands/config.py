@@ -80,10 +80,10 @@ def schema() -> None:
 def import_opensandbox(file: IO[str], name: str, sandbox_ids: tuple[str, ...]) -> None:
     """Print OpenSandbox's network policy in FILE (JSON, - for stdin) as a policy file with an egress section."""
     from gpuguard.integrations.opensandbox import policy_text
-    from gpuguard.policies import PolicyError
+    from gpuguard.policies import FILE_BYTES_MAX, PolicyError
 
     try:
-        click.echo(policy_text(file.read(), name, sandbox_ids), nl=False)
+        click.echo(policy_text(file.read(FILE_BYTES_MAX + 1), name, sandbox_ids), nl=False)
     except (PolicyError, UnicodeDecodeError) as error:
         complain(f"gpuguard: {file.name}: {error}")
         raise SystemExit(EXIT_USAGE) from error
