@@ -79,7 +79,7 @@ def parity() -> dict[str, Any]:
                           text=True, check=False, timeout=120, cwd="/",
                           env={**environment(), "PYTHONPATH": os.environ.get("PYTHONPATH") or str(ROOT)})
     if told.stdout.strip() != "same":
-        raise RuntimeError(f"not the same: {told.stdout[-500:]} {told.stderr[-1500:]}")
+        raise RuntimeError(f"{told.stderr[-5000:]} {told.stdout[-500:]}")
     return {"same": True, "warnings": told.stderr[-1500:]}
 
 
@@ -175,7 +175,7 @@ def main() -> None:
             try:
                 told = measured(name, had, arguments, until_s)
             except (OSError, RuntimeError, ValueError, KeyError, subprocess.SubprocessError) as error:
-                told = {**had, "gap": f"{type(error).__name__}: {error} {getattr(error, 'stderr', '') or ''}"[-1500:]}
+                told = {**had, "gap": f"{type(error).__name__}: {error} {getattr(error, 'stderr', '') or ''}"[-6000:]}
             if told is None:
                 print(f"{name}, round {turn + 1}: left for the next call", flush=True)
                 continue
@@ -183,7 +183,7 @@ def main() -> None:
             new = RESULT.with_suffix(".new")
             new.write_text(json.dumps(result, indent=1) + "\n")
             new.replace(RESULT)
-            print(f"{name}, round {turn + 1}: {told.get('gap') or 'measured'}", flush=True)
+            print(f"{name}, round {turn + 1}: {told.get('gap', '')[-1500:] or 'measured'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -129,14 +130,15 @@ def check_opcodes(dice):
 
 
 def main():
-    dice = np.random.default_rng(3)
-    check_windows(dice)
-    check_forest(dice)
-    check_forest_stays(dice)
-    check_sequential(dice)
-    check_events(dice)
-    check_opcodes(dice)
-    print("same")
+    """Make every check, whatever came of the one before: who runs this on a borrowed GPU runs it once."""
+    failed = []
+    for check in (check_windows, check_forest, check_forest_stays, check_sequential, check_events, check_opcodes):
+        try:
+            check(np.random.default_rng(3))
+        except Exception:  # noqa: BLE001
+            traceback.print_exc(limit=-2)
+            failed.append(check.__name__)
+    print("not the same:" if failed else "same", *failed)
 
 
 if __name__ == "__main__":
