@@ -103,7 +103,7 @@ def read_launches(table: Table) -> Recorded:
         device_us.append(times[1])
         keys.append(known.setdefault(key, len(known)))
     if not keys:
-        raise Unreadable(table.broken or f"no launch with a time in {table.lines} lines")
+        raise Unreadable(table.broken or f"no launch with a time and a geometry that can be, in {table.lines} lines")
     quoted = sum(text.count("\n") for name, api, _ in known for text in (name, api))
     placed_us, gap = _placed(np.array(host_us), np.array(device_us))
     gaps = [text for text, said in (
