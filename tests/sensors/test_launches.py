@@ -836,7 +836,7 @@ def test_detaching_leaves_nothing(standins):
         sensor = launches.open_sensor(Direct(), settings(standins["libcuda"]))
         launches.release()
         sensor.close()
-    assert own_handles() == before
+    assert not own_handles() - before  # what an earlier test held may leave meanwhile
     process = run(standins["hasher"], "--launches", 5, "--interval-us", 0)
     assert json.loads(process.communicate()[0])["launches"] == 5
 
@@ -849,4 +849,4 @@ def test_opening_again_replaces_the_first_probe(standins):
         for fd in descriptors:
             os.close(fd)
     launches.release()
-    assert own_handles() == before
+    assert not own_handles() - before  # what an earlier test held may leave meanwhile
