@@ -63,6 +63,9 @@ STRUCTURE_NATS = 2.5
 #: Rows are judged this many at a time, so that memory stays bounded whatever is scanned.
 BATCH_ROWS = 8_192
 
+_ROTATES = ("rot", "prmt_swap", "prmt_rot")
+_CHOICES = ("lop_ch", "lop_maj", "lop_chi")
+
 _TEXT_MAX = 1 << 16
 _ENTRIES_MAX = 4_096
 _PARTS_MAX = 65_536
@@ -388,7 +391,7 @@ def grey_class(tables: Mapping[str, int], counts: np.ndarray, *, accused: bool,
     the mix is suspicious. Each needs a shape that hash rounds do not have.
     """
     share = functools.partial(_share, counts)
-    rotates, chooses = share("rot", "prmt_swap", "prmt_rot"), share("lop_ch", "lop_maj", "lop_chi")
+    rotates, chooses = share(*_ROTATES), share(*_CHOICES)
     if tables.get("philox", 0) >= 4 and rotates <= 0.01 and chooses <= 0.02 and share("IMAD", "UIMAD") >= 0.03:
         return "rng", "the four words of Philox, multiplications and no rotates: random numbers"
     if max(tables.get("crc32", 0) - 15, tables.get("mt19937", 0) - 2) > 0 and rotates <= 0.01 and not accused:
@@ -396,7 +399,7 @@ def grey_class(tables: Mapping[str, int], counts: np.ndarray, *, accused: bool,
     database = max(tables.get("murmur", 0), tables.get("xxhash", 0))
     if database >= 5 and share("ISETP", "SEL", "n_ctrl") >= 0.04 and share("rot", "lop_xor2", "lop_xor3") <= 0.15:
         return "database", f"{database} words of murmur or xxhash among compares and branches: hashing of table columns"
-    if tables.get("aes", 0) >= AES_WORDS_MIN and not accused:
+    if tables.get("aes", 0) >= AES_WORDS_MIN and (not accused or _looks_up_blocks(counts, one_table=True)):
         return "cipher", f"{tables['aes']} words of the AES tables, and no other: a block cipher"
     if tables.get("chacha", 0) >= 4 and not accused:
         return "cipher", "the four words of ChaCha: a stream cipher"
@@ -421,15 +424,28 @@ def _grey_by_shape(counts: np.ndarray, rotates: float, chooses: float) -> tuple[
         return "crc", "a shift and a masked xor for each bit, and little else: a checksum"
     if counts[0] <= 768 and rotates <= 0.01 and chooses <= 0.01 and xors <= 0.15 and _keeps_a_state(counts):
         return "rng", "a state read and written back beside what is drawn, hardly an xor: a random generator"
-    lookups, masks = share("LDS"), share("lop_and")
-    if (32 <= counts[COLUMN["LDS"]] <= 224 and counts[0] <= 1_024 and lookups >= 0.06 and rotates <= 0.12
-            and share("rot") <= 0.03 and 0.7 <= masks / lookups <= 1.8 and 0.25 <= xors / lookups <= 1.2
-            and chooses <= 0.02 and share(*opcodes.words(opcodes.COMPARE)) <= 0.06):
+    if _looks_up_blocks(counts):
         return "cipher", "a few rounds of masked table look-ups, folded by xor: a block cipher"
     floats = share("FFMA", "FMUL", "FADD", "HFMA2", "HMUL2", "HADD2", "IDP", "HMMA", "IMMA", "I2F", "I2FP")
     if floats >= 0.04 and xors <= 0.02 and rotates <= 0.005 and share("lop_and", "SHF", "PRMT") >= 0.08:
         return "dequantisation", "masks and shifts that feed float work, no xor: unpacking of few-bit weights"
     return None
+
+
+def _looks_up_blocks(counts: np.ndarray, *, one_table: bool = False) -> bool:
+    """Return whether a kernel is a few rounds of look-ups, 16 a round, each with its mask and folded by xor.
+
+    ``one_table``: three words of four come out of the one table turned by bytes, a rotate each; and what encrypts many
+    blocks in a loop copies its table first and counts blocks.
+    """
+    share = functools.partial(_share, counts)
+    lookups, masks, xors = share("LDS"), share("lop_and"), share("lop_xor2", "lop_xor3")
+    instructions_max, lookups_max = (1_280, 256) if one_table else (1_024, 224)
+    if not (32 <= counts[COLUMN["LDS"]] <= lookups_max and counts[0] <= instructions_max and lookups >= 0.06):
+        return False
+    turns = share("rot") <= lookups if one_table else share("rot") <= 0.03 and share(*_ROTATES) <= 0.12
+    return bool(turns and 0.7 <= masks / lookups <= 1.8 and 0.25 <= xors / lookups <= 1.2
+                and share(*_CHOICES) <= 0.02 and share(*opcodes.words(opcodes.COMPARE)) <= 0.06)
 
 
 def _is_linear(counts: np.ndarray, rotates: float) -> bool:
@@ -446,9 +462,9 @@ def _is_linear(counts: np.ndarray, rotates: float) -> bool:
             or share("IADD3", "VIADD", "IADD") > 0.1 or share("ATOMG", "ATOM", "ATOMS", "RED", "REDG") > 0):
         return False
     loads, stores = share("LDG", "LD", "LDC", "ULDC", "LDCU", "LDL", "LDS"), share("STG", "ST")
-    looked_up = (sums >= 0.15 and 0.1 <= loads / sums <= 1.6 and counts[0] <= 1_024
-                 and share("IMAD", "UIMAD") - share("imad_mov") <= 0.1)
-    return looked_up or (sums >= 0.1 and 0.1 <= stores / sums <= 1 and counts[0] <= 4_096)
+    products = share("IMAD", "UIMAD") - share("imad_mov")
+    looked_up = sums >= 0.15 and 0.1 <= loads / sums <= 1.6 and counts[0] <= 1_024 and products <= 0.1
+    return looked_up or (sums >= 0.1 and 0.1 <= stores / sums <= 1 and counts[0] <= 4_096 and products <= 0.15)
 
 
 def _keeps_a_state(counts: np.ndarray) -> bool:

@@ -207,7 +207,8 @@ def tables() -> dict[str, dict[int, int]]:
         "sha2iv": [word >> 32 for word in initial64],  # FIPS 180-4, 5.3.3
         "sha256k": [word >> 32 for word in rounds64[:64]],  # 4.2.2
         "sha512iv": halves(initial64),  # 5.3.5
-        "sha512k": halves(rounds64),  # 4.2.3
+        # 4.2.3, without the upper halves that are SHA-256's: the cube roots of the same primes.
+        "sha512k": halves(rounds64[64:]) + [word & MASK for word in rounds64[:64]],
         # 4.2.1: 2^30 times the square roots of 2, 3, 5 and 10; 5.3.1.
         "sha1": [math.isqrt(n << 60) & MASK for n in (2, 3, 5, 10)] + [*md_chain, 0xC3D2E1F0],
         "md5": [int(2**32 * abs(math.sin(i + 1))) for i in range(64)],  # RFC 1321, 3.4

@@ -24,7 +24,7 @@ from gpuguard.code import constants as known
 from gpuguard.code.rows import WINDOW_INSTRUCTIONS, WINDOW_STEP, KernelRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -51,6 +51,8 @@ DERIVED = {
 SM_MIN, SM_MAX = 70, 199  # instructions of 16 bytes: Volta and later
 SM_SPLIT_OFFSET = 90  # from Hopper on a branch's offset has eight bits more, which stand apart
 FORMS_IMMEDIATE = (2, 4)
+FORMS_CONSTANT = (3, 5)
+_BLOCK_BYTES = 1 << 16
 _A, _B, _C = 0xF0, 0xCC, 0xAA  # LOP3's truth table of each operand alone
 
 # The 9-bit codes with a meaning of their own to the decoder. Forms (the three bits above) differ, meanings do not.
@@ -208,19 +210,32 @@ def decode_counts(sm: int, text: bytes | memoryview, *, parts: bool = True) -> P
     return Parts(sm, text, parts=parts)
 
 
-def decode_kernel(
-    sm: int, text: bytes | memoryview, constants: bytes | memoryview = b"", *, kernel: str = "", windows: bool = True,
-    module: Callable[[bytes | memoryview], dict[str, int]] = known.in_data,
-) -> KernelRow:
-    """Return the row of one kernel, `constants` being its module's constant and initialised global data.
+def names_a_bank(text: bytes | memoryview) -> bool:
+    """Return whether code has an operand in a constant bank other than 0, which holds parameters.
 
-    `windows` adds rows for windows and innermost loops. Callers with many kernels to a module search its data once
-    and give `module=lambda _: found`. Raise ValueError as `decode_counts` does.
+    In the forms that take one (the third and fifth of an opcode) bits 54 to 58 are its bank: c[0x3][...]. Some other
+    instructions, BAR among them, keep something else there, so that yes may be wrong; no is not.
+    """
+    for first in range(0, len(text) // 16 * 16, _BLOCK_BYTES):
+        words = np.frombuffer(text[first:min(first + _BLOCK_BYTES, len(text) // 16 * 16)], "<u8")[::2]
+        form = words >> np.uint64(9) & np.uint64(7)
+        takes_one = (form == FORMS_CONSTANT[0]) | (form == FORMS_CONSTANT[1])
+        if (words[takes_one] >> np.uint64(54) & np.uint64(31)).any():
+            return True
+    return False
+
+
+def decode_kernel(
+    sm: int, text: bytes | memoryview, *, kernel: str = "", windows: bool = True, module: Mapping[str, int] = {},
+) -> KernelRow:
+    """Return the row of one kernel, `module` being the words found in what it can read of its module's data.
+
+    `windows` adds rows for windows and innermost loops. Raise ValueError as `decode_counts` does.
     """
     parts = decode_counts(sm, text, parts=windows)
     row = parts.row()
     return KernelRow(
         sm=sm, kernel=kernel, n_instr=row.n_instr, opcodes=row.opcodes, derived=row.derived,
-        known_const_imm=known.in_words(parts.words), known_const_module=module(constants),
+        known_const_imm=known.in_words(parts.words), known_const_module=dict(module),
         unknown_instructions=row.unknown_instructions, text_sha256=hashlib.sha256(text).hexdigest(),
         windows=parts.part_rows())

@@ -39,9 +39,10 @@ class Decoded(NamedTuple):
     name: str
     text_sha256: str
     counts: decode.Parts
+    module: dict[str, int]  # what it can read of the words in its module's data
 
 
-Chunk: TypeAlias = tuple[list[Decoded], dict[str, int], list[Flaw]]
+Chunk: TypeAlias = tuple[list[Decoded], list[Flaw]]
 Allowed: TypeAlias = "AllowList | frozenset[str]"
 
 
@@ -49,9 +50,18 @@ def _flaw(image: Image, reason: str, *, unread: bool = False) -> Flaw:
     return Flaw(image.path, image.container, image.offset, "unread" if unread else "malformed", reason)
 
 
-def in_constants(cubin: elf.Cubin) -> dict[str, int]:
-    """Return the words found in a module's data. Sections are padded so that no word straddles two of them."""
-    return known.in_data(_joined(cubin.constants))
+def in_constants(cubin: elf.Cubin) -> list[dict[str, int]]:
+    """Return, for each kernel, the words found in its module's data. Sections are padded: no word straddles two.
+
+    Only what a kernel can read counts for it, or one hash in a library's module accuses all that was compiled beside
+    it: code without an operand in a constant bank, and without an address to be filled in, reads nothing but what it is
+    given. Where no code of a module names its data they were given by the host, and count for every kernel.
+    """
+    found = known.in_data(_joined(cubin.constants))
+    if not found:
+        return [found] * len(cubin.kernels)
+    reads = [kernel.patched or decode.names_a_bank(kernel.text) for kernel in cubin.kernels]
+    return [found if reads_it or not any(reads) else {} for reads_it in reads]
 
 
 def _joined(parts: Iterable[bytes | memoryview]) -> bytes:
@@ -77,7 +87,7 @@ def _ptx_row(sm: int, kernel: ptx.PtxKernel, found: dict[str, int]) -> KernelRow
     return KernelRow(
         sm=sm, kernel=kernel.name, n_instr=kernel.n_instr, opcodes=kernel.opcodes,
         derived={name: count for name, count in derived.items() if count},
-        known_const_imm=known.in_words(np.unique(np.array(kernel.immediates, np.uint32))), known_const_module=found,
+        known_const_imm=known.in_words(np.array(kernel.immediates, np.uint32)), known_const_module=found,
         text_sha256=hashlib.sha256(text).hexdigest())
 
 
@@ -91,40 +101,38 @@ def judge_image(image: Image, allowed: Allowed = frozenset(), *,
         if image.kind == "ptx":
             yield _ptx_verdicts(image), []
         elif image.kind == "cubin":
-            for kernels, tables, flaws in _chunks(image, elf.read_cubin(image.data), allowed):
-                yield _verdicts(image, kernels, tables, allowed, compiled=compiled), flaws
+            for kernels, flaws in _chunks(image, elf.read_cubin(image.data), allowed):
+                yield _verdicts(image, kernels, allowed, compiled=compiled), flaws
     except Malformed as error:
         yield [], [_flaw(image, str(error))]
 
 
 def _chunks(image: Image, cubin: elf.Cubin, allowed: Allowed) -> Iterator[Chunk]:
-    """Yield decoded kernels, so many at a time, with the words found in their module, and what could not be decoded."""
+    """Yield decoded kernels, so many at a time, and what could not be decoded."""
     if not decode.SM_MIN <= cubin.sm <= decode.SM_MAX:
-        yield [], {}, [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
+        yield [], [_flaw(image, f"code of sm_{cubin.sm} is not understood", unread=True)]
         return
-    tables = in_constants(cubin)
     kernels: list[Decoded] = []
     flaws: list[Flaw] = []
     parts = 0
-    for kernel in cubin.kernels:
+    for kernel, module in zip(cubin.kernels, in_constants(cubin), strict=True):
         digest = hashlib.sha256(kernel.text).hexdigest()
         try:
             counts = decode.decode_counts(cubin.sm, kernel.text, parts=not allowed or digest not in allowed)
         except ValueError as error:
             flaws.append(_flaw(image, f"{kernel.name}: {error}"))
             continue
-        kernels.append(Decoded(kernel.name, digest, counts))
+        kernels.append(Decoded(kernel.name, digest, counts, module))
         parts += 1 + len(counts.windows) + len(counts.loops)
         if parts > _PARTS_HELD_MAX:
-            yield kernels, tables, flaws
+            yield kernels, flaws
             kernels, flaws, parts = [], [], 0
-    yield kernels, tables, flaws
+    yield kernels, flaws
 
 
-def _verdicts(image: Image, kernels: list[Decoded], module: dict[str, int], allowed: Allowed, *,
-              compiled: bool) -> list[KernelVerdict]:
+def _verdicts(image: Image, kernels: list[Decoded], allowed: Allowed, *, compiled: bool) -> list[KernelVerdict]:
     asked = [one for one in kernels if not allowed or one.text_sha256 not in allowed]
-    tables = [_most(known.in_words(one.counts.words), module) for one in asked]
+    tables = [_most(known.in_words(one.counts.words), one.module) for one in asked]
     said = batch.judge([one.counts for one in asked], tables, compiled=compiled)
     answers = iter(zip(said, tables, strict=True))
     return [_allowed(image, one) if allowed and one.text_sha256 in allowed else

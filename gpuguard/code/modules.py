@@ -33,9 +33,8 @@ def families(path: Path) -> dict[str, dict[str, str]]:
 def rows(content: bytes) -> list[KernelRow]:
     """Return the kernels of a cubin, with their parts: the plain way, where `judge_image` judges without rows."""
     image = elf.read_cubin(content)
-    found = in_constants(image)
-    return [decode.decode_kernel(image.sm, kernel.text, kernel=kernel.name, module=lambda _: found)
-            for kernel in image.kernels]
+    return [decode.decode_kernel(image.sm, kernel.text, kernel=kernel.name, module=found)
+            for kernel, found in zip(image.kernels, in_constants(image), strict=True)]
 
 
 def load(folder: Path, told: Path) -> Kernels:

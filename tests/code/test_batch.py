@@ -77,3 +77,18 @@ def test_known_words_are_found_as_one_would_look_them_up(words):
     wanted = {name: len({some[word] for word in words if word in some}) for name, some in constants.tables().items()}
     found = constants.in_words(np.array(words, np.uint32))
     assert found == {name: count for name, count in wanted.items() if count}
+
+
+def test_only_what_can_read_the_words_of_a_module_has_them():
+    """One hash in a library's module accuses none of what was compiled beside it."""
+    table = b"".join(word.to_bytes(4, "little") for word in constants.tables()["sha256k"])
+    nop = (0x918).to_bytes(16, "little") * 80
+    reading = nop + (0x00C00000FF017B82).to_bytes(16, "little")  # LDC R1, c[0x3][0x0]
+
+    def words(*kernels):
+        made = tuple(elf.Kernel("k", memoryview(text), 0, patched) for text, patched in kernels)
+        return [bool(one) for one in judge.in_constants(elf.Cubin(90, made, (memoryview(table),)))]
+
+    assert words((reading, False), (nop, False), (nop, True)) == [True, False, True]
+    # Named by none, the table was handed over by the host, and may be anybody's.
+    assert words((nop, False), (nop, False)) == [True, True]

@@ -35,6 +35,14 @@ def columns(opcodes, derived="", imm="", module=""):
             "known_const_module": module}
 
 
+def counts_of(row):
+    sums = ({}, {})
+    for out, column in zip(sums, ("opcodes", "derived"), strict=True):
+        for name, number in (entry.split(":") for entry in row[column].split(";")):
+            out[name] = out.get(name, 0) + int(number)
+    return opcodes.counts([sums])[0]
+
+
 # In the proportions that compilers give: round functions unrolled, hardly a branch.
 SHA256 = columns("SHF:1200;LOP3:700;IADD3:430;IMAD:200;ULDC:30;LDC:8;ISETP:4;EXIT:4;STG:2;BRA:1;S2R:1",
                  "maxrun:2560;rot:1100;lop_xor3:420;lop_ch:128;lop_maj:128;imm_big:130;imm_big_distinct:90;n_ctrl:5;"
@@ -63,6 +71,12 @@ SOBOL = columns("LOP3:134;LDS:66;SHF:64;IMAD:22;ISETP:8;IADD3:7;UMOV:4;BRA:2;STG
 # Words of a state are combined, tempered and stored one by one.
 TWISTER = columns("LOP3:724;SHF:242;IMAD:263;STG:160;IADD3:83;LDG:80;ISETP:90;SHFL:23;LDS:4;BRA:7",
                   "lop_xor2:320;lop_chi:160;lop_and:163;lop_or:81;imad_mov:19;imm_big:401;n_ctrl:16;maxrun:900")
+# Ten rounds of AES out of one table: 16 look-ups each, three of four turned by bytes.
+AES_ROUNDS = columns("LDS:164;LOP3:252;SHF:230;IMAD:60;LDG:2;STG:1;ISETP:6;BRA:4;BAR:1;LDC:6;STS:4;S2R:3;EXIT:9",
+                     "lop_and:160;lop_xor3:80;lop_xor2:8;lop_or:12;rot:120;imad_mov:20;n_ctrl:8;maxrun:640")
+# FNV over a DAG: a product, a word that is read, and a sum by xor.
+DAG = columns("IMAD:34;LOP3:22;LDG:10;STG:2;IADD3:3;ISETP:5;BRA:2;LEA:6;S2R:3;MOV:9;LDC:8;EXIT:1",
+              "lop_xor2:20;lop_and:1;imad_mov:9;n_ctrl:3;maxrun:70")
 DATABASE = columns("IMAD:540;SHF:220;LEA:175;BRA:172;ISETP:168;LD:163;LOP3:155;IADD3:93;SEL:44;BSSY:42;BSYNC:42",
                    "n_ctrl:260;imm_big:204;imad_mov:160;lop_xor2:90;lop_and:36;rot:34;lop_xor3:21;maxrun:159",
                    "murmur:5;philox:1")
@@ -83,9 +97,7 @@ def test_hashing_is_called_mining_and_models_are_not():
 
 def test_a_shape_names_what_is_suspicious():
     def named(row):
-        own, derived = ({name: int(n) for name, n in (one.split(":") for one in row[column].split(";"))}
-                        for column in ("opcodes", "derived"))
-        counts = opcodes.counts([(own, derived)])[0]
+        counts = counts_of(row)
         assert grey_class({}, counts, accused=False, suspicious=False) is None
         found = grey_class({}, counts, accused=True, suspicious=True)
         return found and found[0]
@@ -96,6 +108,19 @@ def test_a_shape_names_what_is_suspicious():
     for change in ("lop_xor3:20", "rot:6", "lop_maj:9"):  # what a round needs, and a linear generator does not
         assert named({**SOBOL, "derived": f"{SOBOL['derived']};{change}"}) != "rng"
     assert classify([CRC])[0].label in {"grey:crc", "benign"}
+
+
+def test_block_ciphers_are_named_by_their_words_and_their_shape_together():
+    assert classify([AES_ROUNDS])[0].label == "mining"
+    assert classify([{**AES_ROUNDS, "known_const_module": "aes:256"}])[0].label == "grey:cipher"
+    # A Groestl has the words too, and ten times the look-ups; rounds of rotates have more of these than look-ups.
+    for opcodes_more, derived_more in (("LDS:1500;LOP3:2000", "lop_and:1500"), ("SHF:400", "rot:200")):
+        row = columns(f"{AES_ROUNDS['opcodes']};{opcodes_more}", f"{AES_ROUNDS['derived']};{derived_more}")
+        assert grey_class({"aes": 256}, counts_of(row), accused=True, suspicious=False) is None
+
+
+def test_products_are_not_linear():
+    assert classify([DAG])[0].label != "grey:rng"
 
 
 @pytest.mark.parametrize(("row", "label"), [(PHILOX, "grey:rng"), (DATABASE, "grey:database")])

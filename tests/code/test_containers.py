@@ -50,6 +50,12 @@ def test_a_cubin_gives_its_kernels_architecture_and_constants(abi, sm):
     assert [bytes(one) for one in cubin.constants] == [b"abcd"]
 
 
+@pytest.mark.parametrize(("relocations", "patched"), [(b"", False), (bytes(16), True)])
+def test_a_kernel_that_is_filled_in_when_loaded_is_known(relocations, patched):
+    (kernel,) = elf.read_cubin(made.cubin(relocations=relocations)).kernels
+    assert kernel.patched is patched
+
+
 @pytest.mark.parametrize("path", made.CUBINS[:8], ids=lambda path: path.name)
 def test_what_a_compiler_wrote_is_read(path):
     data = path.read_bytes()

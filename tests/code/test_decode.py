@@ -21,6 +21,7 @@ from gpuguard.code.decode import (
     decoder,
     lut_classes,
     mnemonics,
+    names_a_bank,
     opcode_names,
 )
 from gpuguard.code.rows import UNKNOWN_RATIO_MAX, KernelRow, counts_of, counts_text
@@ -216,6 +217,26 @@ def test_what_the_fixtures_are_made_of():
     philox = decode_kernel(90, kernels("crcaesrng.sm_90.cubin")["philox"])
     assert philox.known_const_imm["philox"] >= 3
     assert philox.known_const_imm.get("sha2iv", 0) <= 2
+
+
+@pytest.mark.parametrize(("word", "named"), [
+    (0x00000A00FF017624, False),  # IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28]
+    (0x00C00000FF017624, True),  # the same from c[0x3][0x0]
+    (0x00C00000FF017B82, True),  # LDC R1, c[0x3][0x0]
+    (0x00C0000008047AB9, True),  # ULDC UR4, c[0x3][0x0]
+    (0x0000460000047AB9, False),  # ULDC UR4, c[0x0][0x118]
+    (0x00C00000FF017424, False),  # IMAD.MOV.U32 R1, RZ, RZ, 0xc00000: an immediate
+])
+def test_an_operand_in_a_bank_is_seen_wherever_it_stands(word, named):
+    text = NOP * 5_000 + word.to_bytes(16, "little") + NOP
+    assert names_a_bank(text) is names_a_bank(text + bytes(7)) is named
+
+
+def test_rounds_in_a_loop_read_their_table_and_a_product_of_matrices_reads_none():
+    for sm in (75, 80, 90, 120):
+        assert names_a_bank(kernels(f"keccak.sm_{sm}.cubin")["search"])
+        assert not names_a_bank(kernels(f"gemm.sm_{sm}.cubin")["sgemm"])
+    assert not names_a_bank(b"")
 
 
 def test_windows_are_parts_of_the_kernel():

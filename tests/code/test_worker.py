@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard.code import allow, judge, sandbox, scanning, verdicts, worker
+from gpuguard.code.constants import tables
 from gpuguard.code.containers.images import make_image
 from gpuguard.code.scanning import NoWorker, Progress, Target, files_below, scan, scan_targets
 from gpuguard.code.verdicts import FileVerdict, KernelVerdict
@@ -126,6 +128,17 @@ def test_a_folder_is_read_in_order_whatever_the_number_of_workers(folder):
     assert files["lib.whl"].images == 6
     assert files["kernel.cubin"].kernels == sum(
         isinstance(one, KernelVerdict) and one.path.endswith("kernel.cubin") for one in every[0])
+
+
+def test_the_tables_of_a_text_are_read_in_the_cell_too(tmp_path):
+    # As nvcc writes a table that rounds in a loop read. Nothing may be imported in the cell: it has no files.
+    table = struct.pack("<64I", *(word for word, _ in sorted(tables()["sha256k"].items(), key=lambda one: one[1])))
+    text = made.PTX.replace(b"K[4] = {1116352408, 0x71374491, 3049323471, 3921009573}",
+                            b"K[256] = {" + ", ".join(map(str, table)).encode() + b"}").replace(b".b32 K", b".b8 K")
+    (tmp_path / "kernel.ptx").write_bytes(text)
+    kernel, file = [one for one in scan_targets(files_below(tmp_path)) if not isinstance(one, Progress)]
+    assert kernel.words == ("sha256k",)
+    assert (file.kernels, file.gaps) == (1, ())
 
 
 def test_shares_of_a_large_file_come_together_in_order(folder, monkeypatch):

@@ -39,11 +39,16 @@ class Section(msgspec.Struct, frozen=True):
 
 
 class Kernel(msgspec.Struct, frozen=True):
-    """The machine code of one kernel or device function, with its padding."""
+    """The machine code of one kernel or device function, with its padding.
+
+    ``patched``: addresses are written into it when it is loaded (a relocation table belongs to it), so that it may name
+    any data of its module without a trace in its bytes.
+    """
 
     name: str
     text: memoryview
     offset: int
+    patched: bool = False
 
 
 class Cubin(msgspec.Struct, frozen=True):
@@ -154,16 +159,23 @@ def read_cubin(data: bytes) -> Cubin:
         raise Malformed(f"machine {header.machine} is no GPU")
     view = memoryview(data)
     kernels, constants = [], []
-    for section in sections(data):
+    listed = list(sections(data))
+    patched = {section.name.partition(".text.")[2] for section in listed if section.size and _relocates(section.name)}
+    for section in listed:
         part = view[section.offset:section.offset + section.size]
         if section.name.startswith(".text."):
-            kernels.append(Kernel(section.name.removeprefix(".text."), part, section.offset))
+            name = section.name.removeprefix(".text.")
+            kernels.append(Kernel(name, part, section.offset, name in patched))
         elif section.size and _holds_constants(section.name):
             constants.append(part)
     if sum(len(kernel.text) for kernel in kernels) > len(data) or sum(map(len, constants)) > len(data):
         raise Malformed("sections overlap")
     sm = header.flags >> 8 & 0xFF if header.abi >= _ABI_WIDE_SM else header.flags & 0xFF
     return Cubin(sm, tuple(kernels), tuple(constants))
+
+
+def _relocates(name: str) -> bool:
+    return name.startswith((".rel.text.", ".rela.text."))
 
 
 def _holds_constants(name: str) -> bool:
