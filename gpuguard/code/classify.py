@@ -464,7 +464,7 @@ def _is_linear(counts: np.ndarray, rotates: float) -> bool:
     loads, stores = share("LDG", "LD", "LDC", "ULDC", "LDCU", "LDL", "LDS"), share("STG", "ST")
     products = share("IMAD", "UIMAD") - share("imad_mov")
     looked_up = sums >= 0.15 and 0.1 <= loads / sums <= 1.6 and counts[0] <= 1_024 and products <= 0.1
-    return looked_up or (sums >= 0.1 and 0.1 <= stores / sums <= 1 and counts[0] <= 4_096 and products <= 0.15)
+    return looked_up or (sums >= 0.1 and 0.1 <= stores / sums <= 1 and counts[0] <= 4_096 and products <= 0.2)
 
 
 def _keeps_a_state(counts: np.ndarray) -> bool:
