@@ -18,7 +18,7 @@ _AT = {name: i for i, name in enumerate(cf.CHANNELS)}
 #: What each source of counters does not tell.
 _HIDDEN = {
     "gpm": (),
-    "dcgm": ("occupancy", "integer", "fp32", "fp64", "hmma", "imma"),
+    "dcgm": ("integer", "hmma", "imma"),
     "nvml": ("sm", "occupancy", "integer", "fp32", "fp64", "fp16", "tensor", "hmma", "imma", "dram"),
 }
 #: Columns that a file or a board may lack beyond that.
@@ -26,6 +26,8 @@ _DROPPABLE = ("gpu", "occupancy", "integer", "fp32", "fp64", "fp16", "hmma", "im
               "memory")
 #: What the NV-DVFS set tells: activity of pipes, and power.
 _ACTIVITY = ("gpu", "integer", "hmma", "imma", "moving", "host", "link", "memory")
+#: What DCGM tells is chosen field by field: the H100 recordings have none of these.
+_UNCHOSEN = ("occupancy", "fp32", "fp64")
 
 
 class Job(NamedTuple):
@@ -101,4 +103,7 @@ def draw(workloads: Sequence[Workload], evasions: Sequence[Evasion], count: int,
         visible = board.visible[int(random.integers(len(board.visible)))]
         workload = workloads[i % len(workloads)]
         evasion = evasions[i // len(workloads) % len(evasions)] if workload.kind == "mining" else telemetry.EVASIONS[0]
-        yield Job(workload, board, visible, evasion, hidden_columns(random), bool(random.random() < 0.8))
+        hidden = hidden_columns(random)
+        if visible == "dcgm" and random.random() < 0.5:
+            hidden += _UNCHOSEN
+        yield Job(workload, board, visible, evasion, hidden, bool(random.random() < 0.8))

@@ -47,7 +47,7 @@ JOBS, BATCH = 14_400, 160
 LENGTHS_S, RATES_HZ = (600.0, 900.0, 2400.0), (1.0, 1.0, 1.0, 0.5, 10.0)
 LOOKS_PER_JOB = 7
 #: Looks that the forest is fitted to, and that each split is scored on: one forest for each group left out.
-FIT_ROWS, SPLIT_ROWS = 40_000, 16_000
+FIT_ROWS, SPLIT_ROWS = 80_000, 16_000
 #: The split by time: three driver updates later, in another season (`telemetry.drifted`).
 LATER_WEEKS, LATER_JOBS_MIN = 40.0, 400
 #: Alarms a GPU-year of which the card tells what they take.

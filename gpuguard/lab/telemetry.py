@@ -25,6 +25,10 @@ Sources, named beside the numbers by these words:
 - **nature**: the algorithm's own arithmetic: what it computes and fetches for each hash. Signatures of this kind are
   hypotheses: the ranges are kept wide, and overlap with those of honest programs wherever the arithmetic does.
 - **assumed**: nothing better is known; the range is wide on purpose.
+- **philly**: 93,451 jobs on Microsoft's cluster by minutes: of the GPUs that a job had to itself 49 % were idle in jobs
+  of less than 6 hours, 25 % in jobs of more than a day; 65 % of the idle minutes lay amid a job (traces of Jeon et al.
+  2019, as counted anew by affinode.io).
+- **sheets**: data sheets of boards: watts, memory, clocks, operations a second.
 - **evasion**: options of public miners and malware (--low-load, --gpu-intensity, -i 8..25, idle-wait, "pauses the miner
   and clears the GPU memory"), and watts of deliberately down-clocked mining (118 W to 78 W, 142 W to 103 W).
 """
@@ -61,18 +65,27 @@ class Board(NamedTuple):
     memory_bytes: float
     sm_clock_limit_hz: float
     visible: tuple[Visible, ...]
+    strain: float = 1.0
+    """How many times the FP32 operations a watt that a board of its generation with power to spare has: what would take
+    half of that one's limit is more than this one has, and its clocks give way."""
 
 
 #: Power and memory as on the vendor's data sheets; idle from h100 (68-123 W with a context), others scaled (assumed).
 #: GPM exists from Hopper on; DCGM's profiling fields on data-centre boards from Volta on; consumer boards have neither.
+#: Strain by TFLOPS a watt: H100 PCIe .146 and SXM .096, L40S .26 and L4 .42 beside RTX 4090 .18, A10 .21 beside RTX
+#: 3090 .10, T4 .116 beside V100 .052 (sheets).
 BOARDS = (
     Board("H100 SXM", 700.0, 75.0, 80e9, 1.98e9, ("gpm", "dcgm", "nvml")),
     Board("H200 SXM", 700.0, 80.0, 141e9, 1.98e9, ("gpm", "dcgm", "nvml")),
     Board("B200", 1000.0, 140.0, 180e9, 1.965e9, ("gpm", "dcgm", "nvml")),
     Board("A100 SXM", 400.0, 55.0, 80e9, 1.41e9, ("dcgm", "nvml")),
     Board("V100 SXM", 300.0, 40.0, 16e9, 1.53e9, ("dcgm", "nvml")),
-    Board("L40S", 350.0, 35.0, 48e9, 2.52e9, ("dcgm", "nvml")),
+    Board("L40S", 350.0, 35.0, 48e9, 2.52e9, ("dcgm", "nvml"), 1.4),
     Board("RTX 4090", 450.0, 20.0, 24e9, 2.52e9, ("nvml",)),
+    Board("H100 PCIe", 350.0, 48.0, 80e9, 1.755e9, ("gpm", "dcgm", "nvml"), 1.5),
+    Board("A10", 150.0, 17.0, 24e9, 1.695e9, ("dcgm", "nvml"), 2.0),
+    Board("L4", 72.0, 16.0, 24e9, 2.04e9, ("dcgm", "nvml"), 2.3),
+    Board("T4", 70.0, 10.0, 16e9, 1.59e9, ("dcgm", "nvml"), 2.2),
 )
 
 
@@ -123,8 +136,20 @@ class Workload(NamedTuple):
 ZERO = (0.0, 0.0)
 #: Counters of pipes that a program does not use still show a little: address arithmetic is integer work, loops compare.
 TRACE = (0.0, 0.01)
-#: An idle H100 with a monitor on it moves 0.6-1.0 MB/s each way, up to 4 (h100).
-HUSH = (1e5, 2e6)
+#: An idle H100 with a monitor on it at 10 Hz moves 1.28-1.35 MB/s both ways, with a standard deviation of a third from
+#: sample to sample; one in twenty is above 2, one in a hundred above 3, one in a thousand above 6, none above 8.7
+#: (h100): so does whoever computes on it. A monitor that looks less often moves less, others more (assumed).
+HUSH = (1e5, 3e6)
+HUSH_SD, CHATTER, CHATTER_TIMES, CHATTER_TAIL = 0.25, 0.04, (1.5, 6.5), 3.0
+
+#: A job is more than its kernels: a program computes on the host, waits for a person or a file, and goes on. Half of
+#: the jobs (of all but miners) pause, by a tenth to twice as long as they work; that leaves a quarter of the time idle
+#: (philly). How long they work at a stretch and how regularly is not known (assumed), nor what comes with the return.
+PAUSING, WORKING_S, PAUSED, IRREGULAR = 0.5, (1.0, 600.0), (0.1, 2.0), (0.02, 1.0)
+BRINGING, BROUGHT_S, BROUGHT = 0.5, (0.1, 2.0), (1e7, 1e10)
+#: And not every job fills a board: eigenvalues SM .01, gaussian SM .58 (dvfs), decoding SM .14-.27 (h100). A third of
+#: those of compute and inference have this share of the SMs at work (assumed); training is given batches that fill it.
+SMALL, FILLED = 1 / 3, (0.05, 0.9)
 
 #: A search kernel runs for 10 ms to 1 s and is launched again at once (nature): no break, no copy but a nonce.
 SEARCH = Rhythm(step_s=(0.01, 1.0), wait=(0.0, 0.03), rest=(0.0, 0.9))
@@ -168,7 +193,7 @@ MINERS = (
 )
 
 #: A step with a wait for its gradients or its data; a checkpoint now and then goes over PCIe (h100, exporter, assumed).
-STEPS = Rhythm(step_s=(0.05, 3.0), wait=(0.03, 0.4), rest=(0.0, 0.5), break_s=(120.0, 3600.0),
+STEPS = Rhythm(step_s=(0.05, 3.0), wait=(0.0, 0.4), rest=(0.0, 0.5), break_s=(120.0, 3600.0),
                break_length_s=(1.0, 40.0), copy=(2e8, 2e10))
 TRAINING = (
     # sm .58-.69, tensor .17-.21, DRAM .29-.35, PCIe 65-82 MB/s, NVLink 7.5-10 GB/s, 518-588 W (h100); sm .91-.93,
@@ -180,7 +205,7 @@ TRAINING = (
     # Several small steps, then one for the optimizer, where tensor cores rest: below 1 s if offloaded (h100).
     Workload("accumulation", "training", "", (.6, .98), (.15, .45), (.05, .25), (.02, .2), ZERO, (0., .02), (.2, .6),
              ZERO, (.15, .5), (.5, .98), (1e7, 5e8), (0., 2e10), (.3, .95),
-             STEPS._replace(step_s=(2.0, 20.0), wait=(0.03, 0.15), rest=(0.3, 0.8))),
+             STEPS._replace(step_s=(2.0, 20.0), wait=(0.0, 0.15), rest=(0.3, 0.8))),
     # Waits for its input most of the time (assumed).
     Workload("data-starved", "training", "", (.4, .95), (.15, .5), (.05, .3), (.02, .3), ZERO, (0., .05), (.05, .5),
              ZERO, (.1, .5), (.3, .8), (2e7, 3e9), ZERO, (.05, .9),
@@ -422,7 +447,8 @@ def simulate(
     else:
         mining = np.zeros(steps)
     clock = _clock(steps, downclocked=evasion.downclocked, random=random)
-    power_w = board.idle_w + (board.power_limit_w - board.idle_w) * laid.columns[:, 1]
+    power = laid.columns[:, 1] if board.strain == 1 else np.minimum(laid.columns[:, 1] * board.strain, 1.0)
+    power_w = board.idle_w + (board.power_limit_w - board.idle_w) * power
     # NVML's power is a mean over a second, and of some boards a filter beyond: lag-1 0.1 to 0.99 at 10 Hz (h100).
     power_w = _smoothed(power_w, random.choice([0.1, 0.9, 0.95, 0.99])) + random.normal(0, 0.3, steps)
     clock_hz = clock * board.sm_clock_limit_hz
@@ -464,8 +490,15 @@ def drifted(trace: Trace, weeks: float) -> Trace:
 def _lay_out(workload: Workload, steps: int, random: np.random.Generator) -> _Laid:
     """Draw a job from its ranges and lay it out in time."""
     level, copying = _rhythm(workload.rhythm, steps, random)
+    honest = workload.kind not in ("mining", "idle")
+    if honest and random.random() < PAUSING:
+        working, brought = _pauses(steps, random)
+        level, copying = level * working, copying + brought
+    filled, sleeps = 1.0, False
+    if workload.kind in ("compute", "inference") and random.random() < SMALL:
+        filled, sleeps = random.uniform(*FILLED), random.random() < 0.5
     noise_sd, lag = float(np.exp(random.uniform(np.log(0.002), np.log(0.04)))), float(random.uniform(0.0, 0.95))
-    drawn = np.array([random.uniform(*getattr(workload, name)) for name in SHARES])
+    drawn = filled * np.array([random.uniform(*getattr(workload, name)) for name in SHARES])
     # Pipes cannot be busier than the SMs that they are in, and those not than what occupies them.
     drawn[1:8] = np.minimum(drawn[1:8], max(drawn[0], 1e-6))
     wobble = 1 + noise_sd * _correlated(steps, lag, random)
@@ -473,10 +506,12 @@ def _lay_out(workload: Workload, steps: int, random: np.random.Generator) -> _La
     for i in range(len(SHARES)):
         shares[:, i] *= np.clip(1 + noise_sd * _correlated(steps, lag, random), 0, 2)
     gpu = np.clip(np.where(level > 0.03, np.minimum(1.0, level / 0.6), level), 0, 1) * (drawn[0] > 0.01)
-    power = random.uniform(*workload.power) * level**0.8 + 0.004 * _correlated(steps, lag, random)
+    if sleeps:  # between kernels; else one that is too small runs all the time
+        gpu *= filled
+    power = random.uniform(*workload.power) * filled * level**0.8 + 0.004 * _correlated(steps, lag, random)
     wavering = np.clip(level * (1 + 0.2 * random.normal(size=steps)), 0.05, None)
     pcie = 10 ** random.uniform(*np.log10(workload.pcie)) * wavering
-    pcie = np.maximum(pcie, 10 ** random.uniform(*np.log10(HUSH))) + copying
+    pcie = np.maximum(pcie, _hush(steps, random)) + copying
     nvlink = random.uniform(*workload.nvlink) * level * np.clip(1 + 0.1 * random.normal(size=steps), 0, None)
     memory = np.full(steps, random.uniform(*workload.memory))
     return _Laid(np.clip(shares, 0, 1), np.column_stack([gpu, np.clip(power, 0, 1.02), pcie, nvlink, memory]))
@@ -502,6 +537,32 @@ def _rhythm(rhythm: Rhythm, steps: int, random: np.random.Generator) -> tuple[np
             level[first:last] *= random.uniform(0.0, 0.5)
             copying[first:last] = rate * random.uniform(0.5, 1.5)
     return level, copying
+
+
+def _pauses(steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return when a job works at each step, 0 or 1, and the bytes/s that it brings each time that it goes on."""
+    work_s = 10 ** random.uniform(*np.log10(WORKING_S))
+    mean_s = work_s, work_s * random.uniform(*PAUSED)
+    spread = random.uniform(*IRREGULAR) ** 2
+    count = int(4 * steps * STEP_S / sum(mean_s)) + 8
+    lengths = np.stack([random.gamma(1 / spread, one * spread, count) for one in mean_s], axis=1).ravel()
+    edges = np.cumsum(lengths) - random.uniform(0, sum(mean_s))
+    which = np.searchsorted(edges, np.arange(steps) * STEP_S)
+    brought = np.zeros(steps)
+    if random.random() < BRINGING:
+        rate, length_s = 10 ** random.uniform(*np.log10(BROUGHT)), random.uniform(*BROUGHT_S)
+        for begin in edges[1::2][(edges[1::2] > 0) & (edges[1::2] < steps * STEP_S)]:
+            brought[int(begin / STEP_S):int((begin + length_s) / STEP_S) + 1] = rate
+    return (which % 2 == 0).astype(float), brought
+
+
+def _hush(steps: int, random: np.random.Generator) -> np.ndarray:
+    """Return the bytes/s that a driver and its monitor move."""
+    out = 10 ** random.uniform(*np.log10(HUSH)) * np.exp(HUSH_SD * random.normal(size=steps))
+    chatter = random.random(steps) < CHATTER
+    least, most = CHATTER_TIMES
+    out[chatter] *= np.minimum(least * (1 + random.pareto(CHATTER_TAIL, int(chatter.sum()))), most)
+    return out
 
 
 def _waiting(steps: int, period_s: float, wait: float, random: np.random.Generator) -> np.ndarray:
@@ -582,11 +643,10 @@ def samples(trace: Trace, uuid: str, start_ns: int) -> Iterator[DeviceSample]:
     for i, time_s in enumerate(trace.time_s.tolist()):
         sm, occupancy, integer, fp32, fp64, fp16, hmma, imma, dram = trace.shares[i].tolist()
         half, link = int(trace.pcie[i]) // 2, int(trace.nvlink[i]) // 2
-        full = trace.visible == "gpm"
+        full = trace.visible == "gpm"  # DCGM tells neither integers nor the kind of tensor work before Hopper
         gpm = None if trace.visible == "nvml" else Gpm(
             period_ns, sm_ratio=sm, tensor_ratio=min(1.0, hmma + imma), dram_ratio=dram, fp16_ratio=fp16,
-            occupancy_ratio=occupancy if full else None, integer_ratio=integer if full else None,
-            fp32_ratio=fp32 if full else None, fp64_ratio=fp64 if full else None,
+            occupancy_ratio=occupancy, integer_ratio=integer if full else None, fp32_ratio=fp32, fp64_ratio=fp64,
             tensor_hmma_ratio=hmma if full else None, tensor_imma_ratio=imma if full else None)
         yield DeviceSample(
             start_ns + int(time_s * SECOND_NS), uuid, gpu_ratio=float(trace.gpu[i]),

@@ -189,7 +189,7 @@ def test_with_the_code_of_a_miner_it_is_confirmed_and_with_a_beat_alone_it_is_no
 
 def test_what_is_below_the_limit_adds_up_with_launches_and_alone_accuses_nobody():
     detector = Detector()
-    detector.judge_by(MODEL._replace(honest=Honest(np.linspace(0, 1, 100))), 0.1)
+    detector.judge_by(MODEL._replace(honest=Honest(np.linspace(0, 0.01, 100))), 0.1)
     evidence = play([trace(KHEAVYHASH, 1200)], detector=detector)
     fusion = Fusion(0.1)
     alone = [fusion.receive(one)[0].verdict for one in evidence]
