@@ -394,6 +394,8 @@ def grey_class(tables: Mapping[str, int], counts: np.ndarray, *, accused: bool,
     rotates, chooses = share(*_ROTATES), share(*_CHOICES)
     if tables.get("philox", 0) >= 4 and rotates <= 0.01 and chooses <= 0.02 and share("IMAD", "UIMAD") >= 0.03:
         return "rng", "the four words of Philox, multiplications and no rotates: random numbers"
+    if tables.get("splitmix", 0) >= 5 and rotates <= 0.01 and chooses <= 0.02 and share("IMAD", "UIMAD") >= 0.1:
+        return "rng", "the words of SplitMix, multiplications and no rotates: random numbers"
     if max(tables.get("crc32", 0) - 15, tables.get("mt19937", 0) - 2) > 0 and rotates <= 0.01 and not accused:
         return ("crc", "the table of CRC-32") if tables.get("crc32", 0) >= 16 else ("rng", "the words of MT19937")
     database = max(tables.get("murmur", 0), tables.get("xxhash", 0))

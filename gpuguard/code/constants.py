@@ -7,7 +7,7 @@ beside it. Words of 64 bits count as two words of 32.
 What is counted is how many *distinct* words of one table occur, since single words prove nothing: Philox' second key
 increment is also SHA-256's H1. Words that are ordinary as numbers (0, small ones, a sign bit with a small number) are
 in no table. Which count is enough is for the classifier to say. The tables of what is no hash function of a miner
-(philox, xxhash, murmur, crc32, chacha, mt19937) serve to name what else integer-heavy code may be.
+(philox, splitmix, xxhash, murmur, crc32, chacha, mt19937) serve to name what else integer-heavy code may be.
 """
 
 from __future__ import annotations
@@ -191,6 +191,14 @@ def crc32_words() -> list[int]:
     return table
 
 
+def philox_key_words() -> list[int]:
+    """Return what Philox' two key increments come to in ten rounds: unrolled, a compiler adds each sum at once.
+
+    They count as one word with the second increment, so that four words are both multipliers and two of the keys.
+    """
+    return [times * increment & MASK for increment in (0x9E3779B9, 0xBB67AE85) for times in range(2, 10)]
+
+
 def _text_words(text: bytes) -> list[int]:
     """Return text as words in either byte order."""
     return [int.from_bytes(text[at:at + 4], order) for order in ("little", "big") for at in range(0, len(text), 4)]
@@ -225,6 +233,7 @@ def tables() -> dict[str, dict[int, int]]:
         "siphash": _text_words(b"uespemosmodnarodarenegylsetybdet"),  # SipHash, 2: four words of 64 bits
         "fnv": [0x01000193, 0x811C9DC5],  # RFC 9923, 32 bits; Ethash mixes with the prime
         "philox": [0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85],  # Random123, table 2 and 4.2
+        "splitmix": halves([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB]),  # Steele et al. 2014, 5
         "xxhash": [0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1,  # XXH32 and XXH64 specifications, 2
                    *halves([0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63,
                             0x27D4EB2F165667C5])],
@@ -236,6 +245,7 @@ def tables() -> dict[str, dict[int, int]]:
     found = {name: {word: entry for entry, word in reversed(list(enumerate(some)))} for name, some in lists.items()}
     for name in ("siphash", "chacha"):
         found[name] = {word: entry % (len(lists[name]) // 2) for word, entry in found[name].items()}
+    found["philox"] |= dict.fromkeys(philox_key_words(), 3)
     found["jh"] |= {swapped(word): entry for word, entry in found["jh"].items()}
     found["aes"] = aes_items()
     return {name: {word: entry for word, entry in some.items() if is_telling(word)} for name, some in found.items()}

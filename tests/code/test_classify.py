@@ -77,6 +77,10 @@ AES_ROUNDS = columns("LDS:164;LOP3:252;SHF:230;IMAD:60;LDG:2;STG:1;ISETP:6;BRA:4
 # FNV over a DAG: a product, a word that is read, and a sum by xor.
 DAG = columns("IMAD:34;LOP3:22;LDG:10;STG:2;IADD3:3;ISETP:5;BRA:2;LEA:6;S2R:3;MOV:9;LDC:8;EXIT:1",
               "lop_xor2:20;lop_and:1;imad_mov:9;n_ctrl:3;maxrun:70")
+# SplitMix64, eight numbers a thread: products of 64 bits, shifts and xors.
+SPLITMIX = columns("IMAD:99;LOP3:55;SHF:56;STG:8;ISETP:8;LEA:4;S2R:2;EXIT:2;ULDC:1;IADD3:1;BRA:1",
+                   "lop_xor2:48;lop_or:7;imad_mov:2;imm_big:65;imm_big_distinct:6;n_ctrl:3;maxrun:234",
+                   "splitmix:6;philox:1")
 DATABASE = columns("IMAD:540;SHF:220;LEA:175;BRA:172;ISETP:168;LD:163;LOP3:155;IADD3:93;SEL:44;BSSY:42;BSYNC:42",
                    "n_ctrl:260;imm_big:204;imad_mov:160;lop_xor2:90;lop_and:36;rot:34;lop_xor3:21;maxrun:159",
                    "murmur:5;philox:1")
@@ -123,7 +127,8 @@ def test_products_are_not_linear():
     assert classify([DAG])[0].label != "grey:rng"
 
 
-@pytest.mark.parametrize(("row", "label"), [(PHILOX, "grey:rng"), (DATABASE, "grey:database")])
+@pytest.mark.parametrize(("row", "label"), [(PHILOX, "grey:rng"), (SPLITMIX, "grey:rng"),
+                                            (DATABASE, "grey:database")])
 def test_look_alikes_are_named(row, label):
     (one,) = classify([row])
     assert one.label == label
@@ -151,7 +156,7 @@ def test_fewer_words_of_a_table_are_no_hit(name):
 
 def test_a_few_words_do_not_buy_a_grey_name():
     # SHA-256 with the words of Philox, murmur, CRC-32, ChaCha and AES thrown in: rotates and Ch are not theirs.
-    words = "philox:4;murmur:5;xxhash:5;crc32:200;mt19937:4;chacha:4;aes:200"
+    words = "philox:4;splitmix:6;murmur:5;xxhash:5;crc32:200;mt19937:4;chacha:4;aes:200"
     assert classify([{**SHA256, "known_const_imm": words}])[0].label == "mining"
     assert classify([{**SHA256, "known_const_imm": f"sha256k:60;{words}"}])[0].label == "mining"
 

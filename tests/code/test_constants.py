@@ -83,6 +83,13 @@ def test_entries_are_counted_once():
     assert constants.in_words(turned) == {"aes": 1}
 
 
+def test_the_key_of_philox_counts_however_its_sums_are_folded():
+    multipliers, keys = [0xD2511F53, 0xCD9E8D57], [0x9E3779B9 * times & MASK for times in range(1, 10)]
+    assert constants.in_words(np.array([*multipliers, *keys], np.uint32))["philox"] == 4
+    assert constants.in_words(np.array(keys, np.uint32))["philox"] == 2  # without its multipliers it is none
+    assert constants.in_words(np.array(list(constants.tables()["sha2iv"]), np.uint32))["philox"] == 1
+
+
 def test_module_data():
     table = b"".join(struct.pack("<I", word) for word in in_order("sha256k"))
     assert constants.in_data(bytes(64) + table + b"xyz")["sha256k"] == 64
