@@ -28,7 +28,7 @@ from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.config import Config
 from gpuguard.core.detectors import new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, Incident
-from gpuguard.core.guard import Guard, ProcessVerdict
+from gpuguard.core.guard import Explanation, Guard, ProcessVerdict
 from gpuguard.core.policy import Policy
 from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Packets, Tick
 from gpuguard.counters.shipped import shipped_model
@@ -423,6 +423,11 @@ class Daemon:
         """Return how every process stands. Any thread."""
         with self._lock:
             return self._guard.processes()
+
+    def explain(self, of: int | str) -> Explanation | None:
+        """Return how one process or GPU stands, None if it is not known. Any thread."""
+        with self._lock:
+            return self._guard.explain(of)
 
     def incidents(self) -> list[Incident]:
         """Return all incidents, newest touched last. Any thread."""

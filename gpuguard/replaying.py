@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def replay(path: str | Path, *, policy: Policy | None = None) -> Iterator[Event]:
-    """Yield the events of a recording (a file or a directory).
+    """Yield the events of a recording, see `judged`."""
+    for _, events in judged(path, policy=policy):
+        yield from events
+
+
+def judged(path: str | Path, *, policy: Policy | None = None) -> Iterator[tuple[Guard, list[Event]]]:
+    """Yield the events of a recording (a file or a directory), block by block, each time with the guard that judged it.
 
     Judged by the settings and the policy that it was made under, unless ``policy`` is given; each run of a folder that
     holds several by a guard of its own. A recording that is cut or damaged yields everything up to there, and a `Gap`
@@ -39,15 +45,15 @@ def replay(path: str | Path, *, policy: Policy | None = None) -> Iterator[Event]
             if block == run:
                 continue  # each file of a run begins with it
             if guard:
-                yield from guard.close(time_ns)
+                yield guard, guard.close(time_ns)
             guard, run, time_ns = guard_for(block, policy), block, 0
         guard = guard or guard_for(block, policy)
         time_ns = max(time_ns, block.time_ns)
-        yield from guard.receive(block)
+        yield guard, guard.receive(block)
         if isinstance(block, HostInfo):
-            yield from _other_model(block, guard)
+            yield guard, _other_model(block, guard)
     if guard:
-        yield from guard.close(time_ns)
+        yield guard, guard.close(time_ns)
 
 
 def _other_model(first: HostInfo, guard: Guard) -> list[Event]:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,10 +18,16 @@ from rich.console import Console
 from gpuguard.api.service import ApiServer
 from gpuguard.cli import main
 from gpuguard.cli.asking import matching, waiting
-from gpuguard.cli.incident_view import incidents_table, moments, print_incident
+from gpuguard.cli.incident_view import incidents_table, moments, print_explanation, print_incident
 from gpuguard.core.events import Incident
+from gpuguard.core.guard import Explanation
 from gpuguard.core.records import ActionOutcome
-from tests.api.samples import DECISION, INCIDENT, OUTCOME, WOULD
+from gpuguard.core.subjects import DeviceId
+from tests.api.samples import DECISION, EXPLANATION, INCIDENT, MINING, OUTCOME, WOULD
+
+RECORDING = Path(__file__).parents[1] / "gpuguard/lab/recordings/incident"
+ACCUSED_GPU = msgspec.structs.replace(EXPLANATION, subject=DeviceId("GPU-1"), process=None, findings=(MINING,),
+                                      left_out=7)
 
 
 class OneIncident:
@@ -32,6 +39,9 @@ class OneIncident:
 
     def processes(self):
         return []
+
+    def explain(self, of):
+        return {4712: EXPLANATION, "GPU-1": ACCUSED_GPU}.get(of)
 
     def incidents(self):
         return [INCIDENT]
@@ -115,6 +125,56 @@ def test_explain_of_nothing(socket):
     assert "no incident, finding or decision X9" in result.stderr
 
 
+def test_explain_tells_why_a_process_is_not_accused(socket):
+    shown = run("explain", "--pid", "4712", "--socket", socket)
+    assert shown.exit_code == 0
+    for word in ("trainer (pid 4712): user agent", "./trainer", "started 2100 clock ticks after boot",
+                 "unknown mining, probability 0.97", "undecided after 2.00 s",
+                 "+4.4  counter  expected after 1200 s of work like this",
+                 "unknown compute of GPU GPU-1", "gap launches: libbpf is missing"):
+        assert word in shown.stdout, word
+    line = run("explain", "--pid", "4712", "--socket", socket, "-o", "json").stdout
+    assert msgspec.json.decode(line, type=Explanation) == EXPLANATION
+
+
+def test_explain_of_a_gpu_tells_who_is_accused_on_it(socket):
+    shown = run("explain", "--gpu", "GPU-1", "--socket", socket)
+    assert shown.exit_code == 1
+    for word in ("GPU GPU-1", "suspect mining of trainer (pid 4712)", "and 7 more"):
+        assert word in shown.stdout, word
+
+
+@pytest.mark.parametrize("of", [("--pid", "9"), ("--gpu", "GPU-9\x1b[2J")])
+def test_explain_of_nobody_known(socket, of):
+    for where in (("--socket", socket), ("--recording", str(RECORDING))):
+        result = run("explain", *of, *where)
+        assert result.exit_code == 3
+        assert "nothing is known of" in result.stderr
+        assert "\x1b" not in result.stderr
+
+
+def test_explain_asks_a_recording_of_its_end():
+    accused = run("explain", "--pid", "167", "--recording", str(RECORDING))
+    assert accused.exit_code == 1
+    assert "hasher (pid 167)" in accused.stdout
+    assert "confirmed mining, probability" in accused.stdout
+    calm = run("explain", "--pid", "49", "--recording", str(RECORDING))
+    assert calm.exit_code == 0
+    assert "nothing is held for or against it" in calm.stdout
+
+
+def test_explain_does_not_call_what_was_cut_clear(tmp_path):
+    (tmp_path / "00000001.ggrec").write_bytes((RECORDING / "00000001.ggrec").read_bytes()[:-1000])
+    assert run("explain", "--pid", "49", "--recording", str(tmp_path)).exit_code == 3
+
+
+@pytest.mark.parametrize("args", [
+    (), ("I1", "--pid", "1"), ("--pid", "1", "--gpu", "GPU-1"), ("--pid", "0"), ("--pid", "1", "-o", "html"),
+])
+def test_explain_takes_one_id_or_pid_or_gpu(args):
+    assert run("explain", *args).exit_code == 2
+
+
 def test_an_ambiguous_id_lists_what_it_could_be():
     other = msgspec.structs.replace(INCIDENT, id="I2", findings=(), decisions=())
     assert {one.id for one in matching([INCIDENT, other], "I")} == {"I1", "I2"}
@@ -151,6 +211,7 @@ def test_only_a_decision_that_waits_can_be_answered(guard, socket, wanted):
 
 @pytest.mark.parametrize("args", [
     ("incidents",), ("explain", "I1"), ("approve", "D1"), ("reject", "D1"), ("incidents", "--watch"),
+    ("explain", "--pid", "1"),
 ])
 def test_no_guard_is_one_clear_line(tmp_path, args):
     result = run(*args, "--socket", str(tmp_path / "none.sock"))
@@ -220,6 +281,13 @@ def test_markup_in_hostile_names_is_shown_as_it_is():
     print_incident(hostile, Console(file=out, width=200))
     assert "[link=evil]t" in out.getvalue()
     assert "[red]x[/]\\x1b[2J (pid 4711)" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+    out.truncate(0)
+    finding = msgspec.structs.replace(finding, subject=brief.process)
+    told = msgspec.structs.replace(EXPLANATION, subject=DeviceId("[bold]\x1b]"), process=brief, findings=(finding,))
+    print_explanation(told, Console(file=out, width=200))
+    assert "[bold]" in out.getvalue()
+    assert out.getvalue().count("[red]x[/]\\x1b[2J (pid 4711)") == 2
     assert "\x1b" not in out.getvalue()
 
 

@@ -19,7 +19,7 @@ from gpuguard.api.translate import enum_value, from_message
 from gpuguard.api.v1 import gpuguard_pb2 as pb
 from gpuguard.api.v1 import gpuguard_pb2_grpc
 from gpuguard.core.events import Incident
-from gpuguard.core.guard import ProcessVerdict
+from gpuguard.core.guard import Explanation, ProcessVerdict
 from gpuguard.core.records import Gap
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class NoGuard(Exception):
 
 
 class NotThere(Exception):
-    """The guard knows no such incident or decision."""
+    """The guard knows no such incident, decision, process or GPU."""
 
 
 class Refused(Exception):
@@ -73,6 +73,15 @@ class Client:
         except grpc.RpcError as error:
             raise self._explained(error) from error
         return [from_message(one, ProcessVerdict) for one in response.processes]
+
+    def explain(self, of: int | str) -> Explanation:
+        """Return how a process (by its pid) or a GPU (by its UUID) stands. Raises NotThere if it is not known."""
+        request = pb.ExplainRequest(pid=of) if isinstance(of, int) else pb.ExplainRequest(device_uuid=of)
+        try:
+            response = self._stub.Explain(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._explained(error) from error
+        return from_message(response, Explanation)
 
     def incidents(self, state: Literal["", "open", "closed"] = "", limit: int = 0) -> list[Incident]:
         """Return incidents, the one that changed last at the end."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpuguard.core.events import Event
-    from gpuguard.core.guard import ProcessVerdict
+    from gpuguard.core.guard import Explanation, ProcessVerdict
 
 SERVICE = "gpuguard.v1.GuardService"
 
@@ -51,6 +51,10 @@ class GuardView(Protocol):
 
     def processes(self) -> Sequence[ProcessVerdict]:
         """Return how every process stands."""
+        ...
+
+    def explain(self, of: int | str) -> Explanation | None:
+        """Return how one process (by its pid) or GPU (by its UUID) stands, None if it is not known."""
         ...
 
     def incidents(self) -> Sequence[Incident]:
@@ -93,6 +97,19 @@ class _Servicer(gpuguard_pb2_grpc.GuardServiceServicer):
             if not wanted or standing.verdict in wanted:
                 to_message(standing, response.processes.add())
         return response
+
+    def Explain(  # noqa: N802
+        self, request: pb.ExplainRequest, context: grpc.ServicerContext
+    ) -> pb.ExplainResponse:
+        asked = request.WhichOneof("asked")
+        if asked is None:
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "pid or device_uuid: one of them must be said")
+        _bound(context, "device_uuid", request.device_uuid, WORD_CHARACTERS_MAX)
+        of: int | str = getattr(request, asked)
+        found = self._view.explain(of)
+        if found is None:
+            _refuse(context, grpc.StatusCode.NOT_FOUND, f"nothing is known of {asked} {of}")
+        return to_message(found, pb.ExplainResponse())
 
     def ListIncidents(  # noqa: N802
         self, request: pb.ListIncidentsRequest, context: grpc.ServicerContext  # noqa: ARG002

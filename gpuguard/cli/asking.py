@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from gpuguard.api.client import Client
     from gpuguard.core.events import Decision, Incident
+    from gpuguard.core.guard import Explanation
 
 
 socket_option = click.option("--socket", type=click.Path(path_type=Path),
@@ -38,19 +40,42 @@ def running_guard(socket: Path | None) -> Iterator[Client]:
 def recorded_incidents(path: Path) -> list[Incident]:
     """Return the incidents of a recording, the one that changed last at the end."""
     from gpuguard.core.events import Incident
-    from gpuguard.recording.codec import RecordingError
     from gpuguard.replaying import replay
 
     found: dict[str, Incident] = {}
-    try:
+    with _readable(path):
         for event in replay(path):
             if isinstance(event, Incident):
                 found.pop(event.id, None)
                 found[event.id] = event
+    return list(found.values())
+
+
+def recorded_explanation(path: Path, of: int | str) -> Explanation:
+    """Return how a process or GPU stood at the end of a recording, or of its last run that knew it."""
+    from gpuguard.replaying import judged
+
+    found: Explanation | None = None
+    with _readable(path):
+        for guard, steps in itertools.groupby(judged(path), key=lambda step: step[0]):
+            for _ in steps:
+                pass
+            found = guard.explain(of) or found
+    if found is None:
+        complain(f"gpuguard: {path}: nothing is known of {'pid' if isinstance(of, int) else 'GPU'} {of}")
+        raise SystemExit(EXIT_UNREADABLE)
+    return found
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    from gpuguard.recording.codec import RecordingError
+
+    try:
+        yield
     except (RecordingError, OSError) as error:
         complain(f"gpuguard: {path}: {error}")
         raise SystemExit(EXIT_UNREADABLE) from error
-    return list(found.values())
 
 
 def waiting(incident: Incident) -> list[Decision]:

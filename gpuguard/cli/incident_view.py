@@ -1,4 +1,7 @@
-"""One incident for people: who asked, what ran, where it went, what it did to the GPU, and how sure we are of it."""
+"""One incident for people: who asked, what ran, where it went, what it did to the GPU, and how sure we are of it.
+
+And one process or GPU, be it in an incident or not.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from rich.tree import Tree
 from gpuguard.cli.asking import said_of, waiting
 from gpuguard.cli.tables import STYLES, day_and_time, escape
 from gpuguard.core.fusion import likelihood
-from gpuguard.core.subjects import DeviceId, FlowId
+from gpuguard.core.subjects import DeviceId, FlowId, ProcessId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
     from gpuguard.core.events import Decision, Finding, Incident, ProcessBrief
     from gpuguard.core.evidence import Evidence
-    from gpuguard.core.records import ToolCall
+    from gpuguard.core.guard import Explanation
+    from gpuguard.core.records import Gap, ToolCall
 
 Moment = tuple[int, str, str]
 
@@ -30,8 +34,25 @@ def print_incident(incident: Incident, console: Console) -> None:
     print_story(incident, console)
     for finding in incident.findings:
         _print_finding(finding, console)
-    _print_gaps(incident, console)
+    _print_gaps((gap for finding in incident.findings for gap in finding.gaps), console)
     _print_decisions(incident, console)
+
+
+def print_explanation(told: Explanation, console: Console) -> None:
+    """Print how one process or GPU stands, and what is known of those that it is told with."""
+    console.print(f"[bold]{escape(_process(told.process) if told.process else f'GPU {told.subject}')}[/]")
+    if told.process:
+        console.print(f"[dim]{escape(' '.join(told.process.argv))}[/]", soft_wrap=True)
+        console.print(f"[dim]started {told.process.process.start_ticks} clock ticks after boot[/]")
+    silence = "" if told.findings else ": nothing is held for or against it"
+    console.print(f"at {day_and_time(told.time_ns)} UTC{silence}")
+    for finding in told.findings:
+        whose = finding.process if isinstance(finding.subject, ProcessId) else None
+        of = _process(whose) if whose else f"{_kind(finding)} {finding.subject}"
+        _print_finding(finding, console, "" if finding.subject == told.subject else f" of {of}")
+    if told.left_out:
+        console.print(f"\nand {told.left_out} more")
+    _print_gaps(told.gaps, console)
 
 
 def print_story(incident: Incident, console: Console) -> None:
@@ -144,11 +165,12 @@ def _print_timeline(incident: Incident, console: Console) -> None:
     console.print(table)
 
 
-def _print_finding(finding: Finding, console: Console) -> None:
+def _print_finding(finding: Finding, console: Console, of: str = "") -> None:
     carrier = f" over {finding.carrier}" if finding.carrier else ""
-    console.print(f"\n{_verdict(finding.verdict)} [bold]{finding.label}[/]{escape(carrier)}, "
+    decided = "undecided" if finding.verdict == "unknown" else "decided"
+    console.print(f"\n{_verdict(finding.verdict)} [bold]{finding.label}[/]{escape(carrier + of)}, "
                   f"probability {likelihood(finding.probability)} ({finding.nats:+.1f} nats), "
-                  f"decided after {finding.decided_after_s:.2f} s  [dim]{finding.id}[/]")
+                  f"{decided} after {finding.decided_after_s:.2f} s  [dim]{finding.id}[/]")
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
     table.add_column()
@@ -162,11 +184,11 @@ def _print_finding(finding: Finding, console: Console) -> None:
         console.print(f"[dim]blind spot:[/] {escape(spot)}")
 
 
-def _print_gaps(incident: Incident, console: Console) -> None:
-    gaps = _unique(f"{gap.sensor}: {gap.reason}" for finding in incident.findings for gap in finding.gaps)
-    if gaps:
+def _print_gaps(gaps: Iterable[Gap], console: Console) -> None:
+    told = _unique(f"{gap.sensor}: {gap.reason}" for gap in gaps)
+    if told:
         console.print("\n[bold]what could not be looked at[/]")
-    for gap in gaps:
+    for gap in told:
         console.print(f"[yellow]gap[/] {escape(gap)}")
 
 

@@ -126,10 +126,14 @@ class Fusion:
 
     def best(self, subject: Subject) -> Standing | None:
         """Return the standing that names the subject: the strongest accusation, else the strongest other label."""
-        standings = [self._standings[subject, label] for label in self._labels.get(subject, ())]
+        standings = self.of(subject)
         accused = [s for s in standings if s.verdict in ("suspect", "confirmed")]
         ranked = accused or [s for s in standings if s.verdict == "clear"] or standings
         return max(ranked, key=lambda s: (s.verdict == "confirmed", s.nats), default=None)
+
+    def of(self, subject: Subject) -> list[Standing]:
+        """Return how a subject stands under every label that evidence was given for."""
+        return [self._standings[subject, label] for label in self._labels.get(subject, ())]
 
     def subjects(self) -> list[Subject]:
         """Return every subject that evidence was given about."""

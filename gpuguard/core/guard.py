@@ -23,7 +23,7 @@ from gpuguard.core.flows import FlowTable, closed_flows
 from gpuguard.core.fusion import Fusion, Standing
 from gpuguard.core.host import BoundedTable, Host
 from gpuguard.core.incidents import Incidents, short_id
-from gpuguard.core.labels import LABELS, Verdict
+from gpuguard.core.labels import LABELS, VERDICTS, Verdict
 from gpuguard.core.names import observations_of
 from gpuguard.core.observations import (
     Exchange,
@@ -49,7 +49,7 @@ from gpuguard.core.records import (
     Tick,
     ToolCall,
 )
-from gpuguard.core.subjects import FlowId, ProcessId, Subject
+from gpuguard.core.subjects import DeviceId, FlowId, ProcessId, Subject
 from gpuguard.core.unspoken import unspoken
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ _OBSERVATIONS = frozenset(get_args(Observation))
 #: Many flows in one, each with its own time.
 _ROWS = frozenset({FlowsClosed, FlowsUnanswered})
 
+#: Findings of one explanation: of a GPU on which thousands run, the worst.
+EXPLAINED_MAX = 64
+
 #: How often at most it is told that tables are full.
 EVICTED_TOLD_NS = 60_000_000_000
 FULL = "tables are full"
@@ -84,6 +87,20 @@ class ProcessVerdict(msgspec.Struct, frozen=True):
     verdict: Verdict
     label: str
     probability: float
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """How one process or GPU stands at a moment, also under labels by which nobody is accused (yet).
+
+    ``process`` is None for a GPU. The worst of the findings comes first; ``left_out`` says how many more there are.
+    """
+
+    time_ns: int
+    subject: Subject
+    process: ProcessBrief | None
+    findings: tuple[Finding, ...]
+    left_out: int
+    gaps: tuple[Gap, ...]
 
 
 class Guard:
@@ -179,6 +196,33 @@ class Guard:
         spoken = {s for s in self._fusion.subjects() if isinstance(s, ProcessId)}
         spoken |= {s.process for s in self.host.process_samples.values() if not self.host.has_ended(s.process)}
         return [self._process_verdict(process) for process in sorted(spoken)]
+
+    def explain(self, of: int | str) -> Explanation | None:
+        """Return how a process (by its pid) or a GPU (by its UUID) stands, None if it is not known; it changes nothing.
+
+        The GPUs that a process uses are told with it, and who uses a GPU with that: counters judge the one or the
+        other. So are connections that stand accused.
+        """
+        subject = self._meant(of)
+        if subject is None:
+            return None
+        uses = [(process, DeviceId(uuid)) for process, uuid in self.host.process_samples.entries]
+        subjects = {subject, *(use[1] for use in uses if use[0] == subject),
+                    *(use[0] for use in uses if use[1] == subject)}
+        found = {one.id: one for one in self.incidents.findings()
+                 if one.subject in subjects or (one.process and one.process.process in subjects)}
+        for standing in (standing for one in subjects for standing in self._fusion.of(one)):
+            finding = self._finding(standing, self.host.now_ns)
+            found[finding.id] = finding
+        worst = sorted(found.values(), key=lambda one: (-VERDICTS.index(one.verdict), -one.nats, one.id))
+        return Explanation(
+            time_ns=self.host.now_ns,
+            subject=subject,
+            process=self.host.brief(subject) if isinstance(subject, ProcessId) else None,
+            findings=tuple(worst[:EXPLAINED_MAX]),
+            left_out=max(0, len(worst) - EXPLAINED_MAX),
+            gaps=tuple(self._gaps),
+        )
 
     def pending(self) -> list[Decision]:
         """Return the decisions that wait for a person."""
@@ -424,6 +468,18 @@ class Guard:
             unanswered = int((rows["payload_bytes_responder"] == 0).sum())
             events.append(FlowReports(item.time_ns, FlowsClosed(item.time_ns, rows, unanswered), gaps))
         return events
+
+    def _meant(self, of: int | str) -> ProcessId | DeviceId | None:
+        """Return whom a pid or a UUID names. A pid names who has it now, else the last that is known to have had it."""
+        users, spoken = list(self.host.process_samples.entries), self._fusion.subjects()
+        if isinstance(of, str):
+            known = of in self.host.devices or DeviceId(of) in spoken or any(uuid == of for _, uuid in users)
+            return DeviceId(of) if known else None
+        had = [*self.host.processes.entries, *(process for process, _ in users),
+               *(one for one in spoken if isinstance(one, ProcessId)),
+               *(one.process.process for one in self.incidents.findings() if one.process)]
+        return self.host.process(of) or max(
+            (one for one in had if one.pid == of), key=lambda one: one.start_ticks, default=None)
 
     def _process_verdict(self, process: ProcessId) -> ProcessVerdict:
         standing = self._fusion.best(process)

@@ -84,6 +84,8 @@ def judge(blocks: Iterable[Device | DeviceSample], model: Model, alarms_per_gpu_
         before = detector.looks.get(block.uuid)
         for one in detector.receive(block, host):
             standing, _ = fusion.receive(one)
+            if not one.nats:
+                continue  # words anew, of which here only the weighed ones are kept
             found.evidence.setdefault(block.uuid, []).append(one)
             if standing.verdict == "suspect":
                 found.suspect_after_s.setdefault(block.uuid, (one.time_ns - first_ns[block.uuid]) / SECOND_NS)
@@ -152,7 +154,7 @@ def _episode(
         if kind != "mining":
             certainty = sum(one.likeness for one in steps if one.kind == kind) / count
     start_ns, end_ns = steps[0].look.start_ns, steps[-1].look.end_ns
-    shown = [one for one in evidence if start_ns <= one.time_ns <= end_ns and abs(one.nats) > 0][-8:]
+    shown = [one for one in evidence if start_ns <= one.time_ns <= end_ns][-8:]
     return Episode(
         device=uuid, gpu_model=gpu_model, episode=number, start_s=(start_ns - first_ns) / SECOND_NS,
         end_s=(end_ns - first_ns) / SECOND_NS, looks=len(steps), kind=kind,

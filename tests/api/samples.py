@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from gpuguard.core.events import Decision, Finding, Incident, ProcessBrief
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.guard import ProcessVerdict
+from gpuguard.core.guard import Explanation, ProcessVerdict
 from gpuguard.core.records import ActionOutcome, Gap, ToolCall
 from gpuguard.core.subjects import Context, DeviceId, FlowId, ProcessId
 
@@ -62,3 +64,9 @@ INCIDENT = Incident(time_ns=START_NS + 4_100_000_000, id="I1", state="open", sta
                     tool_calls=(CALL,), processes=(SSH_BRIEF, MINER_BRIEF), decisions=(WOULD, DECISION),
                     outcomes=(OUTCOME,))
 STANDING = ProcessVerdict(process=MINER_BRIEF, verdict="suspect", label="mining", probability=0.97)
+
+NEARLY = msgspec.structs.replace(MINING, id="F4", verdict="unknown", nats=4.4, evidence=(msgspec.structs.replace(
+    HASHED, evidence_class="counter", nats=4.4, text="expected after 1200 s of work like this"),))
+#: Nobody is accused: one process, and the GPU that it uses.
+EXPLANATION = Explanation(time_ns=START_NS + 5_000_000_000, subject=MINER, process=MINER_BRIEF,
+                          findings=(NEARLY, NOBODYS), left_out=0, gaps=(GAP,))

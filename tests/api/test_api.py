@@ -25,8 +25,9 @@ from gpuguard.api.v1 import gpuguard_pb2_grpc
 from gpuguard.api.watching import RING_MAX
 from gpuguard.core.events import Incident
 from gpuguard.core.records import Gap
+from gpuguard.core.subjects import DeviceId
 
-from .samples import INCIDENT, STANDING
+from .samples import EXPLANATION, INCIDENT, MINER, STANDING
 
 
 class HandMadeGuard:
@@ -40,6 +41,10 @@ class HandMadeGuard:
 
     def processes(self):
         return self.standings
+
+    def explain(self, of):
+        gpu = msgspec.structs.replace(EXPLANATION, subject=DeviceId("GPU-1"), process=None, findings=(), left_out=3)
+        return {MINER.pid: EXPLANATION, "GPU-1": gpu}.get(of)
 
     def incidents(self):
         return list(self.kept.values())
@@ -96,6 +101,9 @@ def await_that(condition) -> None:
 
 def test_what_goes_in_comes_out_whole(client):
     assert client.processes()[0] == STANDING
+    assert client.explain(MINER.pid) == EXPLANATION
+    gpu = client.explain("GPU-1")
+    assert (gpu.subject, gpu.process, gpu.findings, gpu.left_out) == (DeviceId("GPU-1"), None, (), 3)
     assert client.incidents() == [INCIDENT]
     assert client.incident(INCIDENT.id) == INCIDENT
 
@@ -112,6 +120,10 @@ def test_lists_are_filtered_and_limited(client, guard):
 def test_nothing_of_that_id(client):
     with pytest.raises(NotThere, match="no incident 'I404'"):
         client.incident("I404")
+    with pytest.raises(NotThere, match="of pid 404"):
+        client.explain(404)
+    with pytest.raises(NotThere, match="of device_uuid "):
+        client.explain("")
     with pytest.raises(NotThere, match="no decision 'D404'"):
         client.decide("D404", "approve")
 

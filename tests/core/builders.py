@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpuguard.core.events import Finding, ProcessBrief
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.records import ProcessStarted, Socket, Sockets, ToolCall
-from gpuguard.core.subjects import Context, FlowId, ProcessId
+from gpuguard.core.subjects import Context, FlowId, ProcessId, Subject
 
 BOOT = "b0"
 T0 = 1_700_000_000_000_000_000
@@ -51,7 +51,7 @@ def call(span_id: str = SPAN, *, start_ns: int = T0, end_ns: int | None = None, 
                     parent_span_id="", tool_name=name, process=process)
 
 
-def evidence(nats: float, *, subject: ProcessId | FlowId | None = None, label: str = "mining",
+def evidence(nats: float, *, subject: Subject | None = None, label: str = "mining",
              evidence_class: str = "launch", kind: str = "k", time_ns: int = T0) -> Evidence:
     return Evidence(time_ns=time_ns, subject=subject or pid(1), label=label,
                     evidence_class=evidence_class,  # type: ignore[arg-type]

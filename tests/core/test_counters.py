@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
@@ -90,6 +91,18 @@ def test_nothing_is_suspect_before_its_height_reaches_the_limit():
     fewest = math.ceil(SHRINK * limit / (MODEL.nats_most - MODEL.allowance - limit))
     evidence = play([trace(KHEAVYHASH, (fewest - 1) * cf.LOOK_S)])
     assert nats(evidence) <= NEAR_NATS < SUSPECT_NATS
+
+
+def test_how_far_a_job_has_come_is_told_anew_with_every_look_and_weighs_nothing():
+    evidence = play([trace(KHEAVYHASH, 600)])
+    assert max(b.time_ns - a.time_ns for a, b in itertools.pairwise(evidence)) < (cf.LOOK_S + 2) * SECOND
+    looks = [int(re.findall(r"of (\d+) looks over", one.text)[0]) for one in evidence]
+    assert looks == list(range(looks[0], looks[-1] + 1))
+    fusion = Fusion(0.1)
+    heard = [(one.nats, *fusion.receive(one)) for one in evidence]
+    assert sum(not weight for weight, _, _ in heard) > len(heard) / 2
+    assert not any(changed for weight, _, changed in heard if not weight)
+    assert heard[-1][1].evidence[0].text == evidence[-1].text
 
 
 def test_a_job_that_looks_a_little_like_mining_is_not_suspect_however_long_it_goes_on():

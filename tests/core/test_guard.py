@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuguard.core import fusion
+from gpuguard.core import guard as guard_module
 from gpuguard.core.events import Decision, Finding, Incident
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.guard import Guard
@@ -23,6 +24,7 @@ from gpuguard.core.records import (
     ProcessSample,
     Tick,
 )
+from gpuguard.core.subjects import DeviceId
 from tests.core.builders import SECOND, SPAN, T0, TRACE, call, evidence, flow, pid, socket_of, sockets, started
 
 
@@ -246,6 +248,86 @@ def test_full_tables_are_told_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> 
     gaps = [(n, e) for n in range(1, 90) for e in guard.receive(tick(n)) if isinstance(e, Gap)]
     assert [(n, gap.sensor, gap.lost) for n, gap in gaps] == [(4, "core", 1), (64, "core", 60)]
     assert "standings" in gaps[0][1].reason
+
+
+def explained(guard: Guard, of: int | str) -> list[tuple[str, str, float]]:
+    told = guard.explain(of)
+    assert told is not None
+    return [(str(one.subject), f"{one.label} {one.verdict}", one.nats) for one in told.findings]
+
+
+def on_gpu(number: int, uuid: str = "GPU-0") -> ProcessSample:
+    return ProcessSample(time_ns=T0, process=pid(number), uuid=uuid)
+
+
+def test_why_nobody_is_accused_yet_is_told_with_what_the_gpu_does() -> None:
+    guard = guard_that_hears({
+        1: evidence(4.0, subject=pid(5), evidence_class="counter"),
+        2: evidence(3.5, subject=pid(5), label="compute"),
+        3: evidence(2.0, subject=DeviceId("GPU-0")),
+        4: evidence(5.0, subject=pid(6)),
+    })
+    for one in (started(pid(5), name="trainer"), on_gpu(5), on_gpu(6, "GPU-1"), *(tick(n) for n in range(1, 5))):
+        assert guard.receive(one) == []
+    told = guard.explain(5)
+    assert told is not None
+    assert (told.time_ns, told.subject, told.process and told.process.name) == (T0 + 4 * SECOND, pid(5), "trainer")
+    assert explained(guard, 5) == [
+        ("pid 5", "compute clear", 3.5), ("pid 5", "mining unknown", 4.0), ("GPU-0", "mining unknown", 2.0)]
+    assert [one.process and one.process.name for one in told.findings] == ["trainer", "trainer", None]
+    assert explained(guard, "GPU-1") == [("pid 6", "mining unknown", 5.0)]
+    assert guard.explain(7) is None
+    assert guard.explain("GPU-7") is None
+
+
+def test_a_connection_that_is_accused_is_told_with_its_process() -> None:
+    one = flow()
+    guard = guard_that_hears({1: evidence(30.0, subject=one, label="ssh-reverse-tunnel", evidence_class="network")})
+    for record in (started(pid(5)), sockets(socket_of(one, pid(5))), tick(1)):
+        guard.receive(record)
+    assert explained(guard, 5) == [(str(one), "ssh-reverse-tunnel confirmed", 30.0)]
+
+
+def test_a_pid_means_who_has_it_now_else_who_had_it_last() -> None:
+    def meant() -> object:
+        told = guard.explain(5)
+        return told and told.subject
+
+    guard = guard_that_hears({n: evidence(1.0, subject=pid(5, n)) for n in (1, 3)})
+    for one in (started(pid(5, 3)), tick(3), started(pid(5, 1)), tick(1)):
+        guard.receive(one)
+    assert meant() == pid(5, 1)
+    assert explained(guard, 5) == [("pid 5", "mining unknown", 1.0)]
+    guard.receive(ProcessExited(time_ns=T0 + 4 * SECOND, process=pid(5, 1)))
+    assert meant() == pid(5, 3)
+    guard.receive(tick(100))
+    assert meant() == pid(5, 3), "its end was told by nobody"
+
+
+@pytest.mark.parametrize("of", [5, "GPU-0", 99])
+def test_an_explanation_changes_nothing(of: int | str) -> None:
+    def told(*, asked: bool) -> list[object]:
+        guard = guard_that_hears({1: evidence(4.0, subject=pid(5)), 2: evidence(30.0, subject=pid(5))})
+        events: list[object] = []
+        for record in (started(pid(5)), on_gpu(5), tick(1), tick(2), tick(3)):
+            events += guard.receive(record)
+            if asked:
+                guard.explain(of)
+        return events
+
+    assert told(asked=True) == told(asked=False)
+
+
+def test_of_too_many_findings_the_worst_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "EXPLAINED_MAX", 2)
+    guard = guard_that_hears({n: evidence(float(n), subject=pid(n)) for n in range(1, 6)})
+    for n in range(1, 6):
+        guard.receive(on_gpu(n))
+        guard.receive(tick(n))
+    told = guard.explain("GPU-0")
+    assert told is not None
+    assert [one.nats for one in told.findings] == [5.0, 4.0]
+    assert told.left_out == 3
 
 
 def test_events_are_json() -> None:

@@ -690,6 +690,75 @@ class ListProcessesResponse(google.protobuf.message.Message):
 global___ListProcessesResponse = ListProcessesResponse
 
 @typing.final
+class ExplainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PID_FIELD_NUMBER: builtins.int
+    DEVICE_UUID_FIELD_NUMBER: builtins.int
+    pid: builtins.int
+    """Whoever has it now, or had it last. In the initial pid namespace of the guard."""
+    device_uuid: builtins.str
+    """NVML UUID of a GPU or MIG instance."""
+    def __init__(
+        self,
+        *,
+        pid: builtins.int = ...,
+        device_uuid: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["asked", b"asked", "device_uuid", b"device_uuid", "pid", b"pid"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["asked", b"asked", "device_uuid", b"device_uuid", "pid", b"pid"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["asked", b"asked"]) -> typing.Literal["pid", "device_uuid"] | None: ...
+
+global___ExplainRequest = ExplainRequest
+
+@typing.final
+class ExplainResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIME_NS_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
+    PROCESS_FIELD_NUMBER: builtins.int
+    FINDINGS_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    GAPS_FIELD_NUMBER: builtins.int
+    time_ns: builtins.int
+    """The moment that it is told of."""
+    left_out: builtins.int
+    """How many findings more there are."""
+    @property
+    def subject(self) -> global___Subject:
+        """Who is meant: a process or a GPU."""
+
+    @property
+    def process(self) -> global___Process:
+        """Unset for a GPU."""
+
+    @property
+    def findings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Finding]:
+        """The worst first. Those of the GPUs that a process uses, of the processes on a GPU, and of their connections that
+        stand accused, are told too.
+        """
+
+    @property
+    def gaps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Gap]:
+        """What could not be looked at lately."""
+
+    def __init__(
+        self,
+        *,
+        time_ns: builtins.int = ...,
+        subject: global___Subject | None = ...,
+        process: global___Process | None = ...,
+        findings: collections.abc.Iterable[global___Finding] | None = ...,
+        left_out: builtins.int = ...,
+        gaps: collections.abc.Iterable[global___Gap] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["process", b"process", "subject", b"subject"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["findings", b"findings", "gaps", b"gaps", "left_out", b"left_out", "process", b"process", "subject", b"subject", "time_ns", b"time_ns"]) -> None: ...
+
+global___ExplainResponse = ExplainResponse
+
+@typing.final
 class ListIncidentsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -44,6 +44,11 @@ class GuardServiceStub(object):
                 request_serializer=gpuguard_dot_v1_dot_gpuguard__pb2.ListProcessesRequest.SerializeToString,
                 response_deserializer=gpuguard_dot_v1_dot_gpuguard__pb2.ListProcessesResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/gpuguard.v1.GuardService/Explain',
+                request_serializer=gpuguard_dot_v1_dot_gpuguard__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=gpuguard_dot_v1_dot_gpuguard__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.ListIncidents = channel.unary_unary(
                 '/gpuguard.v1.GuardService/ListIncidents',
                 request_serializer=gpuguard_dot_v1_dot_gpuguard__pb2.ListIncidentsRequest.SerializeToString,
@@ -71,6 +76,13 @@ class GuardServiceServicer(object):
 
     def ListProcesses(self, request, context):
         """Every process that evidence was given about, or that uses a GPU, and how it stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """How one process or GPU stands, also where nobody is accused (yet). NOT_FOUND if it is not known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +124,11 @@ def add_GuardServiceServicer_to_server(servicer, server):
                     servicer.ListProcesses,
                     request_deserializer=gpuguard_dot_v1_dot_gpuguard__pb2.ListProcessesRequest.FromString,
                     response_serializer=gpuguard_dot_v1_dot_gpuguard__pb2.ListProcessesResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=gpuguard_dot_v1_dot_gpuguard__pb2.ExplainRequest.FromString,
+                    response_serializer=gpuguard_dot_v1_dot_gpuguard__pb2.ExplainResponse.SerializeToString,
             ),
             'ListIncidents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListIncidents,
@@ -160,6 +177,33 @@ class GuardService(object):
             '/gpuguard.v1.GuardService/ListProcesses',
             gpuguard_dot_v1_dot_gpuguard__pb2.ListProcessesRequest.SerializeToString,
             gpuguard_dot_v1_dot_gpuguard__pb2.ListProcessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpuguard.v1.GuardService/Explain',
+            gpuguard_dot_v1_dot_gpuguard__pb2.ExplainRequest.SerializeToString,
+            gpuguard_dot_v1_dot_gpuguard__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,6 +30,12 @@ class GuardServiceStub:
     ]
     """Every process that evidence was given about, or that uses a GPU, and how it stands."""
 
+    Explain: grpc.UnaryUnaryMultiCallable[
+        gpuguard.api.v1.gpuguard_pb2.ExplainRequest,
+        gpuguard.api.v1.gpuguard_pb2.ExplainResponse,
+    ]
+    """How one process or GPU stands, also where nobody is accused (yet). NOT_FOUND if it is not known."""
+
     ListIncidents: grpc.UnaryUnaryMultiCallable[
         gpuguard.api.v1.gpuguard_pb2.ListIncidentsRequest,
         gpuguard.api.v1.gpuguard_pb2.ListIncidentsResponse,
@@ -62,6 +68,12 @@ class GuardServiceAsyncStub:
         gpuguard.api.v1.gpuguard_pb2.ListProcessesResponse,
     ]
     """Every process that evidence was given about, or that uses a GPU, and how it stands."""
+
+    Explain: grpc.aio.UnaryUnaryMultiCallable[
+        gpuguard.api.v1.gpuguard_pb2.ExplainRequest,
+        gpuguard.api.v1.gpuguard_pb2.ExplainResponse,
+    ]
+    """How one process or GPU stands, also where nobody is accused (yet). NOT_FOUND if it is not known."""
 
     ListIncidents: grpc.aio.UnaryUnaryMultiCallable[
         gpuguard.api.v1.gpuguard_pb2.ListIncidentsRequest,
@@ -97,6 +109,14 @@ class GuardServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[gpuguard.api.v1.gpuguard_pb2.ListProcessesResponse, collections.abc.Awaitable[gpuguard.api.v1.gpuguard_pb2.ListProcessesResponse]]:
         """Every process that evidence was given about, or that uses a GPU, and how it stands."""
+
+    @abc.abstractmethod
+    def Explain(
+        self,
+        request: gpuguard.api.v1.gpuguard_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gpuguard.api.v1.gpuguard_pb2.ExplainResponse, collections.abc.Awaitable[gpuguard.api.v1.gpuguard_pb2.ExplainResponse]]:
+        """How one process or GPU stands, also where nobody is accused (yet). NOT_FOUND if it is not known."""
 
     @abc.abstractmethod
     def ListIncidents(

@@ -340,10 +340,14 @@ class Detector:
         # nothing, and to give it back would accuse.
         guilt, spoken_for = max(0.0, now), min(standing.spoken_for_nats, now)
         change = guilt - standing.told_nats + spoken_for - standing.spoken_for_nats
-        if abs(change) < TOLD_NATS and not (guilt >= CAP_NATS > standing.told_nats):
+        weighs = abs(change) >= TOLD_NATS or guilt >= CAP_NATS > standing.told_nats
+        if weighs:
+            standing.told_nats, standing.spoken_for_nats = guilt, spoken_for
+        elif standing.told_nats:
+            change = 0.0  # only words: who asks hears how far the job has come by now
+        else:
             return []
-        standing.told_nats, standing.spoken_for_nats = guilt, spoken_for
-        guilty = change > 0
+        guilty = change > 0 or not weighs
         so_far = standing_of(level, model.honest, self._limit, look.end_ns) if level.nats else ""
         return [Evidence(
             time_ns=look.end_ns,
