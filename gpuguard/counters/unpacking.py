@@ -39,6 +39,7 @@ class Unpacked(io.RawIOBase):
         self._member = zlib.decompressobj(GZIP) if self._piece.startswith(MAGIC) else None
 
     def readable(self) -> bool:
+        """Say that it is for reading, as `io` asks."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
