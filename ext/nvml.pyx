@@ -3,8 +3,8 @@
 
 What is asked of a device at each tick is the same each time: a list of functions with their arguments, and a row of
 memory that their answers are written to. So the list is written down once, in Python, and a second's worth of rounds is
-made here on the sensor's own thread: it sleeps, calls and keeps the rows, and wakes nobody. What the rows mean is read
-in Python, once a second. `tests/reference_nvml.py` is the same written for the eye.
+made here on the sensor's own thread: it sleeps, calls and keeps the rows, and wakes nobody. What the rows tell is read
+once a second (nvml_answers.pxi). `tests/reference_nvml.py` is the same written for the eye.
 
 Why: of the 400 us that a round of eight devices took in Python, 50 were the calls; a core that has just woken takes
 twice that for either, and each round woke a second thread besides.
@@ -18,7 +18,8 @@ Floor: the driver's own time, and one wake-up a round.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EINTR
-from libc.stdint cimport int64_t, uint64_t
+from libc.math cimport NAN, isfinite
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -97,6 +98,24 @@ cdef class Calls:
         for at in range(ARGUMENTS):
             call.arguments[at] = arguments[at] if at < len(arguments) else 0
         call.place, call.offset, call.size, call.needs = place, offset, size, needs
+
+    def read(self, bytes row):
+        """Return when the device was asked, and of each call what it returned and what it answered, b"" for nothing.
+
+        Raises ValueError for a row of another length.
+        """
+        cdef:
+            const char *start = PyBytes_AS_STRING(row)
+            const int64_t *head = <const int64_t *>start
+            Call *call
+        if len(row) != self.row_bytes:
+            raise ValueError(f"a row of {len(row)} bytes, not {self.row_bytes}")
+        codes, answers = [], []
+        for index in range(self.count):
+            call = &self.calls[0][index]
+            codes.append(head[1 + index])
+            answers.append(PyBytes_FromStringAndSize(start + call.offset, call.size) if call.place >= 0 else b"")
+        return head[0], codes, answers
 
 
 @cython.final
@@ -227,3 +246,6 @@ cdef void sleep_until(int64_t until_ns) noexcept nogil:
     until.tv_sec, until.tv_nsec = until_ns // SECOND_NS, until_ns % SECOND_NS
     while clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR:
         pass
+
+
+include "nvml_answers.pxi"

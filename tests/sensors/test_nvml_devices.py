@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuguard._nvml import as_rate, decode_value
 from gpuguard.core.records import Gpm
 from gpuguard.sensors.nvml import calls, gpm
-from gpuguard.sensors.nvml.calls import RunningProcess, UseSample, decode_value
+from gpuguard.sensors.nvml.calls import RunningProcess, UseSample
 from gpuguard.sensors.nvml.driver import GPM_REFUSED
-from gpuguard.sensors.nvml.fields import HIGHEST, RATES, UNITS, WANTED, as_rate, implausible
+from gpuguard.sensors.nvml.fields import HIGHEST, RATES, UNITS, WANTED, implausible
 from gpuguard.sensors.nvml.processes import AHEAD_US_MAX, held_by, shares_of
 from tests.sensors.nvml_play import SWEEPS, library, of, play
 
@@ -329,7 +330,8 @@ def test_any_value_of_a_field_is_a_number_or_unknown(kind, bits):
 @given(st.lists(st.tuples(st.sampled_from([*gpm.NAMES, 0, 400]), st.integers(0, 999), st.floats())),
        st.integers(gpm.PERIOD_MIN_NS, gpm.PERIOD_MAX_NS))
 def test_any_answer_makes_a_record_of_plausible_numbers(metrics, period_ns):
-    one = gpm.gpm(metrics, period_ns)
+    answer = bytes(calls.METRICS_HEAD.size) + b"".join(calls.METRIC.pack(*metric) for metric in metrics)
+    one = gpm.read(answer, period_ns)
     for name in Gpm.__struct_fields__:
         value = getattr(one, name)
         assert value is None or (math.isfinite(value) and 0 <= value < 2**63)

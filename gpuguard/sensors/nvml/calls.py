@@ -9,9 +9,10 @@ them with the binding's. Nothing is read that the driver did not say it wrote.
 from __future__ import annotations
 
 import ctypes
-import math
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpuguard._nvml import decode_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,25 +146,6 @@ class Fields:
 def blank_fields(wanted: Sequence[tuple[int, int]]) -> bytes:
     """Return the nvmlFieldValue_t of (id, scope) each, as they are before they are answered."""
     return b"".join(FIELD.pack(one, scope, 0, 0, 0, NOT_SUPPORTED, 0) for one, scope in wanted)
-
-
-def decode_value(kind: int, bits: int) -> int | float | None:
-    """Return the member of nvmlValue_t that nvmlValueType_t names, None for a type or a number that is none."""
-    if kind in WIDE:
-        return bits
-    match kind:
-        case 1:
-            return bits & 0xFFFFFFFF
-        case 0:
-            number: float = struct.unpack("<d", bits.to_bytes(8, "little"))[0]
-            return number if math.isfinite(number) else None
-        case 4:
-            return bits - (bits >> 63 << 64)
-        case 5:
-            return (bits & 0xFFFFFFFF) - ((bits >> 31 & 1) << 32)
-        case 6:
-            return bits & 0xFFFF
-    return None
 
 
 class Rows:

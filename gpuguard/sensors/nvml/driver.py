@@ -52,7 +52,7 @@ from gpuguard.sensors.nvml.fields import (
 from gpuguard.sensors.nvml.gpm import Window
 from gpuguard.sensors.nvml.gpu import BackOff, Gpu
 from gpuguard.sensors.nvml.processes import AHEAD_US_MAX, LISTS, Account, ProcessCalls, Use, account, held_by, shares_of
-from gpuguard.sensors.nvml.rounds import Plan, Sheet
+from gpuguard.sensors.nvml.rounds import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -407,19 +407,20 @@ class Driver:
         made = self._rounds.run([sheet.calls for sheet in sheets], [plan.turn for plan in plans], rounds, first_ns,
                                 period_ns, until_ns)
         for rows in made:
-            times_ns = (sheet.read(row)[0] for sheet, row in zip(sheets, rows, strict=True) if row)
-            began_ns = next(times_ns, sweep.began_ns)
+            told = [sheet.calls.read(row) if row else None for sheet, row in zip(sheets, rows, strict=True)]
+            began_ns = next((one[0] for one in told if one), sweep.began_ns)
             self._round_ns, self._next_round_ns = began_ns, began_ns + period_ns
             at = sweep if full else Sweep(sweep.time_ns + began_ns - sweep.began_ns, began_ns, sweep.blocks)
-            for gpu, plan, sheet, row in zip(ready, plans, sheets, rows, strict=True):
-                if row and not gpu.lost:
-                    self._take_round(gpu, at, plan, sheet, row)
+            for gpu, plan, one in zip(ready, plans, told, strict=True):
+                if one and not gpu.lost:
+                    self._take_round(gpu, at, plan, *one, full=full)
 
-    def _take_round(self, gpu: Gpu, sweep: Sweep, plan: Plan, sheet: Sheet, row: bytes) -> None:
+    def _take_round(
+        self, gpu: Gpu, sweep: Sweep, plan: Plan, time_ns: int, codes: Sequence[int], answers: Sequence[bytes],
+        *, full: bool,
+    ) -> None:
         """Tell what a board answered in one round; raises DriverGone."""
-        time_ns, codes, answers = sheet.read(row)
         plan.turn ^= 1
-        full = sheet is plan.full
         try:
             gpms = self._gpms(gpu, sweep, plan, codes, answers, time_ns, full=full)
             values = self._values(gpu, sweep, plan, codes, answers, full=full)
@@ -432,10 +433,12 @@ class Driver:
         if full:
             gpu.held.update((name, value) for name, value in values.items() if name in HELD)
         for one in (gpu, *gpu.instances):
-            fresh = {**(values if one is gpu else {}), "gpm": gpms.get(one.gpm_key)}
+            fresh = values if one is gpu else {}
+            fresh["gpm"] = gpms.get(one.gpm_key)
+            known = {**one.held, **fresh}
             # What is held makes no sample of a moment in which nothing was answered.
-            if any(value is not None for value in (fresh | one.held if full else fresh).values()):
-                sweep.blocks.append(DeviceSample(sweep.time_ns, one.uuid, **{**one.held, **fresh}))
+            if any(value is not None for value in (known if full else fresh).values()):
+                sweep.blocks.append(DeviceSample(sweep.time_ns, one.uuid, **known))
 
     def _values(
         self, gpu: Gpu, sweep: Sweep, plan: Plan, codes: Sequence[int], answers: Sequence[bytes], *, full: bool,
@@ -445,10 +448,7 @@ class Driver:
         failed: dict[str, int] = {}
         at = 2 * len(plan.windows)
         if plan.fields is not None:
-            if codes[at]:
-                failed[FIELD_VALUES] = codes[at]
-            else:
-                failed.update(plan.fields.take(answers[at], values))
+            failed = {FIELD_VALUES: codes[at]} if codes[at] else plan.fields.take(answers[at], values)
             at += 1
         for one, code, answer in zip(plan.calls, codes[at:], answers[at:], strict=False):
             if code:

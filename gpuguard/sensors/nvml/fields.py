@@ -8,23 +8,20 @@ and what their answers mean.
 from __future__ import annotations
 
 import ctypes
-import math
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gpuguard._nvml import FieldValues, beyond
 from gpuguard.sensors.nvml.calls import (
-    FIELD,
     ID_ABSENT,
     SCOPE_ALL,
-    WIDE,
     Library,
     address,
     blank_fields,
-    decode_value,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 Values = dict[str, Any]
 
@@ -67,9 +64,9 @@ HIGHEST = {
 }
 
 
-def implausible(values: Mapping[str, Any]) -> list[str]:
+def implausible(values: Values) -> list[str]:
     """Return the names of values that are no measurement."""
-    return [name for name, value in values.items() if value is not None and not 0 <= value <= HIGHEST[name]]
+    return beyond(values, HIGHEST)
 
 
 # -- at each tick ----------------------------------------------------------------------------------------------------
@@ -209,8 +206,6 @@ UNITS = {
 }
 #: What one unit of a level is in counts: mJ, mW.
 DIVISORS = {"energy_j": 1000, "power_average_w": 1000, "power_instant_w": 1000, "memory_temperature_c": 1}
-#: A share of time may come out a little above 1: two clocks.
-CAPPED_RATIO_MAX = 1.05
 
 
 class FieldReader:
@@ -222,37 +217,10 @@ class FieldReader:
         #: As they are before they are answered: all of them, and those of each tick.
         self.blank = blank_fields([(one, scope) for _, one, scope, _ in kept])
         self.blank_short = blank_fields([(one, scope) for _, one, scope, name in kept if name not in HELD])
-        self._plan = [(what, name, UNITS.get(name), DIVISORS.get(name, 1)) for what, _, _, name in kept]
-        self._before: list[tuple[int, float]] = [(0, 0)] * len(kept)
+        #: Puts what the answered ones tell into values; returns the nvmlReturn of what cannot be told, by its words.
+        self.take = FieldValues(
+            [(what, name, UNITS.get(name), DIVISORS.get(name, 1)) for what, _, _, name in kept]).take
 
     def whats(self, *, full: bool) -> list[str]:
         """Return what is asked for, in words."""
         return [what for what, _, _, name in self.kept if full or name not in HELD]
-
-    def take(self, raw: bytes, values: Values) -> dict[str, int]:
-        """Put what the answered fields tell into ``values``; return the nvmlReturn of what cannot be told."""
-        failed = {}
-        for index, (_, _, time_us, _, kind, code, bits) in enumerate(FIELD.iter_unpack(raw)):
-            what, name, unit, divisor = self._plan[index]
-            value = bits if kind in WIDE else decode_value(kind, bits)
-            if code:
-                failed[what] = code
-            elif value is None:
-                values[name] = math.nan
-            elif unit is None:
-                values[name] = value / divisor
-            else:
-                before_us, before = self._before[index]
-                self._before[index] = time_us, value
-                # A counter that went back has wrapped or was reset: the difference says nothing.
-                if 0 < before_us < time_us and value >= before:
-                    values[name] = as_rate((value - before) / (time_us - before_us), unit)
-        return failed
-
-
-def as_rate(per_us: float, unit: float) -> float | int:
-    """Return what a counter's counts per microsecond are, in `UNITS` a second: whole bytes, or a share of time."""
-    if unit >= 1:
-        return int(per_us * 1_000_000 * unit)
-    share = per_us / 1_000
-    return 1.0 if 1 < share <= CAPPED_RATIO_MAX else share

@@ -12,6 +12,7 @@ import ctypes
 import math
 from typing import TYPE_CHECKING, Any
 
+from gpuguard._nvml import Metrics
 from gpuguard.core.records import Gpm
 from gpuguard.sensors.nvml.calls import (
     DEVICE_GONE,
@@ -30,15 +31,13 @@ from gpuguard.sensors.nvml.calls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 PERIOD_MIN_NS = 100_000_000
 #: Ticks that are apart by so much are never cut short of that by how long the calls before took.
 TICK_MIN_NS = 101_000_000
 #: Samples further apart are not of one moment: the guard slept, or the host did.
 PERIOD_MAX_NS = 30_000_000_000
-SECOND_NS = 1_000_000_000
-MIB = 1 << 20
 #: What a driver answers that is not there, whatever it was asked.
 GONE = DEVICE_GONE | DRIVER_GONE
 
@@ -67,28 +66,14 @@ HIGHEST = {
     **dict.fromkeys(CYCLES, 2.0**62),
 }
 
+_METRICS = Metrics(
+    [{one: (Gpm.__struct_fields__.index(name), HIGHEST[one]) for one, name in table.items()}
+     for table in (RATIOS, RATES, REQUESTS, CYCLES)], len(Gpm.__struct_fields__))
 
-#: Of each metric its name, the highest value, and which of the tables above it is of.
-_KNOWN = {one: (table[one], HIGHEST[one], table) for table in (RATIOS, RATES, REQUESTS, CYCLES) for one in table}
 
-
-def gpm(metrics: Iterable[tuple[int, int, float]], period_ns: int) -> Gpm:
-    """Return the record of (metric id, nvmlReturn, value) of a window; what is no measurement is left out."""
-    values: dict[str, Any] = {}
-    for one, code, value in metrics:
-        if code or one not in _KNOWN:
-            continue
-        name, highest, table = _KNOWN[one]
-        # NaN is neither above nor below anything.
-        if not 0 <= value <= highest:
-            continue
-        if table is RATIOS:
-            values[name] = value / 100 if value < 100 else 1.0
-        elif table is REQUESTS:
-            values[name] = value * SECOND_NS / period_ns
-        else:
-            values[name] = int(value * MIB) if table is RATES else int(value)
-    return Gpm(period_ns, **values)
+def read(answer: bytes, period_ns: int) -> Gpm:
+    """Return what an nvmlGpmMetricsGet_t tells of a window; what is no measurement is left out."""
+    return Gpm(*_METRICS.read(answer, period_ns))
 
 
 class Window:
@@ -143,7 +128,7 @@ class Window:
         if not self._probed and (not full or not self._probe(code, raw)):
             return None
         self._library.check(code)
-        return gpm(METRIC.iter_unpack(raw[METRICS_HEAD.size :]), period_ns)
+        return read(raw, period_ns)
 
     def _probe(self, code: int, raw: bytes) -> bool:
         """Leave out the ids that this driver does not know: it may refuse one of them, or all for the sake of one.

@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 
 
 class Sheet:
-    """The calls of one form of a round, and how to find the answers in its row."""
+    """The calls of one form of a round."""
 
     def __init__(self, turns: Sequence[Sequence[Asked]]) -> None:
         sizes = [-len(one.answer) // 8 * -8 for one in turns[0]]
         self._head = struct.Struct(f"<{1 + len(sizes)}q")
-        starts = [self._head.size + sum(sizes[:index]) for index in range(len(sizes))]
-        self._answers = [(start, start + len(one.answer)) for start, one in zip(starts, turns[0], strict=True)]
+        self._starts = [self._head.size + sum(sizes[:index]) for index in range(len(sizes))]
         self.calls = Calls([(self._blank(turn, sizes), list(self._listed(turn))) for turn in turns])
 
     def _blank(self, turn: Sequence[Asked], sizes: Sequence[int]) -> bytes:
@@ -39,12 +38,7 @@ class Sheet:
     def _listed(self, turn: Sequence[Asked]) -> Iterator[Compiled]:
         for index, one in enumerate(turn):
             needs = index - 1 if one.needs_last else -1
-            yield address(one.function), one.arguments, one.place, self._answers[index][0], len(one.answer), needs
-
-    def read(self, row: bytes) -> tuple[int, Sequence[int], Sequence[bytes]]:
-        """Return when the device was asked, ns of CLOCK_MONOTONIC, and of each call what it returned and answered."""
-        time_ns, *codes = self._head.unpack_from(row)
-        return time_ns, codes, [row[start:end] for start, end in self._answers]
+            yield address(one.function), one.arguments, one.place, self._starts[index], len(one.answer), needs
 
 
 class Plan:
