@@ -8,8 +8,7 @@ records, names no process, and would hang with its driver: that ratio is told wi
 `calls@10` is the floor of the eye at 10 Hz: its thread wakes and makes the calls, and nothing is made of the answers.
 That is the wake-ups and the stand-in, which reads the status of its script at each call; a real driver takes its time
 in the kernel instead, which is in no figure here. How many calls each makes in a second is told beside its time. All
-run in turn, several times; the median is told. Where a core has nothing else to do it sleeps between two rounds and
-wakes with cold caches, so a quiet machine shows more than a busy one.
+run in turn, several times; the median is told.
 Run: make bench-nvml-sensor
 """
 
@@ -38,6 +37,8 @@ RATIO_MAX = 0.5
 CORE_MAX = 0.005
 SUBJECTS = ("ours@1", "ours@10", "calls@10", "pynvml@1", "pynvml@10", "nvitop@0.98")
 RESULT = Path(__file__).parent / "results" / "nvml_sensor.json"
+#: As the guard is run: a thread of NumPy's that waits for work spins for up to 30 ms first, and did so in the measure.
+ALONE = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def script() -> str:
@@ -192,7 +193,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
-        environ = {**os.environ, "LD_LIBRARY_PATH": str(library.parent),
+        environ = {**os.environ, **ALONE, "LD_LIBRARY_PATH": str(library.parent),
                    "GPUGUARD_STANDIN_NVML_SCRIPT": str(Path(folder) / "script")}
         seen: dict[str, list[float]] = {what: [] for what in SUBJECTS}
         counted: dict[str, float] = {}
