@@ -4,7 +4,8 @@
 kernel in it, and that nothing was found in what could be read says nothing of the rest. The words of a hash are no
 chance, so a kernel that has them makes its file suspect, however large that is. An instruction mix can be: the worst of
 n kernels is as bad by chance up to n times as often as one kernel is, so ln n is taken off its weight, as it is of the
-parts of a kernel, unless more of the file is accused than chance explains.
+parts of a kernel, unless more of the file is accused than chance explains. And integer code of a kind that no training
+had resembles hashing a little: what weighs little is noted, and makes no file suspect.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ ACCUSED_RATIO_MIN = 0.25
 #: Up to this share of the instructions is accused by chance: of NVIDIA's own libraries one kernel in a hundred is
 #: (models/code_forest.md), and kernels of one library are alike, so that mistakes come together.
 CHANCE_RATIO_MAX = 0.05
+#: An instruction mix that weighs no more than this makes no file suspect: look-alikes of kinds that no training had weigh
+#: so little nearly half of the time, mining one time in fifty (docs/code.md).
+SUSPECT_NATS = 2.0
 
 
 class KernelVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,9 +102,7 @@ class Tally:
 
 
     def chance_nats(self) -> float:
-        """Return what is taken off the weight of the worst kernel: ln of how many chances there were for one as bad."""
-        if self.worst is None or self.worst.words or not self.worst.nats:
-            return 0.0
+        """Return what is taken off a weight by mix: ln of how many chances there were for a kernel as bad."""
         if self.accused_instructions > CHANCE_RATIO_MAX * self.judged_instructions:
             return 0.0
         return math.log(self.judged)
@@ -124,13 +126,14 @@ def of_file(path: str, tally: Tally, *, images: int, malformed: tuple[str, ...],
     if verdict == "confirmed" and tally.accused_instructions < ACCUSED_RATIO_MIN * tally.judged_instructions:
         verdict = "suspect"
     label, probability = (worst.label, worst.probability) if worst else ("", 0.0)
-    chance_nats = tally.chance_nats()
-    if worst and chance_nats:
+    if worst and worst.nats and not worst.words:
+        chance_nats = tally.chance_nats()
         probability = _less(probability, chance_nats)
-        if worst.nats <= chance_nats:
+        if worst.nats <= max(chance_nats, SUSPECT_NATS):
             verdict, label = "clear", "benign"
             accused = sum(tally.labels.get(one, 0) for one in ACCUSED)
-            notes = (*notes, f"{accused} of {tally.judged} kernels look like hashing by mix alone, as chance has it")
+            why = "as chance has it" if worst.nats <= chance_nats else f"{worst.nats:.1f} nats at most: too few to suspect"
+            notes = (*notes, f"{accused} of {tally.judged} kernels look like hashing by mix alone, {why}")
     return FileVerdict(
         path=path, verdict=verdict, label=label, probability=probability, images=images, kernels=tally.kernels,
         labels=tally.labels, evidence=worst.evidence if worst else (), malformed=malformed, gaps=gaps, notes=notes,
