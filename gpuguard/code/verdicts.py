@@ -28,8 +28,8 @@ ACCUSED_RATIO_MIN = 0.25
 #: Up to this share of the instructions is accused by chance: of NVIDIA's own libraries one kernel in a hundred is
 #: (models/code_forest.md), and kernels of one library are alike, so that mistakes come together.
 CHANCE_RATIO_MAX = 0.05
-#: An instruction mix that weighs no more than this makes no file suspect: look-alikes of kinds that no training had weigh
-#: so little nearly half of the time, mining one time in fifty (docs/code.md).
+#: An instruction mix that weighs no more than this makes no file suspect: look-alikes of kinds that no training had
+#: weigh so little nearly half of the time, mining one time in fifty (docs/code.md).
 SUSPECT_NATS = 2.0
 
 
@@ -132,7 +132,8 @@ def of_file(path: str, tally: Tally, *, images: int, malformed: tuple[str, ...],
         if worst.nats <= max(chance_nats, SUSPECT_NATS):
             verdict, label = "clear", "benign"
             accused = sum(tally.labels.get(one, 0) for one in ACCUSED)
-            why = "as chance has it" if worst.nats <= chance_nats else f"{worst.nats:.1f} nats at most: too few to suspect"
+            by_chance = worst.nats <= chance_nats
+            why = "as chance has it" if by_chance else f"{worst.nats:.1f} nats at most: too few to suspect"
             notes = (*notes, f"{accused} of {tally.judged} kernels look like hashing by mix alone, {why}")
     return FileVerdict(
         path=path, verdict=verdict, label=label, probability=probability, images=images, kernels=tally.kernels,
