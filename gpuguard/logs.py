@@ -6,6 +6,7 @@ disk cost lines, which are counted, and never the watch. What must not be lost i
 
 from __future__ import annotations
 
+import io
 import os
 import select
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, Processor
+    from typing import TextIO
+
+    from structlog.typing import EventDict, ExcInfo, Processor
 
 _STDERR = 2
 
@@ -24,10 +27,8 @@ def configure() -> None:
     told: list[Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
     if os.isatty(_STDERR):
         plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-        # A prettier traceback would show what is in variables.
-        traceback = structlog.dev.plain_traceback
         form: list[Processor] = [
-            _inert, structlog.dev.ConsoleRenderer(colors=not plain, exception_formatter=traceback)]
+            _inert, structlog.dev.ConsoleRenderer(colors=not plain, exception_formatter=_traceback)]
     else:
         form = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
@@ -38,10 +39,14 @@ def configure() -> None:
 
 
 class _Lines:
-    """Standard error, one system call a line; it raises nothing and waits for nobody."""
+    """Standard error, one system call a line unless it is long; it raises nothing and waits for no reader of a pipe.
+
+    A pipe that says that it has room has it for so many bytes, and beyond them would be waited for.
+    """
 
     def __init__(self) -> None:
         self._lost = 0
+        self._begin = b""
 
     def tell_lost(self, _logger: object, _method: str, event: EventDict) -> EventDict:
         if self._lost:
@@ -49,17 +54,30 @@ class _Lines:
         return event
 
     def write(self, line: str) -> None:
+        data, wrote = self._begin + line.encode(errors="backslashreplace"), 0
         try:
-            _, free, _ = select.select([], [_STDERR], [], 0)
-            if not free:
-                raise BlockingIOError
-            os.write(_STDERR, line.encode(errors="backslashreplace"))
-            self._lost = 0
+            while wrote < len(data):
+                _, free, _ = select.select([], [_STDERR], [], 0)
+                if not free:
+                    raise BlockingIOError
+                wrote += os.write(_STDERR, data[wrote:wrote + select.PIPE_BUF])
+            self._lost, self._begin = 0, b""
         except OSError:
             self._lost += 1
+            # One that was cut is ended, so that the next is a line again.
+            self._begin = b"\n" if wrote else self._begin
 
     def flush(self) -> None:
         """Nothing is held back."""
+
+
+def _traceback(out: TextIO, exception: ExcInfo) -> None:
+    """Write a traceback; a prettier one would show what is in variables, and a message is others' to choose as well."""
+    from gpuguard.ui.markup import visible
+
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exception)
+    out.write("\n".join(map(visible, text.getvalue().split("\n"))))
 
 
 def _inert(_logger: object, _method: str, event: EventDict) -> EventDict:

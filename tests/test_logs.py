@@ -66,6 +66,20 @@ def test_a_reader_that_reads_no_further_is_not_waited_for() -> None:
     assert speaking.returncode == 0
 
 
+def test_a_long_line_waits_for_no_reader_either() -> None:
+    read, write = os.pipe()
+    script = SPEAK.replace('"two"', '"two", text="x" * 300_000')
+    script = script.replace('log.info("three")', 'import os; os.read(int(sys.argv[2]), 1 << 20); log.info("three")')
+    done = subprocess.run([sys.executable, "-c", script, "x", str(read)], input="\n", stderr=write, pass_fds=(read,),
+                          stdout=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        ended, *said = stream
+    assert done.stdout == "watching\n"
+    assert ended == "\n", "what was cut is a line of its own"
+    assert [(one["event"], one["lines_lost"]) for one in map(json.loads, said)] == [("three", 1)]
+
+
 @pytest.mark.parametrize("device", ["/dev/full", "/dev/null"])
 def test_a_full_disk_ends_nobody(device: str) -> None:
     write = os.open(device, os.O_WRONLY)
@@ -98,3 +112,16 @@ def test_on_a_terminal_names_are_inert_and_colours_can_be_refused(environ: dict[
     os.close(ours)
     assert b"\x1b" not in said
     assert b"name=a\\x1b[2J\\u202eb" in said
+
+
+def test_on_a_terminal_the_message_of_an_exception_is_inert() -> None:
+    ours, theirs = pty.openpty()
+    script = SPEAK.replace('log.info("two")', 'log.info("two", exc_info=ValueError(sys.argv[1]))')
+    done = subprocess.run([sys.executable, "-c", script, HOSTILE], input="\n", stdout=subprocess.PIPE, stderr=theirs,
+                          text=True, env={**os.environ, "TERM": "dumb"})
+    os.close(theirs)
+    said = os.read(ours, 65536)
+    os.close(ours)
+    assert done.stdout == "watching\n"
+    assert b"\x1b" not in said
+    assert b"ValueError: a\\x1b[2J\\u202eb\r\n" in said
