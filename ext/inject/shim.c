@@ -157,9 +157,9 @@ static int cuKernelGetFunction(void **out, void *kernel) {
 
 /* How long an instruction is that an export may have before it goes on, 0 for any other: it saves registers, looks
  * whether the driver was torn down, and passes what lies on the stack again. Where a probe sits, 0xcc stands for the
- * first byte: of `cmpl` or `push %rbp` at the very beginning, else of `je`. */
+ * first byte: of `cmpl` or `push %rbp` at the very beginning, else of `je`, of which the near one never goes back. */
 static size_t stub_step(const unsigned char *at, int first) {
-	unsigned char code = *at != 0xcc ? *at : !first ? 0x74 : at[1] == 0x3d ? 0x81 : 0x55;
+	unsigned char code = *at != 0xcc ? *at : first ? (at[1] == 0x3d ? 0x81 : 0x55) : at[1] == 0x84 ? 0x0f : 0x74;
 
 	switch (code) {
 	case 0x50: case 0x55: return 1;                              /* push %rax, %rbp */
