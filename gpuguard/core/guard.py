@@ -209,17 +209,19 @@ class Guard:
         uses = [(process, DeviceId(uuid)) for process, uuid in self.host.process_samples.entries]
         subjects = {subject, *(use[1] for use in uses if use[0] == subject),
                     *(use[0] for use in uses if use[1] == subject)}
-        found = {one.id: one for one in self.incidents.findings()
-                 if one.subject in subjects or (one.process and one.process.process in subjects)}
+        held: dict[str, Finding | Standing] = {
+            one.id: one for one in self.incidents.findings()
+            if one.subject in subjects or (one.process and one.process.process in subjects)}
         for standing in (standing for one in subjects for standing in self._fusion.of(one)):
-            finding = self._finding(standing, self.host.now_ns)
-            found[finding.id] = finding
-        worst = sorted(found.values(), key=lambda one: (-VERDICTS.index(one.verdict), -one.nats, one.id))
+            held[short_id("F", standing.subject, standing.label)] = standing
+        worst = sorted(held, key=lambda one: (-VERDICTS.index(held[one].verdict), -held[one].nats, one))
+        # Only those that are told are put together: whoever asks has the guard wait.
+        told = [held[one] for one in worst[:EXPLAINED_MAX]]
         return Explanation(
             time_ns=self.host.now_ns,
             subject=subject,
             process=self.host.brief(subject) if isinstance(subject, ProcessId) else None,
-            findings=tuple(worst[:EXPLAINED_MAX]),
+            findings=tuple(self._finding(one, self.host.now_ns) if isinstance(one, Standing) else one for one in told),
             left_out=max(0, len(worst) - EXPLAINED_MAX),
             gaps=tuple(self._gaps),
         )

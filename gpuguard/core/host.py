@@ -224,7 +224,7 @@ class Host:
             below, parent = parent, self.parent(parent)
         line = self._line(self.parent(process), process)
         if line and found[-1] != line[0]:
-            found += [one for one in reversed(line) if one not in found]
+            found += [one for one in dict.fromkeys(reversed(line)) if one not in found]
         return tuple(found)
 
     def parent(self, process: ProcessId) -> ProcessId | None:

@@ -324,10 +324,19 @@ def test_of_too_many_findings_the_worst_are_told(monkeypatch: pytest.MonkeyPatch
     for n in range(1, 6):
         guard.receive(on_gpu(n))
         guard.receive(tick(n))
+    made = 0
+
+    def finding(standing: fusion.Standing, time_ns: int) -> Finding:
+        nonlocal made
+        made += 1
+        return Guard._finding(guard, standing, time_ns)
+
+    monkeypatch.setattr(guard, "_finding", finding)
     told = guard.explain("GPU-0")
     assert told is not None
     assert [one.nats for one in told.findings] == [5.0, 4.0]
     assert told.left_out == 3
+    assert made == 2, "what is not told is not put together while all wait"
 
 
 def test_events_are_json() -> None:

@@ -53,6 +53,12 @@ def test_a_long_line_ends_at_a_reused_pid() -> None:
     assert host.ancestors(pid(100, 100))[-1] == pid(1, 1)
 
 
+def test_of_records_that_go_round_in_a_circle_nobody_is_an_ancestor_twice() -> None:
+    x, y, z, w, other = (pid(number, 1) for number in range(10, 15))
+    born = ((x, None), (y, x), (x, y), (y, x), (z, y), (y, other), (w, z))
+    assert host_with(*(started(process, parent) for process, parent in born)).ancestors(w) == (z, y, other, x)
+
+
 def test_ancestry_survives_the_ancestors() -> None:
     environ = {"TRACEPARENT": f"00-{TRACE}-{SPAN}-01"}
     host = host_with(started(pid(10), pid(1)), started(pid(20), pid(10), environ=environ), started(pid(30), pid(20)))
