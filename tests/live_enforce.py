@@ -41,8 +41,8 @@ def until(condition: Callable[[], object], what: str) -> object:
 
 def incidents(state: Path) -> list[dict]:
     path = state / "guard" / "events.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [one for one in map(json.loads, lines) if one["type"] == "incident"]
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # the last line may be half there
+    return [one for one in map(json.loads, whole.splitlines()) if one["type"] == "incident"]
 
 
 def outcome(state: Path, action: str, word: str) -> dict | None:
@@ -79,7 +79,7 @@ def main(hasher: str, library: str) -> None:
         miner = subprocess.Popen([hasher], stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             told["paused"] = until(lambda: outcome(state, "pause", "done"), "the pause")
-            told["stopped"] = stopped(miner.pid)
+            told["stopped"] = until(lambda: stopped(miner.pid), "the miner standing still")
             decision = str(until(lambda: kill_decision(state), "the decision to kill"))
             told["alive_before_approval"] = miner.poll() is None
             said = subprocess.run([*gpuguard, "approve", decision, "--reason", "a test", "--by", "kim"], env=environ,

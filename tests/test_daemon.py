@@ -43,7 +43,8 @@ class Running:
         return int(children[0])
 
     def lines(self) -> list[dict]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        whole, _, _ = self.log.read_text().rpartition("\n")  # the last may be half there
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def logged(self, event: str, sensor: str = "") -> bool:
         return any(line["event"] == event and sensor in ("", line.get("sensor")) for line in self.lines())

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: eBPF, and namespaces in which the daemon may act")
+@pytest.mark.skipif(not all(map(shutil.which, ("cc", "ip", "setpriv", "unshare"))), reason="lacks a compiler or tools")
 @pytest.mark.skipif(not (ROOT / "gpuguard" / "bpf" / "launches.bpf.o").exists(), reason="built without clang")
 def test_a_miner_is_paused_and_after_approval_killed() -> None:
     folder = Path(tempfile.mkdtemp(prefix="gpuguard-miner-"))

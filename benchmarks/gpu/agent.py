@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import psutil
-from machine import driver_library, environment
+from machine import PATIENCE, driver_library, environment
 
 from gpuguard import capture
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-OPEN_S = 40.0
-STOP_S = 15.0
+OPEN_S = 40.0 * PATIENCE
+STOP_S = 15.0 * PATIENCE
 
 SETTINGS = """\
 [nvml]

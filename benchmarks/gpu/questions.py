@@ -28,6 +28,7 @@ from machine import (
     BUSY_PIDS,
     HERE,
     OUT,
+    PATIENCE,
     PROGRAMS,
     REAL,
     STANDINS,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ANSWERS = OUT / "questions.jsonl"
-LIMIT_S = 75.0
+LIMIT_S = 75.0 * PATIENCE
 #: Most are answered within this; none is begun with less left.
 SHORT_S = 25.0
 COUNTED = 500

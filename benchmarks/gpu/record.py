@@ -26,6 +26,7 @@ from machine import (
     BUSY_PIDS,
     HERE,
     OUT,
+    PATIENCE,
     REAL,
     WORK,
     context,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 LABELS = OUT / "labels.jsonl"
 #: What starting PyTorch, compiling its kernels and filling memory may take beside the seconds that are recorded.
-SLACK_S = 45.0
+SLACK_S = 45.0 * PATIENCE
 #: Between two workloads the GPU comes to rest, so that no window holds both.
 REST_S = 1.5
 
@@ -102,7 +103,7 @@ def telling(rings: Path, guard: int) -> tuple[list[str], dict[str, str]]:
 @functools.cache
 def probes_are_refused() -> bool:
     """Return whether launches can only be had of programs that tell them, and can be had so."""
-    if not all(map(shutil.which, ("unshare", "nsenter", "setpriv"))) or "gap" not in ask("launch_eye", 40):
+    if not all(map(shutil.which, ("unshare", "nsenter", "setpriv"))) or "gap" not in ask("launch_eye", 40 * PATIENCE):
         return False
     own = subprocess.run(["unshare", "--user", "--map-root-user", "true"], capture_output=True, check=False)
     return own.returncode == 0
@@ -126,7 +127,7 @@ def counters(folder: Path) -> Iterator[None]:
     finally:
         program.terminate()
         try:
-            program.wait(5)
+            program.wait(5 * PATIENCE)
         except subprocess.TimeoutExpired:
             program.kill()
 
