@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gpuguard.core.records import Gap, HostInfo, ProcessStarted
+from gpuguard.recording.codec import RecordingError
 from gpuguard.recording.reader import read_recording
 from gpuguard.replaying import replay
 
@@ -89,12 +91,17 @@ def test_it_sees_a_process_records_it_and_replays_to_the_same_events(running: Ca
     one = running("--record", "rec")
     until(lambda: one.logged("eye open", "processes"), "the process eye opening")
     marker = f"marker-{os.getpid()}"
-    subprocess.run(["/bin/sh", "-c", f": {marker}; sleep 0.3"], check=True)
-    time.sleep(1.5)
+
+    def recorded() -> bool:
+        with suppress(RecordingError, FileNotFoundError):  # it has just begun
+            return any(isinstance(b, ProcessStarted) and any(marker in word for word in b.argv)
+                       for b in read_recording(one.state / "guard" / "rec"))
+        return False
+
+    with subprocess.Popen(["/bin/sh", "-c", f": {marker}; read line"], stdin=subprocess.PIPE):
+        until(recorded, "the process being recorded")
     assert one.stop() == 0
-    blocks = list(read_recording(one.state / "guard" / "rec"))
-    assert isinstance(blocks[0], HostInfo)
-    assert any(isinstance(b, ProcessStarted) and any(marker in word for word in b.argv) for b in blocks)
+    assert isinstance(next(read_recording(one.state / "guard" / "rec")), HostInfo)
     lived = [json.loads(line) for line in (one.state / "guard" / "events.jsonl").read_text().splitlines()]
     from msgspec import to_builtins
 
