@@ -80,8 +80,8 @@ def short(path: Path, folder: int) -> str:
 def make_dir(path: Path, *, mode: int = 0o711, uid: int | None = None, gid: int | None = None) -> Path:
     """Make the folder and return it.
 
-    Raises `PermissionError` where it is a link, belongs to somebody else, or others may write to it: whoever can swap
-    a file in it could make the broker act on his word.
+    Raises `PermissionError` where it is a link or belongs to somebody else. That others may write to it is taken from
+    them: whoever can swap a file in it could make the broker act on his word.
     """
     path.mkdir(mode=0o755, parents=True, exist_ok=True)
     status = path.lstat()
