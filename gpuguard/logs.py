@@ -2,8 +2,8 @@
 
 Whether anybody listens changes nothing: a pipe whose reader went away or reads no further, a terminal that hung up and
 a full disk cost lines, which are counted, and never the watch. A terminal that stands still (flow control, a
-pseudo-terminal that nobody reads) is the exception: it takes less than it says, and holds up who writes to it. What must
-not be lost is in the events and in the audit log.
+pseudo-terminal that nobody reads) is the exception: it takes less than it says, and holds up who writes to it. What
+must not be lost is in the events and in the audit log.
 """
 
 from __future__ import annotations
