@@ -206,6 +206,21 @@ def test_a_search_that_calls_itself_a_collective_is_not_cleared():
     assert standing(guard) == ("unknown", "mining")
 
 
+def beside_a_collective(seconds):
+    """Yield a steady search, and a kernel of one block as each of its intervals begins."""
+    for i in range(seconds * 4):
+        at = T0 + i * INTERVAL
+        yield Launches(at + INTERVAL, np.concatenate([row(1, at, 10, INTERVAL // 10), row(2, at, 1, INTERVAL, grid=1)]))
+        yield Tick(at + INTERVAL + 1)
+
+
+@pytest.mark.parametrize(("name", "stands"), [
+    ("lbm_step", ("unknown", "mining")), ("ethash_search", ("confirmed", "mining"))])
+def test_a_collective_now_and_then_clears_no_search(name, stands):
+    guard, _ = judge(beside_a_collective(10), name, "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*)")
+    assert standing(guard) == stands
+
+
 def test_work_items_of_opencl_are_threads_however_they_are_grouped():
     one = np.concatenate([row(1, T0, 1, 1, grid=4096, api=api) for api in ("clEnqueueNDRangeKernel", "cuLaunchKernel")])
     one["block"][0] = 0

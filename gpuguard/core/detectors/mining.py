@@ -214,10 +214,12 @@ class Detector:
         start_ns = min(standing.window_start_ns, int(feature["first_ns"]))
         if window.graph_ratio > 0.5:
             return []
-        collectives = _collectives(rows, names)
-        if collectives or _is_training(rows, window):
-            return self._training(standing, window, collectives, start_ns, now_ns)
         matched = next((one for one in self._by_kind["launch-structure"] if one.matches_window(window)), None)
+        collectives = _collectives(rows, names)
+        # A collective now and then beside the beat of a search is somebody's fig leaf, or a solver's halo exchange.
+        beside_a_search = matched is not None and _top_kernel(rows) not in collectives
+        if (collectives and not beside_a_search) or _is_training(rows, window):
+            return self._training(standing, window, len(collectives), start_ns, now_ns)
         if matched:
             return self._steady(standing, matched, window, rows, start_ns, now_ns)
         if window.launches < LAUNCHES_MIN:
@@ -355,10 +357,10 @@ def _is_training(rows: np.ndarray, window: Window) -> bool:
         and len(np.unique(_threads(rows))) >= TRAINING_SIZES_MIN)
 
 
-def _collectives(rows: np.ndarray, names: dict[int, str]) -> int:
-    """Return how many kernels are collectives, by name and by shape: whoever compiles chooses the name."""
+def _collectives(rows: np.ndarray, names: dict[int, str]) -> set[int]:
+    """Return which kernels are collectives, by name and by shape: whoever compiles chooses the name."""
     large = set(rows["kernel"][np.prod(rows["grid"], axis=1, dtype=np.float64) > COLLECTIVE_BLOCKS_MAX].tolist())
-    return sum(name.startswith("nccl") for kernel, name in names.items() if kernel not in large)
+    return {kernel for kernel, name in names.items() if name.startswith("nccl") and kernel not in large}
 
 
 def _top_kernel(rows: np.ndarray) -> int:
