@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from gpuguard.ui.markup import visible
+
 if TYPE_CHECKING:
     from typing import TextIO
 
@@ -75,8 +77,6 @@ class _Lines:
 
 def _traceback(out: TextIO, exception: ExcInfo) -> None:
     """Write a traceback; a prettier one would show what is in variables, and a message is others' to choose as well."""
-    from gpuguard.ui.markup import visible
-
     text = io.StringIO()
     structlog.dev.plain_traceback(text, exception)
     out.write("\n".join(map(visible, text.getvalue().split("\n"))))
@@ -84,6 +84,4 @@ def _traceback(out: TextIO, exception: ExcInfo) -> None:
 
 def _inert(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Names in an event are others' to choose: none of them moves a cursor."""
-    from gpuguard.ui.markup import visible
-
     return {key: visible(value) if isinstance(value, str) else value for key, value in event.items()}

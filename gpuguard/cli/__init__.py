@@ -67,7 +67,7 @@ class _Commands(click.Group):
 
 def _ends_in_words(call: Callable[[], T]) -> T:
     """Call, where output that nobody takes is exit status 3 and Ctrl-C 130: 1 would say that something was found."""
-    from gpuguard.cli.output import EXIT_UNREADABLE
+    from gpuguard.cli.output import EXIT_UNREADABLE, complain
 
     try:
         return call()
@@ -82,7 +82,7 @@ def _ends_in_words(call: Callable[[], T]) -> T:
             raise
     except OSError as error:
         _discard_output()
-        click.echo(f"gpuguard: {error}", err=True)
+        complain(f"gpuguard: {error}")
     raise SystemExit(EXIT_UNREADABLE)
 
 

@@ -8,6 +8,7 @@ from typing import IO
 import click
 
 from gpuguard import config_sources
+from gpuguard.cli.arguments import policy_of
 from gpuguard.cli.output import EXIT_USAGE, complain
 from gpuguard.ui.markup import visible
 
@@ -54,12 +55,12 @@ def show(*, origin: bool, output: str) -> None:
 def validate(file: Path | None) -> None:
     """Check FILE (settings in TOML, or a policy in YAML), or all of this host. Exit status 0: good, 2: not."""
     if file and file.suffix in (".yaml", ".yml"):
-        _validate_policies([file])
+        policy_of([file])
         click.echo("good: a policy")
         return
     loaded = _or_exit([file] if file else None)
     if file is None:
-        _validate_policies()
+        policy_of(None)
     given = sum(origin != "default" for origin in loaded.origins.values())
     click.echo(f"good: {given} of {len(loaded.origins)} settings given, the rest are defaults")
 
@@ -94,15 +95,5 @@ def _or_exit(files: list[Path] | None) -> config_sources.Loaded:
         # A file that is checked by itself is checked without the environment of whoever asks.
         return config_sources.load_config(files=files, environ={} if files else None)
     except config_sources.ConfigError as error:
-        complain(f"gpuguard: {error}")
-        raise SystemExit(EXIT_USAGE) from error
-
-
-def _validate_policies(files: list[Path] | None = None) -> None:
-    from gpuguard import policies
-
-    try:
-        policies.load_policy(files)
-    except policies.PolicyError as error:
         complain(f"gpuguard: {error}")
         raise SystemExit(EXIT_USAGE) from error

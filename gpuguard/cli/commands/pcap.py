@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.output import EXIT_USAGE, Summary, complain, exit_status, worst, write_line, write_summary
+from gpuguard.cli.arguments import policy_of
+from gpuguard.cli.output import Summary, complain, exit_status, worst, write_line, write_summary
 from gpuguard.core.events import FlowReport, FlowReports
 from gpuguard.core.labels import VERDICTS, Verdict
 from gpuguard.core.policy import DEFAULT_POLICY
@@ -60,7 +61,7 @@ def command(files: tuple[Path, ...], output: str, policy_files: tuple[Path, ...]
     Exit status: 0 clear, 1 found, 3 could not read all of it, 2 wrong usage.
     """
     addresses = tuple(_address(host) for host in hosts)
-    policy = _policy(policy_files)
+    policy = policy_of(policy_files) if policy_files else DEFAULT_POLICY
     tally = _Tally()
     for file in files:
         for line in judge(file, addresses, tally, dull=output == "json", policy=policy):
@@ -259,18 +260,6 @@ def _address(text: str) -> str:
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not an IPv4 or IPv6 address", param_hint="--host") from error
     return str(getattr(address, "ipv4_mapped", None) or address)
-
-
-def _policy(files: tuple[Path, ...]) -> Policy:
-    if not files:
-        return DEFAULT_POLICY
-    from gpuguard.policies import PolicyError, load_policy
-
-    try:
-        return load_policy(files)
-    except PolicyError as error:
-        complain(f"gpuguard: {error}")
-        raise SystemExit(EXIT_USAGE) from error
 
 
 def _print(tally: _Tally) -> None:

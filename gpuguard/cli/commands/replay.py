@@ -6,16 +6,8 @@ from pathlib import Path
 
 import click
 
-from gpuguard.cli.arguments import TO_READ
-from gpuguard.cli.output import (
-    EXIT_UNREADABLE,
-    EXIT_USAGE,
-    Summary,
-    complain,
-    exit_status,
-    write_line,
-    write_summary,
-)
+from gpuguard.cli.arguments import TO_READ, policy_of
+from gpuguard.cli.output import EXIT_UNREADABLE, Summary, complain, exit_status, write_line, write_summary
 from gpuguard.cli.tables import print_findings
 from gpuguard.core.events import Event, Finding, FlowReport
 from gpuguard.core.labels import VERDICTS
@@ -38,15 +30,10 @@ def command(recording: Path, output: str, policy_files: tuple[Path, ...]) -> Non
 
     Exit status: 0 clear, 1 found, 3 could not read all of it, 2 wrong usage.
     """
-    from gpuguard.policies import PolicyError, load_policy
     from gpuguard.recording.codec import RecordingError
     from gpuguard.replaying import replay
 
-    try:
-        policy = load_policy(policy_files) if policy_files else None
-    except PolicyError as error:
-        complain(f"gpuguard: {error}")
-        raise SystemExit(EXIT_USAGE) from error
+    policy = policy_of(policy_files) if policy_files else None
     standing: dict[str, Finding] = {}
     gaps: list[Gap] = []
     try:

@@ -209,7 +209,8 @@ class Detector:
         rows = np.concatenate(standing.rows)
         standing.rows, standing.row_count = [], 0
         feature = kernels.features(rows)[0][0]
-        window = msgspec.structs.replace(window_of(feature), threads=int(_threads(rows).max()) or None)
+        threads = _threads(rows)
+        window = msgspec.structs.replace(window_of(feature), threads=int(threads.max()) or None)
         names = self._names(standing.process, rows, host)
         start_ns = min(standing.window_start_ns, int(feature["first_ns"]))
         if window.graph_ratio > 0.5:
@@ -218,7 +219,7 @@ class Detector:
         collectives = _collectives(rows, names)
         # A collective now and then beside the beat of a search is somebody's fig leaf, or a solver's halo exchange.
         beside_a_search = matched is not None and _top_kernel(rows) not in collectives
-        if (collectives and not beside_a_search) or _is_training(rows, window):
+        if (collectives and not beside_a_search) or _is_training(window, threads):
             return self._training(standing, window, len(collectives), start_ns, now_ns)
         if matched:
             return self._steady(standing, matched, window, rows, start_ns, now_ns)
@@ -348,13 +349,13 @@ def _threads(rows: np.ndarray) -> np.ndarray:
     return threads
 
 
-def _is_training(rows: np.ndarray, window: Window) -> bool:
+def _is_training(window: Window, threads: np.ndarray) -> bool:
     """Return whether many kernels are launched again and again, at sizes as various as those of tensors."""
     return (
         window.launches >= TRAINING_LAUNCHES_MIN
         and window.kernels >= TRAINING_KERNELS_MIN
         and window.launches >= TRAINING_REPEATS_MIN * window.kernels
-        and len(np.unique(_threads(rows))) >= TRAINING_SIZES_MIN)
+        and len(np.unique(threads)) >= TRAINING_SIZES_MIN)
 
 
 def _collectives(rows: np.ndarray, names: dict[int, str]) -> set[int]:
