@@ -1,7 +1,8 @@
 """From a verdict to a decision on the ladder: observe, notify, isolate, throttle, pause, kill, hand over.
 
-Rules say what may be done, this file says what may never be: a kill without a person's approval, an act above notify
-on counters alone, any act on a subject whose process is not certain, any act by an egress rule that is only observed.
+Rules say what may be done, this file says what may never be: a kill without a person's approval, any act on a subject
+whose process is not certain, any act by an egress rule that is only observed, an act on counters alone but to throttle
+where a rule says so.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Match(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of policy. ``ttl_s`` bounds every reversible act; ``approval`` asks a person first."""
+    """One line of policy. ``ttl_s`` bounds every reversible act; ``approval`` asks a person first.
+
+    ``counters_alone`` lets it throttle whom nothing but counters accuses, which no other rung may.
+    """
 
     name: str
     do: Literal["notify", "isolate", "throttle", "pause", "kill", "hand_over"]
@@ -50,6 +54,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     match: Match = Match()
     approval: bool = False
     ttl_s: float = 900.0
+    counters_alone: bool = False
 
 
 class Exemption(Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,6 +112,10 @@ def check(policy: Policy) -> list[str]:
             wrong.append(f"rule {rule.name!r}: ttl_s must be above 0, not {rule.ttl_s}")
         if rule.do == "kill" and not rule.approval:
             wrong.append(f"rule {rule.name!r}: kill needs approval = true")
+        if rule.counters_alone and (rule.do, rule.verdict) != ("throttle", "suspect"):
+            # A rule that could never apply would be taken for one that does.
+            wrong.append(f"rule {rule.name!r}: counters alone make nobody more than suspect and lead to no more than "
+                         "throttle: counters_alone needs do = throttle and verdict = suspect")
     wrong += [
         f"exemption {one.name!r}: executables and sandbox_ids are a process's own word: "
         "add users, slurm_job_ids or container_ids" for one in policy.exemptions if _trusts_own_word(one.match)
@@ -126,8 +135,8 @@ def decide(policy: Policy, finding: Finding) -> list[Step]:
         return []
     if any(_exempts(one, finding) for one in policy.exemptions):
         return []
-    steps = [_step(rule, finding) for rule in policy.rules if _applies(rule, finding)]
-    return sorted((s for s in steps if _permitted(s, finding)), key=lambda s: RUNGS.index(s.rung))
+    steps = [_step(rule, finding) for rule in policy.rules if _applies(rule, finding) and _permitted(rule, finding)]
+    return sorted(steps, key=lambda s: RUNGS.index(s.rung))
 
 
 def _applies(rule: Rule, finding: Finding) -> bool:
@@ -147,14 +156,15 @@ def _step(rule: Rule, finding: Finding) -> Step:
     )
 
 
-def _permitted(step: Step, finding: Finding) -> bool:
-    """Nothing is done to a process that is not certain, on counters alone, or by a rule that is only observed."""
-    if step.rung not in ACTING:
+def _permitted(rule: Rule, finding: Finding) -> bool:
+    """Return whether a rule that applies may be followed."""
+    if rule.do not in ACTING:
         return True
-    if finding.label == "egress-observed":
+    if finding.label == "egress-observed" or finding.process is None:
         return False
-    beyond_counters = any(e.evidence_class != "counter" for e in finding.evidence)
-    return finding.process is not None and beyond_counters
+    # What weighs nothing is no second witness.
+    beyond_counters = any(one.evidence_class != "counter" and one.nats > 0 for one in finding.evidence)
+    return beyond_counters or (rule.counters_alone and rule.do == "throttle")
 
 
 def _trusts_own_word(match: Match) -> bool:

@@ -40,6 +40,26 @@ def test_counters_alone_never_lead_to_an_act() -> None:
     assert rungs(DEFAULT_POLICY, finding(process=PROCESS, seen=seen)) == ["notify"]
 
 
+def test_what_weighs_nothing_is_no_second_witness() -> None:
+    seen = (evidence(30.0, evidence_class="counter"), evidence(0.0, evidence_class="launch"))
+    assert rungs(DEFAULT_POLICY, finding(process=PROCESS, seen=seen)) == ["notify"]
+
+
+def test_counters_alone_throttle_where_a_rule_says_so_and_do_nothing_else() -> None:
+    seen = (evidence(6.25, evidence_class="counter"),)
+    throttle = Rule(name="slow", do="throttle", verdict="suspect", counters_alone=True)
+    policy = Policy(rules=(*DEFAULT_POLICY.rules, throttle))
+    assert check(policy) == []
+    assert rungs(policy, finding(verdict="suspect", process=PROCESS, seen=seen)) == ["notify", "throttle"]
+    assert rungs(policy, finding(verdict="suspect", process=None, seen=seen)) == ["notify"]
+    silent = structs.replace(throttle, counters_alone=False)
+    assert rungs(Policy(rules=(silent,)), finding(verdict="suspect", process=PROCESS, seen=seen)) == []
+    for wrong in (structs.replace(throttle, do="pause"), structs.replace(throttle, verdict="confirmed")):
+        assert "counters alone make nobody more than suspect" in check(Policy(rules=(wrong,)))[0]
+    paused = Policy(rules=(structs.replace(throttle, do="pause"),))
+    assert rungs(paused, finding(verdict="suspect", process=PROCESS, seen=seen)) == []
+
+
 def test_kill_asks_even_where_the_rule_forgot_to() -> None:
     policy = Policy(rules=(Rule(name="k", do="kill"),))
     assert check(policy) == ["rule 'k': kill needs approval = true"]
