@@ -19,7 +19,7 @@ from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import Fusion, probability
 from gpuguard.core.host import Host
 from gpuguard.core.labels import LABELS, VERDICTS, Verdict
-from gpuguard.core.records import Device, DeviceSample
+from gpuguard.core.records import Device, DeviceSample, Gap
 from gpuguard.core.subjects import DeviceId
 
 if TYPE_CHECKING:
@@ -61,12 +61,13 @@ class Episode(Struct):
 
 
 class Judged(Struct):
-    """What became of a recording: episodes in order, evidence by device, when each device became suspect."""
+    """What became of a recording: episodes in order, evidence by device, when each became suspect, and its gaps."""
 
     episodes: list[Episode]
     evidence: dict[str, list[Evidence]]
     suspect_after_s: dict[str, float]
     looks: int
+    gaps: list[str]
 
 
 def judge(blocks: Iterable[Device | DeviceSample], model: Model, alarms_per_gpu_year: float) -> Judged:
@@ -76,13 +77,16 @@ def judge(blocks: Iterable[Device | DeviceSample], model: Model, alarms_per_gpu_
     steps: dict[str, list[Step]] = {}
     models: dict[str, str] = {}
     first_ns: dict[str, int] = {}
-    found = Judged([], {}, {}, 0)
+    found = Judged([], {}, {}, 0, [])
     for block in blocks:
         host.receive(block)
         if isinstance(block, Device):
             models[block.uuid], first_ns[block.uuid] = block.name, block.time_ns
         before = detector.looks.get(block.uuid)
         for one in detector.receive(block, host):
+            if isinstance(one, Gap):
+                found.gaps.append(one.reason)
+                continue
             standing, _ = fusion.receive(one)
             if not one.nats:
                 continue  # words anew, of which here only the weighed ones are kept
@@ -102,7 +106,7 @@ def judge(blocks: Iterable[Device | DeviceSample], model: Model, alarms_per_gpu_
 def _step(look: Look, fusion: Fusion, subject: DeviceId, model: Model) -> Step:
     best = fusion.best(subject)
     busy_told = not all(math.isnan(look.means[CHANNELS.index(name)]) for name in ("sm", "gpu"))
-    kind, likeness = ("idle", 1.0) if busy_told else ("unknown", 0.0)
+    kind, likeness = ("idle", 1.0) if busy_told and not look.at_odds else ("unknown", 0.0)
     if look.at_work:
         sums: Counter[str] = Counter()
         for name, share in zip(model.classes, look.probabilities, strict=True):

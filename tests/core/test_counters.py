@@ -15,6 +15,7 @@ from gpuguard.core import counter_features as cf
 from gpuguard.core.attribution import Tenant
 from gpuguard.core.counter_jobs import JOBS_PER_GPU_YEAR, MEMORY, SHRINK, Honest
 from gpuguard.core.detectors.counters import (
+    AT_ODDS,
     CAP_NATS,
     DEVICES_MAX,
     FLOOR_NATS,
@@ -31,7 +32,7 @@ from gpuguard.core.detectors.counters import (
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import SUSPECT_NATS, Fusion
 from gpuguard.core.host import Host
-from gpuguard.core.records import LAUNCH, Device, DeviceSample, Gpm, Launches, ProcessExited, ProcessSample
+from gpuguard.core.records import LAUNCH, Device, DeviceSample, Gap, Gpm, Launches, ProcessExited, ProcessSample
 from gpuguard.core.subjects import DeviceId, ProcessId
 from gpuguard.counters.shipped import shipped_model
 from gpuguard.kernels import sequential, windows
@@ -272,6 +273,22 @@ def test_idle_says_nothing_and_takes_nothing_back():
     before = nats(play([trace(KHEAVYHASH, 600)], detector=detector))
     assert before > 0
     assert play([trace(IDLE, 1200)], detector=detector, start=900 * SECOND) == []
+
+
+def test_counters_that_contradict_each_other_are_a_gap_and_told_once():
+    detector, host = Detector(), Host()
+    detector.judge_by(MODEL, 0.1)
+
+    def said(sm, gpu, seconds, begin):
+        return [one for k in range(seconds) for one in detector.receive(DeviceSample(
+            (begin + k) * SECOND, "GPU-0", gpu_ratio=gpu, power_w=690.0, gpm=Gpm(SECOND, sm_ratio=sm)), host)]
+
+    # One kernel that fills one SM of 132, and nothing at all, are idle to all who look.
+    assert said(1 / 132, 1.0, 61, 0) + said(0.0, 0.0, 60, 100) == []
+    gaps = said(0.0, 1.0, 61, 200)
+    assert [(type(one), one.sensor, one.reason) for one in gaps] == [(Gap, "counters", f"GPU-0: {AT_ODDS}")]
+    assert detector.looks.get("GPU-0").at_odds
+    assert said(0.0, 1.0, 61, 300) == []
 
 
 def test_without_a_model_nothing_is_judged():

@@ -275,6 +275,17 @@ def test_a_device_of_which_nothing_is_told_is_unknown_and_not_idle(tmp_path, val
     assert any("whether anything ran" in gap for gap in summary["gaps"])
 
 
+def test_no_sm_at_work_beside_kernels_that_run_is_unknown_and_a_gap(tmp_path):
+    path = tmp_path / "telemetry.csv"
+    path.write_text("timestamp,gpu,sm_active,gpu_util_pct,power_w\n" + "".join(
+        f"{t},{gpu},0,{100 * gpu},{400 if gpu else 75}\n" for t in range(300) for gpu in (0, 1)))
+    status, lines, summary = run(path)
+    assert [(line["device"], line["kind"], line["verdict"]) for line in lines] == [
+        ("0", "idle", "clear"), ("1", "unknown", "unknown")]
+    assert (status, [gap for gap in summary["gaps"] if gap.startswith("1: no SM was active")]) == (
+        0, summary["gaps"][-1:])
+
+
 def test_power_alone_does_not_clear_a_device(tmp_path):
     rows = "".join(f"{1_700_000_000 + second},0,650\n" for second in range(1200))
     (tmp_path / "t.csv").write_text("timestamp,gpu,power_w\n" + rows)

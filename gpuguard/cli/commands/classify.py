@@ -301,7 +301,7 @@ def _read(file: BinaryIO) -> Recorded | Telemetry:
 def judge_counters(telemetry: Telemetry, alarms_per_gpu_year: float) -> tuple[list[Episode], Summary]:
     """Return what became of counters."""
     judged = judging.judge(reading.blocks_of(telemetry), shipped_model(), alarms_per_gpu_year)
-    return judged.episodes, _summarise_counters(judged, telemetry.gaps)
+    return judged.episodes, _summarise_counters(judged, [*telemetry.gaps, *judged.gaps])
 
 
 def _summarise_counters(judged: judging.Judged, gaps: list[str]) -> Summary:

@@ -44,10 +44,12 @@ from gpuguard.core.counter_classes import MINING, Model
 from gpuguard.core.counter_jobs import MEMORY, NONE_SEEN, SHRINK, Honest, Limit, highest
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.host import BoundedTable
-from gpuguard.core.records import DeviceSample, Launches, ProcessExited, ProcessSample
+from gpuguard.core.records import DeviceSample, Gap, Launches, ProcessExited, ProcessSample
 from gpuguard.core.subjects import DeviceId, ProcessId
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
@@ -76,6 +78,10 @@ PIPES = {"integer": "integer work", "fp32": "FP32 work", "fp64": "FP64 work", "f
 #: The SM time of a process that was told of in fewer of its samples is not known.
 TOLD_RATIO = 0.9
 CANDIDATES_SHOWN = 4
+#: A kernel runs on one SM at least, and no GPU has as many: where NVML saw kernels for this share of a look and less
+#: than one SM in so many was active meanwhile, one of both does not look.
+SMS_MAX, RAN_RATIO = 256, 0.5
+AT_ODDS = "no SM was active while kernels ran: one of both counters does not look, and such looks are unknown"
 
 DEVICES_MAX = 256
 SUBJECTS_MAX = 4_096
@@ -91,6 +97,7 @@ class Look(Struct, frozen=True):
     """What became of one window of readings. ``means`` and ``most`` are by `counter_features.CHANNELS`.
 
     ``parts`` is what each process did of ``pipe``, the busiest; ``owner`` is the one that did it, if that is certain.
+    ``at_odds`` where two counters contradict each other, so that it is no idle look either.
     """
 
     start_ns: int
@@ -104,6 +111,7 @@ class Look(Struct, frozen=True):
     pipe: str = "gpu"
     parts: dict[ProcessId | None, Part | None] = {}
     owner: ProcessId | None = None
+    at_odds: bool = False
 
 
 class Held(Struct):
@@ -138,6 +146,7 @@ class Watch:
         self.held: dict[ProcessId, Held] = {}
         self.owner: ProcessId | None = None
         self.past = cf.no_history()
+        self.told_at_odds = False
 
     def due(self, time_ns: int) -> bool:
         """Return whether the look is over when the next sample comes now."""
@@ -158,7 +167,8 @@ class Watch:
         """Weigh what was read since the last look, by those who held the device."""
         statistics = cf.summarised(np.array([self.readings], np.float32))
         mean, most = (statistics[cf.STATISTICS.index(name), 0].tolist() for name in ("mean", "max"))
-        pipe, parts, owner = shared_out(dict(zip(cf.CHANNELS, mean, strict=True)), tenants)
+        told = dict(zip(cf.CHANNELS, mean, strict=True))
+        pipe, parts, owner = shared_out(told, tenants)
         if owner is not None and owner != self.owner:
             self.owner, self.past = owner, cf.no_history()
         limit = np.array([math.nan if limit_w is None else limit_w])
@@ -166,13 +176,18 @@ class Watch:
         nats, probabilities = model.judge(features) if at_work[0] else (np.zeros(1), np.zeros((1, len(model.classes))))
         power = float(features[0, cf.FEATURES.index("power_variation")])
         out = Look(self.start_ns, self.last_ns, bool(at_work[0]), float(nats[0]), tuple(probabilities[0].tolist()),
-                   tuple(mean), tuple(most), power, pipe, parts, owner)
+                   tuple(mean), tuple(most), power, pipe, parts, owner, at_odds(told["gpu"], told["sm"]))
         self._begin_anew()
         return out
 
     def _begin_anew(self) -> None:
         self.readings = []
         self.held = {}
+
+
+def at_odds(gpu: float, sm: float) -> bool:
+    """Return whether kernels ran, by NVML, and yet no SM was active."""
+    return gpu >= RAN_RATIO and sm * SMS_MAX < gpu
 
 
 def shared_out(
@@ -260,15 +275,15 @@ class Detector:
         """Weigh looks by this model, and jobs against the honest ones that it knows, for this rate."""
         self._model, self._limit = model, model.honest.limit(alarms_per_gpu_year)
 
-    def receive(self, item: Block | Observation, host: Host) -> list[Evidence]:
+    def receive(self, item: Block | Observation, host: Host) -> Sequence[Evidence | Gap]:
         """Return what a look that this record ends says."""
         model = self._model
         match item:
             case DeviceSample() if model:
                 watch = self._watch(item.uuid)
-                evidence = self._judge(model, item.uuid, watch, host) if watch.due(item.time_ns) else []
+                said = self._judge(model, item.uuid, watch, host) if watch.due(item.time_ns) else []
                 watch.add(item.time_ns, cf.reading(item, host.devices.get(item.uuid)))
-                return evidence
+                return said
             case ProcessSample() if model:
                 held = self._watch(item.uuid).held
                 if item.process not in held and len(held) < PROCESSES_PER_DEVICE_MAX:
@@ -305,10 +320,13 @@ class Detector:
             watch = self._watches[uuid] = Watch()
         return watch
 
-    def _judge(self, model: Model, uuid: str, watch: Watch, host: Host) -> list[Evidence]:
+    def _judge(self, model: Model, uuid: str, watch: Watch, host: Host) -> Sequence[Evidence | Gap]:
         known = host.devices.get(uuid)
         look = watch.look(model, known.power_limit_w if known else None, self._tenants(uuid, watch, host))
         self.looks[uuid] = look
+        if look.at_odds and not watch.told_at_odds:
+            watch.told_at_odds = True
+            return [Gap(look.end_ns, "counters", f"{uuid}: {AT_ODDS}", since_ns=look.start_ns)]
         if not look.at_work:
             return []
         # What an exited process was told of is forgotten, and would be told of it again.
