@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct, field
 
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Block, Gap, KernelName, Launches
 from gpuguard.core.subjects import ProcessId
 from gpuguard.kernels.launches import event_rows

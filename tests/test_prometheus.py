@@ -229,4 +229,5 @@ def test_processes_that_ended_take_no_room():
         one = ProcessId(boot_id="b", pid=number, start_ticks=number)
         take(state, ProcessStarted(time_ns=number, process=one, parent=None, name="true", argv=("true",)))
         take(state, ProcessExited(time_ns=number, process=one))
-    assert len(state.host.processes) == len(state.host.exited) == 0
+    processes = state.host.processes
+    assert len(processes.started) == len(processes.exited) == 0

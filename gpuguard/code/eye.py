@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from gpuguard.code.allow import default_path
 from gpuguard.code.scanning import Target, scan_as_they_come
 from gpuguard.code.verdicts import ACCUSED, FileVerdict, KernelVerdict
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.records import KernelCode, ModuleVerdict
 
 if TYPE_CHECKING:

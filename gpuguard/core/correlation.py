@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.bounded import BoundedTable
 
 if TYPE_CHECKING:
     from gpuguard.core.host import Host
@@ -45,17 +45,17 @@ class Correlation:
 
     def tool_call(self, process: ProcessId, host: Host) -> ToolCall | None:
         """Return the tool call that started the process, None where that is open."""
-        lineage = (process, *host.ancestors(process))
+        lineage = (process, *host.processes.ancestors(process))
         for one in lineage:
-            context = host.own_context(one)
+            context = host.processes.own_context(one)
             call = self._calls.get((context.trace_id, context.span_id))
             if call:
                 return call
-        trace_id = host.context(process).trace_id
+        trace_id = host.processes.context(process).trace_id
         for below, agent in itertools.pairwise(lineage):
             calls = self._by_agent.get(agent)
             # In a long line some are not told between two neighbours.
-            if calls and host.parent(below) == agent:
+            if calls and host.processes.parent(below) == agent:
                 awaited = any(call.trace_id == trace_id for call in calls)
                 return None if awaited else _only_call_during(calls, host, below)
         return None
@@ -63,7 +63,7 @@ class Correlation:
 
 def _only_call_during(calls: tuple[ToolCall, ...], host: Host, child: ProcessId) -> ToolCall | None:
     """Return the one call that ran when the agent's direct child started."""
-    started = host.processes.get(child)
+    started = host.processes.started.get(child)
     if started is None:
         return None
     running = [c for c in calls if c.start_ns <= started.time_ns and (c.end_ns is None or started.time_ns <= c.end_ns)]

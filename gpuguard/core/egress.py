@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from msgspec import Struct
 
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.bounded import BoundedTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.bounded import BoundedTable
 
 if TYPE_CHECKING:
     from gpuguard.core.subjects import FlowId

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 import msgspec
 import numpy as np
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.correlation import Correlation
 from gpuguard.core.detectors import Detector, Telling, new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, ProcessBrief
 from gpuguard.core.evidence import Paced
 from gpuguard.core.flows import FlowTable, closed_flows
 from gpuguard.core.fusion import Fusion, Standing
-from gpuguard.core.host import BoundedTable, Host
+from gpuguard.core.host import Host
 from gpuguard.core.incidents import Incidents, short_id
 from gpuguard.core.labels import LABELS, VERDICTS, Verdict
 from gpuguard.core.names import observations_of
@@ -194,7 +195,8 @@ class Guard:
     def processes(self) -> list[ProcessVerdict]:
         """Return how every process stands that evidence was given about, or that uses a GPU."""
         spoken = {s for s in self._fusion.subjects() if isinstance(s, ProcessId)}
-        spoken |= {s.process for s in self.host.process_samples.values() if not self.host.has_ended(s.process)}
+        users = {sample.process for sample in self.host.process_samples.values()}
+        spoken |= {process for process in users if not self.host.processes.has_ended(process)}
         return [self._process_verdict(process) for process in sorted(spoken)]
 
     def explain(self, of: int | str) -> Explanation | None:
@@ -220,7 +222,7 @@ class Guard:
         return Explanation(
             time_ns=self.host.now_ns,
             subject=subject,
-            process=self.host.brief(subject) if isinstance(subject, ProcessId) else None,
+            process=self.host.processes.brief(subject) if isinstance(subject, ProcessId) else None,
             findings=tuple(self._finding(one, self.host.now_ns) if isinstance(one, Standing) else one for one in told),
             left_out=max(0, len(worst) - EXPLAINED_MAX),
             gaps=tuple(self._gaps),
@@ -334,17 +336,17 @@ class Guard:
         subject = standing.subject
         if isinstance(subject, FlowId):
             return subject.start_ns
-        started = self.host.processes.get(subject) if isinstance(subject, ProcessId) else None
+        started = self.host.processes.started.get(subject) if isinstance(subject, ProcessId) else None
         return max(standing.start_ns, started.time_ns) if started else standing.start_ns
 
     def _join(self, subject: Subject) -> tuple[ProcessBrief | None, ToolCall | None, str]:
         """Return whose a subject is: process, tool call, trace."""
         process = subject if isinstance(subject, ProcessId) else None
         if isinstance(subject, FlowId):
-            process = self.host.owner(subject)
+            process = self.host.network.owner(subject)
         if process is None:
             return None, None, ""
-        brief = self.host.brief(process)
+        brief = self.host.processes.brief(process)
         call = self._correlation.tool_call(process, self.host)
         return brief, call, call.trace_id if call else brief.context.trace_id
 
@@ -389,7 +391,7 @@ class Guard:
         if approval.answer == "reject":
             return self._rejected(decision, approval)
         finding = next((f for f in incident.findings if f.id == decision.finding_id), None) if incident else None
-        alive = decision.target is not None and not self.host.has_ended(decision.target.process)
+        alive = decision.target is not None and not self.host.processes.has_ended(decision.target.process)
         if finding is None or finding.verdict != "confirmed" or not alive:
             reason = f"decision {decision.id} was approved by {approval.by}, but what it rests on no longer stands"
             return [Gap(time_ns=approval.time_ns, sensor="approval", reason=reason)]
@@ -403,7 +405,7 @@ class Guard:
             return []
         decision = next(d for d in incident.decisions if d.id == outcome.decision_id)
         finding = next((f for f in incident.findings if f.id == decision.finding_id), None)
-        alive = decision.target is not None and not self.host.has_ended(decision.target.process)
+        alive = decision.target is not None and not self.host.processes.has_ended(decision.target.process)
         if outcome.outcome != "expired" or finding is None or finding.verdict != "confirmed" or not alive:
             return [incident]
         return [incident, *self._ask(msgspec.structs.replace(
@@ -443,7 +445,7 @@ class Guard:
             if process is None:
                 continue
             before = finding.process
-            if before and before.process == process.process and process.process not in self.host.processes:
+            if before and before.process == process.process and process.process not in self.host.processes.started:
                 process = before  # it ended, and was forgotten: what was known of it stays
             if call is None and finding.tool_call is not None:
                 call, trace_id = finding.tool_call, finding.trace_id
@@ -477,16 +479,16 @@ class Guard:
         if isinstance(of, str):
             known = of in self.host.devices or DeviceId(of) in spoken or any(uuid == of for _, uuid in users)
             return DeviceId(of) if known else None
-        had = [*self.host.processes.entries, *(process for process, _ in users),
+        had = [*self.host.processes.started.entries, *(process for process, _ in users),
                *(one for one in spoken if isinstance(one, ProcessId)),
                *(one.process.process for one in self.incidents.findings() if one.process)]
-        return self.host.process(of) or max(
+        return self.host.processes.current(of) or max(
             (one for one in had if one.pid == of), key=lambda one: one.start_ticks, default=None)
 
     def _process_verdict(self, process: ProcessId) -> ProcessVerdict:
         standing = self._fusion.best(process)
         return ProcessVerdict(
-            process=self.host.brief(process),
+            process=self.host.processes.brief(process),
             verdict=standing.verdict if standing else "unknown",
             label=standing.label if standing else "",
             probability=standing.probability if standing else 0.0,

@@ -14,8 +14,8 @@ import msgspec
 from gpuguard.core.events import Finding, FlowReport
 from gpuguard.core.flows import FlowTable, address_text
 from gpuguard.core.guard import Guard
-from gpuguard.core.host import LISTEN_STATE
 from gpuguard.core.labels import LABELS, VERDICTS
+from gpuguard.core.network import LISTEN_STATE
 from gpuguard.core.observations import Exchange, FlowUse
 from gpuguard.core.records import SCHEMA_VERSION, Gap, HostInfo, Packets, Socket, Sockets, Tick
 from gpuguard.core.subjects import FlowId

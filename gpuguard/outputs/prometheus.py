@@ -23,8 +23,9 @@ from msgspec import Struct, field
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.events import Decision, Event, Finding, Incident
-from gpuguard.core.host import BoundedTable, Host
+from gpuguard.core.host import Host
 from gpuguard.core.records import (
     ActionOutcome,
     Approval,
@@ -228,9 +229,9 @@ def _process_families(host: Host) -> Iterator[Metric]:
     memory: Counter[tuple[str, ...]] = Counter()
     count: Counter[tuple[str, ...]] = Counter()
     for sample in host.process_samples.values():
-        if host.now_ns - sample.time_ns > STALE_NS or host.has_ended(sample.process):
+        if host.now_ns - sample.time_ns > STALE_NS or host.processes.has_ended(sample.process):
             continue
-        brief = host.brief(sample.process)
+        brief = host.processes.brief(sample.process)
         whose = (_label(brief.user), _label(brief.context.slurm_job_id), _label(brief.context.pod_uid))
         key: tuple[str, ...] = (*_device(host, sample.uuid), *whose)
         if key not in count and len(count) >= SERIES_MAX:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, structs
 
 from gpuguard.core.fusion import likelihood
-from gpuguard.core.host import ANCESTORS_MAX, ELDEST_MAX
 from gpuguard.core.labels import LABELS
+from gpuguard.core.processes import ANCESTORS_MAX, ELDEST_MAX
 from gpuguard.ui import story
 from gpuguard.ui.markup import Markup, join, tag
 from gpuguard.ui.timeline import timeline

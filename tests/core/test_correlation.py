@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from gpuguard.core.correlation import Correlation
-from gpuguard.core.host import ANCESTORS_MAX, Host
+from gpuguard.core.host import Host
+from gpuguard.core.processes import ANCESTORS_MAX
 from tests.core.builders import SECOND, SPAN, T0, TRACE, call, pid, started
 
 
@@ -100,8 +101,8 @@ def test_of_an_agent_in_the_gap_of_a_long_line_the_next_known_is_not_taken_for_i
     host = Host()
     for one in range(2, 201):
         host.receive(started(pid(one), pid(one - 1) if one > 2 else None, time_ns=T0 + one * SECOND))
-    agent = host.ancestors(pid(200))[ANCESTORS_MAX]
-    below = host.ancestors(pid(200))[ANCESTORS_MAX - 1]
+    agent = host.processes.ancestors(pid(200))[ANCESTORS_MAX]
+    below = host.processes.ancestors(pid(200))[ANCESTORS_MAX - 1]
     then_ns = T0 + below.pid * SECOND
     one_then = call(start_ns=then_ns - SECOND, end_ns=then_ns + SECOND, process=agent)
     assert joined(host, one_then).tool_call(pid(200), host) is None

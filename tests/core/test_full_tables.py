@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpuguard.core import correlation, guard, host, incidents
+from gpuguard.core import correlation, guard, incidents, network
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.detectors import egress, new_detectors, probing, relay
 from gpuguard.core.detectors.counters import PROCESSES_PER_DEVICE_MAX
 from gpuguard.core.detectors.mining import ROWS_PER_WINDOW_MAX
 from gpuguard.core.ends import FlowsByEnds
 from gpuguard.core.guard import Guard
-from gpuguard.core.host import BoundedTable, Host
+from gpuguard.core.host import Host
 from gpuguard.core.observations import OPENED_FLOW, FlowClosed, FlowsOpened
 from gpuguard.core.policy import Policy, Rule
 from gpuguard.core.records import LAUNCH, Gap, Launches, ProcessExited, ProcessSample, Sockets
@@ -21,11 +22,13 @@ from tests.core.test_guard import guard_that_hears, tick
 
 #: Where it is made a comment says why nothing is lost.
 NO_LOSS = {("beacon", "_calls"), ("counters", "looks"), ("egress", "_asked"),
-           ("host", "exited"), ("host", "_current"), ("host", "_flow_owner"), ("host", "_ended"), ("host", "_lines")}
+           ("processes", "exited"), ("processes", "_current"), ("processes", "_ended"), ("processes", "_lines"),
+           ("network", "_flow_owner")}
 
 
 def tables():
-    for one in (*new_detectors(), Host()):
+    host = Host()
+    for one in (*new_detectors(), host, host.processes, host.network):
         name = type(one).__module__.rpartition(".")[2]
         for attribute, table in vars(one).items():
             if isinstance(table, BoundedTable | FlowsByEnds):
@@ -46,14 +49,6 @@ def test_what_a_table_forgets_is_counted(owner, table, name):
 def test_names_of_what_was_forgotten_are_nobody_elses():
     names = [name for one in (*new_detectors(), Host()) if hasattr(one, "evicted") for name in one.evicted()]
     assert len(set(names)) == len(names)
-
-
-def test_what_is_over_makes_room_uncounted():
-    table = BoundedTable(2)
-    for number in range(4):
-        table.make_room(lambda one: one < 1)
-        table[number] = number
-    assert (table.values(), table.evicted) == ([2, 3], 1)
 
 
 def lost(one):
@@ -105,7 +100,7 @@ def test_findings_show_the_last_gap_of_full_tables_beside_others():
 
 
 def test_lists_of_sockets_do_not_miss_what_closed(monkeypatch):
-    monkeypatch.setattr(host, "SOCKETS_MAX", 4)
+    monkeypatch.setattr(network, "SOCKETS_MAX", 4)
     one, second = Host(), 0
     for second in range(0, 900, 90):
         listed = [socket_of(flow(port)) for port in range(second, second + 3)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gpuguard.capture import CooperativeSensor
-    from gpuguard.core.host import BoundedTable
+    from gpuguard.core.bounded import BoundedTable
     from gpuguard.core.records import Block
     from gpuguard.messages import Answer, Request
     from gpuguard.sensors.launches import LaunchSensor
@@ -133,7 +133,7 @@ def _reports(
     totals: Totals,
 ) -> Iterator[list[Line]]:
     """Yield what was launched in each interval."""
-    from gpuguard.core.host import BoundedTable
+    from gpuguard.core.bounded import BoundedTable
 
     names: BoundedTable[tuple[int, int, int], str] = BoundedTable(_NAMES_MAX)
     end = time.monotonic() + seconds if seconds else float("inf")

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import KernelCode, Launches, ModuleVerdict
-from gpuguard.core.subjects import ProcessId
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block
+    from gpuguard.core.subjects import ProcessId
 
 MODULES_MAX = 4_096
 PROCESSES_MAX = 4_096
@@ -68,8 +68,7 @@ class Detector:
         return [one for one in found if one]
 
     def _take(self, row: np.void, host: Host) -> Evidence | None:
-        boot_id = host.info.boot_id if host.info else ""
-        process = ProcessId(boot_id, int(row["pid"]), int(row["start_ticks"]))
+        process = host.processes.named(int(row["pid"]), int(row["start_ticks"]))
         seen = self._seen.get(process) or _Seen(int(row["first_ns"]))
         self._seen[process] = seen
         seen.launches += int(row["launches"])

@@ -40,10 +40,10 @@ from msgspec import Struct, field
 
 from gpuguard.core import counter_features as cf
 from gpuguard.core.attribution import ALONE_ERROR, Part, Tenant, attribute, time_shares
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.counter_classes import MINING, Model
 from gpuguard.core.counter_jobs import MEMORY, NONE_SEEN, SHRINK, Honest, Limit, highest
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.records import DeviceSample, Gap, Launches, ProcessExited, ProcessSample
 from gpuguard.core.subjects import DeviceId, ProcessId
 
@@ -330,7 +330,7 @@ class Detector:
         if not look.at_work:
             return []
         # What an exited process was told of is forgotten, and would be told of it again.
-        subject = look.owner if look.owner and look.owner not in host.exited else DeviceId(uuid)
+        subject = look.owner if look.owner and look.owner not in host.processes.exited else DeviceId(uuid)
         standing = self._standings.get(subject)
         if standing is None:
             standing = self._standings[subject] = Standing()

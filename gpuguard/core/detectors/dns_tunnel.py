@@ -31,9 +31,9 @@ import re
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.ends import FlowsByEnds
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.names import HOST_TYPES
 from gpuguard.core.observations import DnsSeen, FlowClosed, FlowOpened, Spoke
 
@@ -136,7 +136,8 @@ class Detector:
 
     def _message(self, item: DnsSeen, host: Host) -> list[Evidence]:
         zone, data_bytes = _split(item.name)
-        if not zone or (host.is_local(item.netns, item.server) and not host.is_local(item.netns, item.client)):
+        is_local = host.network.is_local
+        if not zone or (is_local(item.netns, item.server) and not is_local(item.netns, item.client)):
             return []
         key = (item.netns, item.client, zone)
         domain = self._domains.get(key)
@@ -147,7 +148,7 @@ class Detector:
         if not _count(domain, item, data_bytes):
             return []
         flow = self._flows.find(item.netns, (item.client, item.client_port), (item.server, item.server_port))
-        subject = (host.owner(flow) or flow) if flow else None
+        subject = (host.network.owner(flow) or flow) if flow else None
         return self._tell(item, zone, domain, subject) if subject else []
 
     @staticmethod

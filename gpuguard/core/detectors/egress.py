@@ -24,6 +24,7 @@ from collections import OrderedDict
 from math import log2
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.egress import (
     Client,
     EgressPolicy,
@@ -40,7 +41,7 @@ from gpuguard.core.egress import (
 from gpuguard.core.evidence import Evidence, Paced
 from gpuguard.core.flows import address_text
 from gpuguard.core.fusion import SUSPECT_NATS
-from gpuguard.core.host import CLOSED_KEPT_NS, BoundedTable
+from gpuguard.core.network import CLOSED_KEPT_NS
 from gpuguard.core.observations import DnsRead, FlowClosed, FlowOpened, HelloRead
 from gpuguard.core.records import Gap, Sockets, Tick
 
@@ -149,7 +150,7 @@ class _Section:
         if process is None:
             return not any((match.users, match.container_ids, match.pod_uids, match.slurm_job_ids, match.sandbox_ids,
                             match.cgroups))
-        started, context = host.processes.get(process), host.context(process)
+        started, context = host.processes.started.get(process), host.processes.context(process)
         asked = (
             (match.users, started.user if started else ""),
             (match.container_ids, context.container_id),
@@ -284,9 +285,9 @@ class Detector:
         listed_ns = self._listed.get(flow.netns)
         if listed_ns is None or now_ns - flow.start_ns >= LISTED_WITHIN_NS:
             return True
-        if host.is_local(flow.netns, flow.initiator):
+        if host.network.is_local(flow.netns, flow.initiator):
             return listed_ns >= flow.start_ns
-        return len(self._listed) == 1 or host.owner(flow) is not None
+        return len(self._listed) == 1 or host.network.owner(flow) is not None
 
     # -- what ---------------------------------------------------------------------------------------------------------
 
@@ -296,8 +297,8 @@ class Detector:
         left = [one for one in self._asked.pop(flow) or () if one is not question]
         if left:
             self._asked[flow] = left
-        process = host.owner(flow)
-        if process and any(socket.local_port in _DNS_PORTS for _, socket in host.sockets_of(process)):
+        process = host.network.owner(flow)
+        if process and any(socket.local_port in _DNS_PORTS for _, socket in host.network.sockets_of(process)):
             process = None  # it serves DNS: somebody else asked it
         found: list[Paced] = []
         for section in self._about(process, host):
@@ -309,7 +310,7 @@ class Detector:
     def _judge_flow(self, waiting: _Waiting, now_ns: int, host: Host) -> list[Paced]:
         flow = waiting.flow
         self._waiting.pop(flow)
-        process, client = host.owner(flow), _client(flow, host)
+        process, client = host.network.owner(flow), _client(flow, host)
         hello = waiting.hello
         end = End(flow.responder, 0 if flow.protocol not in (_TCP, _UDP) else flow.responder_port, flow.protocol,
                   hello.server_name.lower().rstrip(".") if hello else "", hello.encrypted if hello else False)
@@ -400,15 +401,16 @@ def _alike(target: str) -> tuple[str, ...]:
 
 def _client(flow: FlowId, host: Host) -> Client:
     """Return who is answered: all that this host is called are one."""
-    return flow.netns, "" if host.is_local(flow.netns, flow.initiator) else flow.initiator
+    return flow.netns, "" if host.network.is_local(flow.netns, flow.initiator) else flow.initiator
 
 
 def _is_ours(flow: FlowId, host: Host) -> bool:
     """Return whether a flow was begun here, or by somebody this host carries traffic for, as far as can be known."""
-    if host.is_local(flow.netns, flow.initiator):
+    if host.network.is_local(flow.netns, flow.initiator):
         return True
-    known = host.info is not None and bool(host.info.addresses)
-    return not (host.is_local(flow.netns, flow.responder) or (known and parsed(flow.initiator).is_global))
+    if host.network.is_local(flow.netns, flow.responder):
+        return False
+    return not (host.network.addresses and parsed(flow.initiator).is_global)
 
 
 def _leaves(flow: FlowId, host: Host) -> bool:
@@ -416,10 +418,10 @@ def _leaves(flow: FlowId, host: Host) -> bool:
     far = parsed(flow.responder)
     if flow.protocol not in _PROTOCOLS or _is_group(flow.responder) or far.is_loopback or far.is_unspecified:
         return False
-    if host.is_local(flow.netns, flow.responder) or not _is_ours(flow, host):
+    if host.network.is_local(flow.netns, flow.responder) or not _is_ours(flow, host):
         return False
     if flow.protocol == _UDP:
-        return host.is_local(flow.netns, flow.initiator) or flow.initiator_port > flow.responder_port
+        return host.network.is_local(flow.netns, flow.initiator) or flow.initiator_port > flow.responder_port
     return flow.initiator_known
 
 

@@ -38,8 +38,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Echoes, Exchange, FlowClosed, NotEchoes
 from gpuguard.core.turns import variation
 
@@ -135,7 +135,7 @@ class Detector:
         flow = item.flow
         if isinstance(item, NotEchoes) and item.what != "unlike":
             return self._strange(item, host)
-        asked = host.is_local(flow.netns, flow.responder)
+        asked = host.network.is_local(flow.netns, flow.responder)
         if not flow.initiator_known or (asked and not isinstance(item, NotEchoes)):
             if isinstance(item, FlowClosed):
                 self._flows.pop(flow)
@@ -171,7 +171,8 @@ class Detector:
     def _strange(self, item: NotEchoes, host: Host) -> list[Evidence]:
         """Weigh what goes one way, where this host sends it."""
         flow = item.flow
-        near = [host.is_local(flow.netns, end) or host.houses(end) for end in (flow.initiator, flow.responder)]
+        near = [host.network.is_local(flow.netns, end) or host.network.houses(end)
+                for end in (flow.initiator, flow.responder)]
         sent = [item.payload_bytes_initiator, item.payload_bytes_responder]
         if item.what == "unasked":
             if not any(local and size for local, size in zip(near, sent, strict=True)):

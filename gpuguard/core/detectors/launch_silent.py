@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.launching import ALIVE_NS, Stretch, launchers
 from gpuguard.core.records import (
     Gap,
@@ -136,7 +136,7 @@ class Detector:
         since_ns = max(standing.stretch.busy_since_ns, self._blind_until_ns, self._opened_ns)
         if standing.nats or not awake or item.time_ns - since_ns < SILENT_NS:
             return []
-        if host.brief(item.process).name.startswith(SERVERS):
+        if host.processes.brief(item.process).name.startswith(SERVERS):
             return []
         watched = standing.started_ns >= self._opened_ns and standing.started_ns > 0
         never = watched and not standing.launched_ns

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.launching import ALIVE_NS, Stretch, launchers
 from gpuguard.core.records import Gap, Launches, ProcessExited, ProcessSample, ProcessStarted
 from gpuguard.core.subjects import ProcessId

@@ -30,8 +30,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct, field
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.launching import launchers
 from gpuguard.core.records import LAUNCH_APIS, KernelName, Launches, ModuleImage, ProcessExited, Tick
 from gpuguard.core.signatures import MATURITY_NATS, Signature, Window
@@ -182,10 +182,7 @@ class Detector:
     def _standing(self, pid: int, start_ticks: int, host: Host) -> Standing:
         standing = self._standings.get((pid, start_ticks))
         if standing is None:
-            known = host.process(pid)
-            if known is None or known.start_ticks != start_ticks:
-                known = ProcessId(host.info.boot_id if host.info else "", pid, start_ticks)
-            standing = Standing(process=known)
+            standing = Standing(process=host.processes.named(pid, start_ticks))
             self._standings[pid, start_ticks] = standing
         return standing
 

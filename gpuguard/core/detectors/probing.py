@@ -40,10 +40,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuguard._attempts import Places, Tried, succeed
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.flows import address_bytes, closed_flows
 from gpuguard.core.fusion import SUSPECT_NATS
-from gpuguard.core.host import CLOSED_KEPT_NS, BoundedTable
+from gpuguard.core.network import CLOSED_KEPT_NS
 from gpuguard.core.observations import Exchange, FlowClosed, FlowsClosed, FlowsUnanswered, FlowUse
 from gpuguard.core.records import Sockets, Tick
 
@@ -284,7 +285,7 @@ class Detector:
         """Take in the ends of dull flows: those in vain one by one, of which there are few but in a scan."""
         found: list[Evidence] = []
         # Where owners are known, it is looked up which process of an address was answered.
-        owned = len(self._listed) or host.knows_diallers
+        owned = len(self._listed) or host.network.knows_diallers
         sources: dict[Any, Any] = self._failing.entries if owned else self._sources.entries
         at, rows = 0, item.rows
         while (at := succeed(rows, at, sources, _PLACES, ANSWERED_NATS, AGAIN_NATS)) < len(rows):
@@ -297,7 +298,7 @@ class Detector:
         if not _weight(flow.responder) or _from_outside(flow, host):
             return []
         listed_ns = self._listed.get(flow.netns)
-        if listed_ns is None or listed_ns >= flow.start_ns or not host.is_local(flow.netns, flow.initiator):
+        if listed_ns is None or listed_ns >= flow.start_ns or not host.network.is_local(flow.netns, flow.initiator):
             return self._judge(flow, time_ns, host)
         self._waiting[flow] = None
         return []
@@ -450,11 +451,12 @@ def _is_attempt(closed: FlowClosed) -> bool:
 
 def _from_outside(flow: FlowId, host: Host) -> bool:
     """Return whether this host was called from elsewhere; a container of its own that tries its ports is not."""
-    return host.is_inbound(flow) and not host.houses(flow.initiator) and host.who_dialled(flow) is None
+    network = host.network
+    return network.is_inbound(flow) and not network.houses(flow.initiator) and network.who_dialled(flow) is None
 
 
 def _unit(flow: FlowId, host: Host) -> _Unit:
-    return _Unit(_source(flow), host.owner(flow))
+    return _Unit(_source(flow), host.network.owner(flow))
 
 
 def _several(unit: _Unit) -> _Unit:
@@ -469,7 +471,7 @@ def _name(flow: FlowId, unit: _Unit) -> str:
 
 def _dialled(unit: _Unit, host: Host) -> str:
     """Return what the kernel counted of a process, as the end of a sentence."""
-    counted = host.dialled(unit.process) if unit.process else None
+    counted = host.network.dialled(unit.process) if unit.process else None
     return f"; of all its {counted.connections} connections {counted.in_vain} came to nothing" if counted else ""
 
 

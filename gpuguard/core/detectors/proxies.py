@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import FlowClosed, Spoke
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Detector:
         nats = _NATS[item.what]
         text = f"the {item.speaker} said {item.what}"
         if asked_by_far and flow.initiator_known:
-            if host.is_local(flow.netns, flow.responder):
+            if host.network.is_local(flow.netns, flow.responder):
                 return []
             told = self._told.get(flow) or 0.0
             nats = min(nats, REVERSE_NATS_MAX - told)

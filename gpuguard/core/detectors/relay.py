@@ -9,8 +9,8 @@ Benign look-alikes: a client that also talks to a local database, resolver, cach
 remote connection has some local one). So a local socket alone says nothing: the inner connection must open after the
 outer one was led by the far side, moments after bytes from there, as an answer to them; and both must carry like
 amounts. A load balancer or proxy of this host is entered from outside: its outer connection was not dialled by it.
-Where the guard came too late to see who dialled, `Host.dialler` says it by the sockets, and little is left to say: of
-its rare mistakes, accepted connections whose listener is gone, a proxy looks just like this.
+Where the guard came too late to see who dialled, `Network.dialler` says it by the sockets, and little is left to say:
+of its rare mistakes, accepted connections whose listener is gone, a proxy looks just like this.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections import deque
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.flows import address_bytes
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowsOpened, FlowUse
 from gpuguard.core.records import Sockets
 
@@ -105,7 +105,7 @@ class Detector:
                 outer.label = "ssh-reverse-tunnel"
                 if item.use == "ssh-reverse-channel-open":
                     self._led(outer, item.time_ns)
-            case Exchange() if host.dialler(item.flow) not in (None, item.first):
+            case Exchange() if host.network.dialler(item.flow) not in (None, item.first):
                 self._led(self._of(item.flow, item.carrier), item.time_ns - item.answer_delay_ns)
             case Sockets():
                 return self._join(item, host)
@@ -130,18 +130,18 @@ class Detector:
             flow = outer.flow
             known = outer.label == "ssh-reverse-tunnel" or len(outer.led_ns) >= LED_MIN
             late = not outer.led_ns or seen.time_ns - outer.led_ns[-1] > LOOKED_BACK_NS
-            dialler = host.dialler(flow)
+            dialler = host.network.dialler(flow)
             if not known or late or flow.netns != seen.netns or dialler is None or _is_inside(flow, dialler, host):
                 continue
-            owner = host.owner(flow)
-            socket = host.socket(flow, initiator=dialler == "initiator")
+            owner = host.network.owner(flow)
+            socket = host.network.socket(flow, initiator=dialler == "initiator")
             if owner is not None and socket is not None:
                 found += self._inner(seen, outer, owner, socket, host)
         return found
 
     def _inner(self, seen: Sockets, outer: _Outer, owner: ProcessId, socket: Socket, host: Host) -> list[Evidence]:
         found: list[Evidence] = []
-        for netns, inner in host.sockets_of(owner):
+        for netns, inner in host.network.sockets_of(owner):
             delay_ns = self._opened_after_ns(outer, socket, netns, inner)
             if delay_ns is None:
                 continue
@@ -189,7 +189,7 @@ class Detector:
 
 def _is_inside(flow: FlowId, dialler: Speaker, host: Host) -> bool:
     """Return whether the flow never leaves the host."""
-    return host.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
+    return host.network.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
 
 
 def _evidence(seen: Sockets, outer: _Outer, kind: str, nats: float, text: str) -> Evidence:

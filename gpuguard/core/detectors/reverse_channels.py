@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Exchange, FlowClosed
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Detector:
     def _exchange(self, item: Exchange, host: Host) -> list[Evidence]:
         wraps = [wrap for wrap in _WRAPS[item.carrier] if wrap.opens(item)]
         flow = item.flow
-        if not wraps or not host.dialled_out(flow):
+        if not wraps or not host.network.dialled_out(flow):
             return []
         seen = self._flows[flow] = self._flows.get(flow) or _Seen()
         for wrap in wraps:

@@ -56,7 +56,7 @@ class Detector:
         if not isinstance(item, Spoke) or item.what not in _TOLD:
             return []
         flow = item.flow
-        if not host.dialled_out(flow):
+        if not host.network.dialled_out(flow):
             return []
         return [Evidence(
             time_ns=item.time_ns,

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import FlowClosed, Spoke
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Detector:
         flow = item.flow
         first = self._first.get(flow)
         self._first[flow] = first or (item.what, item.speaker)
-        if item.speaker != "responder" or not host.dialled_out(flow):
+        if item.speaker != "responder" or not host.network.dialled_out(flow):
             return []
         if (first, item.what) == (("rfb-version", "initiator"), "rfb-version"):
             return [_evidence(item, "desktop-served-outward", NATS,

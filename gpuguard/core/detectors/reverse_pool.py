@@ -22,8 +22,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import Spoke
 from gpuguard.core.shell_talk import ALIKE_BYTES, MOSTLY
 from gpuguard.core.turns import variation
@@ -102,7 +102,7 @@ class Detector:
                 or item.size == ALERT_BYTES):
             return []
         flow = item.flow
-        if not host.dialled_out(flow):
+        if not host.network.dialled_out(flow):
             return []
         key = (flow.netns, flow.initiator, flow.responder, flow.responder_port)
         self._places.make_room(lambda one: item.time_ns - one.visits[-1].time_ns > WITHIN_NS)

@@ -45,7 +45,7 @@ Benign look-alikes, and what keeps them out:
   it says is rare; a shell's prompt follows most answers;
 - an administrator who logs in: the far side has dialled.
 
-A guard that started later than the connection saw nobody dial. The host's sockets then say who did (`Host.dialler`),
+A guard that started later than the connection saw nobody dial. The host's sockets then say who did (`Network.dialler`),
 and the standing is bounded by how far they can be trusted; where they do not say, nothing is concluded. Over UDP the
 first packet and the ports do. A shell that is dialled again for each few commands is told from their sum.
 
@@ -61,8 +61,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from gpuguard.core import shell_talk
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import EPHEMERAL_PORT_MIN, BoundedTable
+from gpuguard.core.network import EPHEMERAL_PORT_MIN
 from gpuguard.core.observations import Exchange, FlowClosed, FlowUse
 from gpuguard.core.turns import AT_ONCE_NS, NO_PROGRAM_NS
 
@@ -317,7 +318,7 @@ class Detector:
         return item.answer_delay_ns <= limit
 
     def _use(self, item: FlowUse, host: Host) -> list[Evidence]:
-        dialler = host.dialler(item.flow)
+        dialler = host.network.dialler(item.flow)
         far = "initiator" if dialler == "responder" else "responder"
         if item.use.startswith("ssh-reverse") and item.use != VISITED:
             self._tunnel(item)
@@ -391,9 +392,9 @@ def _place(flow: FlowId) -> Place:
 def _dialler(flow: FlowId, carrier: str, host: Host) -> Speaker | None:
     """Return which end of a flow this host dialled from, None if it was called, or that is not certain."""
     if flow.protocol == TCP:
-        return host.dialler(flow)
+        return host.network.dialler(flow)
     # The first packet that was seen went from a port that Linux gives to who calls, to one that it does not.
-    called = flow.initiator_port >= EPHEMERAL_PORT_MIN > flow.responder_port and not host.is_inbound(flow)
+    called = flow.initiator_port >= EPHEMERAL_PORT_MIN > flow.responder_port and not host.network.is_inbound(flow)
     return "initiator" if called and flow.protocol == UDP and carrier == "udp" else None
 
 
@@ -412,7 +413,7 @@ def _sums(item: Exchange, led: _Led) -> _Sums:
 
 def _spared(flow: FlowId, dialler: Speaker, host: Host) -> bool:
     """Return whether the flow never leaves the host: its far end is this host's own."""
-    return host.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
+    return host.network.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
 
 
 def _from_this_side(item: Exchange, dialler: Speaker, host: Host) -> Exchange:
@@ -420,7 +421,7 @@ def _from_this_side(item: Exchange, dialler: Speaker, host: Host) -> Exchange:
     flow = item.flow
     if flow.initiator_known:
         return item
-    socket = host.socket(flow, initiator=dialler == "initiator")
+    socket = host.network.socket(flow, initiator=dialler == "initiator")
     rtt_ns = socket.min_rtt_us * 1_000 if socket and socket.min_rtt_us is not None else None
     if dialler == "initiator":
         return msgspec.structs.replace(item, rtt_ns=rtt_ns)

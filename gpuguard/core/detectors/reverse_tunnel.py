@@ -33,6 +33,6 @@ class Detector:
         if not isinstance(item, FlowUse) or item.use not in _KINDS or item.nats == 0:
             return []
         flow = item.flow
-        if host.is_inbound(flow):
+        if host.network.is_inbound(flow):
             return []
         return [of_use(item, "ssh-reverse-tunnel")]

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import SUSPECT_NATS
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import FlowClosed, FlowUse
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Detector:
         """A login ends all suspicion of its process; where that is not known, of all behind its address."""
         key = (flow.netns, flow.initiator)
         source = self._sources.get(key)
-        process = host.owner(flow) if source else None
+        process = host.network.owner(flow) if source else None
         if source and process:
             source.counts.pop(process)
             source.counts.pop(None)
@@ -134,7 +134,7 @@ class Detector:
         guess = min(sizes) >= KEY_EXCHANGE_BYTES and max(sizes) <= GUESS_BYTES_MAX and item.reason == "closed"
         if let_in or not guess or not flow.initiator_known:
             return []
-        if host.is_inbound(flow):
+        if host.network.is_inbound(flow):
             return []
         key = (flow.netns, flow.initiator)
         source = self._sources.get(key)
@@ -142,7 +142,7 @@ class Detector:
             source = _Source()
             self._sources.make_room(lambda one: item.time_ns - one.last_ns > FORGOTTEN_AFTER_NS)
         self._sources[key] = source
-        process = host.owner(flow)
+        process = host.network.owner(flow)
         return self._tell(item, source, source.fail(item, process), process)
 
     @staticmethod

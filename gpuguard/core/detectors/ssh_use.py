@@ -52,7 +52,7 @@ class Detector:
             label = "ssh-" + label.partition(_IN)[2]
         elif item.nats <= 0 and item.use != _REFUSED:
             return []
-        if label not in LABELS or (LABELS[label].accuses and host.is_inbound(flow)):
+        if label not in LABELS or (LABELS[label].accuses and host.network.is_inbound(flow)):
             return []
         return [of_use(item, label)]
 

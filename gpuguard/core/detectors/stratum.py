@@ -49,9 +49,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct, field
 
 from gpuguard.core import pools
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.ends import FlowsByEnds
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.host import BoundedTable
 from gpuguard.core.observations import FlowClosed, FlowOpened, Spoke, StratumSeen, TlsTalk
 from gpuguard.core.turns import variation
 
@@ -173,9 +173,9 @@ class Detector:
                 self._flows.know(item.flow)
             case StratumSeen():
                 return self._line(item, host)
-            case Spoke() if item.what.startswith("stratum2") and not host.is_inbound(item.flow):
+            case Spoke() if item.what.startswith("stratum2") and not host.network.is_inbound(item.flow):
                 return self._handshake(item)
-            case TlsTalk() if host.dialled_out(item.flow):
+            case TlsTalk() if host.network.dialled_out(item.flow):
                 return self._talk(item)
             case FlowClosed():
                 self._flows.end(item.flow)
@@ -213,7 +213,7 @@ class Detector:
     def _line(self, item: StratumSeen, host: Host) -> list[Evidence]:
         near, far = (item.source, item.source_port), (item.destination, item.destination_port)
         flow = self._flows.find(item.netns, near, far)
-        if flow is None or host.is_inbound(flow):
+        if flow is None or host.network.is_inbound(flow):
             return []
         by_far = near == (flow.responder, flow.responder_port)
         side = "far" if by_far else "near"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from msgspec import Struct
 
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.records import Block, ModuleImage
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Answer, Opened, OpenReader, ReadImage, Refused, Request

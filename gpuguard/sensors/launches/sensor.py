@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuguard import capture, libcuda
-from gpuguard.core.host import BoundedTable
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.records import LAUNCH_APIS, Block, KernelName, Launches, ProcessStarted
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, Refused, ScanLaunches
