@@ -25,10 +25,10 @@ from unittest import mock
 
 import msgspec
 
-from gpuguard import capture
 from gpuguard.config import Config
 from gpuguard.core.records import Gap, Launches
 from gpuguard.sensors import EyeClosed, launches
+from gpuguard.sensors.launches import cooperative
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -161,8 +161,8 @@ def shim_ns(paths: dict[str, Path], bare_ns: float) -> float:
     """Return what the shim adds while its ring is drained; the best of some runs."""
     best = float("inf")
     with tempfile.TemporaryDirectory() as folder:
-        sensor = capture.CooperativeSensor(Path(folder), 1, "a benchmark")
-        environ = {**os.environ, "CUDA_INJECTION64_PATH": str(capture.LIBRARY), capture.FOLDER_VARIABLE: folder}
+        sensor = cooperative.CooperativeSensor(Path(folder), 1, "a benchmark")
+        environ = {**os.environ, "CUDA_INJECTION64_PATH": str(cooperative.LIBRARY), cooperative.FOLDER_VARIABLE: folder}
         for _ in range(ROUNDS):
             hasher = fresh(paths, folder)["hasher"]
             program = run(hasher, "--launches", overhead.LAUNCHES, "--interval-us", 0, env=environ)
@@ -214,7 +214,7 @@ def main() -> int:
         paths = build(Path(folder))
         got: dict[str, float | None] = dict(cost(paths, folder))
         bare_ns = float(got["bare_ns"] or 0)
-        got["shim_added_ns"] = shim_ns(paths, bare_ns) if capture.LIBRARY.exists() else None
+        got["shim_added_ns"] = shim_ns(paths, bare_ns) if cooperative.LIBRARY.exists() else None
         got["bpftrace_added_ns"] = bpftrace_ns(fresh(paths, folder), bare_ns)
         got["reap_s"] = min(reap_s(paths) for _ in range(3))
         got["wrong_counts"] = exactness(paths)

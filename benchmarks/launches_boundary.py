@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from gpuguard import proctree
-from gpuguard.boundary import MODE_RATE, MODE_STOP, Boundary, current
+from gpuguard.broker.boundary import MODE_RATE, MODE_STOP, Boundary, current
 from gpuguard.messages import Opened, OpenLaunches
 from gpuguard.sensors import launches
 

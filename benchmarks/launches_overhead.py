@@ -1,7 +1,8 @@
 """What watching a launch costs the process that makes it.
 
-Claim: at most 1.6 us a launch at the site that `gpuguard.libcuda` chooses, at least five times less than a probe at
-symbol+0 costs in the same run; attaching and detaching all sites of a library takes at most 0.1 s each, in the broker.
+Claim: at most 1.6 us a launch at the site that `sensors.launches.libcuda` chooses, at least five times less than a
+probe at symbol+0 costs in the same run; attaching and detaching all sites of a library takes at most 0.1 s each, in the
+broker.
 The program and the driver are stand-ins with the real stub shape: the trap, which is nearly all of the cost, is real.
 Run: make bench-launches-overhead (root)
 """
@@ -20,8 +21,8 @@ from unittest import mock
 
 import msgspec
 
-from gpuguard.libcuda import read_library
 from gpuguard.sensors import EyeClosed, launches
+from gpuguard.sensors.launches.libcuda import read_library
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.standins.build import build
@@ -29,7 +30,7 @@ from tests.standins.build import build
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuguard.libcuda import Library
+    from gpuguard.sensors.launches.libcuda import Library
 
 LAUNCHES = 100_000
 SLOW_LAUNCHES = 20_000

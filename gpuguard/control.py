@@ -13,11 +13,12 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from gpuguard import boxes, paths, proctree
+from gpuguard import paths, proctree
+from gpuguard.broker import boxes
+from gpuguard.broker.enforcement import DISARMED_NAME, Enforcement
+from gpuguard.broker.journal import JournalLocked
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.core.records import ActionOutcome
-from gpuguard.enforcement import DISARMED_NAME, Enforcement
-from gpuguard.journal import JournalLocked
 from gpuguard.messages import Act, Acted, Approve, Disarm, Done, ListActions, Refused, Undo
 
 if TYPE_CHECKING:

@@ -314,7 +314,7 @@ def isolate(config: Config) -> Result:  # noqa: ARG001
 
 def pause(config: Config) -> Result:  # noqa: ARG001
     """Pause: cgroup v2 can freeze a tree; without it SIGSTOP does it, which the tree's owner can undo."""
-    from gpuguard import boxes
+    from gpuguard.broker import boxes
 
     mount = boxes.mount()
     if mount is None:
@@ -356,7 +356,7 @@ def runtime(config: Config) -> Result:  # noqa: ARG001
 
 def audit(config: Config) -> Result:  # noqa: ARG001
     """Audit: the folder can be written, and the chain in it is whole."""
-    from gpuguard import audit as log
+    from gpuguard.broker import audit as log
 
     folder = paths.log_dir()
     written = _folder(folder)
@@ -376,19 +376,19 @@ def audit(config: Config) -> Result:  # noqa: ARG001
 
 def identity(config: Config) -> Result:  # noqa: ARG001
     """Guard's user: one as whom nothing else runs, for a user's programs may read his sockets and end each other."""
-    from gpuguard import broker
+    from gpuguard.broker import serving
 
-    ids = broker.guard_identity()
+    ids = serving.guard_identity()
     if ids is None:
         return Result("open", f"uid {os.geteuid()}, as the broker: there is nothing to give up")
     try:
         name = pwd.getpwuid(ids[0]).pw_name
     except KeyError:
         name = f"uid {ids[0]}"
-    if name == broker.GUARD_USER:
+    if name == serving.GUARD_USER:
         return Result("open", f"{name} (uid {ids[0]})")
     return Result("degraded", f"{name}: what else runs as {name} may ask the guard what it found, and end it",
-                  f"useradd --system --no-create-home --shell /usr/sbin/nologin {broker.GUARD_USER}")
+                  f"useradd --system --no-create-home --shell /usr/sbin/nologin {serving.GUARD_USER}")
 
 
 def _folder(folder: Path) -> Result:

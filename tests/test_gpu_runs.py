@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpuguard.capture import LIBRARY
 from gpuguard.core.records import Block, DeviceSample, Launches
 from gpuguard.recording.reader import read_recording
+from gpuguard.sensors.launches.cooperative import LIBRARY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

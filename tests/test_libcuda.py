@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuguard.core.records import LAUNCH_APIS
-from gpuguard.libcuda import NotProbeable, choose_site
-from gpuguard.libcuda import read_library as read_library_by
+from gpuguard.sensors.launches.libcuda import NotProbeable, choose_site
+from gpuguard.sensors.launches.libcuda import read_library as read_library_by
 from gpuguard.sensors.launches.maps import cached_libraries
 from tests.standins.build import SHAPES, build
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuguard import boxes, capture, proctree
-from gpuguard.broker import Connection
+from gpuguard import proctree
+from gpuguard.broker import boxes
+from gpuguard.broker.serving import Connection
 from gpuguard.messages import Opened, Refused
 from gpuguard.proctree import lines_of
-from gpuguard.sensors.launches import maps
+from gpuguard.sensors.launches import cooperative, maps
 from gpuguard.sensors.processes.procfs import parse_cgroup
 
 #: All that `str.splitlines` and universal newlines take for an end of line, but for the newline itself.
@@ -111,7 +112,7 @@ def test_a_process_cannot_say_in_its_name_which_pid_it_has(name):
     command = f"printf '{name}' > /proc/$$/comm; echo named; read line"
     with subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as named:
         assert named.stdout.readline() == b"named\n"
-        shown = capture._shown_pids()
+        shown = cooperative._shown_pids()
         named.stdin.write(b"\n")
     assert shown[named.pid][0] == named.pid
     assert named.pid == 1 or named.pid not in shown.get(1, [])

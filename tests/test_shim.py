@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuguard.libcuda import choose_site
+from gpuguard.sensors.launches.libcuda import choose_site
 
 ROOT = Path(__file__).parents[1]
 #: Prints how far from its beginning each export's slot lies; the page behind the last byte of each cannot be read.

@@ -205,7 +205,7 @@ def test_the_product_imports_no_tests():
 
 def test_every_module_is_used():
     """A module is used if something imports it or names it in text, or if its folder is a registry."""
-    registries = ("gpuguard.core.detectors.", "gpuguard.sensors.", "gpuguard.actions.", "gpuguard.cli.commands.")
+    registries = ("gpuguard.core.detectors.", "gpuguard.sensors.", "gpuguard.broker.actions.", "gpuguard.cli.commands.")
     readers = (*sources("gpuguard/", "benchmarks/", "tests/"), ROOT / "Makefile")
     words = "\n".join(path.read_text() for path in readers)
     imported = set().union(*(imported_by(path) for path in sources("gpuguard/", "kernels/", "benchmarks/")))

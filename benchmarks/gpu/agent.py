@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 from machine import PATIENCE, driver_library, environment
 
-from gpuguard import capture
+from gpuguard.sensors.launches import cooperative
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def agent(
             "GPUGUARD_LOG_DIR": str(folder / "log")}
     command = [sys.executable, "-m", "gpuguard", "run", "--config", str(settings)]
     if rings is not None:
-        told[capture.FOLDER_VARIABLE] = str(rings)
+        told[cooperative.FOLDER_VARIABLE] = str(rings)
         command = ["unshare", "--user", "--map-root-user", *command]
     log = folder / "daemon.log"
     with log.open("wb") as stream:

@@ -93,11 +93,11 @@ def launch_ns(**changed: str) -> float:
 
 def launch_cost(_: argparse.Namespace) -> dict[str, float]:
     """One round: nanoseconds that a launch takes its program alone, under the probes, with the shim."""
-    from gpuguard import capture
+    from gpuguard.sensors.launches import cooperative
 
     with tempfile.TemporaryDirectory() as folder:
-        loaded = {"CUDA_INJECTION64_PATH" if REAL else "LD_PRELOAD": str(capture.LIBRARY),
-                  capture.FOLDER_VARIABLE: folder}
+        loaded = {"CUDA_INJECTION64_PATH" if REAL else "LD_PRELOAD": str(cooperative.LIBRARY),
+                  cooperative.FOLDER_VARIABLE: folder}
         alone = launch_ns()
         with agent(WORK / f"launches-{time.time_ns()}"):
             probed = launch_ns()

@@ -178,7 +178,7 @@ def launches_by(way: str) -> dict[str, Any]:
     return watched([sys.executable, str(HERE / "programs" / "counted.py"), way, str(COUNTED)])
 
 
-#: An export of the driver up to its slot: see gpuguard/libcuda.py.
+#: An export of the driver up to its slot: see gpuguard/sensors/launches/libcuda.py.
 STUB = re.compile(
     rb"(?:\x55|\x48\x89\xe5|\x41[\x54-\x57]|\x48\x83\xec.)*\x81\x3d....\x00\xba\x1c\x32(?:\x74.|\x0f\x84....)"
     rb"(?:\x50|\x55|\x48\x89\xe5|\x48\x83\xec.|\x8b\x45.|\xff\x75.)*\xff[\x15\x25](....)", re.DOTALL)
@@ -221,20 +221,20 @@ def region(address: int) -> str:
 
 def shim_seen() -> dict[str, Any]:
     """Does the cooperative shim load through CUDA_INJECTION64_PATH, and is its count exact?"""
-    from gpuguard import capture
     from gpuguard.core.records import Launches
+    from gpuguard.sensors.launches import cooperative
 
-    if not capture.LIBRARY.exists():
+    if not cooperative.LIBRARY.exists():
         raise Unanswered("this build has no shim")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[capture.FOLDER_VARIABLE] = folder
-        eye = capture.open_sensor(250_000_000, "asked for")
+        os.environ[cooperative.FOLDER_VARIABLE] = folder
+        eye = cooperative.open_sensor(250_000_000, "asked for")
         if eye is None:
             raise Unanswered("the cooperative tier does not open")
         command = [str(PROGRAMS / "rate"), str(COUNTED)] if REAL else [str(STANDINS / "hasher"), "--launches",
                                                                      str(COUNTED)]
-        program = started(command, CUDA_INJECTION64_PATH=str(capture.LIBRARY), GPUGUARD_CAPTURE_DIR=folder,
-                          **({} if REAL else {"LD_PRELOAD": str(capture.LIBRARY)}))
+        program = started(command, CUDA_INJECTION64_PATH=str(cooperative.LIBRARY), GPUGUARD_CAPTURE_DIR=folder,
+                          **({} if REAL else {"LD_PRELOAD": str(cooperative.LIBRARY)}))
         seen = 0
         until_s = time.monotonic() + 30
         while time.monotonic() < until_s:

@@ -40,7 +40,7 @@ from machine import (
 from questions import ask
 from workloads import Workload, workloads
 
-from gpuguard import capture
+from gpuguard.sensors.launches import cooperative
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -97,7 +97,7 @@ def telling(rings: Path, guard: int) -> tuple[list[str], dict[str, str]]:
     """
     before = ["nsenter", f"--user=/proc/{guard}/ns/user", "--preserve-credentials",
               "setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-    return before, {capture.FOLDER_VARIABLE: str(rings), "CUDA_INJECTION64_PATH": str(capture.LIBRARY)}
+    return before, {cooperative.FOLDER_VARIABLE: str(rings), "CUDA_INJECTION64_PATH": str(cooperative.LIBRARY)}
 
 
 @functools.cache

@@ -6,8 +6,8 @@
  * It runs for each launch of each GPU process, so it adds to one row and leaves; only names and images travel through
  * the ring, and there only the first bytes of an image.
  *
- * Probed at symbol+0xa (or at another place that gpuguard/libcuda.py found safe), arguments are still where the caller
- * left them: registers, and the stack from the return address on. Layouts are those of cuda.h 12 on x86-64.
+ * Probed at symbol+0xa (or at another place that sensors/launches/libcuda.py found safe), arguments are still where the
+ * caller left them: registers, and the stack from the return address on. Layouts are those of cuda.h 12 on x86-64.
  *
  * Who launches is told by the kernel itself: pid as seen from the namespace `pid_namespace` (0: the first one), and
  * start_boottime, from which field 22 of /proc/PID/stat is made (fs/proc/array.c). So a row is never given to a process

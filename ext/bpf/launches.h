@@ -115,7 +115,7 @@ struct launch_event {
 struct share_key { __u64 start_ns; __u64 pid; };
 struct share { __u64 rows; __u64 second; __u64 events; };
 
-/* Written by the broker, read by the process that wakes the stopped (gpuguard/boundary.py). By pid as the broker sees
+/* Written by the broker, read by the process that wakes the stopped (broker/boundary.py). By pid as the broker sees
  * it. One launch each interval_ns is paid for by moving due_ns on: the virtual scheduling form of the token bucket
  * (GCRA, ITU-T I.371), which needs one atomic addition and no lock. `stops` grows after the signal was sent.
  */

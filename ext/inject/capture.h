@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the cooperative shim (shim.c) writes and gpuguard/capture.py reads. One file a process, PID-TIME.ring (the pid
- * as its own namespace has it, the time in hex), of this shape: a header page, then CAPTURE_SLOTS records.
+/* What the cooperative shim (shim.c) writes and gpuguard/sensors/launches/cooperative.py reads. One file a process,
+ * PID-TIME.ring (the pid as its own namespace has it, the time in hex), of this shape: a header page, then
+ * CAPTURE_SLOTS records.
  * A record is complete when its `sequence` is its index + 1.
  */
 #ifndef GPUGUARD_CAPTURE_H

@@ -175,7 +175,7 @@ static size_t stub_step(const unsigned char *at, int first) {
 	return 0;
 }
 
-/* The slot through which an export goes on, NULL if this is no such stub. See gpuguard/libcuda.py. */
+/* The slot through which an export goes on, NULL if this is no such stub. See gpuguard/sensors/launches/libcuda.py. */
 static void **slot_of(const unsigned char *stub) {
 	const unsigned char *at = stub;
 	int gates = 0, steps = 16;

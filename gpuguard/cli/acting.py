@@ -23,9 +23,9 @@ reason_option = click.option("--reason", default="", help="Why, for the audit lo
 @contextlib.contextmanager
 def or_say(failure: str) -> Iterator[None]:
     """Make of whatever keeps a person from acting one line on stderr, which begins so, and exit status 3."""
-    from gpuguard.audit import AuditFailed
+    from gpuguard.broker.audit import AuditFailed
+    from gpuguard.broker.journal import JournalFailed, JournalLocked
     from gpuguard.broker_client import BrokerGone
-    from gpuguard.journal import JournalFailed, JournalLocked
     from gpuguard.proctree import Refusal
 
     try:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuguard import boxes, paths, proctree
-from gpuguard.enforcement import Enforcement
-from gpuguard.protected import Limits
+from gpuguard import paths, proctree
+from gpuguard.broker import boxes
+from gpuguard.broker.enforcement import Enforcement
+from gpuguard.broker.protected import Limits
 from tests.acting.tools import ROOT, SetClock, numbers, until
 
 

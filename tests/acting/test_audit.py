@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard import audit
-from gpuguard.audit import GENESIS, HEAD_NAME, AuditFailed, Log
+from gpuguard.broker import audit
+from gpuguard.broker.audit import GENESIS, HEAD_NAME, AuditFailed, Log
 from gpuguard.cli.commands.audit import command
 
 

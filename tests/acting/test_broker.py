@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuguard import audit, boxes, control, journal, messages, paths, proctree
-from gpuguard.broker import _GRANTS, _HANDLERS, _OPERATOR_HANDLERS, STOP_S, VERSION, Broker
+from gpuguard import control, messages, paths, proctree
+from gpuguard.broker import audit, boxes, journal
+from gpuguard.broker.serving import _GRANTS, _HANDLERS, _OPERATOR_HANDLERS, STOP_S, VERSION, Broker
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.cli.commands import disarm, release, stop
 from gpuguard.messages import (
@@ -217,13 +218,13 @@ def test_a_gone_broker_is_said_clearly():
 
 BROKER = """
 import json, sys
-from gpuguard import boxes, broker, enforcement
+from gpuguard.broker import boxes, serving, enforcement
 from gpuguard.config import Config, GuardSettings
-from gpuguard.protected import Limits
+from gpuguard.broker.protected import Limits
 guard, more = sys.argv[1], sys.argv[2]
 boxes.FREEZE_WAIT_S = 100.0
 exec(more)
-sys.exit(broker.start(Config(guard=GuardSettings(mode="enforce")), handover=b"handed over",
+sys.exit(serving.start(Config(guard=GuardSettings(mode="enforce")), handover=b"handed over",
                       argv=[sys.executable, "-c", guard], limits=Limits(grace_s=600)))
 """
 
@@ -378,12 +379,12 @@ def test_sigterm_undoes_all_and_ends_also_when_the_guard_does_not(start, target,
 
 
 BUG = """
-real = broker.Broker.step
+real = serving.Broker.step
 def step(self, wait_s):
     real(self, wait_s)
     if self._enforcement.in_force():
         raise RuntimeError("a bug")
-broker.Broker.step = step
+serving.Broker.step = step
 """
 
 

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuguard import audit, journal, paths, proctree, protected
-from gpuguard.enforcement import DISARMED_NAME
+from gpuguard import paths, proctree
+from gpuguard.broker import audit, journal, protected
+from gpuguard.broker.enforcement import DISARMED_NAME
+from gpuguard.broker.protected import Limits
 from gpuguard.messages import Act
 from gpuguard.proctree import Member
-from gpuguard.protected import Limits
 from tests.acting.tools import ROOT, act, approved, goes_on, process_of, state, until
 
 IDLE = "import time; time.sleep(600)"
@@ -267,7 +268,7 @@ def test_an_undo_that_fails_stays_in_force(enforcement, spawn, no_boxes, monkeyp
         raise OSError(5, "input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gpuguard.actions.pause.undo", fail)
+        patch.setattr("gpuguard.broker.actions.pause.undo", fail)
         assert one.undo(done.decision_id, "", "guard")[0].outcome == "failed"
     assert len(one.in_force()) == 1
     assert one.undo(done.decision_id, "", "guard")[0].outcome == "undone"
@@ -299,8 +300,8 @@ import os, subprocess, sys
 from pathlib import Path
 disk = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], check=True)
-from gpuguard import audit, boxes, journal
-from gpuguard.enforcement import Enforcement
+from gpuguard.broker import audit, boxes, journal
+from gpuguard.broker.enforcement import Enforcement
 from tests.acting.tools import act, goes_on, state, until
 boxes.mount = lambda: None
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -356,7 +357,7 @@ def test_a_full_disk_refuses_acts_keeps_records_and_still_undoes(tmp_path):
 
 
 def test_the_guard_cannot_fill_the_disk_with_words(enforcement, monkeypatch):
-    monkeypatch.setattr("gpuguard.enforcement.AUDIT_BYTES_PER_HOUR", 10_000)
+    monkeypatch.setattr("gpuguard.broker.enforcement.AUDIT_BYTES_PER_HOUR", 10_000)
     ahead = [0]
     one = enforcement(ahead=ahead)
     with pytest.raises(audit.AuditFailed, match="in an hour"):

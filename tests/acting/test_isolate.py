@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from gpuguard import boxes, proctree
-from gpuguard.actions import isolate
+from gpuguard import proctree
+from gpuguard.broker import boxes
+from gpuguard.broker.actions import isolate
 from tests.acting.tools import act, until
 
 pytestmark = [

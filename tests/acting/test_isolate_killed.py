@@ -10,7 +10,8 @@ import subprocess
 import pytest
 from click.testing import CliRunner
 
-from gpuguard import boxes, proctree
+from gpuguard import proctree
+from gpuguard.broker import boxes
 from gpuguard.cli.commands import release
 from tests.acting.test_isolate import grows, network, stands_still  # noqa: F401 a fixture
 
@@ -23,7 +24,7 @@ pytestmark = [
 ISOLATE = """
 import sys, time
 from gpuguard import paths
-from gpuguard.enforcement import Enforcement
+from gpuguard.broker.enforcement import Enforcement
 from tests.acting.tools import act
 one = Enforcement(paths.make_dir(paths.state_dir()), paths.make_dir(paths.log_dir()), enforcing=True)
 print(one.act(act(int(sys.argv[1]), "isolate"), "guard").outcome, flush=True)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard import journal
-from gpuguard.boxes import Box
+from gpuguard.broker import journal
+from gpuguard.broker.boxes import Box
+from gpuguard.broker.journal import Completed, Ended, Grown, Intent, Journal, JournalFailed, JournalLocked, Plan
 from gpuguard.core.subjects import ProcessId
-from gpuguard.journal import Completed, Ended, Grown, Intent, Journal, JournalFailed, JournalLocked, Plan
 
 BOXES = st.builds(Box, path=st.text(max_size=8), origin=st.text(max_size=8))
 PLANS = st.builds(Plan, boxes=st.lists(BOXES, max_size=2).map(tuple),

@@ -9,9 +9,10 @@ import time
 import msgspec
 import pytest
 
-from gpuguard import audit, boxes, paths, proctree
-from gpuguard.actions import kill
-from gpuguard.enforcement import APPROVAL_NS
+from gpuguard import paths, proctree
+from gpuguard.broker import audit, boxes
+from gpuguard.broker.actions import kill
+from gpuguard.broker.enforcement import APPROVAL_NS
 from tests.acting.tools import act, approved, goes_on, state, until
 
 STUBBORN = """

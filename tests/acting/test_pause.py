@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from gpuguard import boxes, journal, paths, proctree
-from gpuguard.actions import pause
+from gpuguard import paths, proctree
+from gpuguard.broker import boxes, journal
+from gpuguard.broker.actions import pause
 from tests.acting.tools import act, goes_on, process_of, state, until
 
 

@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from gpuguard import boundary, proctree
-from gpuguard.actions import kill, pause
-from gpuguard.boundary import MODE_KILL, MODE_RATE, MODE_STOP, SECOND_NS
+from gpuguard import proctree
+from gpuguard.broker import boundary
+from gpuguard.broker.actions import kill, pause
+from gpuguard.broker.boundary import MODE_KILL, MODE_RATE, MODE_STOP, SECOND_NS
 from gpuguard.messages import OpenLaunches
 from gpuguard.sensors import launches
 from tests.acting.tools import act, goes_on, process_of, state, until
@@ -255,10 +256,11 @@ def test_an_eye_that_is_opened_anew_stops_again(enforcement, eye, launcher, stan
 
 BROKER = """
 import os, sys, time
-from gpuguard import boundary, paths
-from gpuguard.enforcement import Enforcement
+from gpuguard import paths
+from gpuguard.broker import boundary
+from gpuguard.broker.enforcement import Enforcement
 from gpuguard.messages import OpenLaunches
-from gpuguard.protected import Limits
+from gpuguard.broker.protected import Limits
 from gpuguard.sensors import launches
 from tests.acting.tools import act
 launches.grant(OpenLaunches((sys.argv[1],)))

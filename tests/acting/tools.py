@@ -7,9 +7,10 @@ import os
 import time
 from pathlib import Path
 
-from gpuguard import boxes, proctree
+from gpuguard import proctree
+from gpuguard.broker import boxes
+from gpuguard.broker.enforcement import Clock
 from gpuguard.core.subjects import ProcessId
-from gpuguard.enforcement import Clock
 from gpuguard.messages import Act, Approve
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpuguard import confine
-from gpuguard.broker import NOBODY
+from gpuguard.broker.serving import NOBODY
 from gpuguard.code import reader
 from gpuguard.code.containers import elf
 from gpuguard.code.eye import CodeEye

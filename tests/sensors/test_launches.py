@@ -22,7 +22,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuguard import capture
 from gpuguard.config import Config
 from gpuguard.core.events import Finding
 from gpuguard.core.guard import Guard
@@ -40,11 +39,13 @@ from gpuguard.core.records import (
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, OpenLaunches, ReadImage, Refused, ScanLaunches
 from gpuguard.sensors import EyeClosed, launches
+from gpuguard.sensors.launches import cooperative
 from gpuguard.sensors.launches.images import image_extent
 from gpuguard.sensors.launches.maps import executable_maps, fuse_mounts, read_maps, start_ticks_of
 from gpuguard.sensors.launches.names import KernelNames
 from gpuguard.sensors.launches.rows import KEY, VALUE, LaunchDeltas, bytes_of
 from gpuguard.sensors.launches.sensor import EVENT
+from gpuguard.sensors.processes.procfs import steady_boot_ns
 from gpuguard.signature_files import shipped
 from tests.probing import standins_to_probe
 from tests.standins.build import SHAPES
@@ -521,11 +522,11 @@ def test_file_systems_that_programs_serve_are_told_by_their_device(monkeypatch, 
 
 
 def test_a_clock_that_is_set_moves_the_times_of_launches_with_it(monkeypatch):
-    before = capture.clock_offset_ns(0)
-    assert capture.clock_offset_ns(before) == before
+    before = steady_boot_ns(0)
+    assert steady_boot_ns(before) == before
     real = time.time_ns
-    monkeypatch.setattr(capture.time, "time_ns", lambda: real() + 3600 * SECOND)
-    after = capture.clock_offset_ns(before)
+    monkeypatch.setattr(time, "time_ns", lambda: real() + 3600 * SECOND)
+    after = steady_boot_ns(before)
     assert abs(after - before - 3600 * SECOND) < SECOND
     deltas = LaunchDeltas(100, before)
     first = deltas.take(*row(1, 5, 100, 900), SECOND)
@@ -771,8 +772,8 @@ def test_exports_of_each_shape_are_probed_and_wrapped_at_once(driver, tmp_path):
     standins, rings = standins_to_probe(tmp_path, driver), tmp_path / "rings"
     rings.mkdir(mode=0o700)
     sensor = launches.open_sensor(Direct(), settings(standins["libcuda"]))
-    shim = capture.CooperativeSensor(rings, 250_000_000, "a test")
-    told = {"CUDA_INJECTION64_PATH": str(capture.LIBRARY), "GPUGUARD_CAPTURE_DIR": str(rings)}
+    shim = cooperative.CooperativeSensor(rings, 250_000_000, "a test")
+    told = {"CUDA_INJECTION64_PATH": str(cooperative.LIBRARY), "GPUGUARD_CAPTURE_DIR": str(rings)}
     try:
         assert not re.search(r"single-stepped.* cu[A-Z]", sensor.mode)
         for api, what in (("kernel", 0), ("ex", 1), ("coop", 2)):

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from gpuguard import capture
 from gpuguard.cli.commands import launches as shown
 from gpuguard.sensors import launches
+from gpuguard.sensors.launches import cooperative
 from tests.sensors.test_launches import run, standins  # noqa: F401  a fixture
 
 
@@ -49,7 +49,7 @@ def test_where_the_eye_is_closed_it_says_why(monkeypatch, tmp_path):
     from click.testing import CliRunner
 
     monkeypatch.setattr(launches.probe, "OBJECT", tmp_path / "none.o")
-    for name in ("XDG_RUNTIME_DIR", capture.FOLDER_VARIABLE):
+    for name in ("XDG_RUNTIME_DIR", cooperative.FOLDER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     result = CliRunner().invoke(shown.command, ["--seconds", "1"])
     assert result.exit_code == 3

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from gpuguard.audit import Entry
+    from gpuguard.broker.audit import Entry
 
 
 @click.group()
@@ -38,7 +38,7 @@ def verify(path: Path | None, output: str) -> None:
     Exit status 0: whole, 1: broken (says where), 3: cannot be read. Keep the printed head elsewhere: with it, even
     somebody who may rewrite the whole log cannot do so unseen.
     """
-    from gpuguard import audit
+    from gpuguard.broker import audit
 
     path = _place(path)
     try:
@@ -65,7 +65,7 @@ def show(path: Path | None, last: int, output: str) -> None:
     """Show the last entries, oldest first. Exit status 0: the log is whole, 1: broken, 3: cannot be read."""
     from collections import deque
 
-    from gpuguard import audit
+    from gpuguard.broker import audit
 
     path = _place(path)
     try:

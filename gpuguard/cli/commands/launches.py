@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from gpuguard.capture import CooperativeSensor
     from gpuguard.core.bounded import BoundedTable
     from gpuguard.core.records import Block
     from gpuguard.messages import Answer, Request
     from gpuguard.sensors.launches import LaunchSensor
+    from gpuguard.sensors.launches.cooperative import CooperativeSensor
 
 _LOOK_S = 0.25
 _ROWS_SHOWN = 20

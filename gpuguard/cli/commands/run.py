@@ -26,13 +26,14 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
       gpuguard run
       gpuguard run --mode enforce --record night-shift
     """
-    from gpuguard import broker, logs
-    from gpuguard.audit import AuditFailed
+    from gpuguard import logs
+    from gpuguard.broker import serving
+    from gpuguard.broker.audit import AuditFailed
+    from gpuguard.broker.journal import JournalFailed, JournalLocked
+    from gpuguard.broker.protected import limits_of
     from gpuguard.config_sources import ConfigError, load_config
     from gpuguard.daemon import Start
-    from gpuguard.journal import JournalFailed, JournalLocked
     from gpuguard.policies import PolicyError, load_policy
-    from gpuguard.protected import limits_of
 
     logs.configure()
     flags: dict[str, str] = {}
@@ -45,7 +46,7 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
     try:
         loaded = load_config(files=[config_file] if config_file else None, flags=flags)
         start = Start(config=loaded.config, policy=load_policy())
-        status = broker.start(loaded.config, handover=msgspec.json.encode(start),
+        status = serving.start(loaded.config, handover=msgspec.json.encode(start),
                               limits=limits_of(loaded.config.actions))
     except (ConfigError, PolicyError) as error:
         complain(f"gpuguard: {error}")

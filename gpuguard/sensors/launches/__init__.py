@@ -23,9 +23,10 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
-from gpuguard import boundary, capture
+from gpuguard.broker import boundary
 from gpuguard.messages import Answer, Opened, OpenLaunches, ReadImage, Refused, Request, ScanLaunches
 from gpuguard.sensors import EyeClosed
+from gpuguard.sensors.launches import cooperative
 from gpuguard.sensors.launches.images import read_image
 from gpuguard.sensors.launches.libraries import LIBRARIES_MAX
 from gpuguard.sensors.launches.maps import cached_libraries
@@ -33,8 +34,8 @@ from gpuguard.sensors.launches.probe import LaunchProbe, new_probe
 from gpuguard.sensors.launches.sensor import LaunchSensor
 
 if TYPE_CHECKING:
-    from gpuguard.capture import CooperativeSensor
     from gpuguard.config import Config
+    from gpuguard.sensors.launches.cooperative import CooperativeSensor
     from gpuguard.sensors.launches.modules import Broker
 
 __all__ = ["LaunchProbe", "LaunchSensor", "grant", "new_probe", "open_sensor", "release"]
@@ -97,8 +98,8 @@ def open_sensor(broker: Broker, config: Config) -> LaunchSensor | CooperativeSen
         for fd in descriptors:
             os.close(fd)
         reason = answer.reason if isinstance(answer, Refused) else f"unexpected answer {answer}"
-        cooperative = capture.open_sensor(config.launches.interval_ms * 1_000_000, reason)
-        if cooperative is None:
-            raise EyeClosed(f"{reason}; {capture.FOLDER_VARIABLE} would open it for processes that cooperate")
-        return cooperative
+        sensor = cooperative.open_sensor(config.launches.interval_ms * 1_000_000, reason)
+        if sensor is None:
+            raise EyeClosed(f"{reason}; {cooperative.FOLDER_VARIABLE} would open it for processes that cooperate")
+        return sensor
     return LaunchSensor(broker, answer, list(descriptors), config.launches.interval_ms * 1_000_000)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, field
 
 from gpuguard.core.bounded import BoundedTable
-from gpuguard.libcuda import Library, NotProbeable, Site, read_library
+from gpuguard.sensors.launches.libcuda import Library, NotProbeable, Site, read_library
 from gpuguard.sensors.launches.maps import FileKey, file_key, mapped_files
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuguard import boundary
+from gpuguard.broker import boundary
 from gpuguard.messages import Opened
 from gpuguard.sensors import EyeClosed
 from gpuguard.sensors.launches.libraries import LIBRARY_NAMES, Libraries

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuguard import capture, libcuda
 from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.records import LAUNCH_APIS, Block, KernelName, Launches, ProcessStarted
 from gpuguard.core.subjects import ProcessId
 from gpuguard.messages import Opened, Refused, ScanLaunches
 from gpuguard.sensors import is_due
+from gpuguard.sensors.launches import libcuda
 from gpuguard.sensors.launches.gaps import NAME, Gaps
 from gpuguard.sensors.launches.images import HEADER_BYTES
 from gpuguard.sensors.launches.modules import Image, Modules
 from gpuguard.sensors.launches.names import HANDLES_MAX, KernelNames
 from gpuguard.sensors.launches.rows import SECOND_NS, LaunchDeltas, bytes_of, new_buffers
+from gpuguard.sensors.processes.procfs import steady_boot_ns
 
 if TYPE_CHECKING:
     from gpuguard._launches import Ring
@@ -71,7 +72,7 @@ class LaunchSensor:
         self.descriptor: int | None = handles["epoll"]
         self.rows_fd, self._counters_fd = handles["rows"], handles["counters"]
         self._keys, self._values = new_buffers(opened.values["rows_max"])
-        self._clock_offset_ns = capture.clock_offset_ns(0)
+        self._clock_offset_ns = steady_boot_ns(0)
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._deltas = LaunchDeltas(self._ticks_per_s, self._clock_offset_ns)
@@ -97,7 +98,7 @@ class LaunchSensor:
     def read(self, now_ns: int) -> list[Block]:
         """Return names, images, launches and gaps since the last call, in an order in which they can be judged."""
         self._scan(now_ns)
-        self._clock_offset_ns = self._deltas.clock_offset_ns = capture.clock_offset_ns(self._clock_offset_ns)
+        self._clock_offset_ns = self._deltas.clock_offset_ns = steady_boot_ns(self._clock_offset_ns)
         blocks = self._read_events()
         blocks += self._modules.read()
         blocks += self._modules.judged()

@@ -27,6 +27,8 @@ STAT_BYTES_MAX = 4096
 CMDLINE_BYTES_MAX = 8192
 ENVIRON_BYTES_MAX = 256 * 1024
 ENVIRON_VALUE_CHARS_MAX = 256
+#: Two readings of one time of boot differ by less, unless the clock was set between them.
+CLOCK_STEP_NS = 20_000_000
 
 
 # -- what the files say, pure -----------------------------------------------------------------------------------------
@@ -137,6 +139,12 @@ def boot_ns() -> int:
                                        time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         readings.append((after_ns - before_ns, now_ns - after_ns))
     return min(readings)[1]
+
+
+def steady_boot_ns(before_ns: int) -> int:
+    """Return the Unix time of boot as it was read before, unless somebody set the clock meanwhile."""
+    now_ns = boot_ns()
+    return before_ns if abs(now_ns - before_ns) < CLOCK_STEP_NS else now_ns
 
 
 @lru_cache(maxsize=4)

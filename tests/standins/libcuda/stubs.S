@@ -1,6 +1,6 @@
 /* STAND-IN, not NVIDIA's driver. Each export is a stub as drivers have it, of the version that DRIVER says, so that a
  * probe placed by decoding a real libcuda meets the same bytes here. The branch is never taken: it goes to the driver's
- * own "already torn down" answer, CUDA_ERROR_DEINITIALIZED. See gpuguard/libcuda.py.
+ * own "already torn down" answer, CUDA_ERROR_DEINITIALIZED. See gpuguard/sensors/launches/libcuda.py.
  */
 #include "exports.h"
 

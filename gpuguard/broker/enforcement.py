@@ -17,13 +17,14 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from gpuguard import boxes, proctree
-from gpuguard.actions import Effect, Job, isolate, kill, pause, throttle
-from gpuguard.audit import AuditFailed, Log
+from gpuguard import proctree
+from gpuguard.broker import boxes
+from gpuguard.broker.actions import Effect, Job, isolate, kill, pause, throttle
+from gpuguard.broker.audit import AuditFailed, Log
+from gpuguard.broker.journal import HOUR_NS, Completed, Ended, Grown, Intent, Journal, JournalFailed, Plan
+from gpuguard.broker.protected import Limits, refusal
 from gpuguard.core.records import ActionOutcome
-from gpuguard.journal import HOUR_NS, Completed, Ended, Grown, Intent, Journal, JournalFailed, Plan
 from gpuguard.proctree import Refusal
-from gpuguard.protected import Limits, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

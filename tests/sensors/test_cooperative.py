@@ -16,19 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuguard import capture
-from gpuguard.capture import FILE_BYTES, HEADER_BYTES, MAGIC, RECORD, SLOTS, CooperativeSensor
 from gpuguard.config import Config
 from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Gap, KernelName, Launches
 from gpuguard.messages import Refused
 from gpuguard.sensors import EyeClosed, launches
+from gpuguard.sensors.launches import cooperative
+from gpuguard.sensors.launches.cooperative import FILE_BYTES, HEADER_BYTES, MAGIC, RECORD, SLOTS, CooperativeSensor
 from tests.standins.build import SHAPES, build
 
 
 def standins_of(folder, driver):
     if shutil.which("cc") is None:
         pytest.skip("no C compiler: the stand-in driver cannot be built")
-    if not capture.LIBRARY.exists():
+    if not cooperative.LIBRARY.exists():
         pytest.skip("this build lacks the shim")
     return build(folder, driver)
 
@@ -58,7 +58,7 @@ def sensor(rings):
 
 
 def given_the_shim(rings, variable="CUDA_INJECTION64_PATH"):
-    return {**os.environ, "GPUGUARD_CAPTURE_DIR": str(rings), variable: str(capture.LIBRARY)}
+    return {**os.environ, "GPUGUARD_CAPTURE_DIR": str(rings), variable: str(cooperative.LIBRARY)}
 
 
 def read_all(sensor, *processes):
@@ -249,7 +249,7 @@ def test_whatever_a_ring_holds_is_read_or_dropped(tmp_path_factory, content, hea
     path = where / "7.ring"
     write_ring(path, head=head, records=content)
     sensor = CooperativeSensor(where, 1, "a test")
-    ring = capture.Ring(capture.ProcessId("b", 7, 8), os.open(path, os.O_RDWR))
+    ring = cooperative.Ring(cooperative.ProcessId("b", 7, 8), os.open(path, os.O_RDWR))
     try:
         for block in sensor._drain(ring, time.time_ns()):
             assert isinstance(block, Launches | KernelName)
@@ -331,12 +331,12 @@ def test_a_folder_full_of_anything_keeps_nobody_waiting(sensor, rings):
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0):
         now_ns = time.time_ns()
         told = [len(reasons(sensor.read(now_ns + i * 10**8))) for i in range(170)]
-        assert max(told[1:]) <= capture.FILES_PER_LOOK
+        assert max(told[1:]) <= cooperative.FILES_PER_LOOK
         assert path.name in sensor._rings
 
 
 def test_more_rings_than_are_read_are_a_gap(sensor, mapped, rings, monkeypatch):
-    monkeypatch.setattr(capture, "RINGS_MAX", 1)
+    monkeypatch.setattr(cooperative, "RINGS_MAX", 1)
     write_ring(rings / "1.ring")
     now_ns = time.time_ns()
     told = [one for i in range(9) for one in reasons(sensor.read(now_ns + i * 10**9))]
@@ -351,10 +351,10 @@ class Closed:
 
 def test_the_launch_eye_opens_by_this_tier_where_probes_are_refused(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.delenv(capture.FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(cooperative.FOLDER_VARIABLE, raising=False)
     with pytest.raises(EyeClosed, match="GPUGUARD_CAPTURE_DIR"):
         launches.open_sensor(Closed(), Config())
-    monkeypatch.setenv(capture.FOLDER_VARIABLE, str(tmp_path / "made"))
+    monkeypatch.setenv(cooperative.FOLDER_VARIABLE, str(tmp_path / "made"))
     sensor = launches.open_sensor(Closed(), Config())
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
     assert "no root here" in reasons(sensor.read(time.time_ns()))[0]

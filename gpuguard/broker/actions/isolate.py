@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
-from gpuguard import boxes, proctree
-from gpuguard.actions import Effect, Namespace
-from gpuguard.journal import Plan
+from gpuguard import proctree
+from gpuguard.broker import boxes
+from gpuguard.broker.actions import Effect, Namespace
+from gpuguard.broker.journal import Plan
 from gpuguard.netlink import Diagnosis, Flow, Table, cgroup_rule, flow_rule, mark_rule
 from gpuguard.proctree import PROC, Member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuguard.actions import Job
+    from gpuguard.broker.actions import Job
 
 SOCKETS_MAX = 65_536
 FLOW_RULES_MAX = 1024

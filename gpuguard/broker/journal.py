@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from msgspec import Struct
 
-from gpuguard.boxes import Box
+from gpuguard.broker.boxes import Box
 from gpuguard.core.subjects import ProcessId
 
 if TYPE_CHECKING:

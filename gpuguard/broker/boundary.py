@@ -4,9 +4,9 @@ In the broker, `Boundary` writes one row a process into the map `quotas` of ext/
 launch site does the rest. Nothing is pinned: the rows and the probes go with the process that holds them.
 
 Somebody has to continue what a rate stopped, many times a second, and to continue it for good when the broker is
-killed. That is `main`, a process of its own (``python -m gpuguard.boundary``) that runs while there are rows: it sleeps
-until the next stopped process has earned its launch, and the end of its pipe tells it that the broker is gone. If it
-goes, the broker starts another within its next look; if both go, the journal has everybody who may stand still.
+killed. That is `main`, a process of its own (``python -m gpuguard.broker.boundary``) that runs while there are rows: it
+sleeps until the next stopped process has earned its launch, and the end of its pipe tells it that the broker is gone.
+If it goes, the broker starts another within its next look; if both go, the journal has everybody who may stand still.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Boundary:
         if self._waker is None:
             # A session of its own: what ends the broker's process group must not end the one that cleans up after it.
             self._waker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "gpuguard.boundary", str(self._quotas_fd)], stdin=subprocess.PIPE,
+                [sys.executable, "-P", "-m", "gpuguard.broker.boundary", str(self._quotas_fd)], stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL, pass_fds=(self._quotas_fd,), start_new_session=True, bufsize=0)
         elif self._waker.stdin is not None:
             try:

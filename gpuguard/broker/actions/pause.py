@@ -14,13 +14,14 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from gpuguard import boxes, proctree
-from gpuguard.actions import Effect
-from gpuguard.boundary import MODE_STOP, current
-from gpuguard.journal import Plan
+from gpuguard import proctree
+from gpuguard.broker import boxes
+from gpuguard.broker.actions import Effect
+from gpuguard.broker.boundary import MODE_STOP, current
+from gpuguard.broker.journal import Plan
 
 if TYPE_CHECKING:
-    from gpuguard.actions import Job
+    from gpuguard.broker.actions import Job
     from gpuguard.proctree import Member
 
 STOP_WAIT_S = 0.5

@@ -30,8 +30,8 @@ import msgspec
 import structlog
 
 from gpuguard import confine, paths, proctree
-from gpuguard.audit import AuditFailed
-from gpuguard.enforcement import Enforcement
+from gpuguard.broker.audit import AuditFailed
+from gpuguard.broker.enforcement import Enforcement
 from gpuguard.messages import (
     MESSAGE_BYTES_MAX,
     Act,
@@ -61,8 +61,8 @@ from gpuguard.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from gpuguard.broker.protected import Limits
     from gpuguard.config import Config
-    from gpuguard.protected import Limits
 
 VERSION = 1
 STOP_S = 1.0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from msgspec import Struct, field
 
-from gpuguard.journal import Plan
+from gpuguard.broker.journal import Plan
 from gpuguard.netlink import Table
 from gpuguard.proctree import Member
 

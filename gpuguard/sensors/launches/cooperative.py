@@ -21,10 +21,10 @@ from gpuguard.core.records import LAUNCH, LAUNCH_APIS, Block, Gap, KernelName, L
 from gpuguard.core.subjects import ProcessId
 from gpuguard.kernels.launches import event_rows
 from gpuguard.proctree import boot_id, lines_of, member
-from gpuguard.sensors.processes.procfs import boot_ns
+from gpuguard.sensors.processes.procfs import steady_boot_ns
 
 NAME = "launches"
-LIBRARY = Path(__file__).parent / "libgpuguard_capture.so"
+LIBRARY = Path(__file__).parents[2] / "libgpuguard_capture.so"
 FOLDER_VARIABLE = "GPUGUARD_CAPTURE_DIR"
 #: CAPTURE_MAGIC, CAPTURE_SLOTS and CAPTURE_HEADER_BYTES of ext/inject/capture.h.
 MAGIC, SLOTS, HEADER_BYTES = 0x3145525554504143, 16_384, 4_096
@@ -38,7 +38,6 @@ TELL_PERIOD_NS = 60 * 1_000_000_000
 #: As often it is said again that others are not seen.
 BLIND_PERIOD_NS = 300 * 1_000_000_000
 ALIVE_PERIOD_NS = 10 * 1_000_000_000
-CLOCK_STEP_NS = 20_000_000
 REFUSED_NS = 2 * 1_000_000_000
 KEYS_MAX = 16_384
 HANDLES_MAX = 65_536
@@ -50,12 +49,6 @@ RECORD = np.dtype([
 ])
 FILE_BYTES = HEADER_BYTES + SLOTS * RECORD.itemsize
 _KEY_BYTES = slice(16, 64)  # kernel to zero
-
-
-def clock_offset_ns(before_ns: int) -> int:
-    """Return what to add to CLOCK_BOOTTIME for the time of day: as before, unless somebody set the clock meanwhile."""
-    now_ns = boot_ns()
-    return before_ns if abs(now_ns - before_ns) < CLOCK_STEP_NS else now_ns
 
 
 def folder() -> Path | None:
@@ -91,7 +84,7 @@ class CooperativeSensor:
         self.mode = f"cooperative, {where}"
         self._where = where
         self._boot_id = boot_id()
-        self._offset_ns = clock_offset_ns(0)
+        self._offset_ns = steady_boot_ns(0)
         self._rings: dict[str, Ring] = {}
         self._refused: BoundedTable[str, tuple[str, int]] = BoundedTable(REFUSED_MAX)
         self._turn = 0
@@ -110,7 +103,7 @@ class CooperativeSensor:
             # A block without rows says that rings are read: silence must not look like blindness.
             self._told_alive_ns = now_ns
             self._gaps.append(Launches(now_ns, np.zeros(0, LAUNCH)))
-        self._offset_ns = clock_offset_ns(self._offset_ns)
+        self._offset_ns = steady_boot_ns(self._offset_ns)
         self._find(now_ns)
         blocks: list[Block] = []
         for file, ring in list(self._rings.items()):

@@ -1,8 +1,8 @@
 """Throttle: each process of a tree may make so many kernel launches a second, and stands still when it is ahead.
 
-The quota is kept where the launch is made (gpuguard/boundary.py), so it needs the launch eye. A process that is ahead
-is stopped by SIGSTOP before the launch reaches the GPU and continued as soon as it has earned it; a parent that waits
-with WUNTRACED, and a shell, see that. Who stood still before is left alone. Children that are started meanwhile get
+The quota is kept where the launch is made (`boundary`), so it needs the launch eye. A process that is ahead is stopped
+by SIGSTOP before the launch reaches the GPU and continued as soon as it has earned it; a parent that waits with
+WUNTRACED, and a shell, see that. Who stood still before is left alone. Children that are started meanwhile get
 their quota at the next look, within about a second.
 """
 
@@ -12,9 +12,9 @@ import signal
 from typing import TYPE_CHECKING
 
 from gpuguard import proctree
-from gpuguard.actions import Effect, Job
-from gpuguard.boundary import MODE_RATE, Boundary, current
-from gpuguard.journal import Plan
+from gpuguard.broker.actions import Effect, Job
+from gpuguard.broker.boundary import MODE_RATE, Boundary, current
+from gpuguard.broker.journal import Plan
 
 if TYPE_CHECKING:
     from gpuguard.proctree import Member
