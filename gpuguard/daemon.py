@@ -32,7 +32,7 @@ from gpuguard.core.guard import Explanation, Guard, ProcessVerdict
 from gpuguard.core.policy import Policy
 from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Packets, Tick
 from gpuguard.counters.shipped import shipped_model
-from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Welcome
+from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Watching, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
 from gpuguard.sensors import next_ns
@@ -53,6 +53,8 @@ TCP_SYN = 0x02
 TCP_SYN_ACK = 0x12
 REOPEN_NS = 30_000_000_000
 NEWS_NS = 1_000_000_000
+#: A service manager's WatchdogSec= has to be several times as long.
+WATCHING_NS = 5_000_000_000
 TEXTFILE_NS = 15_000_000_000
 ANSWERS_MAX = 1_024
 
@@ -184,9 +186,20 @@ class Daemon:
 
     def _say_watching(self) -> None:
         """Tell whoever started us that this is all: every eye was tried. Why one is closed was told when it was."""
-        enabled = [name for name in _sensor_names() if getattr(self._start.config, name).enabled]
-        log.info("watching", eyes=sorted(self._sensors), closed=[name for name in enabled if name not in self._sensors],
-                 mode=self._start.config.guard.mode, state=str(paths.state_dir()), audit=str(paths.log_dir()))
+        log.info("watching", eyes=sorted(self._sensors), closed=self._closed(), mode=self._start.config.guard.mode,
+                 state=str(paths.state_dir()), audit=str(paths.log_dir()))
+        self._due_ns["watching"] = 0
+
+    def _closed(self) -> list[str]:
+        """Return the eyes that should be open and are not."""
+        return [name for name in _sensor_names()
+                if getattr(self._start.config, name).enabled and name not in self._sensors]
+
+    def _tell_watching(self) -> None:
+        """Have the service manager told that this loop turns, and what it looks through."""
+        told = f"{self._start.config.guard.mode}: {', '.join(sorted(self._sensors)) or 'no eye is open'}"
+        closed = f"; closed: {', '.join(closed)}" if (closed := self._closed()) else ""
+        self._broker.ask(Watching(told + closed))
 
     def _step(self) -> None:
         # What is due goes by a clock that nobody can set; records carry the time of day.
@@ -212,6 +225,10 @@ class Daemon:
         if name == "news":
             self._due_ns[name] = next_ns(now_ns, NEWS_NS)
             self._hear_news()
+            return
+        if name == "watching":
+            self._due_ns[name] = next_ns(now_ns, WATCHING_NS)
+            self._tell_watching()
             return
         if name == "metrics" and self._metrics and self._textfile:
             self._due_ns[name] = next_ns(now_ns, TEXTFILE_NS)

@@ -134,6 +134,12 @@ class Disarm(Struct, frozen=True, tag="disarm"):
     reason: str
 
 
+class Watching(Struct, frozen=True, tag="watching"):
+    """Tell, every few seconds, that the guard's loop turns; ``status`` is a line on what it sees, for people."""
+
+    status: str
+
+
 class Audit(Struct, frozen=True, tag="audit"):
     """Ask to append one entry to the audit log."""
 
@@ -158,6 +164,7 @@ Request = (
     | Undo
     | ListActions
     | Disarm
+    | Watching
     | Audit
 )
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +39,19 @@ def until(condition: Callable[[], object], what: str) -> object:
             sys.exit(f"{what} did not happen within {WAIT_S:g} s")
         time.sleep(0.1)
     return answer
+
+
+def hear(path: str) -> list[str]:
+    """Be the service manager on this socket: return what it is told, which grows."""
+    manager, told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), []
+    manager.bind(path)
+
+    def read() -> None:
+        while True:
+            told.append(manager.recv(4096).decode())
+
+    threading.Thread(target=read, daemon=True).start()
+    return told
 
 
 def incidents(state: Path) -> list[dict]:
@@ -69,13 +84,14 @@ def main(hasher: str, library: str) -> None:
     folder.chmod(0o755)
     state = folder / "state"
     environ = {**os.environ, "GPUGUARD_STATE_DIR": str(state), "GPUGUARD_RUNTIME_DIR": str(folder / "run"),
-               "GPUGUARD_LAUNCHES_LIBRARIES": library}
+               "GPUGUARD_LAUNCHES_LIBRARIES": library, "NOTIFY_SOCKET": str(folder / "notify")}
+    notified = hear(environ["NOTIFY_SOCKET"])
     gpuguard = [sys.executable, "-m", "gpuguard"]
     with (folder / "log").open("w") as log:
         daemon = subprocess.Popen([*as_the_unit(), *gpuguard, "run", "--mode", "enforce"], env=environ, stderr=log)
     told: dict[str, object] = {}
     try:
-        until(lambda: '"launches"' in (folder / "log").read_text(), "the launch eye being tried")
+        until(lambda: notified, "the service manager being told that it watches")
         miner = subprocess.Popen([hasher], stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             told["paused"] = until(lambda: outcome(state, "pause", "done"), "the pause")
@@ -94,6 +110,8 @@ def main(hasher: str, library: str) -> None:
     finally:
         daemon.send_signal(signal.SIGTERM)
         told["daemon_status"] = daemon.wait(100)
+        until(lambda: notified[-1] == "STOPPING=1", "the service manager being told of the end")
+        told["notified"] = notified
         told["log"] = (folder / "log").read_text()[-4000:]
         print(json.dumps(told))
         subprocess.run(["rm", "-rf", str(folder)], check=True)

@@ -21,11 +21,11 @@ from gpuguard.core.host import Host
 from gpuguard.core.policy import DEFAULT_POLICY
 from gpuguard.core.records import Block, Gap, HostInfo, ProcessStarted, Tick
 from gpuguard.daemon import Daemon, Start
-from gpuguard.messages import Answer, Done, Request, Welcome
+from gpuguard.messages import Answer, Done, Request, Watching, Welcome
 from gpuguard.outputs import event_log
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.reader import read_recording
-from gpuguard.sensors import nvml, packets, processes
+from gpuguard.sensors import EyeClosed, nvml, packets, processes
 from tests.core.builders import BOOT, SECOND, T0, evidence, pid, started
 
 
@@ -36,10 +36,12 @@ class Broker:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.descriptor = self.ours.fileno()
         self.gone = False
+        self.asked: list[Request] = []
 
     def ask(self, request: Request) -> tuple[Answer, tuple[int, ...]]:
         if self.gone:
             raise BrokerGone("it has ended")
+        self.asked.append(request)
         if type(request).__name__ == "Hello":
             return Welcome(boot_id=BOOT, hostname="node", clock_ticks_per_s=100, enforcing=False, eyes={}), ()
         return Done(), ()
@@ -205,6 +207,32 @@ def test_what_packets_name_is_read_where_policy_or_a_recording_may_ask_for_it(
     guard._step()
     guard._close()
     assert asked == [brief]
+
+
+def test_it_says_that_it_watches_once_all_eyes_were_tried_and_then_as_its_loop_turns(
+    broker: Broker, eyes: dict[str, Eye | Exception], clock: Clock, tmp_path: Path,
+) -> None:
+    def told() -> list[str]:
+        return [one.status for one in broker.asked if isinstance(one, Watching)]
+
+    eyes |= {"nvml": EyeClosed("no driver"), "processes": Eye("processes", [])}
+    guard = guard_process(broker, tmp_path)
+    guard._open_sensors(clock.monotonic_ns())
+    assert told() == []
+    guard._say_watching()
+    guard._step()
+    assert told() == ["observe: processes; closed: nvml"]
+    clock.pass_s(4.9)
+    guard._step()
+    assert len(told()) == 1
+    clock.pass_s(0.1)
+    guard._step()
+    assert len(told()) == 2
+    eyes["nvml"] = Eye("nvml", [])
+    clock.pass_s(30)
+    guard._step()
+    assert told()[2:] == ["observe: nvml, processes"]
+    guard._close()
 
 
 def test_an_eye_that_cannot_even_be_opened_is_a_gap_once(

@@ -34,6 +34,12 @@ def test_a_miner_is_paused_and_after_approval_killed() -> None:
         shutil.rmtree(folder)
     assert run.returncode == 0, run.stderr + run.stdout
     told = json.loads(run.stdout.splitlines()[-1])
+    first, *later, last = told["notified"]
+    ready, status, watchdog = first.split("\n")
+    assert (ready, watchdog) == ("READY=1", "WATCHDOG=1")
+    assert status.startswith("STATUS=enforce: launches, "), told["log"]
+    assert all(one.endswith("WATCHDOG=1") for one in later)
+    assert last == "STOPPING=1"
     assert told["paused"]["process"]["pid"] > 1, told["log"]
     assert told["stopped"]
     assert told["alive_before_approval"]

@@ -55,8 +55,10 @@ from gpuguard.messages import (
     Request,
     ScanLaunches,
     Undo,
+    Watching,
     Welcome,
 )
+from gpuguard.service_manager import MANAGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -348,6 +350,12 @@ def _enter(enforcement: Enforcement, request: Audit) -> Reply:
     return Done(), ()
 
 
+def _watching(_: Enforcement, request: Watching) -> Reply:
+    # Told by nothing else here: a guard that hangs, and a broker that does, both fall silent.
+    MANAGER.watching(request.status)
+    return Done(), ()
+
+
 #: Everything that the guard may ask.
 _HANDLERS: dict[type, Callable[..., Reply]] = {
     Hello: _hello,
@@ -356,6 +364,7 @@ _HANDLERS: dict[type, Callable[..., Reply]] = {
     ListActions: _list,
     Disarm: _disarm,
     Audit: _enter,
+    Watching: _watching,
     OpenReader: _open_reader,
     **dict.fromkeys(_GRANTS, _grant),
 }
@@ -530,6 +539,7 @@ def _supervise(broker: Broker, guard: subprocess.Popen[bytes], enforcement: Enfo
 
 def _finish(guard: subprocess.Popen[bytes], enforcement: Enforcement, reason: str, *, asked: bool) -> int:
     """Undo first (that is what people wait for), then see the guard off."""
+    MANAGER.stopping()
     left = enforcement.close(reason)
     for one in left:
         _log.warning("still in force", decision_id=one.decision_id, action=one.action, process=str(one.process),

@@ -34,8 +34,10 @@ from gpuguard.messages import (
     Refused,
     Request,
     Undo,
+    Watching,
     Welcome,
 )
+from gpuguard.service_manager import ServiceManager
 from tests.acting.tools import HOST_ROOT, ROOT, act, goes_on, state, until
 
 IDLE = "import time; time.sleep(600)"
@@ -200,6 +202,60 @@ def test_a_greedy_guard_is_slowed_down_and_not_refused(pair):
             break
     assert connection.wait_s() > 0
     assert isinstance(ask(broker, end, ListActions()), Acted)
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request, folders, monkeypatch):
+    """The socket of a service manager; what was told can be read without waiting."""
+    name = str(folders / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hearing:
+        hearing.setblocking(False)
+        hearing.bind("\0" + name if request.param == "abstract" else name)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if request.param == "abstract" else name)
+        monkeypatch.setattr("gpuguard.broker.MANAGER", ServiceManager())
+        yield hearing
+
+
+def test_the_service_manager_hears_that_the_guard_watches_only_when_the_guard_says_so(pair, manager):
+    broker, end = pair
+    ask(broker, end, Hello(VERSION))
+    ask(broker, end, ListActions())
+    broker.step(0)
+    with pytest.raises(BlockingIOError):
+        manager.recv(4096)
+    assert ask(broker, end, Watching("observe: packets")) == Done()
+    assert manager.recv(4096) == b"READY=1\nSTATUS=observe: packets\nWATCHDOG=1"
+    ask(broker, end, Watching("observe: packets"))
+    assert manager.recv(4096) == b"WATCHDOG=1"
+    ask(broker, end, Watching("observe: no eye is open"))
+    assert manager.recv(4096) == b"READY=1\nSTATUS=observe: no eye is open\nWATCHDOG=1"
+
+
+def test_a_guard_tells_the_service_manager_no_more_than_one_line(pair, manager):
+    broker, end = pair
+    ask(broker, end, Hello(VERSION))
+    ask(broker, end, Watching("x\nMAINPID=1\x00\u202e" + "y" * 10_000))
+    ready, status, watchdog = manager.recv(65_536).decode().split("\n")
+    assert (ready, watchdog) == ("READY=1", "WATCHDOG=1")
+    assert status.startswith("STATUS=x\\x0aMAINPID=1\\x00\\u202ey")
+    assert len(status) < 300
+
+
+def test_a_service_manager_without_room_is_not_waited_for_and_told_with_the_next(pair, manager):
+    broker, end = pair
+    ask(broker, end, Hello(VERSION))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others, contextlib.suppress(BlockingIOError):
+        others.setblocking(False)
+        while True:
+            others.sendto(b"X=1", manager.getsockname())
+    assert ask(broker, end, Watching("observe: packets")) == Done()
+    with contextlib.suppress(BlockingIOError):
+        while manager.recv(4096) == b"X=1":
+            pass
+    ask(broker, end, Watching("observe: packets"))
+    assert manager.recv(4096).startswith(b"READY=1\n")
+    manager.close()
+    assert ask(broker, end, Watching("observe: packets")) == Done(), "and one that is gone is nobody's end"
 
 
 def test_a_gone_broker_is_said_clearly():

@@ -17,6 +17,8 @@ from click.testing import CliRunner
 
 from gpuguard import paths
 from gpuguard.cli import main
+from gpuguard.cli.output import EXIT_USAGE
+from gpuguard.daemon import WATCHING_NS
 
 UNIT = Path(__file__).parents[2] / "deploy" / "gpuguard.service"
 PROGRAM = "/opt/gpuguard/bin/gpuguard"
@@ -72,6 +74,17 @@ def test_it_starts_commands_that_there_are() -> None:
         program, *words = shlex.split(line.removeprefix("-"))
         assert program == PROGRAM
         assert CliRunner().invoke(main, [*words, "--help"]).exit_code == 0
+
+
+def test_it_is_ready_when_it_watches_and_is_ended_when_it_hangs() -> None:
+    assert (values("Type"), values("NotifyAccess")) == (["notify"], ["main"]), "the broker tells, nobody else"
+    assert int(values("WatchdogSec")[0]) * 1_000_000_000 > 4 * WATCHING_NS
+    assert values("WatchdogSignal") == ["SIGTERM"], "a broker that lives undoes what is in force"
+
+
+def test_only_wrong_settings_end_it_for_good() -> None:
+    assert (values("Restart"), values("StartLimitIntervalSec")) == (["always"], ["0"])
+    assert values("RestartPreventExitStatus") == [str(EXIT_USAGE)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
