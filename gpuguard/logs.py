@@ -1,9 +1,8 @@
 """How the daemon speaks: to stderr, in lines for people on a terminal, in JSON lines for journald and files.
 
-Whether anybody listens changes nothing: a pipe whose reader went away or reads no further, a terminal that hung up and
-a full disk cost lines, which are counted, and never the watch. A terminal that stands still (flow control, a
-pseudo-terminal that nobody reads) is the exception: it takes less than it says, and holds up who writes to it. What
-must not be lost is in the events and in the audit log.
+Whether anybody listens changes nothing: a pipe whose reader went away or reads no further, a terminal that hung up or
+stands still (flow control, a pseudo-terminal that nobody reads) and a full disk cost lines, which are counted, and
+never the watch. What must not be lost is in the events and in the audit log.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def configure() -> None:
 
 
 class _Lines:
-    """Standard error, one system call a line unless it is long; it raises nothing and waits for no reader of a pipe.
+    """Standard error, one system call a line unless it is long; it raises nothing and waits for no reader.
 
     A pipe that says that it has room has it for so many bytes, and beyond them would be waited for.
     """
@@ -51,6 +50,7 @@ class _Lines:
     def __init__(self) -> None:
         self._lost = 0
         self._begin = b""
+        self._out = _terminal() if os.isatty(_STDERR) else _STDERR
 
     def tell_lost(self, _logger: object, _method: str, event: EventDict) -> EventDict:
         if self._lost:
@@ -61,10 +61,10 @@ class _Lines:
         data, wrote = self._begin + line.encode(errors="backslashreplace"), 0
         try:
             while wrote < len(data):
-                _, free, _ = select.select([], [_STDERR], [], 0)
+                _, free, _ = select.select([], [self._out], [], 0)
                 if not free:
                     raise BlockingIOError
-                wrote += os.write(_STDERR, data[wrote:wrote + select.PIPE_BUF])
+                wrote += os.write(self._out, data[wrote:wrote + select.PIPE_BUF])
             self._lost, self._begin = 0, b""
         except OSError:
             self._lost += 1
@@ -73,6 +73,18 @@ class _Lines:
 
     def flush(self) -> None:
         """Nothing is held back."""
+
+
+def _terminal() -> int:
+    """Return standard error's terminal, opened anew: it has room for less than it says, and must not be waited for.
+
+    As that goes with an open file, it must not be the one that a shell has as well. A terminal that we may not open (of
+    another user, after su) stays as it is.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{_STDERR}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return _STDERR
 
 
 def _traceback(out: TextIO, exception: ExcInfo) -> None:

@@ -127,3 +127,25 @@ def test_on_a_terminal_the_message_of_an_exception_is_inert() -> None:
     assert done.stdout == "watching\n"
     assert b"\x1b" not in said
     assert b"ValueError: a\\x1b[2J\\u202eb\r\n" in said
+
+
+def test_a_terminal_that_nobody_reads_is_not_waited_for_and_stays_as_its_shell_has_it() -> None:
+    ours, theirs = pty.openpty()
+    script = SPEAK.replace('log.info("two")', 'for _ in range(2000): log.info("two", text="x" * 99)')
+    script = script.replace('log.info("three")', 'print("said", flush=True)')
+    script += 'while sys.stdin.readline(): log.info("three")\n'
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs,
+                          text=True, bufsize=1, env={**os.environ, "TERM": "dumb"}) as speaking:
+        assert speaking.stdin
+        assert speaking.stdout
+        speaking.stdin.write("\n")
+        assert speaking.stdout.readline() == "said\n", "with nobody to read the terminal"
+        assert os.get_blocking(theirs)
+        said = b""
+        while b"lines_lost=" not in said:
+            said = said[-100:] + os.read(ours, 65536)
+            speaking.stdin.write("\n")
+        speaking.stdin.close()
+    os.close(theirs)
+    os.close(ours)
+    assert speaking.returncode == 0
