@@ -32,6 +32,7 @@ import structlog
 from gpuguard import confine, paths, proctree
 from gpuguard.broker.audit import AuditFailed
 from gpuguard.broker.enforcement import Enforcement
+from gpuguard.broker.service_manager import MANAGER
 from gpuguard.messages import (
     MESSAGE_BYTES_MAX,
     Act,
@@ -58,7 +59,6 @@ from gpuguard.messages import (
     Watching,
     Welcome,
 )
-from gpuguard.service_manager import MANAGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

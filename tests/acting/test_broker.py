@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from gpuguard import control, messages, paths, proctree
 from gpuguard.broker import audit, boxes, journal
+from gpuguard.broker.service_manager import ServiceManager
 from gpuguard.broker.serving import _GRANTS, _HANDLERS, _OPERATOR_HANDLERS, STOP_S, VERSION, Broker
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.cli.commands import disarm, release, stop
@@ -37,7 +38,6 @@ from gpuguard.messages import (
     Watching,
     Welcome,
 )
-from gpuguard.service_manager import ServiceManager
 from tests.acting.tools import HOST_ROOT, ROOT, act, goes_on, state, until
 
 IDLE = "import time; time.sleep(600)"
@@ -212,7 +212,7 @@ def manager(request, folders, monkeypatch):
         hearing.setblocking(False)
         hearing.bind("\0" + name if request.param == "abstract" else name)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if request.param == "abstract" else name)
-        monkeypatch.setattr("gpuguard.broker.MANAGER", ServiceManager())
+        monkeypatch.setattr("gpuguard.broker.serving.MANAGER", ServiceManager())
         yield hearing
 
 
