@@ -15,8 +15,9 @@ import pytest
 
 from gpuguard._packets import Parser
 from gpuguard.core import names
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.detectors import dns_tunnel, icmp_tunnel, probing, ssh_bruteforce, stratum
-from gpuguard.core.flows import FlowTable, address_bytes
+from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import Fusion
 from gpuguard.core.host import Host
 from gpuguard.core.labels import VERDICTS

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard._packets import Parser
-from gpuguard.core.flows import address_bytes
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.records import DnsMessage
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuguard._flows import Table
-from gpuguard.core.flows import FlowTable, address_text
+from gpuguard.core.addresses import address_text
+from gpuguard.core.flows import FlowTable
 from gpuguard.core.observations import Exchange, FlowClosed, FlowOpened, FlowsUnanswered, FlowUse
 from gpuguard.core.records import (
     PACKET,

@@ -24,11 +24,11 @@ from gpuguard.core.detectors import (
     tor,
     vpn,
 )
+from gpuguard.core.facts import observations_of
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import SUSPECT_NATS, Fusion
 from gpuguard.core.host import Host
 from gpuguard.core.labels import LABELS, VERDICTS
-from gpuguard.core.names import observations_of
 from gpuguard.core.observations import CLOSED_FLOW, Exchange, FlowClosed, FlowOpened, FlowsClosed, Spoke, TlsTalk
 from gpuguard.core.records import HostInfo, Packets
 from gpuguard.core.subjects import FlowId

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.detectors import relay, reverse_shell, reverse_tunnel, ssh_use
-from gpuguard.core.flows import address_bytes
 from gpuguard.core.host import Host
 from gpuguard.core.observations import OPENED_FLOW, Exchange, FlowClosed, FlowsOpened, FlowUse
 from gpuguard.core.records import HostInfo, ProcessStarted, Socket, Sockets, Tick

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from gpuguard._packets import Parser
 from gpuguard.core.detectors import reverse_console
+from gpuguard.core.facts import observations_of
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import SUSPECT_NATS, confirm_nats
 from gpuguard.core.host import Host
-from gpuguard.core.names import observations_of
 from gpuguard.core.records import Fact, HostInfo, Packets, Spoken
 
 sys.path.insert(0, str(Path(__file__).parent))

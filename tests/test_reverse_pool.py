@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from gpuguard._packets import Parser
 from gpuguard.core.detectors.reverse_pool import Detector
 from gpuguard.core.evidence import Evidence
+from gpuguard.core.facts import observations_of
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import SUSPECT_NATS, confirm_nats
 from gpuguard.core.host import Host
-from gpuguard.core.names import observations_of
 from gpuguard.core.records import HostInfo, Packets, Spoken
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -29,13 +29,13 @@ A quiet table tells of a flow when there is something to tell (see `ext/flows.py
 
 from __future__ import annotations
 
-import ipaddress
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gpuguard._flows import Table
+from gpuguard.core.addresses import address_bytes, address_text
+from gpuguard.core.names import may_carry
 from gpuguard.core.observations import (
     CLOSED_FLOW,
     OPENED_FLOW,
@@ -98,24 +98,6 @@ RHYTHM_NATS = 7.0
 RHYTHM_ANSWERED_MIN = 0.8
 
 
-@lru_cache(maxsize=16_384)
-def address_text(address: bytes) -> str:
-    """Return 16 bytes as text: IPv4 in dotted form where mapped (RFC 4291 section 2.5.5.2), IPv6 as RFC 5952 has it."""
-    if address[:12] == b"\0" * 10 + b"\xff\xff":
-        return f"{address[12]}.{address[13]}.{address[14]}.{address[15]}"  # a tenth of what ipaddress takes
-    return str(ipaddress.IPv6Address(address))
-
-
-@lru_cache(maxsize=16_384)
-def address_bytes(address: str) -> bytes:
-    """Return the 16 bytes of an address, IPv4 mapped."""
-    parts = address.split(".")
-    if len(parts) == 4 and ":" not in address:
-        return b"\0" * 10 + b"\xff\xff" + bytes(map(int, parts))  # a third of what ipaddress takes
-    one = ipaddress.ip_address(address)
-    return one.packed if one.version == 6 else b"\0" * 10 + b"\xff\xff" + one.packed
-
-
 def carrier_of(protocol: int, carrier: int) -> str:
     """Return what a flow carries in words, as far as its protocol and its payload say."""
     return CARRIERS[carrier] or _CARRIERS.get(protocol, "ip")
@@ -154,9 +136,6 @@ class FlowTable:
 
     def __init__(self, size_max: int = FLOWS_MAX, seed: int = 0, *, quiet: bool = False, together: int = 0,
                  exchanges: bool = True, names: bool = False) -> None:
-        from gpuguard.core.names import may_carry  # names builds on this module
-
-        self._may_carry = may_carry
         self._table = Table(size_max, seed, quiet_flows=quiet, quiet_exchanges=not exchanges)
         self._names = names
         self._together = together
@@ -189,7 +168,7 @@ class FlowTable:
                 break
             table.add(rows, last, row, packets.netns)
             last = row
-            carrier = 0 if self._names else self._mark_of(fact)
+            carrier = 0 if self._names else _mark_of(fact)
             if carrier and table.mark(rows, row, packets.netns, carrier) < 0:
                 continue
             slot, side, count = table.touch(rows, row, packets.netns)
@@ -345,19 +324,6 @@ class FlowTable:
             conversation.ssh = SshSession(initiator_known=conversation.flow.initiator_known)
         return conversation.ssh
 
-    def _mark_of(self, fact: Fact) -> int:
-        """Return what a fact says of its flow where that is all that it says, else 0: the flow is then to be named."""
-        match fact:
-            case TlsClientHello():
-                return _TLS
-            case DnsMessage():
-                # What may hold data is told of (see `names`), and then of a flow that is known by name.
-                return 0 if self._may_carry(fact) else _DNS
-            case Spoken(what="message-broker"):
-                return _BROKER
-            case _:
-                return 0
-
     def _learn(self, slot: int, side: int, fact: Fact, time_ns: int, sequence: int, packets: int) -> list[Observation]:
         """Take in what was read from a payload."""
         conversation = self._conversations.get(slot)
@@ -392,6 +358,20 @@ class FlowTable:
             case _:
                 pass
         return [_use(conversation, time_ns, packets, use) for use in uses]
+
+
+def _mark_of(fact: Fact) -> int:
+    """Return what a fact says of its flow where that is all that it says, else 0: the flow is then to be named."""
+    match fact:
+        case TlsClientHello():
+            return _TLS
+        case DnsMessage():
+            # What may hold data is told of (see `names`), and then of a flow that is known by name.
+            return 0 if may_carry(fact) else _DNS
+        case Spoken(what="message-broker"):
+            return _BROKER
+        case _:
+            return 0
 
 
 def _use(conversation: _Conversation, time_ns: int, packets: int, use: Use) -> FlowUse:

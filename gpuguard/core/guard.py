@@ -20,12 +20,12 @@ from gpuguard.core.correlation import Correlation
 from gpuguard.core.detectors import Detector, Telling, new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, ProcessBrief
 from gpuguard.core.evidence import Paced
+from gpuguard.core.facts import observations_of
 from gpuguard.core.flows import FlowTable, closed_flows
 from gpuguard.core.fusion import Fusion, Standing
 from gpuguard.core.host import Host
 from gpuguard.core.incidents import Incidents, short_id
 from gpuguard.core.labels import LABELS, VERDICTS, Verdict
-from gpuguard.core.names import observations_of
 from gpuguard.core.observations import (
     Exchange,
     FlowClosed,

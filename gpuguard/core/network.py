@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.bounded import BoundedTable
-from gpuguard.core.flows import address_bytes
 from gpuguard.core.records import CONNECT, Connects, Socket, Sockets
 
 if TYPE_CHECKING:

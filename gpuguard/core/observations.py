@@ -128,7 +128,7 @@ class DnsSeen(Struct, frozen=True, tag="dns_seen"):
     """A DNS message that has room for data (`names.may_carry`); the client is who asks, whichever way this one went.
 
     ``name`` is in presentation form (RFC 1035 section 5.1), ``answer_bytes`` the sum of RDLENGTH, 0 in a question;
-    ``nowhere`` are the prefixes (/32) of AAAA answers in which nobody has an address (`names.is_nowhere`).
+    ``nowhere`` are the prefixes (/32) of AAAA answers in which nobody has an address (`addresses.is_nowhere`).
     """
 
     time_ns: int

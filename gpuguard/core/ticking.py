@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuguard.core.names import part
+from gpuguard.core.facts import part
 from gpuguard.core.records import Gap, Packets, Tick
 
 if TYPE_CHECKING:

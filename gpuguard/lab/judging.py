@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from gpuguard.core.addresses import address_text
 from gpuguard.core.events import Finding, FlowReport
-from gpuguard.core.flows import FlowTable, address_text
+from gpuguard.core.flows import FlowTable
 from gpuguard.core.guard import Guard
 from gpuguard.core.labels import LABELS, VERDICTS
 from gpuguard.core.network import LISTEN_STATE

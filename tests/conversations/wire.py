@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.detectors import reverse_shell
-from gpuguard.core.flows import FlowTable, address_bytes
+from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import SUSPECT_NATS, confirm_nats
 from gpuguard.core.host import Host
 from gpuguard.core.observations import Exchange, FlowUse

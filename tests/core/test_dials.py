@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuguard.core import network
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.detectors import probing
-from gpuguard.core.flows import address_bytes
 from gpuguard.core.host import Host
 from gpuguard.core.network import Dialled
 from gpuguard.core.observations import FlowClosed

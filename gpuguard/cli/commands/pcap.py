@@ -221,7 +221,8 @@ def _line(name: str, report: FlowReport, gaps: list[str]) -> Line:
 
 def _dull_lines(name: str, rows: np.ndarray, verdicts: list[Verdict], gaps: list[str]) -> Iterator[Line]:
     """Yield what `_line` makes of the reports of these flows, without making the reports: there may be millions."""
-    from gpuguard.core.flows import address_text, carrier_of
+    from gpuguard.core.addresses import address_text
+    from gpuguard.core.flows import carrier_of
     from gpuguard.core.fusion import probability
 
     odds = probability(0.0)

@@ -20,9 +20,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gpuguard._attempts import Recent, apart
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.flows import address_bytes, closed_flows
+from gpuguard.core.flows import closed_flows
 from gpuguard.core.observations import Exchange, FlowClosed, FlowsClosed, TlsTalk
 
 if TYPE_CHECKING:

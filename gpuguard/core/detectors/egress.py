@@ -24,6 +24,7 @@ from collections import OrderedDict
 from math import log2
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuguard.core.addresses import address_text
 from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.egress import (
     Client,
@@ -39,7 +40,6 @@ from gpuguard.core.egress import (
     parsed,
 )
 from gpuguard.core.evidence import Evidence, Paced
-from gpuguard.core.flows import address_text
 from gpuguard.core.fusion import SUSPECT_NATS
 from gpuguard.core.network import CLOSED_KEPT_NS
 from gpuguard.core.observations import DnsRead, FlowClosed, FlowOpened, HelloRead

@@ -40,9 +40,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuguard._attempts import Places, Tried, succeed
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.flows import address_bytes, closed_flows
+from gpuguard.core.flows import closed_flows
 from gpuguard.core.fusion import SUSPECT_NATS
 from gpuguard.core.network import CLOSED_KEPT_NS
 from gpuguard.core.observations import Exchange, FlowClosed, FlowsClosed, FlowsUnanswered, FlowUse

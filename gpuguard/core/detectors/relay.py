@@ -20,9 +20,9 @@ from collections import deque
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from gpuguard.core.addresses import address_bytes
 from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.evidence import Evidence
-from gpuguard.core.flows import address_bytes
 from gpuguard.core.observations import Exchange, FlowClosed, FlowsOpened, FlowUse
 from gpuguard.core.records import Sockets
 
