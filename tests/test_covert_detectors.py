@@ -17,6 +17,7 @@ from gpuguard._packets import Parser
 from gpuguard.core import names
 from gpuguard.core.addresses import address_bytes
 from gpuguard.core.detectors import dns_tunnel, icmp_tunnel, probing, ssh_bruteforce, stratum
+from gpuguard.core.facts import observations_of
 from gpuguard.core.flows import FlowTable
 from gpuguard.core.fusion import Fusion
 from gpuguard.core.host import Host
@@ -355,7 +356,7 @@ def answered(addresses, name="host-{:08x}.v6.some-network.example.com"):
         rows["source"], rows["destination"] = ends, ends[::-1]
         rows["source_port"], rows["destination_port"] = (40_000, 53), (53, 40_000)
         facts = (DnsMessage(0, False, asked_for, 28, 0), DnsMessage(1, True, asked_for, 28, 16, (address,)))
-        seen = names.observations_of(flows, Packets(START, 0, rows, facts))
+        seen = observations_of(flows, Packets(START, 0, rows, facts))
         items += [one for one in seen if isinstance(one, DnsSeen)]
     return items
 
@@ -478,13 +479,13 @@ def dns_block(seed, count=120):
 @pytest.mark.parametrize("seed", range(20))
 def test_cutting_a_block_changes_nothing(seed):
     block = dns_block(seed)
-    whole = list(names.observations_of(FlowTable(), block))
+    whole = list(observations_of(FlowTable(), block))
     assert sum(isinstance(one, DnsSeen) for one in whole) == sum(map(names.may_carry, block.facts)) > 10
     flows, parts, cut = FlowTable(), [], random.Random(seed).randrange(1, len(block.rows))
     for start, end in ((0, cut), (cut, len(block.rows))):
         facts = tuple(DnsMessage(f.row - start, f.is_response, f.name, f.query_type, f.answer_bytes)
                       for f in block.facts if start <= f.row < end)
-        parts += names.observations_of(flows, Packets(START, 0, block.rows[start:end], facts))
+        parts += observations_of(flows, Packets(START, 0, block.rows[start:end], facts))
     assert parts == whole
     assert [one for one in whole if not isinstance(one, DnsSeen)] == FlowTable().receive(block)
     assert all({one.client, one.server} == {HERE, "10.0.0.53"} for one in whole if isinstance(one, DnsSeen))
@@ -494,9 +495,9 @@ def test_cutting_a_block_changes_nothing(seed):
 def test_facts_that_point_nowhere_break_nothing(row):
     fact = DnsMessage(row, False, "a" * 40 + ".example.com", 16, 9)
     empty = Packets(START, 0, np.zeros(0, PACKET), (fact,))
-    assert list(names.observations_of(FlowTable(), empty)) == []
+    assert list(observations_of(FlowTable(), empty)) == []
     block = Packets(START, 0, dns_block(1).rows[:3], (fact, fact))
-    assert sum(isinstance(one, DnsSeen) for one in names.observations_of(FlowTable(), block)) >= 1
+    assert sum(isinstance(one, DnsSeen) for one in observations_of(FlowTable(), block)) >= 1
 
 
 # -- ICMP -------------------------------------------------------------------------------------------------------------
@@ -887,7 +888,7 @@ def opened_with(*lines, cut=10**6):
 
 
 def told_of(block, host=None):
-    return standings(names.observations_of(FlowTable(), block), stratum.Detector(), host)
+    return standings(observations_of(FlowTable(), block), stratum.Detector(), host)
 
 
 @pytest.mark.parametrize("line", TALK_OF_OTHERS)
