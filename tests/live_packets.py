@@ -26,8 +26,7 @@ import msgspec
 from gpuguard.config import Config, PacketSettings
 from gpuguard.core.records import Block, Gap, Packets
 from gpuguard.messages import Answer, OpenPackets
-from gpuguard.sensors import packets
-from gpuguard.sensors.packets import PacketSensor, grant, open_sensor
+from gpuguard.sensors.packets import PacketSensor, grant, open_sensor, rings
 
 LOOPBACK = "127.0.0.1"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -236,11 +235,11 @@ def refusals() -> dict:
              OpenPackets("lo", 2048, 1 << 23, rings=9)]
     answers = [grant(request) for request in asked]
     held = grant(OpenPackets("lo", 2048, 1 << 24))[1]
-    packets.HELD_BYTES_MAX = 1 << 25
+    rings.HELD_BYTES_MAX = 1 << 25
     answers.append(grant(OpenPackets("lo", 2048, 1 << 23, rings=3)))
     for descriptor in held:
         os.close(descriptor)
-    while packets._held:
+    while rings._held:
         time.sleep(0.01)
     os.setresuid(65534, 65534, 65534)
     answers.append(grant(OpenPackets("", 2048, 1 << 23)))

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from gpuguard._packets import Parser
 from gpuguard.core.records import PACKET, Packets, SshBanner, SshKexInit, SshNewKeys
-from gpuguard.sensors.packets import _MISSED, read_capture
+from gpuguard.sensors.packets import read_capture
+from gpuguard.sensors.packets.parsed import MISSED
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference_packets as reference
@@ -65,7 +66,7 @@ def read(frames: list[bytes], link: int = 101) -> tuple[list[dict], dict[str, in
         parser.frame(link, exact(data), number * 10**6)
     _, facts = parser.take()
     parser.finish()
-    return [told(fact) for fact in facts], {name: parser.counts()[name] for name in _MISSED if parser.counts()[name]}
+    return [told(fact) for fact in facts], {name: parser.counts()[name] for name in MISSED if parser.counts()[name]}
 
 
 def told(fact) -> dict:
