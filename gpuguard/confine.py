@@ -10,8 +10,10 @@ prctl(2), linux/capability.h.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import pwd
 import signal
 import struct
 import subprocess
@@ -25,12 +27,31 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
+#: Whom the guard runs as where there is such a user; else as nobody.
+GUARD_USER = "gpuguard"
+NOBODY = (65534, 65534)
+
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _BITS = {"packets": (13, "CAP_NET_RAW"), "launches": (39, "CAP_BPF"), "processes": (12, "CAP_NET_ADMIN")}
 _SYS_ADMIN = 21
 _ENVIRON_KEPT = ("HOME", "LANG", "LANGUAGE", "NO_COLOR", "PATH", "TERM", "TMPDIR", "TZ", "VIRTUAL_ENV")
 _ENVIRON_KEPT_PREFIXES = ("CUDA_", "GPUGUARD_", "GRPC_", "LC_", "LD_", "NUMBA_", "NVIDIA_", "PYTHON", "XDG_")
+
+
+def guard_identity() -> tuple[int, int] | None:
+    """Return uid and gid for the guard: the ``gpuguard`` user, else ``nobody``; None where we cannot change ours.
+
+    A root of a user namespace that maps nobody else (user_namespaces(7)) cannot.
+    """
+    mapped = sum(int(line.split()[2]) for line in (PROC / "self/uid_map").read_text().splitlines())
+    if os.geteuid() != 0 or mapped == 1:
+        return None
+    for name in (GUARD_USER, "nobody"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return entry.pw_uid, entry.pw_gid
+    return NOBODY
 
 
 def capabilities() -> int:

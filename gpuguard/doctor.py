@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
-from gpuguard import packet_filter, paths
+from gpuguard import confine, packet_filter, paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -376,19 +376,17 @@ def audit(config: Config) -> Result:  # noqa: ARG001
 
 def identity(config: Config) -> Result:  # noqa: ARG001
     """Guard's user: one as whom nothing else runs, for a user's programs may read his sockets and end each other."""
-    from gpuguard.broker import serving
-
-    ids = serving.guard_identity()
+    ids = confine.guard_identity()
     if ids is None:
         return Result("open", f"uid {os.geteuid()}, as the broker: there is nothing to give up")
     try:
         name = pwd.getpwuid(ids[0]).pw_name
     except KeyError:
         name = f"uid {ids[0]}"
-    if name == serving.GUARD_USER:
+    if name == confine.GUARD_USER:
         return Result("open", f"{name} (uid {ids[0]})")
     return Result("degraded", f"{name}: what else runs as {name} may ask the guard what it found, and end it",
-                  f"useradd --system --no-create-home --shell /usr/sbin/nologin {serving.GUARD_USER}")
+                  f"useradd --system --no-create-home --shell /usr/sbin/nologin {confine.GUARD_USER}")
 
 
 def _folder(folder: Path) -> Result:

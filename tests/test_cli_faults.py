@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import gpuguard
 from gpuguard import paths
-from gpuguard.broker import audit, serving
+from gpuguard.broker import audit, running
 from gpuguard.broker.journal import JournalLocked
 from gpuguard.cli import main
 from gpuguard.cli.tables import escape, print_findings
@@ -190,7 +190,7 @@ def test_a_capture_without_a_flow_says_so(tmp_path: Path) -> None:
 def test_a_second_guard_says_that_there_is_a_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in (paths.STATE_VARIABLE, paths.RUNTIME_VARIABLE, paths.LOG_VARIABLE):
         monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setattr(serving, "start", locked)
+    monkeypatch.setattr(running, "start", locked)
     result = run("run")
     assert (result.exit_code, result.output) == (
         3, "gpuguard cannot run here: a guard, or a command that acts, is at work already: the journal is held\n")

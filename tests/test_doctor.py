@@ -15,8 +15,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from gpuguard import doctor
-from gpuguard.broker import serving
+from gpuguard import confine, doctor
 from gpuguard.cli import main
 from gpuguard.config import (
     Config,
@@ -272,7 +271,7 @@ def test_a_user_that_others_run_as_is_no_user_for_the_guard(monkeypatch, ids, st
     def known(uid):
         return SimpleNamespace(pw_name=users[uid])
 
-    monkeypatch.setattr(serving, "guard_identity", lambda: ids)
+    monkeypatch.setattr(confine, "guard_identity", lambda: ids)
     monkeypatch.setattr(doctor.pwd, "getpwuid", known)
     found = doctor.identity(Config())
     assert found.state == state

@@ -225,7 +225,6 @@ class _Chain:
         self.first_seq = 0
         self.seq = 0
         self.previous = ""
-        self.hashes: dict[int, str] = {}
 
     def step(self, raw: bytes) -> str:
         if len(raw) > ENTRY_BYTES_MAX:

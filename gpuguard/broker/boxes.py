@@ -233,11 +233,3 @@ def _remove(cgroup: str, keep: frozenset[str]) -> None:
 def kill(box: Box) -> None:
     """Kill everything in a box at once, forks included (cgroup.kill, Linux 5.14)."""
     (folder(box.path) / "cgroup.kill").write_text("1")
-
-
-def is_populated(box: Box) -> bool:
-    """Return whether anything lives in a box."""
-    try:
-        return "populated 1" in (folder(box.path) / "cgroup.events").read_text().splitlines()
-    except FileNotFoundError:
-        return False

@@ -41,7 +41,6 @@ class Recorder:
         self._descriptor = -1
         self._offset = 0
         self._lost = 0
-        self.written_bytes = 0
 
     def write(self, block: Block) -> list[Gap]:
         """Record one block; return what could not be recorded."""
@@ -92,7 +91,6 @@ class Recorder:
             os.lseek(self._descriptor, self._offset, os.SEEK_SET)
             raise
         self._offset += len(data)
-        self.written_bytes += len(data)
 
     def _open(self, upcoming: int) -> None:
         """Have a file open that takes the next frame; each begins with whose recording it is."""

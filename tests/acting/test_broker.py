@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from gpuguard import control, messages, paths, proctree
 from gpuguard.broker import audit, boxes, journal
+from gpuguard.broker.requests import GRANTS, HANDLERS, OPERATOR_HANDLERS, VERSION
+from gpuguard.broker.running import STOP_S
 from gpuguard.broker.service_manager import ServiceManager
-from gpuguard.broker.serving import _GRANTS, _HANDLERS, _OPERATOR_HANDLERS, STOP_S, VERSION, Broker
+from gpuguard.broker.serving import Broker
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.cli.commands import disarm, release, stop
 from gpuguard.messages import (
@@ -70,10 +72,10 @@ def ask(broker, end, request):
 
 
 def test_every_request_of_the_table_has_one_handler():
-    assert set(_HANDLERS) | set(_OPERATOR_HANDLERS) == set(Request.__args__)
-    assert Approve not in _HANDLERS, "a guard cannot approve"
-    assert set(_OPERATOR_HANDLERS) - set(_HANDLERS) == {Approve}
-    assert not set(_OPERATOR_HANDLERS) & set(_GRANTS), "an operator's command opens nothing"
+    assert set(HANDLERS) | set(OPERATOR_HANDLERS) == set(Request.__args__)
+    assert Approve not in HANDLERS, "a guard cannot approve"
+    assert set(OPERATOR_HANDLERS) - set(HANDLERS) == {Approve}
+    assert not set(OPERATOR_HANDLERS) & set(GRANTS), "an operator's command opens nothing"
 
 
 def test_a_conversation(pair):
@@ -159,7 +161,7 @@ def enforcement_once(enforcement):
 def test_a_sensor_that_fails_is_a_refusal(pair, monkeypatch):
     broker, end = pair
     ask(broker, end, Hello(VERSION))
-    monkeypatch.setitem(_GRANTS, ReadSockets, "no_such_sensor")
+    monkeypatch.setitem(GRANTS, ReadSockets, "no_such_sensor")
     answer = ask(broker, end, ReadSockets(1))
     assert isinstance(answer, Refused)
     assert "no_such_sensor" in answer.reason
@@ -177,7 +179,7 @@ def test_descriptors_reach_the_guard_and_leave_the_broker(pair, monkeypatch):
             return messages.Opened(("pipe",), "test"), (os.dup(read),)
 
     monkeypatch.setitem(sys.modules, "gpuguard.sensors.acting_test", Sensor)
-    monkeypatch.setitem(_GRANTS, OpenPackets, "acting_test")
+    monkeypatch.setitem(GRANTS, OpenPackets, "acting_test")
     client = BrokerClient(end.detach())
     client._socket.send(msgspec.msgpack.encode(OpenPackets("", 64, 4096)))
     before = len(os.listdir("/proc/self/fd"))
@@ -212,7 +214,7 @@ def manager(request, folders, monkeypatch):
         hearing.setblocking(False)
         hearing.bind("\0" + name if request.param == "abstract" else name)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if request.param == "abstract" else name)
-        monkeypatch.setattr("gpuguard.broker.serving.MANAGER", ServiceManager())
+        monkeypatch.setattr("gpuguard.broker.requests.MANAGER", ServiceManager())
         yield hearing
 
 
@@ -274,13 +276,13 @@ def test_a_gone_broker_is_said_clearly():
 
 BROKER = """
 import json, sys
-from gpuguard.broker import boxes, serving, enforcement
+from gpuguard.broker import boxes, enforcement, running, serving
 from gpuguard.config import Config, GuardSettings
 from gpuguard.broker.protected import Limits
 guard, more = sys.argv[1], sys.argv[2]
 boxes.FREEZE_WAIT_S = 100.0
 exec(more)
-sys.exit(serving.start(Config(guard=GuardSettings(mode="enforce")), handover=b"handed over",
+sys.exit(running.start(Config(guard=GuardSettings(mode="enforce")), handover=b"handed over",
                       argv=[sys.executable, "-c", guard], limits=Limits(grace_s=600)))
 """
 

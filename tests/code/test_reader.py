@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from gpuguard import confine
-from gpuguard.broker.serving import NOBODY
 from gpuguard.code import reader
 from gpuguard.code.containers import elf
 from gpuguard.code.eye import CodeEye
 from gpuguard.code.worker import COMPILED_FROM_BYTES
+from gpuguard.confine import NOBODY
 from gpuguard.messages import Opened, Refused
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -27,7 +27,7 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
       gpuguard run --mode enforce --record night-shift
     """
     from gpuguard import logs
-    from gpuguard.broker import serving
+    from gpuguard.broker import running
     from gpuguard.broker.audit import AuditFailed
     from gpuguard.broker.journal import JournalFailed, JournalLocked
     from gpuguard.broker.protected import limits_of
@@ -46,7 +46,7 @@ def command(config_file: Path | None, mode: str | None, directory: str | None) -
     try:
         loaded = load_config(files=[config_file] if config_file else None, flags=flags)
         start = Start(config=loaded.config, policy=load_policy())
-        status = serving.start(loaded.config, handover=msgspec.json.encode(start),
+        status = running.start(loaded.config, handover=msgspec.json.encode(start),
                               limits=limits_of(loaded.config.actions))
     except (ConfigError, PolicyError) as error:
         complain(f"gpuguard: {error}")
