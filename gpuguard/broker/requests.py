@@ -59,7 +59,7 @@ GRANTS: dict[type, str] = {
     ScanLaunches: "launches",
     ReadImage: "launches",
 }
-#: What one request costs of the budget (`serving.COST_PER_S`); a guard that asks faster is read more slowly, never refused.
+#: What one request costs of the budget in `serving`; a guard that asks faster is read more slowly, never refused.
 COSTS: dict[type, float] = {OpenPackets: 40, OpenProcesses: 40, OpenLaunches: 40, ScanLaunches: 20, ListProcesses: 10,
                             ReadSockets: 10, ReadImage: 20, OpenReader: 100, Act: 20, Undo: 20, Disarm: 20, Audit: 4}
 #: The sensors that have a privileged half.
