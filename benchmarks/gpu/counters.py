@@ -18,8 +18,9 @@ from machine import end_in_order
 from gpuguard.core.records import SCHEMA_VERSION, HostInfo
 from gpuguard.proctree import boot_id
 from gpuguard.recording.writer import Recorder
-from gpuguard.sensors.nvml.driver import SECOND_NS, Driver
+from gpuguard.sensors.nvml.driver import Driver
 from gpuguard.sensors.nvml.gpm import TICK_MIN_NS
+from gpuguard.sensors.nvml.sweep import SECOND_NS
 
 ROUNDS = 9
 

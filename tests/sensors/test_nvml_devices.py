@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from gpuguard._nvml import as_rate, decode_value
 from gpuguard.core.records import Gpm
 from gpuguard.sensors.nvml import calls, gpm
+from gpuguard.sensors.nvml.asking import GPM_REFUSED
 from gpuguard.sensors.nvml.calls import RunningProcess, UseSample
-from gpuguard.sensors.nvml.driver import GPM_REFUSED
 from gpuguard.sensors.nvml.fields import HIGHEST, RATES, UNITS, WANTED, implausible
 from gpuguard.sensors.nvml.processes import AHEAD_US_MAX, held_by, shares_of
 from tests.sensors.nvml_play import SWEEPS, library, of, play

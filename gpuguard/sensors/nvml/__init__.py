@@ -1,7 +1,8 @@
 """The counter eye: what NVML says of each GPU, MIG instance and process on it, and GPM on Hopper and later.
 
 Names, units and limits are those of nvml.h as nvidia-ml-py declares them; `fields`, `gpm` and `processes` say of each
-value its unit, when it is absent, and the call it comes from. `driver` makes the calls, `calls` is the library itself.
+value its unit, when it is absent, and the call it comes from. `driver` makes the calls, `asking` says what
+becomes of those that fail, `calls` is the library itself.
 
 A sick driver answers late or never, so all calls are made on a thread of their own: `read` waits for it a moment, and
 what comes later is handed out by a later `read`. A call that does not return is a `Gap`, not a guard that hangs. Who a
@@ -21,17 +22,18 @@ from typing import TYPE_CHECKING, Any
 from gpuguard.core.records import Block, Gap, ProcessAccounting, ProcessSample
 from gpuguard.sensors import EyeClosed, next_ns
 from gpuguard.sensors.nvml.calls import remedy
-from gpuguard.sensors.nvml.driver import NAME, SECOND_NS, Driver, Sweep
-from gpuguard.sensors.nvml.driver import gap as _gap
+from gpuguard.sensors.nvml.driver import Driver
 from gpuguard.sensors.nvml.gpm import TICK_MIN_NS
 from gpuguard.sensors.nvml.names import Broker, Names
+from gpuguard.sensors.nvml.sweep import NAME, SECOND_NS, Sweep
+from gpuguard.sensors.nvml.sweep import gap as _gap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuguard.config import Config
     from gpuguard.core.subjects import ProcessId
-    from gpuguard.sensors.nvml.processes import Account
+    from gpuguard.sensors.nvml.sweep import Account
 
 log = logging.getLogger(__name__)
 

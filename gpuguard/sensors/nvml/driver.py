@@ -1,31 +1,26 @@
 """Every NVML call of the sensor, made on one thread: devices, what they lack, and what is lost and found again.
 
-Each field is asked for by itself at first. What this driver or board does not have is None in every sample and one
-`Gap` for that device and field, and is not asked for again until the driver was reopened; what fails for a while is a
-`Gap` when it begins and another when it ends.
+Each field is asked for by itself at first; those that the driver knows are asked for together from then on. What this
+driver or board does not have is None in every sample (see `asking`).
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct, field
 
 from gpuguard._nvml import Rounds
-from gpuguard.core.records import Block, Device, DeviceSample, Gap, Gpm
+from gpuguard.core.records import Block, Device, DeviceSample, Gpm
 from gpuguard.sensors import is_due
 from gpuguard.sensors.nvml import describe
+from gpuguard.sensors.nvml.asking import Asking, DeviceGone, DriverGone
 from gpuguard.sensors.nvml.calls import (
-    ABSENT,
     DEVICE_GONE,
     DRIVER_GONE,
     ID_ABSENT,
-    INSTANCE_ANY,
-    NO_PERMISSION,
     NOT_FOUND,
     NOT_SUPPORTED,
     WIDE,
@@ -51,16 +46,15 @@ from gpuguard.sensors.nvml.fields import (
 )
 from gpuguard.sensors.nvml.gpm import Window
 from gpuguard.sensors.nvml.gpu import BackOff, Gpu
-from gpuguard.sensors.nvml.processes import AHEAD_US_MAX, LISTS, Account, ProcessCalls, Use, account, held_by, shares_of
+from gpuguard.sensors.nvml.processes import ProcessCalls
 from gpuguard.sensors.nvml.rounds import Plan
+from gpuguard.sensors.nvml.sweep import SECOND_NS, Sweep, gap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 log = logging.getLogger(__name__)
 
-NAME = "nvml"
-SECOND_NS = 1_000_000_000
 #: The driver itself measures a process every 1/6 s to 1 s, so asking more often learns nothing.
 PROCESS_PERIOD_NS = SECOND_NS
 #: Limits, modes and MIG instances are changed by people.
@@ -69,31 +63,6 @@ CONTEXT_PERIOD_NS = 10 * SECOND_NS
 THROUGHPUT_PERIOD_NS = SECOND_NS
 DEVICES_MAX = 64
 FOREVER = 1 << 62
-#: Accounting takes one call a pid, and keeps thousands.
-ACCOUNTS_PER_ROUND = 64
-
-GPM_REFUSED = "profiling counters are for root only: NVreg_RestrictProfilingToAdminUsers=0, or run the guard as root"
-
-
-class Sweep(Struct):
-    """All that was learnt at ``time_ns``, which is ``began_ns`` of the monotonic clock.
-
-    ``uses`` is None where processes were not asked for.
-    """
-
-    time_ns: int
-    began_ns: int = field(default_factory=time.monotonic_ns)
-    blocks: list[Block] = field(default_factory=list)
-    uses: list[Use] | None = None
-    accounts: list[Account] = field(default_factory=list)
-
-
-class DriverGone(Exception):
-    """The driver answers nothing any more."""
-
-
-class DeviceGone(Exception):
-    """This device answers nothing any more."""
 
 
 class Driver:
@@ -106,7 +75,7 @@ class Driver:
         self._system: dict[str, Any] = {}
         self._library: Library
         self._processes: ProcessCalls
-        self._told: set[tuple[str, str]] = set()
+        self._asking = Asking(nvml)
         self._gone: BackOff | None = None
         self._gone_since_ns = 0
         self._processes_ns = 0
@@ -135,7 +104,7 @@ class Driver:
         sweep = Sweep(time_ns=now_ns)
         try:
             self._library = Library(nvml)
-            self._processes = ProcessCalls(self._library)
+            self._processes = ProcessCalls(self._library, self._asking)
             self._system = describe.system(nvml)
             self._unopened = {index: BackOff() for index in range(min(nvml.nvmlDeviceGetCount(), DEVICES_MAX))}
             self._open_rest(sweep)
@@ -283,21 +252,21 @@ class Driver:
     def _look(self, gpu: Gpu, sweep: Sweep) -> None:
         gpu.held, gpu.instances, gpu.absent, gpu.plan = {}, [], set(), None
         whole = gpu.parent is None
-        gpu.memory = self._ask(gpu, sweep, "memory", functools.partial(memory_info, self._library, gpu.handle))
-        known = describe.fixed(self._asker(gpu, sweep), self._nvml, self._library, gpu)
+        gpu.memory = self._asking.ask(gpu, sweep, "memory", functools.partial(memory_info, self._library, gpu.handle))
+        known = describe.fixed(functools.partial(self._asking.ask, gpu, sweep), self._nvml, self._library, gpu)
         gpu.device = Device(sweep.time_ns, gpu.uuid, gpu.index, **known, **self._system)
         if whole:
             self._prepare_fields(gpu, sweep)
         self._context(gpu, sweep, told=False)
 
     def _prepare_fields(self, gpu: Gpu, sweep: Sweep) -> None:
-        """Ask for each field by itself; those that the driver knows are asked for together from then on."""
+        """Ask for each field by itself."""
         kept = []
         for wanted in WANTED:
             what, one, scope, _ = wanted
             if "NVLink" in what and gpu.device.nvlinks == 0:
                 continue  # no link: nothing is missing
-            self._ask(gpu, sweep, what, functools.partial(self._probe, gpu, one, scope))
+            self._asking.ask(gpu, sweep, what, functools.partial(self._probe, gpu, one, scope))
             if what not in gpu.absent:
                 kept.append(wanted)
         gpu.fields = FieldReader(self._library, kept) if kept else None
@@ -314,17 +283,17 @@ class Driver:
         """Allocate what GPM needs, where the board has it and that was not done yet."""
         owner = gpu.parent or gpu
         if not gpu.device.gpm_supported and gpu.parent is None:
-            self._tell_absent(gpu, sweep, "GPM", "only Hopper and later have it")
+            self._asking.tell_absent(gpu, sweep, "GPM", "only Hopper and later have it")
         if not gpu.device.gpm_supported or gpu.gpm_key in owner.windows:
             return
-        window = self._ask(gpu, sweep, "GPM", lambda: Window(self._library, owner.handle, gpu.gpm_key))
+        window = self._asking.ask(gpu, sweep, "GPM", lambda: Window(self._library, owner.handle, gpu.gpm_key))
         if window is not None:
             owner.windows[gpu.gpm_key], owner.plan = window, None
 
     def _context(self, gpu: Gpu, sweep: Sweep, *, told: bool = True) -> None:
         """Tell of limits, modes and MIG instances where they are not what they were."""
         gpu.context_ns = sweep.time_ns
-        now = describe.changing(self._asker(gpu, sweep), self._nvml, gpu)
+        now = describe.changing(functools.partial(self._asking.ask, gpu, sweep), self._nvml, gpu)
         device = msgspec.structs.replace(gpu.device, **now)
         if told and device.mig_mode != gpu.device.mig_mode:
             gpu.absent, gpu.plan = set(), None  # what a whole board tells, one in parts does not
@@ -339,7 +308,7 @@ class Driver:
     def _find_instances(self, gpu: Gpu, sweep: Sweep) -> None:
         """Take in new MIG instances, and let go of those that were destroyed."""
         listed = functools.partial(describe.instances, self._nvml, gpu.handle)
-        found = self._ask(gpu, sweep, "MIG instances", listed) if gpu.device.mig_mode else {}
+        found = self._asking.ask(gpu, sweep, "MIG instances", listed) if gpu.device.mig_mode else {}
         if found is None:
             return
         known = {one.uuid for one in gpu.instances}
@@ -366,9 +335,9 @@ class Driver:
         try:
             if is_due(sweep.time_ns, gpu.context_ns, CONTEXT_PERIOD_NS):
                 self._context(gpu, sweep)
-                self._accounts(gpu, sweep)
+                self._processes.accounts(gpu, sweep)
             for one in (gpu, *gpu.instances):
-                info = one.memory and self._ask(one, sweep, "memory", one.memory)
+                info = one.memory and self._asking.ask(one, sweep, "memory", one.memory)
                 one.held = {"memory_used_bytes": info[1]} if info else {}
                 self._drop_implausible(one, sweep, one.held)
         except (self._nvml.NVMLError, DeviceGone) as gone:
@@ -393,7 +362,7 @@ class Driver:
         try:
             return self._library.function(*call.names)
         except self._nvml.NVMLError as error:
-            self._absent(gpu, sweep, call.what, error)
+            self._asking.absent(gpu, sweep, call.what, error)
             return None
 
     def _make_rounds(
@@ -456,9 +425,9 @@ class Driver:
             else:
                 values.update(one.read(*one.answer.unpack(answer)))
         for what, code in failed.items():
-            self._failed(gpu, sweep, what, self._nvml.NVMLError(code))
+            self._asking.failed(gpu, sweep, what, self._nvml.NVMLError(code))
         if failed or gpu.failing:
-            self._settle(gpu, sweep, plan.whats(full=full), failed)
+            self._asking.settle(gpu, sweep, plan.whats(full=full), failed)
         values.setdefault("power_w", values.get("power_average_w"))
         return values
 
@@ -475,10 +444,10 @@ class Driver:
             whose = gpu if key is None else next((one for one in gpu.instances if one.gpm_key == key), gpu)
             read = functools.partial(window.take, codes[2 * index : 2 * index + 2], answers[2 * index + 1], now_ns,
                                      full=full)
-            found[key] = self._ask(whose, sweep, "GPM", read)
+            found[key] = self._asking.ask(whose, sweep, "GPM", read)
             if window.refused:
                 names, window.refused, gpu.plan = ", ".join(window.refused), [], None
-                self._tell_absent(whose, sweep, "GPM metrics of this kind", names)
+                self._asking.tell_absent(whose, sweep, "GPM metrics of this kind", names)
             if "GPM" in whose.absent:
                 gpu.windows.pop(key).close()
                 gpu.plan = None
@@ -489,25 +458,15 @@ class Driver:
         if sweep.uses is None or gpu.lost:
             return
         try:
-            sweep.uses += self._uses(gpu, sweep)
+            sweep.uses += self._processes.uses(gpu, sweep)
         except DeviceGone as gone:
             self._lose(gpu, sweep, gone)
-
-    def _settle(self, gpu: Gpu, sweep: Sweep, asked: Iterable[str], failed: Iterable[str]) -> None:
-        """Tell of what can be read again, and ask no more for what is not there."""
-        for what in gpu.failing.keys() & set(asked) - set(failed):
-            self._recovered(gpu, sweep, what)
-        for what in gpu.absent & set(failed):
-            gpu.plan = None
-            if what == FIELD_VALUES:
-                gpu.fields = None
 
     def _drop_implausible(self, gpu: Gpu, sweep: Sweep, values: Values) -> None:
         for name in implausible(values):
             log.debug("%s: %s = %s is no measurement", gpu, name, values.pop(name))
-            if (gpu.uuid, f"!{name}") not in self._told:
-                self._told.add((gpu.uuid, f"!{name}"))
-                sweep.blocks.append(gap(sweep.time_ns, f"{gpu}: the driver gives a {name} that is no measurement"))
+            reason = f"{gpu}: the driver gives a {name} that is no measurement"
+            self._asking.tell_once(gpu, sweep, f"!{name}", reason)
 
     def _throughput(self, gpu: Gpu, sweep: Sweep) -> Values:
         """Return bytes per second over PCIe, for a driver without byte counters (before R550).
@@ -522,108 +481,5 @@ class Driver:
         self._throughput_turn, self._throughput_ns = self._throughput_turn + 1, sweep.time_ns
         counter, name = ((PCIE_TX, "pcie_tx_bytes_per_s"), (PCIE_RX, "pcie_rx_bytes_per_s"))[turn % 2]
         read = self._nvml.nvmlDeviceGetPcieThroughput
-        kbytes = self._ask(gpu, sweep, "PCIe throughput", lambda: read(gpu.handle, counter))
+        kbytes = self._asking.ask(gpu, sweep, "PCIe throughput", lambda: read(gpu.handle, counter))
         return {name: None if kbytes is None else kbytes * 1000}
-
-    # -- processes ----------------------------------------------------------------------------------------------------
-
-    def _uses(self, gpu: Gpu, sweep: Sweep) -> list[Use]:
-        """Return what each pid holds and uses of a device and of its MIG instances.
-
-        Memory, bytes: the process lists. SM, memory and video share, 0..1: nvmlDeviceGetProcessUtilization since the
-        last round; absent with MIG.
-        """
-        instances = {one.instance: one.uuid for one in gpu.instances if one.instance}
-        held = held_by(self._running(gpu, sweep), gpu.uuid, instances)
-        if gpu.use_seen_us > sweep.time_ns // 1_000 + AHEAD_US_MAX:
-            gpu.use_seen_us = 0  # the clock was set back
-        read = functools.partial(self._processes.samples, gpu.handle, gpu.use_seen_us)
-        samples = self._ask(gpu, sweep, "process utilization", read) or ()
-        shares, gpu.use_seen_us = shares_of(samples, gpu.use_seen_us, sweep.time_ns // 1_000)
-        listed = {pid for _, pid in held}
-        owners = [*held, *((gpu.uuid, pid) for pid in shares if pid not in listed)]
-        return [Use(uuid, pid, held.get((uuid, pid)), *shares.get(pid, ())) for uuid, pid in sorted(owners)]
-
-    def _running(self, gpu: Gpu, sweep: Sweep) -> Iterable[Any]:
-        """Yield every process that a device lists, or where it does not, that its instances list."""
-        for what in LISTS:
-            found = self._ask(gpu, sweep, what, functools.partial(self._processes.running, what, gpu.handle))
-            if found is not None:
-                yield from found
-                continue
-            for instance in gpu.instances:
-                ids = instance.instance or (INSTANCE_ANY, INSTANCE_ANY)
-                read = functools.partial(self._processes.running, what, instance.handle)
-                for process in self._ask(instance, sweep, what, read) or ():
-                    yield process._replace(gpu_instance_id=ids[0], compute_instance_id=ids[1])
-
-    def _accounts(self, gpu: Gpu, sweep: Sweep) -> None:
-        """Ask for the accounts of pids, a few a round; one that has ended is told once."""
-        if not gpu.device.accounting_mode:
-            return
-        pids = self._ask(gpu, sweep, "accounting", lambda: self._nvml.nvmlDeviceGetAccountingPids(gpu.handle)) or []
-        gpu.accounted = {pid: started for pid, started in gpu.accounted.items() if pid in set(pids)}
-        open_first = sorted(pids, key=lambda pid: pid in gpu.accounted)
-        for pid in open_first[:ACCOUNTS_PER_ROUND]:
-            read = functools.partial(self._processes.account, gpu.handle, pid)
-            stats = self._ask(gpu, sweep, "accounting of a process", read)
-            found = stats and account(gpu.uuid, pid, stats)
-            if found is None or gpu.accounted.get(pid) == found.started_ns:
-                continue
-            if not found.running:
-                gpu.accounted[pid] = found.started_ns
-            sweep.accounts.append(found)
-
-    # -- asking -------------------------------------------------------------------------------------------------------
-
-    def _ask(self, gpu: Gpu, sweep: Sweep, what: str, call: Callable[[], Any]) -> Any:
-        """Return what the call returns; None with a `Gap` where it cannot be made."""
-        if what in gpu.absent:
-            return None
-        try:
-            answer = call()
-        except self._nvml.NVMLError as error:
-            self._failed(gpu, sweep, what, error)
-            return None
-        except AttributeError as error:
-            self._absent(gpu, sweep, what, f"the installed nvidia-ml-py is too old: {error}")
-            return None
-        if gpu.failing and what in gpu.failing:
-            self._recovered(gpu, sweep, what)
-        return answer
-
-    def _asker(self, gpu: Gpu, sweep: Sweep) -> Callable[[str, Callable[[], Any]], Any]:
-        return lambda what, call: self._ask(gpu, sweep, what, call)
-
-    def _failed(self, gpu: Gpu, sweep: Sweep, what: str, error: Any) -> None:
-        if error.value in DRIVER_GONE:
-            raise DriverGone(str(error))
-        if error.value in DEVICE_GONE:
-            raise DeviceGone(str(error))
-        if error.value in ABSENT:
-            refused = what == "GPM" and error.value == NO_PERMISSION
-            self._absent(gpu, sweep, what, GPM_REFUSED if refused else error)
-            return
-        since_ns, lost = gpu.failing.get(what, (sweep.time_ns, 0))
-        gpu.failing[what] = (since_ns, lost + 1)
-        if not lost:
-            sweep.blocks.append(gap(sweep.time_ns, f"{gpu}: {what} cannot be read: {error}"))
-
-    def _recovered(self, gpu: Gpu, sweep: Sweep, what: str) -> None:
-        since_ns, lost = gpu.failing.pop(what)
-        reason = f"{gpu}: {what} can be read again"
-        sweep.blocks.append(gap(sweep.time_ns, reason, since_ns=since_ns, lost=lost))
-
-    def _absent(self, gpu: Gpu, sweep: Sweep, what: str, error: object) -> None:
-        gpu.absent.add(what)
-        self._tell_absent(gpu, sweep, what, error)
-
-    def _tell_absent(self, gpu: Gpu, sweep: Sweep, what: str, error: object) -> None:
-        if (gpu.uuid, what) not in self._told:
-            self._told.add((gpu.uuid, what))
-            sweep.blocks.append(gap(sweep.time_ns, f"{gpu} has no {what}: {error}"))
-
-
-def gap(time_ns: int, reason: str, *, since_ns: int | None = None, lost: int | None = None) -> Gap:
-    """Return a `Gap` of this sensor."""
-    return Gap(time_ns=time_ns, sensor=NAME, reason=reason, since_ns=since_ns, lost=lost)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import TYPE_CHECKING
-
-from msgspec import Struct
 
 from gpuguard.sensors.nvml.calls import (
     ACCOUNT,
+    INSTANCE_ANY,
     NOT_FOUND,
     PROCESS,
     SUCCESS,
@@ -19,12 +19,19 @@ from gpuguard.sensors.nvml.calls import (
     UseSample,
 )
 from gpuguard.sensors.nvml.fields import ratio
+from gpuguard.sensors.nvml.sweep import Account, Use
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from gpuguard.sensors.nvml.asking import Asking
+    from gpuguard.sensors.nvml.gpu import Gpu
+    from gpuguard.sensors.nvml.sweep import Sweep
+
 PIDS_MAX = 4_096
+#: Accounting takes one call a pid, and keeps thousands.
+ACCOUNTS_PER_ROUND = 64
 SAMPLES_MAX = 16_384
 #: A sample from further in the future than clocks drift would hide all that come after it.
 AHEAD_US_MAX = 60_000_000
@@ -41,45 +48,69 @@ LISTS = {
 Instance = tuple[int, int]
 
 
-class Use(Struct, frozen=True):
-    """What one pid used of one device, before the pid has a name."""
-
-    uuid: str
-    pid: int
-    memory_used_bytes: int | None = None
-    sm_ratio: float | None = None
-    memory_ratio: float | None = None
-    encoder_ratio: float | None = None
-    decoder_ratio: float | None = None
-
-
-class Account(Struct, frozen=True):
-    """nvmlAccountingStats_t of one pid, before it has a name."""
-
-    uuid: str
-    pid: int
-    started_ns: int
-    running: bool
-    gpu_ratio: float | None
-    memory_ratio: float | None
-    memory_max_bytes: int | None
-    active_ns: int | None
-
-
 class ProcessCalls:
-    """The calls that list processes, with their buffers: one set for all devices."""
+    """Asks who is on a device; the buffers of its calls are one set for all devices."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, asking: Asking) -> None:
+        self._asking = asking
         self._lists = {what: Rows(library, (f"{name}_v3", f"{name}_v2"), PROCESS, rows=64, rows_max=PIDS_MAX)
                        for what, name in LISTS.items()}
         self._uses = Rows(library, ("nvmlDeviceGetProcessUtilization",), USE, rows=512, rows_max=SAMPLES_MAX)
         self._library = library
 
-    def running(self, what: str, handle: Any) -> list[RunningProcess]:
+    def uses(self, gpu: Gpu, sweep: Sweep) -> list[Use]:
+        """Return what each pid holds and uses of a device and of its MIG instances.
+
+        Memory, bytes: the process lists. SM, memory and video share, 0..1: nvmlDeviceGetProcessUtilization since the
+        last round; absent with MIG.
+        """
+        instances = {one.instance: one.uuid for one in gpu.instances if one.instance}
+        held = held_by(self._running(gpu, sweep), gpu.uuid, instances)
+        if gpu.use_seen_us > sweep.time_ns // 1_000 + AHEAD_US_MAX:
+            gpu.use_seen_us = 0  # the clock was set back
+        read = functools.partial(self._samples, gpu.handle, gpu.use_seen_us)
+        samples = self._asking.ask(gpu, sweep, "process utilization", read) or ()
+        shares, gpu.use_seen_us = shares_of(samples, gpu.use_seen_us, sweep.time_ns // 1_000)
+        listed = {pid for _, pid in held}
+        owners = [*held, *((gpu.uuid, pid) for pid in shares if pid not in listed)]
+        return [Use(uuid, pid, held.get((uuid, pid)), *shares.get(pid, ())) for uuid, pid in sorted(owners)]
+
+    def accounts(self, gpu: Gpu, sweep: Sweep) -> None:
+        """Ask for the accounts of pids, a few a round; one that has ended is told once."""
+        if not gpu.device.accounting_mode:
+            return
+        listed = self._library.nvml.nvmlDeviceGetAccountingPids
+        pids = self._asking.ask(gpu, sweep, "accounting", lambda: listed(gpu.handle)) or []
+        gpu.accounted = {pid: started for pid, started in gpu.accounted.items() if pid in set(pids)}
+        open_first = sorted(pids, key=lambda pid: pid in gpu.accounted)
+        for pid in open_first[:ACCOUNTS_PER_ROUND]:
+            read = functools.partial(self._account, gpu.handle, pid)
+            stats = self._asking.ask(gpu, sweep, "accounting of a process", read)
+            found = stats and account(gpu.uuid, pid, stats)
+            if found is None or gpu.accounted.get(pid) == found.started_ns:
+                continue
+            if not found.running:
+                gpu.accounted[pid] = found.started_ns
+            sweep.accounts.append(found)
+
+    def _running(self, gpu: Gpu, sweep: Sweep) -> Iterable[Any]:
+        """Yield every process that a device lists, or where it does not, that its instances list."""
+        for what in LISTS:
+            found = self._asking.ask(gpu, sweep, what, functools.partial(self._listed, what, gpu.handle))
+            if found is not None:
+                yield from found
+                continue
+            for instance in gpu.instances:
+                ids = instance.instance or (INSTANCE_ANY, INSTANCE_ANY)
+                read = functools.partial(self._listed, what, instance.handle)
+                for process in self._asking.ask(instance, sweep, what, read) or ():
+                    yield process._replace(gpu_instance_id=ids[0], compute_instance_id=ids[1])
+
+    def _listed(self, what: str, handle: Any) -> list[RunningProcess]:
         """Return one of `LISTS` of a device; raises NVMLError."""
         return [RunningProcess(*row) for row in PROCESS.iter_unpack(self._lists[what].read(handle))]
 
-    def samples(self, handle: Any, since_us: int) -> list[UseSample]:
+    def _samples(self, handle: Any, since_us: int) -> list[UseSample]:
         """Return the driver's samples by process after ``since_us``; raises NVMLError."""
         try:
             rows = self._uses.read(handle, ctypes.c_ulonglong(since_us))
@@ -89,7 +120,7 @@ class ProcessCalls:
             raise
         return [UseSample(*row) for row in USE.iter_unpack(rows)]
 
-    def account(self, handle: Any, pid: int) -> bytes:
+    def _account(self, handle: Any, pid: int) -> bytes:
         """Return the nvmlAccountingStats_t of a pid; raises NVMLError."""
         stats = ctypes.create_string_buffer(ACCOUNT.size)
         self._library.check(self._library.function("nvmlDeviceGetAccountingStats")(handle, ctypes.c_uint(pid), stats))

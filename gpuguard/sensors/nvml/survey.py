@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gpuguard.core.records import Device, DeviceSample, Gap
-from gpuguard.sensors.nvml.driver import GPM_REFUSED, Driver
+from gpuguard.sensors.nvml.asking import GPM_REFUSED
+from gpuguard.sensors.nvml.driver import Driver
 from gpuguard.sensors.nvml.gpm import PERIOD_MIN_NS
 
 if TYPE_CHECKING:
