@@ -746,7 +746,7 @@ cdef int32_t websocket(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexce
     """RFC 6455, 5.2: one frame. Messages in one frame of at most LINE_MAX bytes are read, LINES_MAX of them.
 
     Those of RFC 7692, which are told apart by a bit of the first byte, are compressed with all before them in mind.
-    SSH goes in binary ones, its banner (RFC 4253, 4.2) ahead of all.
+    SSH goes in binary ones, its banner (RFC 4253, 4.2) ahead of all; brokers' protocols begin as they do without.
     """
     cdef uint32_t at = 2, size, i
     if n < 2:
@@ -776,6 +776,8 @@ cdef int32_t websocket(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexce
         t.told |= TOLD
     elif p[0] & 2 and size > 4 and memcmp(s.scratch, b"SSH-", 4) == 0 and memchr(s.scratch, 10, least(size, 255)):
         spoken(s, SSH_IN_WEBSOCKET)
+    elif t.lines == 0 and broker(s.scratch, size):
+        spoken(s, MESSAGE_BROKER)
     else:
         json_text(s, s.scratch, size)
         if t.called:
@@ -1013,12 +1015,34 @@ cdef bint websocket_header(const uint8_t* p, uint32_t n) noexcept nogil:
     return 1
 
 
+cdef bint broker_chosen(const uint8_t* p, uint32_t n) noexcept nogil:
+    """Whether this line of a head says that within the WebSocket a broker's protocol is spoken (RFC 6455, 4.2.2).
+
+    IANA's registry of subprotocols has "mqtt", "mqttv3.1", "amqp", "v10.stomp" and its followers.
+    """
+    cdef const uint8_t* header = b"sec-websocket-protocol:"
+    cdef uint32_t i
+    if n < 28 or n > 64:
+        return 0
+    for i in range(23):
+        if p[i] | (p[i] != 45 and p[i] != 58) << 5 != header[i]:
+            return 0
+    return behind(p, n, b" mqtt", 5) or behind(p, n, b" amqp", 5) or behind(p, n, b".stomp", 6)
+
+
 cdef bint broker(const uint8_t* p, uint32_t n) noexcept nogil:
-    """The first bytes to or from one that hands messages and work on: NATS, Redis, AMQP, MQTT, ZeroMQ."""
+    """The first bytes to or from one that hands messages and work on: NATS, Redis, AMQP, MQTT, STOMP, ZeroMQ, nanomsg.
+
+    nanomsg's are its mapping onto TCP (sp-tcp-mapping-01): NUL, "SP", version 0, which pattern, and zeros.
+    """
     cdef uint32_t at = 2
     if n < 8:
         return 0
     if memcmp(p, b"INFO {", 6) == 0 or memcmp(p, b"AMQP\0", 5) == 0 or p[0] == 255 and n >= 10 and p[9] == 127:
+        return 1
+    if memcmp(p, b"\0SP\0\0", 5) == 0:
+        return p[5] != 0 and be16(p + 6) == 0
+    if memcmp(p, b"STOMP\n", 6) == 0 or memcmp(p, b"CONNECT\n", 8) == 0:
         return 1
     if p[0] == 42 and 49 <= p[1] <= 57:
         at = 3 if 48 <= p[2] <= 57 else 2
@@ -1188,6 +1212,8 @@ cdef int32_t opening(Parse* s, Stream* t, const uint8_t* p, uint32_t n) noexcept
         t.upgrade = 0
     elif t.upgrade and not t.mid_line and websocket_header(p, size):
         t.upgrade = UPGRADE_ASKED
+    elif t.upgrade and t.called and not t.mid_line and broker_chosen(p, size):
+        spoken(s, MESSAGE_BROKER)
     t.text += size
     t.mid_line = end == NULL
     if t.text > TEXT_MAX or memchr(p, 0, size) != NULL:

@@ -485,9 +485,11 @@ def proxy_request(line: bytes, *, called: bool) -> str:
 def broker(seen: bytes) -> bool:
     if len(seen) < 8:
         return False
-    if seen.startswith((b"INFO {", b"AMQP\0")) or (len(seen) >= 10 and seen[0] == 255 and seen[9] == 127):
+    if seen.startswith((b"INFO {", b"AMQP\0", b"STOMP\n", b"CONNECT\n")):
         return True
-    if re.match(rb"\*[1-9][0-9]?\r\n\$", seen):
+    if len(seen) >= 10 and seen[0] == 255 and seen[9] == 127:
+        return True
+    if re.match(rb"\*[1-9][0-9]?\r\n\$|\0SP\0\0[^\0]\0\0", seen):
         return True
     return bool(re.match(rb"\x10(?:[\x00-\x7f]|[\x80-\xff][\x00-\x7f]|[\x80-\xff]{2}.)\x00\x04MQTT", seen, re.DOTALL))
 
@@ -531,7 +533,11 @@ def text_or_ssh(data: bytes, edges: Edges, at: int, first: int, row: int, facts:
             if asked:
                 return websocket(data, end + 1, row, facts, called=called)
             upgrade, gets = False, not called
-        asked = asked or (upgrade and line.lower() in {b"upgrade: websocket\n", b"upgrade: websocket\r\n"})
+        wanted = bool(upgrade and line.lower() in {b"upgrade: websocket\n", b"upgrade: websocket\r\n"})
+        asked = asked or wanted
+        if (upgrade and called and not wanted and 28 <= len(line) <= 64
+                and re.match(rb"(?i:sec-websocket-protocol:)(?s:.*)( mqtt| amqp|\.stomp)", line)):
+            facts.append(Spoken(row, "message-broker"))
         if connects and line in {b"\n", b"\r\n"}:
             return end + 1
         if b"\0" in line or at - start + len(line) > 16384 or end < 0:
@@ -673,6 +679,9 @@ def websocket(data: bytes, at: int, row: int, facts: list[Fact], *, called: bool
             method = json_text(message)
         if first & 15 == 2 and said.startswith(b"SSH-") and b"\n" in said[:255]:
             facts.append(Spoken(row, "ssh-in-websocket"))
+        elif count == 1 and not first & 0x40 and broker(message):
+            facts.append(Spoken(row, "message-broker"))
+            continue
         elif called and not first & 0x40:
             asked_within(said, row, facts, told)
         if method:

@@ -124,6 +124,10 @@ X_REPLY, X_KEY = b"\1\0\7\0\1\0\0\0" + bytes(28), b"\2\x26" + bytes(30)
     ([b"\x10\x1e\0\4MQTT\4\2\0\x3c\0\x12" + b"a" * 18], ["message-broker"]),
     ([b"\x10\x9e\1\0\4MQTT\4\2\0\x3c\0\x92" + b"a" * 146], ["message-broker"]),
     ([b"\xff" + bytes(8) + b"\x7f\3\0NULL" + bytes(20)], ["message-broker"]),
+    ([b"\0SP\0\0\x63\0\0", bytes(8) + b"q"], ["message-broker"]),
+    ([b"\0SP\0\0\0\0\0"], []), ([b"\0SP\1\0\x30\0\0"], []), ([b"\0SP\0\0\x30\0\1"], []),
+    ([b"CONNECT\naccept-version:1.2\n\n\0"], ["message-broker"]),
+    ([b"STOMP\naccept-version:1.2\n\n\0"], ["message-broker"]), ([b"CONNECTED\n"], []),
     ([NOISE[:64]], ["stratum2-hello"]),
     ([NOISE[:234], NOISE[234:278]], ["stratum2-answer"]),
     ([struct.pack(">H", len(DNS_QUERY)) + DNS_QUERY], ["dns-over-tcp", "DnsMessage"]),
@@ -207,6 +211,28 @@ def test_ssh_in_a_websocket() -> None:
         for text in (b"SSH-2.0-x", b"I like SSH-2.0\n", b"SSH\n", b"SSH-" + b"x" * 260 + b"\n"):
             assert told(head, ws(text, key=key, opcode=2)) == []
         assert told(head, ws(b"SSH-2.0-x\r\n", key=key)) == []
+
+
+@pytest.mark.parametrize("first", [b"\x10\x1e\0\4MQTT\4\2\0\x3c\0\x12" + b"a" * 18, b"CONNECT\nhost:a\n\n\0",
+                                   b'INFO {"server_id":"N"}\r\n', b"AMQP\0\0\x09\1"])
+def test_a_broker_within_a_websocket(first: bytes) -> None:
+    for head, key in ((WEBSOCKET, b"abcd"), (SWITCHED, b"")):
+        assert told(head, ws(b"", opcode=9, key=key), ws(first, opcode=2, key=key), ws(first, key=key)) == [
+            "message-broker"]
+        assert told(head, ws(b"{}", key=key), ws(first, opcode=2, key=key)) == []
+
+
+@pytest.mark.parametrize(("header", "names"), [
+    (b"Sec-WebSocket-Protocol: mqtt", ["message-broker"]), (b"sec-websocket-protocol: mqttv3.1", ["message-broker"]),
+    (b"SEC-WEBSOCKET-PROTOCOL: v12.stomp", ["message-broker"]), (b"Sec-WebSocket-Protocol: amqp", ["message-broker"]),
+    (b"Sec-WebSocket-Protocol: chat", []), (b"Sec-WebSocket-Protocol: ", []), (b"X-WebSocket-Protocol: mqtt", []),
+    (b"Sec-WebSocket-Accept: mqtt mqtt mqtt mqtt", [])])
+def test_a_server_chooses_a_brokers_protocol_for_a_websocket(header: bytes, names: list[str]) -> None:
+    for end in (b"\r\n", b"\n"):
+        for head in (SWITCHED[:-2] + header + end + b"\r\n", SWITCHED.replace(b"upgrade", header + end + b"Upgrade")):
+            assert told(head, flags=18) == names
+            assert told(head, flags=2) == told(WEBSOCKET[:-2] + header + end + b"\r\n", flags=2) == []
+    assert told(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n\r\n", flags=18) == []
 
 
 def test_a_client_within_a_websocket_of_the_side_that_was_called() -> None:
@@ -298,7 +324,6 @@ def test_what_a_proxy_carries_is_read(outer: list[bytes], inner: tuple[bytes, ty
     [b"\4\1\0\x50\0\0\0\0\0"],                                      # SOCKS4 to nowhere
     [b"\4\1\0\x50\x5d\xb8\xd8\x77\xff\xfe\0"],
     [b"\0\x5a\xdf\xb2\n\xb4\x9c\xf9\1"],
-    [b"CONNECT\naccept-version:1.2\n\n\0"],                         # STOMP
     [b"CONNECT to the server"],
     [b"GET /http://a.example/ HTTP/1.1\r\n\r\n"],
     [b"\4\1\0\x50\0\0\0\1me\0www", b".example.com\0"],               # SOCKS4 in two parts, which nobody sends
