@@ -103,6 +103,12 @@ LOOK_ALIKES = {
     "a stream of HTTP/2: windows grow before the answer comes": [
         ("responder", 700 + 487 * (i % 7), 59 + 13 * (i % 14), 65 if i % 5 else 90 + 31 * (i % 12),
          0.2 + 7 * (i % 3 == 0)) for i in range(60)],
+    "a device that confirms in the words of the request": [
+        ("responder", 700 + 487 * (i % 7), 45 + i % 5, 61 + i % 5, 0.7 + 4 * (i % 3), 61 + (i - 1) % 5)
+        for i in range(200)],
+    "a device that confirms in one of two lengths": [
+        ("responder", 700 + 487 * (i % 7), 6 + 5 * (i % 5), 6 if i % 5 else 16, 0.7 + 4 * (i % 3), 58 if i % 4 else 6)
+        for i in range(200)],
     "a busy service: nobody types that fast": [("responder", 90 + 131 * (i % 11), 95 + 7 * (i % 11), 80 + 41 * (i % 17),
                                                 0.3 * (1 + i % 40)) for i in range(200)],
 }

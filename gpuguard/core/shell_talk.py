@@ -80,6 +80,8 @@ SAME_LINES_SHARE = 0.75
 WORK_SPREAD_MIN = 3.0
 MIDDLE_SPREAD_MIN = 1.5
 POLLS_MIN = 2
+#: Confirmations of a protocol come in one or two lengths; what programs print does not, eight times.
+KINDS_MAX, KINDS_TURNS_MIN = 2, 8
 
 PACE_NS = (80_000_000, 1_500_000_000)
 IRREGULAR_MIN = 0.25
@@ -212,10 +214,33 @@ def _differ(turns: Turns) -> bool:
 
 
 def echoes(turns: Turns) -> bool:
-    """Return whether answers repeat the question, whatever its length, with the same framing; each pair counts once."""
+    """Return whether answers repeat the question, and behind most of them comes what it printed."""
+    return _repeats(turns) and not _said_all(turns)
+
+
+def _repeats(turns: Turns) -> bool:
+    """Return whether answers are as long as the question, whatever its length, with the same framing.
+
+    Each pair counts once.
+    """
     pairs = {(turn.question, turn.answer) for turn in turns}
     _, count = Counter(answer - question for question, answer in pairs).most_common(1)[0]
     return count >= ECHOED_SHARE * len(pairs) and len({question for question, _ in pairs}) >= ECHOED_LENGTHS_MIN
+
+
+def _said_all(turns: Turns) -> bool:
+    """Return whether this host mostly said nothing more after an answer, where that is known."""
+    known = [turn.in_turn for turn in turns if turn.in_turn is not None]
+    return len(known) > 0 and sum(known) >= MOSTLY * len(known)
+
+
+def _confirms_state(turns: Turns) -> bool:
+    """Return whether this host confirms: in the words of each request, or in one of two lengths, many times.
+
+    So does a device that is set from afar. What programs print is of many lengths, and stands behind a line's echo.
+    """
+    kinds = {turn.answer for turn in turns}
+    return (len(kinds) <= KINDS_MAX and len(turns) >= KINDS_TURNS_MIN) or (_repeats(turns) and _said_all(turns))
 
 
 def commands(turns: Turns, *, clear: bool, prompts: bool) -> bool:
@@ -228,7 +253,8 @@ def commands(turns: Turns, *, clear: bool, prompts: bool) -> bool:
     delays = sorted(turn.delay_ns for turn in turns)
     started = clear and _differ(turns) and delays[len(delays) // 2] >= PROGRAM_NS
     return (hurried <= HURRIED_MAX * len(between) and (started or _varies(delays)) and _as_lines(turns)
-            and not _polls(turns) and not _stands(turns) and not _in_turn(turns, clear=clear, prompts=prompts))
+            and not _confirms_state(turns) and not _polls(turns) and not _stands(turns)
+            and not _in_turn(turns, clear=clear, prompts=prompts))
 
 
 def _as_lines(turns: Turns) -> bool:

@@ -371,6 +371,40 @@ def registered_node(rng: Random, wire: Wire) -> None:
     together(wire, *parts)
 
 
+def set_from_afar(rng: Random, wire: Wire) -> None:
+    """A device that a person sets from afar: it confirms its new state in the words of the request, or in one or two.
+
+    It may report of its own as well, and be asked by a timer whether it is there.
+    """
+    start = opening(rng, wire)
+    wire.near(rng.randint(40, 200), start)
+    sets, around, short = sizes(rng, 12, rng.choice((24, 60))), rng.randint(0, 40), rng.randint(4, 40)
+    comes = log_normal(rng, rng.choice((0.7, 1.5, 3.0)), rng.uniform(0.4, 1.0))
+    ready, repeats = log_normal(rng, rng.choice((1e-3, 4e-3, 1e-2)), rng.uniform(0.3, 0.9)), rng.random() < 0.6
+
+    def person(now: float) -> Part:
+        while True:
+            yield now
+            said = sets()
+            wire.near(round(said) + around if repeats else rng.choice((short, short, short + 8)),
+                      wire.far(round(said), now) + ready())
+            now += comes()
+
+    def reports(now: float, after: Callable[[], float]) -> Part:
+        tells = sizes(rng, 12, 200)
+        while True:
+            yield now
+            wire.near(tells(), now)
+            now += after()
+
+    parts = [person(start + 1)]
+    if rng.random() < 0.3:
+        parts.append(reports(start + 3, log_normal(rng, 8.0, 0.7)))
+    if rng.random() < 0.4:
+        parts.append(_beats(rng, wire, start))
+    together(wire, *parts)
+
+
 def asked_in_one_length(rng: Random, wire: Wire) -> None:
     """Reads or commands of one length, several in a row, then a pause; now and then an answer is longer (a block)."""
     asked, answer, ready = rng.randint(4, 90), rng.randint(4, 90), at_once(rng)
@@ -490,6 +524,7 @@ ORDINARY = {
     tool_server: (*ANY, "udp"),
     service_called_back: (*ANY, "udp"),
     registered_node: (*ANY, "udp"),
+    set_from_afar: (*ANY, "udp"),
     peers: (*ANY, "udp"),
     debugger_stub: ANY,
     ssh_server_asks: ("ssh",),

@@ -19,10 +19,13 @@ Benign look-alikes, and what keeps them out:
 - workers that wait for tasks (Redis' BLPOP and the like): after each answer the far side says one thing more, short and
   of one length, and lets this host wait again; a shell's far side has nothing to confirm. Or there was no task: that
   comes by the clock, and this host asks again after always the same time;
+- devices that a person sets from afar: they confirm in the words of the request, which looks like an echo, or in one
+  or two lengths, and say no more; what a command prints stands behind its echo, and is of many lengths;
 - services behind a message broker (NATS, AMQP, MQTT, Redis): whoever asks, this host answers at once, line by line.
-  In clear the broker's protocol is known by its first bytes, and what looks like typed lines is then a request. Inside
-  TLS requests come closer together than anybody types lines, or are all answered after the same time, as one function
-  takes it; the commands of a shell are different programs. Or most are not answered at once: they are worked on;
+  In clear the broker's protocol is known by its first bytes, also in a WebSocket, or the server has chosen it for one,
+  and what looks like typed lines is then a request. Inside TLS requests come closer together than anybody types lines,
+  or are all answered after the same time, as one function takes it; the commands of a shell are different programs. Or
+  most are not answered at once: they are worked on;
 - a debugger's steps, to a stub that dialled it: most are the same question and the same answer;
 - clients of a slow server, in clear (mail handed in, rows inserted): each answer, half a second late, looks like a
   question. They say one thing at a time, and what they hear is mostly one confirmation;
