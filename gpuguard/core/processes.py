@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.events import ProcessBrief
-from gpuguard.core.subjects import Context, ProcessId, context_of
+from gpuguard.core.subjects import NO_CONTEXT, Context, ProcessId, context_of
 
 if TYPE_CHECKING:
     from gpuguard.core.records import ProcessExited, ProcessStarted
@@ -21,7 +21,7 @@ ENDED_MAX = 8_192
 #: agent that he is below, only of some between.
 ANCESTORS_MAX, ELDEST_MAX = 64, 32
 
-#: Processes, eldest first, each the parent of the next.
+#: Processes, each the parent of the next or of the one before.
 Line = tuple[ProcessId, ...]
 
 
@@ -57,7 +57,7 @@ class Processes:
 
     def forget(self, process: ProcessId) -> None:
         """Drop a process that is long gone, but for what its children inherited from it."""
-        self._ended[process] = (*self._origin(process), self._lines.pop(process) or ())
+        self._ended[process] = (self.parent(process), self.own_context(process), self._lines.pop(process) or ())
         self.exited.pop(process)
         self.started.pop(process)
 
@@ -77,15 +77,21 @@ class Processes:
 
     def parent(self, process: ProcessId) -> ProcessId | None:
         """Return who started the process, None if that is not known."""
-        return self._origin(process)[0]
+        started = self.started.get(process)
+        if started:
+            return started.parent
+        ended = self._ended.get(process)
+        return ended[0] if ended else None
 
     def ancestors(self, process: ProcessId) -> tuple[ProcessId, ...]:
         """Return the known ancestors, nearest first. A parent that started later than its child is a reused pid."""
         found: list[ProcessId] = []
         below, parent = process, self.parent(process)
-        while parent and len(found) < ANCESTORS_MAX and parent not in found:
+        while parent and len(found) < ANCESTORS_MAX:
             if parent.start_ticks > below.start_ticks:
                 return tuple(found)
+            if parent.start_ticks == below.start_ticks and parent in found:
+                break  # in a circle, which only those of one moment can be
             found.append(parent)
             below, parent = parent, self.parent(parent)
         line = self._line(self.parent(process), process)
@@ -109,20 +115,22 @@ class Processes:
 
     def context(self, process: ProcessId) -> Context:
         """Return what the process belongs to; what it does not say itself is taken from its nearest ancestor."""
-        merged = Context()
-        for one in (process, *self.ancestors(process)):
-            merged = _merge(merged, self._origin(one)[1])
-        return merged
+        return self._context((process, *self.ancestors(process)))
 
     def own_context(self, process: ProcessId) -> Context:
-        """Return what the process itself says it belongs to."""
-        return self._origin(process)[1]
+        """Return what its own cgroup and environment say that the process belongs to."""
+        started = self.started.get(process)
+        if started:
+            return context_of(started.cgroup, started.environ)
+        ended = self._ended.get(process)
+        return ended[1] if ended else NO_CONTEXT
 
     def brief(self, process: ProcessId) -> ProcessBrief:
         """Return what to show of a process."""
         started = self.started.get(process)
         if started is None:
-            return ProcessBrief(process=process, name="", argv=(), user="", cgroup="", cgroup_id=0, context=Context())
+            return ProcessBrief(process=process, name="", argv=(), user="", cgroup="", cgroup_id=0, context=NO_CONTEXT)
+        ancestors = self.ancestors(process)
         return ProcessBrief(
             process=process,
             name=started.name,
@@ -130,8 +138,8 @@ class Processes:
             user=started.user,
             cgroup=started.cgroup,
             cgroup_id=started.cgroup_id,
-            context=self.context(process),
-            ancestors=self.ancestors(process),
+            context=self._context((process, *ancestors)),
+            ancestors=ancestors,
             executable=started.executable,
         )
 
@@ -139,20 +147,20 @@ class Processes:
         """Return how many entries left because their table was full, by what they are, since the beginning."""
         return {"processes": self.started.evicted}
 
-    def _origin(self, process: ProcessId) -> tuple[ProcessId | None, Context]:
-        """Return the parent of a process and what its own cgroup and environment say."""
-        started = self.started.get(process)
-        if started:
-            return started.parent, context_of(started.cgroup, started.environ)
-        parent, context, _ = self._ended.get(process) or (None, Context(), ())
-        return parent, context
+    def _context(self, line: Line) -> Context:
+        merged = NO_CONTEXT
+        for one in line:
+            said = self.own_context(one)
+            if said != NO_CONTEXT:
+                merged = _merge(merged, said)
+        return merged
 
     def _line(self, parent: ProcessId | None, child: ProcessId) -> Line:
         """Return the eldest that a parent is below, or is itself, if it is the child's and no later user of its pid."""
         if parent is None or parent.start_ticks > child.start_ticks:
             return ()
-        _, _, ended = self._ended.get(parent) or (None, None, ())
-        return self._lines.get(parent) or ended or (parent,)
+        ended = self._ended.get(parent)
+        return self._lines.get(parent) or (ended[2] if ended else ()) or (parent,)
 
 
 def _merge(near: Context, far: Context) -> Context:

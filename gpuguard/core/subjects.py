@@ -6,6 +6,7 @@ boot it lived in; a flow is its five-tuple in one network namespace and the time
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,8 @@ class Context(Struct, frozen=True):
     span_id: str = ""
 
 
+NO_CONTEXT = Context()
+
 # The only environment variables that ever leave the buffer in which /proc/PID/environ was read.
 ENVIRON_LISTED = (
     "TRACEPARENT",
@@ -109,16 +112,24 @@ def context_of(cgroup: str, environ: Mapping[str, str]) -> Context:
         Its listed environment variables only, see `ENVIRON_LISTED`. They are the process's own words: they serve to
         join records, never to clear anybody.
     """
-    container = _CONTAINER.search(cgroup)
-    pod = _POD.search(cgroup)
-    slurm = _SLURM.search(cgroup)
+    container, pod, slurm = _of_cgroup(cgroup)
+    if not environ and not (container or pod or slurm):
+        return NO_CONTEXT
     trace = _TRACEPARENT.match(environ.get("TRACEPARENT", ""))
     sandbox = next((environ[name] for name in _SANDBOX_VARIABLES if environ.get(name)), "")
     return Context(
-        container_id=container.group(1) if container else "",
-        pod_uid=pod.group(1).replace("_", "-") if pod else "",
-        slurm_job_id=slurm.group(1) if slurm else environ.get("SLURM_JOB_ID", ""),
+        container_id=container,
+        pod_uid=pod,
+        slurm_job_id=slurm or environ.get("SLURM_JOB_ID", ""),
         sandbox_id=sandbox,
         trace_id=trace.group(1) if trace else "",
         span_id=trace.group(2) if trace else "",
     )
+
+
+@functools.lru_cache(1_024)
+def _of_cgroup(cgroup: str) -> tuple[str, str, str]:
+    """Return container, pod and job that a path names. A host has few, and asks for those of each process again."""
+    container, pod, slurm = _CONTAINER.search(cgroup), _POD.search(cgroup), _SLURM.search(cgroup)
+    return (container.group(1) if container else "", pod.group(1).replace("_", "-") if pod else "",
+            slurm.group(1) if slurm else "")

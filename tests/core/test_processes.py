@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gpuguard.core.processes import ANCESTORS_MAX, ELDEST_MAX, ENDED_MAX, Processes
 from gpuguard.core.records import ProcessExited, ProcessStarted
-from gpuguard.core.subjects import ProcessId
+from gpuguard.core.subjects import ProcessId, context_of
 from tests.core.builders import SPAN, T0, TRACE, pid, started
 
 
@@ -50,6 +53,34 @@ def test_of_records_that_go_round_in_a_circle_nobody_is_an_ancestor_twice() -> N
     x, y, z, w, other = (pid(number, 1) for number in range(10, 15))
     born = ((x, None), (y, x), (x, y), (y, x), (z, y), (y, other), (w, z))
     assert processes_of(*(started(process, parent) for process, parent in born)).ancestors(w) == (z, y, other, x)
+
+
+CGROUPS = ["/", "/user.slice", f"/docker/{'ab' * 32}", "/slurm/job_7/step_0", "/slurm/job_8"]
+ENVIRONS = [{}, {"GPUGUARD_SANDBOX_ID": "s1"}, {"TRACEPARENT": f"00-{TRACE}-{SPAN}-01"}, {"SLURM_JOB_ID": "9"}]
+BIRTHS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 6), st.integers(1, 3),
+                            st.sampled_from(CGROUPS), st.sampled_from(ENVIRONS)), max_size=20)
+
+
+@given(BIRTHS)
+def test_a_brief_says_what_follows_from_one_parent_after_the_other(births: list[tuple]) -> None:
+    """However pids, starts and parents are mixed up; short of the lengths at which lines are cut."""
+    said = {pid(number, ticks): started(pid(number, ticks), pid(parent, before), cgroup=cgroup, environ=environ)
+            for number, ticks, parent, before, cgroup, environ in births}
+    known = processes_of(*said.values())
+    for process in said:
+        line = [process]
+        while at := said.get(line[-1]):
+            if at.parent in line[1:] or at.parent.start_ticks > at.process.start_ticks:
+                break
+            line.append(at.parent)
+        told = known.brief(process)
+        contexts = [context_of(said[one].cgroup, said[one].environ) for one in line if one in said]
+        assert told.ancestors[:len(line) - 1] == tuple(line[1:])
+        assert len(set(told.ancestors)) == len(told.ancestors)
+        assert told.context == known.context(process)
+        for name in ("container_id", "slurm_job_id", "sandbox_id", "trace_id", "span_id"):
+            found = [value for one in contexts if (value := getattr(one, name))]
+            assert found == [] or getattr(told.context, name) == found[0]
 
 
 def test_ancestry_survives_the_ancestors() -> None:
