@@ -60,6 +60,8 @@ class Incidents:
         self.evicted = 0
         self._incidents: OrderedDict[str, Incident] = OrderedDict()
         self._by_story: dict[str, str] = {}
+        #: The other way about.
+        self._stories: dict[str, set[str]] = {}
         self._by_finding: dict[str, str] = {}
 
     def receive(self, finding: Finding) -> list[Incident]:
@@ -79,6 +81,8 @@ class Incidents:
         incident = _with_finding(before, incident_id, story, finding)
         self._keep(incident)
         if story:
+            self._stories.get(self._by_story.get(story, ""), set()).discard(story)
+            self._stories.setdefault(incident_id, set()).add(story)
             self._by_story[story] = incident_id
         self._by_finding[finding.id] = incident_id
         return [*changed, incident]
@@ -120,10 +124,12 @@ class Incidents:
         self._incidents[incident.id] = incident
         self._incidents.move_to_end(incident.id)
         while len(self._incidents) > INCIDENTS_MAX:
-            gone, _ = self._incidents.popitem(last=False)
+            _, gone = self._incidents.popitem(last=False)
             self.evicted += 1
-            self._by_story = {k: v for k, v in self._by_story.items() if v != gone}
-            self._by_finding = {k: v for k, v in self._by_finding.items() if v != gone}
+            for story in self._stories.pop(gone.id, ()):
+                del self._by_story[story]
+            for finding in gone.findings:
+                del self._by_finding[finding.id]
         return incident
 
     def _without(self, incident: Incident, finding: Finding) -> Incident:

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
-from gpuguard.core.events import Decision
+from unittest.mock import patch
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuguard.core import incidents as module
+from gpuguard.core.events import Decision, Incident
 from gpuguard.core.incidents import FINDINGS_MAX, Incidents
 from gpuguard.core.records import ActionOutcome
 from gpuguard.core.subjects import Context
@@ -81,3 +87,31 @@ def test_a_story_without_end_goes_on_in_another_incident() -> None:
     assert all(incidents.of_finding(f"F-{number}") for number in range(3 * FINDINGS_MAX))
     again = incidents.receive(finding("F-0", process=brief(pid(5)), trace_id=TRACE))[-1]
     assert len(again.findings) == FINDINGS_MAX
+
+
+class Plain(Incidents):
+    """Forgets what an incident that leaves was known by, by looking through all that is known."""
+
+    def _keep(self, incident: Incident) -> Incident:
+        self._incidents[incident.id] = incident
+        self._incidents.move_to_end(incident.id)
+        while len(self._incidents) > module.INCIDENTS_MAX:
+            gone, _ = self._incidents.popitem(last=False)
+            self.evicted += 1
+            self._by_story = {story: home for story, home in self._by_story.items() if home != gone}
+            self._by_finding = {finding: home for finding, home in self._by_finding.items() if home != gone}
+        return incident
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8)), max_size=60))
+def test_an_incident_that_leaves_is_forgotten_under_all_that_it_was_known_by(filed: list[tuple[int, int]]) -> None:
+    with patch.object(module, "INCIDENTS_MAX", 3), patch.object(module, "FINDINGS_MAX", 2):
+        plain, ours = Plain(), Incidents()
+        for number, trace in filed:
+            one = finding(f"F-{number}", process=brief(pid(number)) if trace % 2 else None,
+                          trace_id=f"{trace:032x}" if trace > 1 else "")
+            assert ours.receive(one) == plain.receive(one)
+        assert (ours.all(), ours.evicted) == (plain.all(), plain.evicted)
+        assert (ours._by_story, ours._by_finding) == (plain._by_story, plain._by_finding)
+        assert {home: set(known) for home, known in ours._stories.items() if known} == {
+            home: {story for story, at in ours._by_story.items() if at == home} for home in ours._by_story.values()}
