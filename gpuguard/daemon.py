@@ -26,6 +26,7 @@ import structlog
 from gpuguard import confine, logs, paths, sensors
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.config import Config
+from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.detectors import new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, Incident
 from gpuguard.core.guard import Explanation, Guard, ProcessVerdict
@@ -35,7 +36,7 @@ from gpuguard.counters.shipped import shipped_model
 from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Watching, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
-from gpuguard.sensors import next_ns
+from gpuguard.sensors import is_due, next_ns
 from gpuguard.signature_files import shipped, shipped_texts
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ NEWS_NS = 1_000_000_000
 WATCHING_NS = 5_000_000_000
 TEXTFILE_NS = 15_000_000_000
 ANSWERS_MAX = 1_024
+GAP_SAID_NS = 3_600_000_000_000
+GAPS_SAID_MAX = 256
 
 #: What sensors import when they open.
 CODE_LATER = (
@@ -129,6 +132,7 @@ class Daemon:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stop_signal = 0
         self._subscribers: list[Subscriber] = []
+        self._gaps_said: BoundedTable[tuple[str, str], int] = BoundedTable(GAPS_SAID_MAX)
         self._known_outcomes: deque[tuple[str, str]] = deque(maxlen=ANSWERS_MAX)
         self._api: ApiServer | None = None
         self._metrics = _metrics(config)
@@ -366,12 +370,18 @@ class Daemon:
             case Finding():
                 log.info("finding", label=event.label, verdict=event.verdict, subject=str(event.subject), id=event.id)
             case Gap():
-                log.warning("gap", sensor=event.sensor, reason=event.reason)
+                self._say_gap(event)
             case Decision():
                 return self._decide(event)
             case _:
                 pass
         return []
+
+    def _say_gap(self, gap: Gap) -> None:
+        """Say what could not be looked at: what goes on is said now and then, and each time in the events."""
+        if is_due(gap.time_ns, self._gaps_said.get((gap.sensor, gap.reason)) or 0, GAP_SAID_NS):
+            self._gaps_said[gap.sensor, gap.reason] = gap.time_ns
+            log.warning("gap", sensor=gap.sensor, reason=gap.reason)
 
     # -- acting -------------------------------------------------------------------------------------------------------
 

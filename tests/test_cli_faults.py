@@ -60,12 +60,38 @@ def test_a_replay_counts_what_is_dull_and_tells_a_gap_once(capsys: pytest.Captur
     assert "other" not in shown
 
 
+@pytest.mark.parametrize("columns", [80, 200])
+def test_findings_can_be_read_on_a_narrow_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = {e.label: e for e in gpuguard.replay(INCIDENT) if isinstance(e, gpuguard.Finding)}
+    print_findings([found["ssh-reverse-tunnel"]], [])
+    header, *shown = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == ("what" if columns == 80 else "because")
+    assert any("ssh-reverse-tunnel" in line for line in shown), "in one piece"
+    assert len(shown) < 6, "in lines, not in single words"
+
+
+@pytest.mark.parametrize("words", [["replay"], ["incidents", "--recording"], ["classify"]])
+def test_a_file_that_is_not_there_is_said_once(words: list[str]) -> None:
+    result = run(*words, "/no/such/file")
+    assert result.stderr == "gpuguard: /no/such/file: No such file or directory\n"
+    assert result.exit_code == 3
+
+
 def test_an_incident_is_a_page() -> None:
     incident = next(e for e in gpuguard.replay(INCIDENT) if isinstance(e, gpuguard.Incident))
     result = run("explain", incident.id, "--recording", INCIDENT, "-o", "html")
     assert result.exit_code == 0
     assert result.output.startswith("<!doctype html>")
     assert incident.id in result.output
+
+
+def test_an_audit_log_in_which_nothing_stands_yet_is_whole(tmp_path: Path) -> None:
+    audit.Log(tmp_path).close()
+    result = run("audit", "verify", str(tmp_path))
+    assert (result.exit_code, result.output) == (0, f"whole: no entry in {tmp_path}\n")
 
 
 def test_the_audit_log_is_shown_without_escapes(tmp_path: Path) -> None:

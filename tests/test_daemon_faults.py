@@ -235,6 +235,24 @@ def test_it_says_that_it_watches_once_all_eyes_were_tried_and_then_as_its_loop_t
     guard._close()
 
 
+def test_a_gap_that_goes_on_is_in_the_events_each_time_and_said_once_an_hour(
+    broker: Broker, eyes: dict[str, Eye | Exception], clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[tuple[str, str]] = []
+    monkeypatch.setattr(daemon_module, "log", SimpleNamespace(
+        warning=lambda _event, *, sensor, reason: said.append((sensor, reason))))
+    guard = guard_process(broker, tmp_path)
+    for minute in range(121):
+        guard.feed(Gap(T0 + minute * 60 * SECOND, "processes", "gone before they could be read"))
+        guard.feed(Gap(T0 + minute * 60 * SECOND, "sockets", f"{minute} could not be read"))
+    guard.feed(Gap(T0 - SECOND, "processes", "gone before they could be read"))
+    guard._close()
+    assert [sensor for sensor, _ in said].count("sockets") == 121
+    assert [sensor for sensor, _ in said].count("processes") == 4, "at once, after 1 h, after 2 h, by a clock set back"
+    written = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert len([one for one in written if one["type"] == "gap"]) == 243
+
+
 def test_an_eye_that_cannot_even_be_opened_is_a_gap_once(
     broker: Broker, eyes: dict[str, Eye | Exception], clock: Clock, tmp_path: Path,
 ) -> None:

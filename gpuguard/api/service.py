@@ -43,6 +43,7 @@ OTHER_THREADS = 4
 WORD_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 2_000
 SOCKET_MODE = 0o600
+_WORDS = {"pid": "pid", "device_uuid": "GPU"}
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path of linux/un.h, less the final zero
 
 
@@ -108,7 +109,7 @@ class _Servicer(gpuguard_pb2_grpc.GuardServiceServicer):
         of: int | str = getattr(request, asked)
         found = self._view.explain(of)
         if found is None:
-            _refuse(context, grpc.StatusCode.NOT_FOUND, f"nothing is known of {asked} {of}")
+            _refuse(context, grpc.StatusCode.NOT_FOUND, f"nothing is known of {_WORDS[asked]} {of}")
         return to_message(found, pb.ExplainResponse())
 
     def ListIncidents(  # noqa: N802

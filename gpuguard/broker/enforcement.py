@@ -189,7 +189,7 @@ class Enforcement:
         outcomes = self.undo("", f"disarmed: {reason}", by)
         text = "enforcement is off until the next start"
         if by == "operator":
-            text = f"enforcement is off until {self._switch} is removed"
+            text = f"enforcement is off until `gpuguard disarm --lift`, which removes {self._switch}"
             try:
                 self._switch.touch(mode=0o600)
             except OSError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpuguard.cli.output import EXIT_UNREADABLE, complain
+from gpuguard.cli.output import EXIT_UNREADABLE, complain, reason_of
 from gpuguard.ui.markup import visible
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (RecordingError, OSError) as error:
-        complain(f"gpuguard: {path}: {error}")
+        complain(f"gpuguard: {reason_of(path, error)}")
         raise SystemExit(EXIT_UNREADABLE) from error
 
 

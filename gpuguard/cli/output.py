@@ -45,6 +45,11 @@ def complain(text: str) -> None:
     click.echo(visible(text), err=True)
 
 
+def reason_of(path: object, error: Exception) -> str:
+    """Return a path and why it cannot be read, each once."""
+    return f"{path}: {error.strerror}" if isinstance(error, OSError) and error.strerror else f"{path}: {error}"
+
+
 def write_summary(summary: Summary, stream: TextIO | None = None) -> None:
     """Write the last line."""
     write_line({"summary": summary}, stream)

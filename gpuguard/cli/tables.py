@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gpuguard.core.events import Finding
     from gpuguard.core.records import Gap
 
+#: In fewer columns what a finding rests on would stand one word a line.
+WIDE_COLUMNS = 120
 STYLES = {"confirmed": "bold red", "suspect": "yellow", "clear": "green", "unknown": "dim"}
 
 
@@ -47,21 +49,19 @@ def escape(text: str) -> str:
 def print_findings(findings: Sequence[Finding], gaps: Sequence[Gap]) -> None:
     """Print one row a finding, how many flows there are beside them, then what could not be looked at."""
     console = Console()
+    wide = console.width >= WIDE_COLUMNS
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("start (UTC)", "verdict", "label", "subject", "process", "because"):
+    for name in ("start (UTC)", "verdict", *(("label", "subject", "process", "because") if wide else ("what",))):
         table.add_column(name, overflow="fold")
     told = [finding for finding in findings if finding.label != "other"]
     for finding in told:
         strongest = max(finding.evidence, key=lambda e: e.nats, default=None)
         process = finding.process
-        table.add_row(
-            clock(finding.start_ns),
-            f"[{STYLES[finding.verdict]}]{finding.verdict}[/]",
-            finding.label,
-            escape(str(finding.subject)),
-            escape(f"{process.name} ({process.process.pid})") if process else "",
-            escape(strongest.text) if strongest else "",
-        )
+        who = [finding.label, escape(str(finding.subject)),
+               escape(f"{process.name} ({process.process.pid})") if process else ""]
+        because = escape(strongest.text) if strongest else ""
+        table.add_row(clock(finding.start_ns), f"[{STYLES[finding.verdict]}]{finding.verdict}[/]",
+                      *([*who, because] if wide else [f"{', '.join(filter(None, who))}\n{because}".rstrip()]))
     console.print(table if told else "nothing seen")
     if dull := len(findings) - len(told):
         console.print(f"{dull} flows in which nothing was seen")

@@ -30,7 +30,7 @@ def read_recording(path: Path) -> Iterator[Block]:
     """
     files = recording_files(path) if path.is_dir() else [path]
     if not files:
-        message = f"no recording in {path}"
+        message = "no recording in this folder"
         raise RecordingError(message)
     time_ns, is_recording = 0, False
     losses: list[str] = []

@@ -378,7 +378,7 @@ def still(pid):
 
 @pytest.mark.skipif(not HOST_ROOT, reason="needs the host's root: it has privileges to drop")
 def test_the_guard_has_nothing(start):
-    child = start(STATUS)
+    child = start(STATUS, more="running.LEAVE_S = 100.0")
     found = said(child)
     assert found["handed"] == "handed over"
     assert found["uid"] not in {0, None}

@@ -122,7 +122,7 @@ def test_nothing_of_that_id(client):
         client.incident("I404")
     with pytest.raises(NotThere, match="of pid 404"):
         client.explain(404)
-    with pytest.raises(NotThere, match="of device_uuid "):
+    with pytest.raises(NotThere, match="of GPU "):
         client.explain("")
     with pytest.raises(NotThere, match="no decision 'D404'"):
         client.decide("D404", "approve")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gpuguard.cli.arguments import TO_READ
-from gpuguard.cli.output import EXIT_CLEAR, EXIT_FOUND, EXIT_UNREADABLE, complain, write_line
+from gpuguard.cli.output import EXIT_CLEAR, EXIT_FOUND, EXIT_UNREADABLE, complain, reason_of, write_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,13 +44,14 @@ def verify(path: Path | None, output: str) -> None:
     try:
         report = audit.verify(path)
     except OSError as error:
-        complain(f"gpuguard: {path}: {error.strerror or error}")
+        complain(f"gpuguard: {_why_not(path, error)}")
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         write_line(report)
     elif report.ok:
         span = f"{report.first_seq} to {report.last_seq}"
-        click.echo(f"whole: {report.entries} entries, {span}, head {report.head_sha256}")
+        click.echo(f"whole: {report.entries} entries, {span}, head {report.head_sha256}" if report.entries
+                   else f"whole: no entry in {path}")
     else:
         where = f"{report.file} line {report.line}" if report.line else report.file
         click.echo(f"broken at {where}: {report.problem}; {report.entries} entries before it are whole")
@@ -72,7 +73,7 @@ def show(path: Path | None, last: int, output: str) -> None:
         entries = deque(audit.read(path), maxlen=last)
         report = audit.verify(path)
     except OSError as error:
-        complain(f"gpuguard: {path}: {error.strerror or error}")
+        complain(f"gpuguard: {_why_not(path, error)}")
         sys.exit(EXIT_UNREADABLE)
     if output == "json":
         for entry in entries:
@@ -100,6 +101,13 @@ def _print(entries: Iterable[Entry]) -> None:
         table.add_row(str(entry.seq), day_and_time(entry.time_ns), entry.source, escape(entry.kind), escape(str(about)),
                       escape(str(text)))
     Console().print(table)
+
+
+def _why_not(path: Path, error: OSError) -> str:
+    from gpuguard import paths
+
+    others = isinstance(error, FileNotFoundError) and path == paths.log_dir() and paths.guarded_by_another()
+    return "the guard of this host is root's: ask as root" if others else reason_of(path, error)
 
 
 def _place(path: Path | None) -> Path:

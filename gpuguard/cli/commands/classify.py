@@ -18,7 +18,16 @@ import numpy as np
 from msgspec import Struct
 
 from gpuguard.cli.arguments import finite
-from gpuguard.cli.output import EXIT_UNREADABLE, Summary, complain, exit_status, worst, write_line, write_summary
+from gpuguard.cli.output import (
+    EXIT_UNREADABLE,
+    Summary,
+    complain,
+    exit_status,
+    reason_of,
+    worst,
+    write_line,
+    write_summary,
+)
 from gpuguard.core.events import Finding
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.guard import Guard
@@ -342,7 +351,7 @@ def command(file: str, output: str, alarms_per_gpu_year: float) -> None:
         with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as opened:
             recorded = _read(opened)
     except (Unreadable, OSError) as error:
-        complain(f"{file}: {error}")
+        complain(f"gpuguard: {reason_of(file, error)}")
         if output == "json":
             write_summary(Summary("unknown", "", 0.0, [], {}, [str(error)]))
         raise SystemExit(EXIT_UNREADABLE) from error

@@ -41,7 +41,8 @@ def command(*, decision: str | None, everything: bool, leftovers: bool, listing:
         else:
             outcomes = session.release(decision or "", f"released by {control.operator()}")
     show(outcomes, output,
-         lambda one: f"{one.decision_id}  {one.action}  {one.outcome}  {one.process or ''}: {one.text}")
+         lambda one: f"{one.decision_id}  {one.action}  {one.outcome}{f'  {one.process}' if one.process else ''}: "
+                     f"{one.text}")
     if not outcomes and output == "text":
         click.echo("nothing is in force")
     sys.exit(exit_status(outcomes, "done", "undone"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gpuguard.cli.arguments import TO_READ, policy_of
-from gpuguard.cli.output import EXIT_UNREADABLE, Summary, complain, exit_status, write_line, write_summary
+from gpuguard.cli.output import EXIT_UNREADABLE, Summary, complain, exit_status, reason_of, write_line, write_summary
 from gpuguard.cli.tables import print_findings
 from gpuguard.core.events import Event, Finding, FlowReport
 from gpuguard.core.labels import VERDICTS
@@ -44,7 +44,7 @@ def command(recording: Path, output: str, policy_files: tuple[Path, ...]) -> Non
     except BrokenPipeError:
         raise  # nobody reads on; the recording is not to blame
     except (RecordingError, OSError) as error:
-        complain(f"gpuguard: {recording}: {error}")
+        complain(f"gpuguard: {reason_of(recording, error)}")
         raise SystemExit(EXIT_UNREADABLE) from error
     findings = sorted(standing.values(), key=lambda f: (f.start_ns, f.id))
     if output == "table":
