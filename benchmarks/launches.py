@@ -218,7 +218,7 @@ def main() -> int:
         got["bpftrace_added_ns"] = bpftrace_ns(fresh(paths, folder), bare_ns)
         got["reap_s"] = min(reap_s(paths) for _ in range(3))
         got["wrong_counts"] = exactness(paths)
-        with mock.patch.multiple(launches, SWEEP_PERIOD_S=0.0, IDLE_S=0.7):
+        with mock.patch.multiple(launches.rows, SWEEP_PERIOD_S=0.0, IDLE_S=0.7):
             got["wrong_counts_swept"] = exactness(paths)
         got |= endurance(paths)
     missed = [name for name, most in LIMITS.items() if (value := got[name]) is not None and value > most]

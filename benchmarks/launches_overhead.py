@@ -50,7 +50,7 @@ def ns_per_launch(hasher: Path, count: int) -> float:
 def probed(library: Path, change: Callable[[Library], Library]) -> tuple[launches.LaunchProbe, float]:
     """Probe the library at sites that ``change`` may move; return the probe and how long attaching took, in ms."""
     probe = launches.new_probe()
-    with mock.patch.object(launches, "read_library", lambda data: change(read_library(data))):
+    with mock.patch.object(launches.libraries, "read_library", lambda read: change(read_library(read))):
         begun = time.perf_counter()
         probe.libraries.add(str(library))
         return probe, (time.perf_counter() - begun) * 1e3
