@@ -4,7 +4,7 @@ The public GPU probes of Datadog (pkg/gpu/probe.go) and Meta (strobelight, gpuev
 of libcudart, at its first byte. That is `push %rbp` in libcudart 12.9 and 13.5, which the kernel emulates, so it costs
 a trap and no more; who asks the driver itself (Triton, CuPy, Numba, whoever hides) does not pass there. All pass the
 driver's `cuLaunchKernel`, which begins with an instruction that is single-stepped, unless one goes past it, which is
-what `gpuguard.libcuda` does.
+what `sensors.launches.libcuda` does.
 
 Here: bpftrace counting at a function that begins as libcudart's, and at the first byte of the driver's; beside them the
 launch eye, which also keeps each launch's kernel, geometry and pace. The driver is the stand-in with the real stub
