@@ -31,6 +31,13 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(main, list(words))
 
 
+def test_the_list_of_commands_cuts_no_sentence() -> None:
+    listed = run("--help").output.partition("Commands:")[2]
+    assert " run  " in listed
+    assert "with an eye of its own" in " ".join(listed.split())
+    assert listed.rstrip().endswith(".")
+
+
 # -- hostile names ----------------------------------------------------------------------------------------------------
 
 

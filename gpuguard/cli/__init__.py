@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 EXIT_INTERRUPTED = 130
+#: More characters than any sentence has.
+WHOLE = 10_000
 
 
 class _Commands(click.Group):
@@ -34,6 +36,12 @@ class _Commands(click.Group):
         module = importlib.import_module(f"gpuguard.cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by the first sentence of each, in whole."""
+        named = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(WHOLE)) for name, one in named if one])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
