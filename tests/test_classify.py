@@ -14,12 +14,14 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuguard.cli.commands import classify
-from gpuguard.cli.commands.classify import BEGIN_NS, blocks_of, command, judge, read_launches, summarise
+from gpuguard.cli.commands.classify import command, summarise
 from gpuguard.core.records import Launches
 from gpuguard.core.subjects import ProcessId
 from gpuguard.counters import table, unpacking
 from gpuguard.counters.table import Table, Unreadable
+from gpuguard.launches import reading
+from gpuguard.launches.judging import blocks_of, judge
+from gpuguard.launches.reading import BEGIN_NS, read_launches
 
 HEADER = "t_host_us,t_dev_us,dur_us,name,gx,gy,gz,bx,by,bz,shmem,regs,stream,device,launch_api"
 DATA = os.environ.get("GPUGUARD_DATA_DIR", "")
@@ -228,7 +230,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 
 def test_different_launches_are_bounded_and_those_beyond_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(classify, "KINDS_MAX", 50)
+    monkeypatch.setattr(reading, "KINDS_MAX", 50)
     _, summary = objects(run(launches(*(f"{i},kernel {i % 80},1" for i in range(160))), tmp_path, "-o", "json"))
     assert summary["gaps"] == ["60 rows beyond 20000000 or 50 different launches were left out"]
 
