@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import importlib
 import os
-import pkgutil
 import selectors
 import signal
 import socket
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
 
-from gpuguard import confine, logs, paths, sensors
+from gpuguard import confine, logs, paths
 from gpuguard.broker_client import BrokerClient, BrokerGone
 from gpuguard.config import Config
 from gpuguard.core.bounded import BoundedTable
@@ -31,8 +29,9 @@ from gpuguard.core.detectors import new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, Incident
 from gpuguard.core.guard import Explanation, Guard, ProcessVerdict
 from gpuguard.core.policy import Policy
-from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Packets, Tick
+from gpuguard.core.records import SCHEMA_VERSION, ActionOutcome, Approval, Block, Gap, HostInfo, Tick
 from gpuguard.counters.shipped import shipped_model
+from gpuguard.eyes import Eyes, sensor_names
 from gpuguard.messages import Act, Acted, Audit, Hello, ListActions, Refused, Watching, Welcome
 from gpuguard.outputs.event_log import EventLog
 from gpuguard.recording.writer import Recorder
@@ -45,14 +44,10 @@ if TYPE_CHECKING:
 
     from gpuguard.api.service import ApiServer
     from gpuguard.outputs.prometheus import Metrics
-    from gpuguard.sensors import Sensor
 
 log = structlog.get_logger("gpuguard")
 
 PROTOCOL_VERSION = 1
-TCP_SYN = 0x02
-TCP_SYN_ACK = 0x12
-REOPEN_NS = 30_000_000_000
 NEWS_NS = 1_000_000_000
 #: A service manager's WatchdogSec= has to be several times as long.
 WATCHING_NS = 5_000_000_000
@@ -123,8 +118,6 @@ class Daemon:
             signatures=shipped(), counter_model=shipped_model(), quiet=True, seed=self._seed)
         self._events = EventLog(guard_dir / "events.jsonl")
         self._recorder = _recorder(config, guard_dir)
-        self._sensors: dict[str, Sensor] = {}
-        self._closed_until_ns: dict[str, int] = {}
         self._due_ns: dict[str, int] = {}
         self._selector = selectors.DefaultSelector()
         self._lock = threading.RLock()
@@ -137,6 +130,9 @@ class Daemon:
         self._api: ApiServer | None = None
         self._metrics = _metrics(config)
         self._textfile = guard_dir / config.metrics.textfile if config.metrics.textfile else None
+        # Only policy goes by the names that others ask for and call, and who replays a recording may want to.
+        self._eyes = Eyes(broker, config, self._selector, self._metrics,
+                          brief=not (start.policy.egress or self._recorder))
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -149,7 +145,7 @@ class Daemon:
         try:
             self._greet()
             self._listen()
-            self._open_sensors(time.monotonic_ns())
+            self._open_eyes(time.monotonic_ns())
             self._say_watching()
             while not self._stop_signal:
                 self._step()
@@ -190,25 +186,20 @@ class Daemon:
 
     def _say_watching(self) -> None:
         """Tell whoever started us that this is all: every eye was tried. Why one is closed was told when it was."""
-        log.info("watching", eyes=sorted(self._sensors), closed=self._closed(), mode=self._start.config.guard.mode,
+        log.info("watching", eyes=self._eyes.open, closed=self._eyes.closed, mode=self._start.config.guard.mode,
                  state=str(paths.state_dir()), audit=str(paths.log_dir()))
         self._due_ns["watching"] = 0
 
-    def _closed(self) -> list[str]:
-        """Return the eyes that should be open and are not."""
-        return [name for name in _sensor_names()
-                if getattr(self._start.config, name).enabled and name not in self._sensors]
-
     def _tell_watching(self) -> None:
         """Have the service manager told that this loop turns, and what it looks through."""
-        told = f"{self._start.config.guard.mode}: {', '.join(sorted(self._sensors)) or 'no eye is open'}"
-        closed = f"; closed: {', '.join(closed)}" if (closed := self._closed()) else ""
+        told = f"{self._start.config.guard.mode}: {', '.join(self._eyes.open) or 'no eye is open'}"
+        closed = f"; closed: {', '.join(closed)}" if (closed := self._eyes.closed) else ""
         self._broker.ask(Watching(told + closed))
 
     def _step(self) -> None:
         # What is due goes by a clock that nobody can set; records carry the time of day.
         now_ns = time.monotonic_ns()
-        self._open_sensors(now_ns)
+        self._open_eyes(now_ns)
         for key, _ in self._selector.select(self._timeout_s(now_ns)):
             if key.data == "broker":
                 message = "it closed its end"
@@ -218,6 +209,8 @@ class Daemon:
             else:
                 self._drain_wake()
         now_ns = time.monotonic_ns()
+        for name in self._eyes.due(now_ns):
+            self._read(name)
         for name in [name for name, due_ns in self._due_ns.items() if due_ns <= now_ns]:
             self._on_timer(name, now_ns)
 
@@ -240,26 +233,23 @@ class Daemon:
                 self._metrics.write_textfile(self._textfile)
             except OSError as error:
                 log.error("metrics not written", path=str(self._textfile), reason=str(error))
-            return
-        self._read(name)
 
     def _timeout_s(self, now_ns: int) -> float:
         self._due_ns.setdefault("tick", now_ns)
-        return max(0.0, (min(self._due_ns.values()) - now_ns) / 1e9)
+        eyes_ns = self._eyes.next_due_ns()
+        due_ns = min(self._due_ns.values()) if eyes_ns is None else min(eyes_ns, *self._due_ns.values())
+        return max(0.0, (due_ns - now_ns) / 1e9)
+
+    def _open_eyes(self, now_ns: int) -> None:
+        for name in self._eyes.to_open(now_ns):
+            if self._stop_signal:
+                return
+            gap = self._eyes.try_open(name, now_ns)
+            if gap:
+                self.feed(gap)
 
     def _read(self, name: str) -> None:
-        sensor = self._sensors.get(name)
-        if sensor is None:
-            return
-        if sensor.period_ns is not None:
-            self._due_ns[name] = next_ns(time.monotonic_ns(), sensor.period_ns)
-        try:
-            blocks = sensor.read(time.time_ns())
-        except BrokerGone:
-            raise
-        except Exception as error:  # noqa: BLE001 one sensor that stumbles must not blind the others; it is told
-            self._drop_sensor(name, error)
-            return
+        blocks = self._eyes.read(name)
         try:
             if name == "packets" and blocks:
                 # Who dialled these is known by now, and is told before them: a refused connection ends as it began.
@@ -268,68 +258,6 @@ class Daemon:
             # Though the broker be gone: what was taken from a ring is nowhere else.
             for block in blocks:
                 self.feed(block)
-
-    def _drop_sensor(self, name: str, error: Exception) -> None:
-        """Close an eye that failed where it should not; it is tried again like one that could not be opened."""
-        sensor = self._sensors.pop(name)
-        if sensor.descriptor is not None:
-            self._selector.unregister(sensor.descriptor)
-        self._due_ns.pop(name, None)
-        self._closed_until_ns[name] = time.monotonic_ns() + REOPEN_NS
-        reason = f"failed, and is tried again in {REOPEN_NS // 1_000_000_000} s: {type(error).__name__}: {error}"
-        log.error("eye failed", sensor=name, reason=reason)
-        _close_sensor(name, sensor)
-        if self._metrics:
-            self._metrics.sensor(name, up=False)
-        now_ns = time.time_ns()
-        self.feed(Gap(time_ns=now_ns, sensor=name, reason=reason, since_ns=now_ns))
-
-    # -- sensors ------------------------------------------------------------------------------------------------------
-
-    def _open_sensors(self, now_ns: int) -> None:
-        """Open every sensor of the folder that is enabled and not yet open; a closed eye is tried again later."""
-        for name in _sensor_names():
-            if self._stop_signal:
-                return
-            if name in self._sensors or self._closed_until_ns.get(name, 0) > now_ns:
-                continue
-            if not getattr(self._start.config, name).enabled:
-                self._closed_until_ns[name] = 1 << 62
-                continue
-            self._open_sensor(name, now_ns)
-
-    def _open_sensor(self, name: str, now_ns: int) -> None:
-        first = name not in self._closed_until_ns
-        self._closed_until_ns[name] = now_ns + REOPEN_NS
-        try:
-            sensor = self._opened(name)
-        except BrokerGone:
-            raise
-        except Exception as error:  # noqa: BLE001 whatever keeps one eye closed must not close the others
-            if self._metrics:
-                self._metrics.sensor(name, up=False)
-            if first:
-                reason = str(error) if isinstance(error, sensors.EyeClosed) else f"{type(error).__name__}: {error}"
-                time_ns = time.time_ns()
-                self.feed(Gap(time_ns=time_ns, sensor=name, reason=reason, since_ns=time_ns))
-            return
-        log.info("eye open", sensor=name)
-        if self._metrics:
-            self._metrics.sensor(name, up=True)
-        self._sensors[name] = sensor
-        if sensor.descriptor is not None:
-            self._selector.register(sensor.descriptor, selectors.EVENT_READ, name)
-        if sensor.period_ns is not None:
-            self._due_ns[name] = now_ns
-
-    def _opened(self, name: str) -> Sensor:
-        """Return a sensor of the folder; raises whatever keeps it from looking."""
-        asked: dict[str, bool] = {}
-        if name == "packets":
-            # Only policy goes by the names that others ask for and call, and who replays a recording may want to.
-            asked["brief"] = not (self._start.policy.egress or self._recorder)
-        module = importlib.import_module(f"gpuguard.sensors.{name}")
-        return cast("Sensor", module.open_sensor(self._broker, self._start.config, **asked))
 
     # -- one block ----------------------------------------------------------------------------------------------------
 
@@ -345,17 +273,7 @@ class Daemon:
                     self._metrics.receive(one)
                 for event in self._guard.receive(one):
                     waiting.extend(self._handle(event))
-        self._notice(block)
-
-    def _notice(self, block: Block) -> None:
-        """Tell the sensors that look on demand what they may want to look at."""
-        opens = isinstance(block, Packets) and bool(((block.rows["tcp_flags"] & TCP_SYN_ACK) == TCP_SYN).any())
-        for name, sensor in self._sensors.items():
-            if opens and name == "sockets":
-                sensor.wake()  # type: ignore[attr-defined]
-            notice: Callable[[Block], None] | None = getattr(sensor, "notice", None)
-            if notice:
-                notice(block)
+        self._eyes.notice(block)
 
     def _handle(self, event: Event) -> list[Block]:
         """Write one event down, tell who listens, and return the records that it gives rise to."""
@@ -514,8 +432,7 @@ class Daemon:
         """Judge what is left, and write everything down, with or without a broker to ask."""
         if self._api:
             self._api.stop(grace_s=0.1)
-        for name, sensor in self._sensors.items():
-            _close_sensor(name, sensor)
+        self._eyes.close()
         now_ns = time.time_ns()
         try:
             self.feed(Tick(time_ns=now_ns))
@@ -529,13 +446,6 @@ class Daemon:
                 for gap in self._recorder.close(now_ns):
                     self._events.write(gap)
             self._events.close()
-
-
-def _close_sensor(name: str, sensor: Sensor) -> None:
-    try:
-        sensor.close()
-    except Exception as error:  # noqa: BLE001 what one sensor cannot give back must not keep the others from it
-        log.error("eye not closed", sensor=name, reason=f"{type(error).__name__}: {error}")
 
 
 def main() -> int:
@@ -564,7 +474,7 @@ def _load_code() -> None:
     new_detectors()
     shipped()
     shipped_model()
-    names = [f"gpuguard.sensors.{name}" for name in _sensor_names()]
+    names = [f"gpuguard.sensors.{name}" for name in sensor_names()]
     for name in [*names, "gpuguard.api.service", *CODE_LATER]:
         try:
             importlib.import_module(name)
@@ -584,11 +494,6 @@ def _addresses() -> tuple[str, ...]:
     families = (socket.AF_INET, socket.AF_INET6)
     return tuple(sorted({
         one.address.partition("%")[0] for each in interfaces.values() for one in each if one.family in families}))
-
-
-@functools.cache
-def _sensor_names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(sensors.__path__))
 
 
 def _metrics(config: Config) -> Metrics | None:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from gpuguard import daemon as daemon_module
+from gpuguard import eyes as eyes_module
 from gpuguard.broker_client import BrokerGone
 from gpuguard.config import Config, MetricsSettings, RecordingSettings
 from gpuguard.core.egress import EgressPolicy
@@ -100,6 +101,7 @@ class Watched(Daemon):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     one = Clock()
     monkeypatch.setattr(daemon_module, "time", one)
+    monkeypatch.setattr(eyes_module, "time", one)
     return one
 
 
@@ -116,7 +118,7 @@ def eyes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Eye | Exception]:
             return one
         return open_sensor
 
-    monkeypatch.setattr(daemon_module, "_sensor_names", lambda: sorted(table))
+    monkeypatch.setattr(eyes_module, "sensor_names", lambda: sorted(table))
     monkeypatch.setattr(nvml, "open_sensor", opening("nvml"))
     monkeypatch.setattr(processes, "open_sensor", opening("processes"))
     return table
@@ -168,7 +170,8 @@ def test_packets_that_were_taken_are_recorded_though_the_broker_ends_before_it_s
 ) -> None:
     guard = guard_process(broker, tmp_path)
     taken = Gap(T0, "packets", "and packets")
-    guard._sensors |= {"packets": Eye("packets", [taken]), "processes": Eye("processes", [BrokerGone("it has ended")])}
+    ended = BrokerGone("it has ended")
+    guard._eyes._open |= {"packets": Eye("packets", [taken]), "processes": Eye("processes", [ended])}
     with pytest.raises(BrokerGone):
         guard._read("packets")
     guard._close()
@@ -182,7 +185,7 @@ def test_a_guard_that_is_asked_to_end_opens_no_further_eye(
     guard = guard_process(broker, tmp_path)
     guard._on_signal(15, None)
     guard._step()
-    assert guard._sensors == {}
+    assert guard._eyes.open == []
     guard._close()
 
 
@@ -198,7 +201,7 @@ def test_what_packets_name_is_read_where_policy_or_a_recording_may_ask_for_it(
         asked.append(brief)
         return Eye("packets", [])
 
-    monkeypatch.setattr(daemon_module, "_sensor_names", lambda: ["packets"])
+    monkeypatch.setattr(eyes_module, "sensor_names", lambda: ["packets"])
     monkeypatch.setattr(packets, "open_sensor", open_sensor)
     config = msgspec.structs.replace(Config(), recording=RecordingSettings(directory=recorded))
     policy = msgspec.structs.replace(DEFAULT_POLICY, egress=egress)
@@ -217,7 +220,7 @@ def test_it_says_that_it_watches_once_all_eyes_were_tried_and_then_as_its_loop_t
 
     eyes |= {"nvml": EyeClosed("no driver"), "processes": Eye("processes", [])}
     guard = guard_process(broker, tmp_path)
-    guard._open_sensors(clock.monotonic_ns())
+    guard._open_eyes(clock.monotonic_ns())
     assert told() == []
     guard._say_watching()
     guard._step()
