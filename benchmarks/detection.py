@@ -16,9 +16,8 @@ A peer *names* a thing if it says one of what stands here, taken widely; what is
     nDPI           mining-pool: category Mining or Crypto...; dns-tunnel: a risk with DNS, DGA, Exfiltration or
                    Obfuscated in its name; icmp-tunnel: Malformed or Entropy
     nfstream       mining-pool: the same categories
-    Suricata       an alert with one of these words: mining-pool COINMINER, Stratum; dns-tunnel DNS, TUNNEL, EXFIL;
-                   icmp-tunnel ICMP; scan SCAN; ssh-bruteforce BRUTE, SCAN; reverse-shell SHELL
-    packetStrider  -R: reverse events "-R used", "session init", "login ..."; shells through it: reverse keys
+    Suricata       mining-pool: an alert with COINMINER or Stratum; the packaged rules are about broken protocols
+    packetStrider  -R: reverse events "-R used", "session init", "login ..."; shells through it: the latter two and keys
 
 *Any flag* is more generous still: any risk, any alert, any reverse event, whatever it says. For both stand how many
 ordinary sessions have one. Where a peer tells no time (nDPI), a name counts as told before the first use.
@@ -79,11 +78,9 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "nDPI": {"mining-pool": _MINING, "dns-tunnel": ("dns", "dga", "exfiltration", "obfuscated"),
              "icmp-tunnel": ("malformed", "entropy")},
     "nfstream": {"mining-pool": _MINING},
-    "Suricata": {"mining-pool": ("coinminer", "stratum"), "dns-tunnel": ("dns", "tunnel", "exfil"),
-                 "icmp-tunnel": ("icmp",), "scan": ("scan",), "ssh-bruteforce": ("brute", "scan"),
-                 "reverse-shell": ("shell",)},
+    "Suricata": {"mining-pool": ("coinminer", "stratum")},
     STRIDER: {REVERSE_KIND: ("-r used", "session init", "login"), HIDDEN_KIND: ("-r used", "session init", "login"),
-              SHELL_KIND: ("keys",)},
+              SHELL_KIND: ("keys", "session init", "login")},
 }
 #: The same of ours; another kind is the label itself.
 _OURS = {REVERSE_KIND: ("ssh-reverse-tunnel",), SHELL_KIND: ("shell",), HIDDEN_KIND: ("",), ORDINARY: ("",)}

@@ -1,11 +1,11 @@
 """The published recipe for telling mining from nvidia-smi (NVIDIA Morpheus, ABP) beside the counter eye, by NVML only.
 
-Morpheus' model `abp-nvsmi-xgb` and what it was trained on are not to be had as text: the repository holds pointers, and
-its notebook says that the data cannot be published. What is public is the recipe: XGBoost on absolute columns of
-nvidia-smi (memory used and free, two utilisations, temperatures, power, clocks; `columns_fil.txt`), depth 5, learning
-rate 0.1, five rounds, a second is mining from 0.5 on; some 1,000 rows, "deep learning and crypto mining workloads on a
-DGX", both alike in number, a random fifth of them the test, on which it is right always. Here the same is done with
-jobs of our simulator (gpuguard/lab/telemetry.py; no temperatures, which it does not have), both kinds of equal weight:
+Morpheus' model `abp-nvsmi-xgb` is a pointer in its repository, and its notebook says that the data cannot be published
+that it was trained on. What is public is the recipe: XGBoost on absolute columns of nvidia-smi (memory used and free,
+two utilisations, temperatures, power, clocks; `columns_fil.txt`), depth 5, learning rate 0.1, five rounds, a second is
+mining from 0.5 on; some 1,000 rows, "deep learning and crypto mining workloads on a DGX", both alike in number, a
+random fifth of them the test, on which it is right always. Here the same is done with jobs of our simulator
+(gpuguard/lab/telemetry.py; no temperatures, which it does not have), both kinds of equal weight:
 
     one board   as published: a V100, training and miners; then other jobs, other work, other boards, real recordings
     all kinds   generous: all boards, and all kinds of work, 20 jobs each

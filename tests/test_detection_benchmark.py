@@ -69,7 +69,7 @@ def test_what_was_cut_off_is_filled(tmp_path):
     ("nDPI", detection.ORDINARY, "category Mining", True),
     ("Suricata", "mining-pool", "ET COINMINER Crypto Coin Miner Login", True),
     ("packetStrider", detection.REVERSE_KIND, "session init", True),
-    ("packetStrider", detection.SHELL_KIND, "session init", False),
+    ("packetStrider", detection.SHELL_KIND, "-R used", False),
     ("GPUGuard", detection.REVERSE_KIND, "ssh-reverse-tunnel", True),
     ("GPUGuard", "dns-tunnel", "icmp-tunnel", False),
     ("GPUGuard", "scan|dns-tunnel", "dns-tunnel", True),
