@@ -86,14 +86,28 @@ def load_config(
 
 
 def config_files(environ: Mapping[str, str], *, root: bool | None = None) -> list[Path]:
-    """Return the files that hold settings on this host, weakest first."""
+    """Return the files that hold settings on this host, weakest first. Raises `ConfigError`."""
     if environ.get("GPUGUARD_CONFIG"):
         return [Path(environ["GPUGUARD_CONFIG"])]
     found: list[Path] = []
     for folder in config_dirs(environ, root=root):
-        found += [path for name in ("gpuguard.toml", "config.toml") if (path := folder / name).is_file()]
-        found += sorted((folder / "conf.d").glob("*.toml"))
+        beside = named(folder, ".toml")
+        found += [path for name in ("gpuguard.toml", "config.toml") if (path := folder / name) in beside]
+        found += named(folder / "conf.d", ".toml")
     return found
+
+
+def named(folder: Path, *endings: str) -> list[Path]:
+    """Return what ends so in a folder, by name; nothing if there is no folder.
+
+    Raises `ConfigError` where it cannot be looked into, or is none: what stands there would be set in vain.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.endswith(endings))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}") from error
 
 
 def config_dirs(environ: Mapping[str, str], *, root: bool | None = None) -> list[Path]:

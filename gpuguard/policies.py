@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import yaml
 
-from gpuguard.config_sources import config_dirs
+from gpuguard.config_sources import ConfigError, config_dirs, named
 from gpuguard.core.egress import EgressMatch, EgressPolicy, EgressRule
 from gpuguard.core.policy import DEFAULT_POLICY, Exemption, Match, Policy, Rule, check
 
@@ -81,7 +81,10 @@ def load_policy(files: Sequence[Path] | None = None, environ: Mapping[str, str] 
 def policy_files(environ: Mapping[str, str], *, root: bool | None = None) -> list[Path]:
     """Return the policy files of this host, the host's own before a user's, each in order of name."""
     folders = [folder / "policies.d" for folder in config_dirs(environ, root=root)]
-    return [path for folder in folders for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])]
+    try:
+        return [path for folder in folders for path in named(folder, ".yaml", ".yml")]
+    except ConfigError as error:
+        raise PolicyError(str(error)) from error
 
 
 def parse_policy(text: str, name: str) -> Policy:

@@ -15,6 +15,7 @@ from gpuguard import config_sources
 from gpuguard.cli import main
 from gpuguard.config import Config
 from gpuguard.config_sources import ConfigError, config_dirs, config_files, load_config
+from gpuguard.policies import PolicyError, load_policy, policy_files
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -54,6 +55,29 @@ def test_each_source_outweighs_those_before_it(tmp_path):
     assert loaded.config.packets.snap_bytes == 96
     assert loaded.origins["packets.snap_bytes"] == str(main_file)
     assert loaded.origins["guard.mode"] == "default"
+
+
+def all_of(home: Path) -> None:
+    environ = {"XDG_CONFIG_HOME": str(home), "HOME": "/"}
+    load_config(environ=environ, files=config_files(environ, root=False))
+    load_policy(policy_files(environ, root=False), environ)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [
+    ("gpuguard/gpuguard.toml/x", "gpuguard.toml: Is a directory"), ("gpuguard/conf.d", "conf.d: Not a directory"),
+    ("gpuguard", "gpuguard: Not a directory"), ("gpuguard/policies.d", "policies.d: Not a directory")])
+def test_what_is_no_file_or_no_folder_is_not_passed_over(tmp_path, name, wrong):
+    """A container's runtime makes a folder of a file that is to be mounted and is not there."""
+    write(tmp_path, name, "")
+    with pytest.raises((ConfigError, PolicyError), match=f"{wrong}$"):
+        all_of(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
+    write(tmp_path, "gpuguard/conf.d/10.toml", "")
+    (tmp_path / "gpuguard" / "gpuguard.toml").symlink_to("absent.toml")
+    with pytest.raises(ConfigError, match=r"gpuguard\.toml: No such file or directory"):
+        all_of(tmp_path)
 
 
 def test_files_are_found_weakest_first(tmp_path):
