@@ -19,7 +19,7 @@ from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.correlation import Correlation
 from gpuguard.core.detectors import Detector, Telling, new_detectors
 from gpuguard.core.events import Decision, Event, Finding, FlowReport, FlowReports, ProcessBrief
-from gpuguard.core.evidence import Paced
+from gpuguard.core.evidence import Evidence, Paced
 from gpuguard.core.facts import observations_of
 from gpuguard.core.flows import FlowTable, closed_flows
 from gpuguard.core.fusion import Fusion, Standing
@@ -248,27 +248,30 @@ class Guard:
                 events += self._answer(_failed(detector, item, error))
                 continue
             for one in weighed:
-                if isinstance(one, Gap):
-                    events += self._answer(one)
-                    continue
                 evidence = one.evidence if isinstance(one, Paced) else one
-                if not evidence.label:
+                if isinstance(evidence, Gap):
+                    events += self._answer(evidence)
+                elif not evidence.label:
                     self._fusion.note(evidence)
-                    continue
-                # Told piece by piece, not block by block: a block of launches that was cut in two tells the same.
-                standing, changed = self._fusion.receive(evidence)
-                if standing.decided_packets is None and standing.decided_ns:
-                    standing.decided_packets = self._packets_at(item, standing.subject)
-                told = one.told if isinstance(one, Paced) else changed
-                if told and LABELS[standing.label].accuses:
-                    time_ns = evidence.time_ns if kind in _ROWS else item.time_ns
-                    events += self._tell(self._finding(standing, time_ns))
-                spoken = True
+                else:
+                    # Piece by piece, not block by block: a block of launches that was cut in two tells the same.
+                    events += self._weigh(item, evidence, paced=one.told if isinstance(one, Paced) else None)
+                    spoken = True
         if isinstance(item, FlowClosed):
             events.append(self._report(item))
         elif isinstance(item, FlowsClosed):
             events += self._reports(item, spoken=spoken)
         return events
+
+    def _weigh(self, item: Block | Observation, evidence: Evidence, *, paced: bool | None) -> list[Event]:
+        """Add evidence up; return what is told of it now: where a verdict changes, or where its detector says so."""
+        standing, changed = self._fusion.receive(evidence)
+        if standing.decided_packets is None and standing.decided_ns:
+            standing.decided_packets = self._packets_at(item, standing.subject)
+        told = changed if paced is None else paced
+        if not told or not LABELS[standing.label].accuses:
+            return []
+        return self._tell(self._finding(standing, evidence.time_ns if type(item) in _ROWS else item.time_ns))
 
     def _answer(self, item: Block) -> list[Event]:
         """Return what a record asks for by itself, apart from any evidence in it."""

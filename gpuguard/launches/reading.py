@@ -33,13 +33,16 @@ RUNTIME_APIS = {
     "cudaGraphLaunch": "cuGraphLaunch",
 }
 
+#: What is launched: name, API, geometry.
+Kind = tuple[str, str, tuple[int, ...]]
+
 
 class Recorded(Struct):
     """Launches read from a file: times in ns from `BEGIN_NS` on, in order, and what each launched."""
 
     times_ns: np.ndarray
     keys: np.ndarray
-    table: list[tuple[str, str, tuple[int, ...]]]
+    table: list[Kind]
     gaps: list[str]
 
 
@@ -54,7 +57,7 @@ def read_launches(table: Table) -> Recorded:
     _check_columns(table.header)
     told = {name: table.header.index(name) for name in COLUMNS if name in table.header}
     host_us, device_us, keys = array("d"), array("d"), array("I")
-    known: dict[tuple[str, str, tuple[int, ...]], int] = {}
+    known: dict[Kind, int] = {}
     skipped = beyond = 0
     for row in table.rows():
         found = {name: row[at] for name, at in told.items() if at < len(row)}
@@ -71,18 +74,23 @@ def read_launches(table: Table) -> Recorded:
         keys.append(known.setdefault(key, len(known)))
     if not keys:
         raise Unreadable(table.broken or f"no launch with a time and a geometry that can be, in {table.lines} lines")
-    quoted = sum(text.count("\n") for name, api, _ in known for text in (name, api))
     placed_us, gap = _placed(np.array(host_us), np.array(device_us))
-    gaps = [text for text, said in (
-        (f"{table.broken}; what comes after is left out", table.broken),
+    order = np.argsort(placed_us, kind="stable")
+    times_ns = ((placed_us[order] - placed_us[order[0]]) * 1e3).astype(np.int64) + BEGIN_NS
+    gaps = [*_gaps(table.broken, skipped, beyond, list(known)), *([gap] if gap else [])]
+    return Recorded(times_ns, np.array(keys)[order], list(known), gaps)
+
+
+def _gaps(broken: str, skipped: int, beyond: int, kinds: Sequence[Kind]) -> list[str]:
+    """Return what was not taken, and why."""
+    quoted = sum(text.count("\n") for name, api, _ in kinds for text in (name, api))
+    return [text for text, said in (
+        (f"{broken}; what comes after is left out", broken),
         (f"{skipped} rows without a usable time or geometry were left out", skipped),
         (f"{quoted} lines lie within quotes, as text of a name: launches in them are not seen", quoted),
         (f"{beyond} rows beyond {ROWS_MAX} or {KINDS_MAX} different launches were left out", beyond),
-        (f"{len(known)} different launches: names beyond {NAMES_MAX} may be forgotten", len(known) > NAMES_MAX),
-        (gap, gap)) if said]
-    order = np.argsort(placed_us, kind="stable")
-    times_ns = ((placed_us[order] - placed_us[order[0]]) * 1e3).astype(np.int64) + BEGIN_NS
-    return Recorded(times_ns, np.array(keys)[order], list(known), gaps)
+        (f"{len(kinds)} different launches: names beyond {NAMES_MAX} may be forgotten", len(kinds) > NAMES_MAX),
+    ) if said]
 
 
 def _placed(host_us: np.ndarray, device_us: np.ndarray) -> tuple[np.ndarray, str]:
@@ -117,7 +125,7 @@ def _number(text: str | None) -> float:
     return value if abs(value) < 1e15 else math.nan
 
 
-def _key(row: dict[str, str]) -> tuple[str, str, tuple[int, ...]] | None:
+def _key(row: dict[str, str]) -> Kind | None:
     """Return (name, API, geometry); None for a number that no launch has. What is missing is 0 or ""."""
     try:
         numbers = [float(row.get(name) or 0) for name in GEOMETRY]
