@@ -1018,7 +1018,7 @@ cdef bint websocket_header(const uint8_t* p, uint32_t n) noexcept nogil:
 cdef bint broker_chosen(const uint8_t* p, uint32_t n) noexcept nogil:
     """Whether this line of a head says that within the WebSocket a broker's protocol is spoken (RFC 6455, 4.2.2).
 
-    IANA's registry of subprotocols has "mqtt", "mqttv3.1", "amqp", "v10.stomp" and its followers.
+    IANA's registry of subprotocols has "mqtt", "mqttv3.1", "amqp", "v10.stomp" and its followers, "wamp.2.json".
     """
     cdef const uint8_t* header = b"sec-websocket-protocol:"
     cdef uint32_t i
@@ -1027,7 +1027,8 @@ cdef bint broker_chosen(const uint8_t* p, uint32_t n) noexcept nogil:
     for i in range(23):
         if p[i] | (p[i] != 45 and p[i] != 58) << 5 != header[i]:
             return 0
-    return behind(p, n, b" mqtt", 5) or behind(p, n, b" amqp", 5) or behind(p, n, b".stomp", 6)
+    return (behind(p, n, b" mqtt", 5) or behind(p, n, b" amqp", 5) or behind(p, n, b" wamp", 5)
+            or behind(p, n, b".stomp", 6))
 
 
 cdef bint broker(const uint8_t* p, uint32_t n) noexcept nogil:

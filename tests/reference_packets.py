@@ -536,7 +536,7 @@ def text_or_ssh(data: bytes, edges: Edges, at: int, first: int, row: int, facts:
         wanted = bool(upgrade and line.lower() in {b"upgrade: websocket\n", b"upgrade: websocket\r\n"})
         asked = asked or wanted
         if (upgrade and called and not wanted and 28 <= len(line) <= 64
-                and re.match(rb"(?i:sec-websocket-protocol:)(?s:.*)( mqtt| amqp|\.stomp)", line)):
+                and re.match(rb"(?i:sec-websocket-protocol:)(?s:.*)( mqtt| amqp| wamp|\.stomp)", line)):
             facts.append(Spoken(row, "message-broker"))
         if connects and line in {b"\n", b"\r\n"}:
             return end + 1

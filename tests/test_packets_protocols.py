@@ -225,6 +225,7 @@ def test_a_broker_within_a_websocket(first: bytes) -> None:
 @pytest.mark.parametrize(("header", "names"), [
     (b"Sec-WebSocket-Protocol: mqtt", ["message-broker"]), (b"sec-websocket-protocol: mqttv3.1", ["message-broker"]),
     (b"SEC-WEBSOCKET-PROTOCOL: v12.stomp", ["message-broker"]), (b"Sec-WebSocket-Protocol: amqp", ["message-broker"]),
+    (b"Sec-WebSocket-Protocol: wamp.2.json", ["message-broker"]),
     (b"Sec-WebSocket-Protocol: chat", []), (b"Sec-WebSocket-Protocol: ", []), (b"X-WebSocket-Protocol: mqtt", []),
     (b"Sec-WebSocket-Accept: mqtt mqtt mqtt mqtt", [])])
 def test_a_server_chooses_a_brokers_protocol_for_a_websocket(header: bytes, names: list[str]) -> None:

@@ -80,8 +80,8 @@ SAME_LINES_SHARE = 0.75
 WORK_SPREAD_MIN = 3.0
 MIDDLE_SPREAD_MIN = 1.5
 POLLS_MIN = 2
-#: Confirmations of a protocol come in one or two lengths; what programs print does not, eight times.
-KINDS_MAX, KINDS_TURNS_MIN = 2, 8
+#: Confirmations of a protocol come in one or two lengths; what five programs print does not.
+KINDS_MAX = 2
 
 PACE_NS = (80_000_000, 1_500_000_000)
 IRREGULAR_MIN = 0.25
@@ -235,12 +235,11 @@ def _said_all(turns: Turns) -> bool:
 
 
 def _confirms_state(turns: Turns) -> bool:
-    """Return whether this host confirms: in the words of each request, or in one of two lengths, many times.
+    """Return whether this host confirms: in one or two lengths, or in the words of each request, and says no more.
 
     So does a device that is set from afar. What programs print is of many lengths, and stands behind a line's echo.
     """
-    kinds = {turn.answer for turn in turns}
-    return (len(kinds) <= KINDS_MAX and len(turns) >= KINDS_TURNS_MIN) or (_repeats(turns) and _said_all(turns))
+    return len({turn.answer for turn in turns}) <= KINDS_MAX or (_repeats(turns) and _said_all(turns))
 
 
 def commands(turns: Turns, *, clear: bool, prompts: bool) -> bool:
