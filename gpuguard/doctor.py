@@ -30,6 +30,7 @@ from gpuguard import confine, packet_filter, paths
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuguard._launches import Programs
     from gpuguard.config import Config
 
 State = Literal["open", "degraded", "closed", "off"]
@@ -150,17 +151,9 @@ def launches(config: Config) -> Result:
     if kernel() < PERF_COOKIE_SINCE:
         return Result("closed", f"Linux {os.uname().release} cannot tell probes apart", "Linux 5.15, better 6.6")
     from gpuguard.sensors import EyeClosed
-    from gpuguard.sensors.launches.probe import OBJECT
 
     try:
-        if not OBJECT.is_file():
-            raise EyeClosed(f"{OBJECT.name} is missing: this build was made without clang")
-        from gpuguard import _launches
-
-        programs = _launches.Programs(str(OBJECT), 0)
-        if not programs.has_multi():
-            programs.close()
-            programs = _launches.Programs(str(OBJECT), 0, single=True)
+        programs = _launch_programs()
     except (EyeClosed, ImportError) as error:
         return Result("closed", str(error), "install clang and libbpf-dev, then build again")
     except OSError as error:
@@ -179,6 +172,22 @@ def launches(config: Config) -> Result:
         slow = f"programs load; Linux {os.uname().release} takes seconds to detach probes that are placed one by one"
         return Result("open", slow, "Linux 6.6 or later")
     return Result("open", f"programs load, uprobe_multi works (Linux {os.uname().release})")
+
+
+def _launch_programs() -> Programs:
+    """Load the programs of the launch eye; raises `EyeClosed`, ImportError and OSError."""
+    from gpuguard.sensors import EyeClosed
+    from gpuguard.sensors.launches.probe import OBJECT
+
+    if not OBJECT.is_file():
+        raise EyeClosed(f"{OBJECT.name} is missing: this build was made without clang")
+    from gpuguard import _launches
+
+    programs = _launches.Programs(str(OBJECT), 0)
+    if not programs.has_multi():
+        programs.close()
+        programs = _launches.Programs(str(OBJECT), 0, single=True)
+    return programs
 
 
 def _what_bpf_needs() -> str:

@@ -183,7 +183,7 @@ def test_an_ambiguous_id_lists_what_it_could_be():
 
 def test_approve_and_reject_say_what_was_answered(guard, socket, monkeypatch):
     told = []
-    monkeypatch.setattr("gpuguard.control.approve", lambda *words: told.append(words))
+    monkeypatch.setattr("gpuguard.broker.control.approve", lambda *words: told.append(words))
     approved = run("approve", "D1", "--reason", "seen", "--by", "ann", "--socket", socket)
     assert approved.exit_code == 0
     assert "approved D1: kill trainer (pid 4712): mining confirmed" in approved.stdout

@@ -37,8 +37,8 @@ def answer(wanted: str, word: Literal["approve", "reject"], reason: str, by: str
 
 def _tell_broker(decision: Decision, by: str, reason: str) -> None:
     """Give the approval to who acts on it. The guard reads what strangers send: its word alone kills nobody."""
+    from gpuguard.broker.control import approve
     from gpuguard.broker_client import BrokerGone
-    from gpuguard.control import approve
 
     if decision.target is None:
         return

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuguard import control, messages, paths, proctree
-from gpuguard.broker import audit, boxes, journal
+from gpuguard import messages, paths, proctree
+from gpuguard.broker import audit, boxes, control, journal
 from gpuguard.broker.requests import GRANTS, HANDLERS, OPERATOR_HANDLERS, VERSION
 from gpuguard.broker.running import STOP_S
 from gpuguard.broker.service_manager import ServiceManager

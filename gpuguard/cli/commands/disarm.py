@@ -25,7 +25,8 @@ def command(*, lift: bool, reason: str, output: str) -> None:
     The guard goes on watching and says what it would have done. `gpuguard stop` still works: that is a person.
     Exit status 0: done, 2: wrong usage, 3: something could not be undone.
     """
-    from gpuguard import control, paths
+    from gpuguard import paths
+    from gpuguard.broker import control
 
     if paths.guarded_by_another():
         click.echo("not disarmed: the guard of this host is root's: ask as root", err=True)

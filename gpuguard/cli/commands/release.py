@@ -29,7 +29,8 @@ def command(*, decision: str | None, everything: bool, leftovers: bool, listing:
     """
     if sum((decision is not None, everything, leftovers, listing)) != 1:
         raise click.UsageError("name an ID, --all, --leftovers or --list")
-    from gpuguard import control, paths
+    from gpuguard import paths
+    from gpuguard.broker import control
 
     if paths.guarded_by_another():
         click.echo("what the guard of this host holds in force is not told here: it is root's, ask as root", err=True)

@@ -47,7 +47,7 @@ def command(*, agent: str | None, job: str | None, pid: int | None, ttl_s: int, 
     """
     if sum(one is not None for one in (agent, job, pid)) != 1 or "" in (agent, job):
         raise click.UsageError("name one of --agent, --job and --pid")
-    from gpuguard import control
+    from gpuguard.broker import control
 
     with or_say("not stopped"):
         roots = _roots(agent, job, pid)
