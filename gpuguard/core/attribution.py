@@ -26,12 +26,13 @@ the counter. Nothing known is None, and never an even split.
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 K = TypeVar("K")
 
@@ -99,9 +100,10 @@ def time_shares(tenants: Mapping[K, Tenant], *, gpu_ratio: float | None = None) 
     span = {process: _busy(busy, told, launch_shares.get(process), _ratio(gpu_ratio))
             for process, busy in busy_by.items()}
     whole = max(told, _ratio(gpu_ratio) or 0.0) if None in busy_by.values() else told
+    others_low, others_high = (sums_of_others(ends) for ends in zip(*span.values(), strict=True))
     found: dict[K, Share | None] = {}
-    for process, busy in busy_by.items():
-        low, high = _of_total(process, span)
+    for (process, busy), *others in zip(busy_by.items(), others_low, others_high, strict=True):
+        low, high = _of_total(*span[process], *others)
         likely = _likely(busy, whole, launch_shares.get(process))
         found[process] = Share(low, likely, high, *span[process], *_said(busy, told, launch_shares.get(process)))
     return found
@@ -125,26 +127,32 @@ def attribute(
     if value is None or not math.isfinite(value):
         return dict.fromkeys(shares)
     used = max(0.0, value - floor)
-    known = [share for share in shares.values() if share is not None]
     room = math.inf if ceiling is None or ceiling <= floor else ceiling - floor
-    reach = sum(_reach(share, room) for share in known)
+    reaches = [0.0 if share is None else _reach(share, room) for share in shares.values()]
+    reach = sum(reaches)
     # More than all of them can have done in their time: the counter and the busy time are not of one moment.
     stretch = used / reach if 0 < reach < used else 1.0
     found: dict[K, Part | None] = {}
-    for process, share in shares.items():
+    for (process, share), others in zip(shares.items(), sums_of_others(reaches), strict=True):
         if share is None:
             found[process] = None
             continue
         if share.basis == "sole":
             found[process] = Part(used, used, used, "sole")
             continue
-        others = sum(_reach(one, room) for one in known if one is not share)
         high = min(used, _reach(share, room) * stretch)
         low = min(max(0.0, used - others * stretch), high)
         likely = None if share.likely is None else min(max(share.likely * used, low), high)
         note = share.note if stretch == 1.0 else "more than the busy time explains"
         found[process] = Part(low, likely, high, share.basis, note)
     return found
+
+
+def sums_of_others(values: Sequence[float]) -> list[float]:
+    """Return for each value the sum of all others: not by subtraction, in which what is small or infinite is lost."""
+    before = list(accumulate(values, initial=0.0))[:-1]
+    after = list(accumulate(reversed(values), initial=0.0))[-2::-1]
+    return [one + other for one, other in zip(before, after, strict=True)]
 
 
 def _reach(share: Share, room: float) -> float:
@@ -179,11 +187,8 @@ def _busy(busy: float | None, told: float, launch_share: float | None, gpu_ratio
     return max(0.0, min(busy, by_launches) - SM_ERROR), min(1.0, max(busy, by_launches) + SM_ERROR)
 
 
-def _of_total(process: K, span: Mapping[K, tuple[float, float]]) -> tuple[float, float]:
+def _of_total(low: float, high: float, others_low: float, others_high: float) -> tuple[float, float]:
     """Return the least and the most share of a process, whatever the others did within their bounds."""
-    low, high = span[process]
-    others_low = sum(one[0] for other, one in span.items() if other != process)
-    others_high = sum(one[1] for other, one in span.items() if other != process)
     return (low / (low + others_high) if low else 0.0), (high / (high + others_low) if high else 0.0)
 
 

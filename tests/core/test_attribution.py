@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gpuguard.core.attribution import ALONE_ERROR, Tenant, attribute, time_shares
+from gpuguard.core.attribution import ALONE_ERROR, Tenant, attribute, sums_of_others, time_shares
 
 fractions = st.floats(0, 1, allow_nan=False)
 tenants = st.builds(
@@ -30,6 +30,13 @@ def mixtures(draw):
 def told(busy):
     """As NVML tells it: whole percents."""
     return round(busy * 100) / 100
+
+
+@given(st.lists(st.floats(0, 1e6) | st.just(math.inf), max_size=40))
+def test_the_sum_of_others_is_that_of_all_but_one(values):
+    for i, others in enumerate(sums_of_others(values)):
+        assert others == pytest.approx(sum(values[:i] + values[i + 1:]), rel=1e-12)
+    assert len(sums_of_others(values)) == len(values)
 
 
 @given(mixtures(), st.booleans())
