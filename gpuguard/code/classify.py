@@ -55,7 +55,7 @@ PART_INSTRUCTIONS_MIN = 48
 #: Most that each kind of evidence may weigh, in nats. Mix: the lower end of what an accusation by mix weighs with
 #: thresholds crossed (models/code_forest.md). Tables: ln of recall over the upper 95 % bound of the false positive rate
 #: that some 6,500 benign kernels can show (3 / 6,500), less half a nat for kernels of one library being alike.
-MIX_NATS_MAX = 5.5
+MIX_NATS_MAX = 5.0
 TABLE_NATS_MAX = 7.0
 #: Of structures: the lowest of the lower bounds in models/code_forest.md, rounded down.
 STRUCTURE_NATS = 2.5
@@ -313,28 +313,37 @@ def _unknown(reason: str, prior: float) -> CodeVerdict:
     return CodeVerdict("unknown", prior, 0.0, (reason,))
 
 
-def best_parts(kernels: Kernels, trained: Model) -> list[tuple[float, str] | None]:
-    """Return the weight and place of each kernel's most suspicious part, None for a kernel without parts.
+class BestPart(NamedTuple):
+    """The most suspicious part of a kernel: where it is, its weight, and what of that was taken off for chance.
 
     The best of k parts is high by chance more often than one is, at most k times as often: ln k is taken off.
     """
+
+    place: str
+    nats: float
+    chance_nats: float
+
+
+def best_parts(kernels: Kernels, trained: Model) -> list[BestPart | None]:
+    """Return each kernel's most suspicious part, None for a kernel without parts."""
     scores = kernels.part_scores
-    out: list[tuple[float, str] | None] = []
+    out: list[BestPart | None] = []
     first = 0
     for end in kernels.part_ends.tolist():
         best = None
         if end > first:
             top = first + int(np.argmax(scores[first:end]))
             kind = "loop" if kernels.part_loops[top] else "window"
-            best = (trained.part.nats(float(scores[top])) - math.log(end - first),
-                    f"{kind} at instruction {kernels.part_firsts[top]}")
+            chance = math.log(end - first)
+            best = BestPart(f"{kind} at instruction {kernels.part_firsts[top]}",
+                            trained.part.nats(float(scores[top])) - chance, chance)
         out.append(best)
         first = end
     return out
 
 
 def _verdict(kernels: Kernels, i: int, total: float, unknown_ratio: float, nats: float,
-             part: tuple[float, str] | None, bears: Sequence[Structure], trained: Model, prior: float) -> CodeVerdict:
+             part: BestPart | None, bears: Sequence[Structure], trained: Model, prior: float) -> CodeVerdict:
     """Return the verdict on kernel ``i``; ``nats`` is what its whole mix weighs, ``bears`` its structures."""
     tables = kernels.tables[i]
     if total < INSTRUCTIONS_MIN:
@@ -344,12 +353,16 @@ def _verdict(kernels: Kernels, i: int, total: float, unknown_ratio: float, nats:
         if not hits:
             return _unknown(f"refused to judge: {unknown_ratio:.1%} of its opcodes are unknown", prior)
         return _by_tables(tables, hits, (), prior, None)
-    accused = nats >= trained.whole.accuse_nats
     mix = [f"instruction mix of the whole kernel: {nats:+.1f} nats"]
+    if part is not None and part.nats < -0.5 * part.chance_nats:
+        # What hashes does so somewhere. Where even the best part weighs less than half of what chance gives the best
+        # of so many, the sum of all of them weighs nothing: an FFT's addresses, say, and its floats.
+        nats = min(nats, part.nats)
+    accused = nats >= trained.whole.accuse_nats
     if part is not None:
-        mix.append(f"instruction mix of its {part[1]}: {part[0]:+.1f} nats")
-        accused = accused or part[0] >= trained.part.accuse_nats
-        nats = max(nats, part[0])
+        mix.append(f"instruction mix of its {part.place}: {part.nats:+.1f} nats")
+        accused = accused or part.nats >= trained.part.accuse_nats
+        nats = max(nats, part.nats)
     if hits:
         return _by_tables(tables, hits, mix, prior, nats)
     if bears:
@@ -437,6 +450,8 @@ def _grey_by_shape(counts: np.ndarray, rotates: float, chooses: float) -> tuple[
 def _looks_up_blocks(counts: np.ndarray, *, one_table: bool = False) -> bool:
     """Return whether a kernel is a few rounds of look-ups, 16 a round, each with its mask and folded by xor.
 
+    A look-up takes a shift, and another where the word found is turned. Words of 64 bits take two a turn: those are
+    Whirlpool's and its kin's, which hash.
     ``one_table``: three words of four come out of the one table turned by bytes, a rotate each; and what encrypts many
     blocks in a loop copies its table first and counts blocks.
     """
@@ -446,7 +461,8 @@ def _looks_up_blocks(counts: np.ndarray, *, one_table: bool = False) -> bool:
     if not (32 <= counts[COLUMN["LDS"]] <= lookups_max and counts[0] <= instructions_max and lookups >= 0.06):
         return False
     turns = share("rot") <= lookups if one_table else share("rot") <= 0.03 and share(*_ROTATES) <= 0.12
-    return bool(turns and 0.7 <= masks / lookups <= 1.8 and 0.25 <= xors / lookups <= 1.2
+    return bool(turns and share("SHF") <= 2 * lookups
+                and 0.7 <= masks / lookups <= 1.8 and 0.25 <= xors / lookups <= 1.2
                 and share(*_CHOICES) <= 0.02 and share(*opcodes.words(opcodes.COMPARE)) <= 0.06)
 
 

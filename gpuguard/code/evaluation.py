@@ -226,7 +226,7 @@ def own_modules(kernels: Kernels, scores: Mapping[str, np.ndarray], owners: np.n
     labels = {"masked": _labels(_scored(kernels, at, scores, owners), trained), "found": _labels(plain, trained),
               **{f"masked_float_{share}": _labels(_scored(kernels, at, scores, owners, f"float_{share}"), trained)
                  for share in DEAD_FLOAT_SHARES}}
-    best = [-np.inf if one is None else one[0] for one in best_parts(plain, trained)]
+    best = [-np.inf if one is None else one.nats for one in best_parts(plain, trained)]
     accused = {
         "whole": np.array([curves["whole"].nats(one) for one in plain.scores]) >= curves["whole"].accuse_nats,
         "parts": np.array(best) >= curves["part"].accuse_nats,

@@ -89,13 +89,17 @@ def _join(counts: np.ndarray) -> np.ndarray:
 
 
 def _cryptonight(counts: np.ndarray) -> np.ndarray:
-    """One or two AES rounds by tables, a product of 64 bits, and as many reads as writes of memory."""
+    """One or two AES rounds by tables, a product of 64 bits, and as many reads as writes of memory.
+
+    The tables are shared, so there is a barrier behind their filling: a generator whose state lies in shared memory, a
+    column a thread, needs none.
+    """
     lookups = _sum(counts, "LDS")
     found: np.ndarray = (
         (lookups >= 12) & (lookups <= 48) & (_sum(counts, _XOR) >= 12) & (_sum(counts, "lop_xor3") >= 4)
         & (_sum(counts, _LOADS) >= 2) & (_sum(counts, _STORES) >= 2) & (_products(counts) >= 6)
         & (_sum(counts, "lop_and LEA PRMT") >= 12) & (_sum(counts, "ISETP") <= 0.3 * lookups)
-        & (_sum(counts, "SHFL BAR") <= 2) & (_sum(counts, _ATOMICS) == 0))
+        & (_sum(counts, "BAR") >= 1) & (_sum(counts, "SHFL BAR") <= 2) & (_sum(counts, _ATOMICS) == 0))
     return found
 
 

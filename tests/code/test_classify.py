@@ -117,8 +117,10 @@ def test_a_shape_names_what_is_suspicious():
 def test_block_ciphers_are_named_by_their_words_and_their_shape_together():
     assert classify([AES_ROUNDS])[0].label == "mining"
     assert classify([{**AES_ROUNDS, "known_const_module": "aes:256"}])[0].label == "grey:cipher"
-    # A Groestl has the words too, and ten times the look-ups; rounds of rotates have more of these than look-ups.
-    for opcodes_more, derived_more in (("LDS:1500;LOP3:2000", "lop_and:1500"), ("SHF:400", "rot:200")):
+    # A Groestl has the words too, and ten times the look-ups; rounds of rotates have more of these than look-ups; words
+    # of 64 bits, as a Whirlpool's, take two shifts a turn.
+    for opcodes_more, derived_more in (("LDS:1500;LOP3:2000", "lop_and:1500"), ("SHF:400", "rot:200"),
+                                       ("SHF:150", "rot:0")):
         row = columns(f"{AES_ROUNDS['opcodes']};{opcodes_more}", f"{AES_ROUNDS['derived']};{derived_more}")
         assert grey_class({"aes": 256}, counts_of(row), accused=True, suspicious=False) is None
 
@@ -224,6 +226,17 @@ def test_many_parts_need_more():
                         windows=(loop, *[benign] * copies))
         return classify([row])[0]
     assert judged(0).score - judged(99).score == pytest.approx(math.log(100), abs=1e-6)
+
+
+def test_a_kernel_of_which_no_part_hashes_does_not():
+    hashing, benign = part(SHA256, "window", 0), part(SOFTMAX, "window", 96)
+    def judged(*windows):
+        row = KernelRow(sm=90, n_instr=hashing.n_instr, opcodes=hashing.opcodes, derived=hashing.derived,
+                        windows=windows)
+        return classify([row])[0]
+    assert judged().label == judged(*[benign] * 40, hashing).label == "mining"
+    assert judged(*[benign] * 40).label == "benign"
+    assert judged(*[benign] * 40).score < 0
 
 
 HOSTILE = [
