@@ -1,5 +1,6 @@
 #!/bin/sh
-# Compile tests/fixtures/cuda/*.cu to cubins, and write a manifest of what was made from what.
+# Compile tests/fixtures/cuda/*.cu to cubins, and write a manifest of what was made from what. Those in more/ are for the
+# matrix alone: models are trained on them, no test reads them.
 #
 # usage: fixtures.sh [FOLDER [ARCHITECTURE...]]   default: tests/fixtures/cubins, 75 80 90 120, rounds kept as loops
 #        fixtures.sh --matrix [FOLDER]            default: build/matrix, every source x architecture x unrolling x flags
@@ -7,6 +8,7 @@
 set -eu
 
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
+sources=$root/tests/fixtures/cuda
 matrix=
 [ "${1:-}" != --matrix ] || { matrix=yes; shift; }
 out=${1:-$root/${matrix:+build/matrix}}
@@ -21,11 +23,11 @@ if [ -z "$nvcc" ]; then
         'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'
     nvcc=$(find "$root/build/nvcc" -name nvcc -type f | head -n 1)
 fi
-export nvcc out
+export nvcc out sources
 
 # What is compiled: a line each of source, architecture, variant and the variant's flags.
 jobs() {
-    for source in "$root"/tests/fixtures/cuda/*.cu; do
+    for source in "$sources"/*.cu ${matrix:+"$sources"/more/*.cu}; do
         if [ -z "$matrix" ]; then
             for sm in "$@"; do echo "$source $sm rolled -DROLLED"; done
             continue
@@ -42,9 +44,9 @@ jobs "$@" | xargs -P 2 -L 1 sh -c '
     source=$0 sm=$1 variant=$2; shift 2
     name=$(basename "$source" .cu).sm_$sm.cubin
     [ -z "'"$matrix"'" ] || name=$(basename "$source" .cu).$variant.sm_$sm.cubin
-    "$nvcc" -cubin -arch="sm_$sm" -O3 "$@" -o "$out/$name" "$source"
+    "$nvcc" -cubin -arch="sm_$sm" -O3 -I "$sources" "$@" -o "$out/$name" "$source"
     printf "%s,%s,%s,%s,%s,%s\n" "$name" "$(basename "$source")" "$sm" "$variant" \
-        "$(cat "$(dirname "$source")"/*.cuh "$source" | sha256sum | cut -d" " -f1)" \
+        "$(cat "$sources"/*.cuh "$source" | sha256sum | cut -d" " -f1)" \
         "$(sha256sum < "$out/$name" | cut -d" " -f1)" > "$out/$name.line"'
 {
     printf 'cubin,source,sm,variant,source_sha256,cubin_sha256\n'

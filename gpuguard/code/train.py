@@ -12,10 +12,13 @@ Choices, and why:
 - Whole groups are left out: the nine folds hold one hashing group each, and benign groups dealt by size. Random folds
   would only show that a kernel resembles its neighbour in the same source tree.
 - Our own modules (`gpuguard.code.modules`) are trained on too, each family in one fold: look-alikes that the table
-  lacks, and families of mining of which it has but one project. Figures on the table and on them are kept apart.
+  lacks, and families of mining of which it has but one project. They are few, and each stands for a kind of code, so
+  they weigh more. Figures on the table and on them are kept apart.
 - Hashing kernels are also shown with dead float code, at a third of the weight: what costs the miner next to nothing
   must not help him.
-- NVIDIA's own libraries are allow-listed by content in production and therefore neither trained nor scored on here.
+- NVIDIA's own libraries can be put on the allow list, so they are not scored on: neither thresholds nor figures are
+  read off them. They are trained on, at less weight, since not everybody has such a list, and a forest that has seen
+  what integer work is there needs fewer look-alikes to know it elsewhere.
 - Signs are constrained where the direction is known (more xor, rotates and straight-line work cannot make a kernel
   more innocent; more float work, compares and branches cannot make it guiltier). What is constrained cannot be learnt
   the wrong way round from one project, and cannot be gamed that way.
@@ -51,6 +54,10 @@ THINNED_COPIES = 1
 #: How much a hashing kernel with dead float code counts in training, and between which shares the code lies.
 DILUTED_WEIGHT = 0.3
 DILUTED_SHARES = (0.25, 2.5)
+#: How much a kernel of an allow-listed library counts, a look-alike of ours, and a hashing kernel of ours.
+LISTED_WEIGHT = 0.5
+LOOK_ALIKE_WEIGHT = 3.0
+OWN_HASHING_WEIGHT = 6.0
 ROUNDS = 400
 PARAMETERS = {
     "objective": "binary", "verbosity": -1, "learning_rate": 0.04, "num_leaves": 12, "min_data_in_leaf": 10,
@@ -77,15 +84,20 @@ def balanced(hashing: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return out
 
 
+def weights(kernels: Kernels) -> np.ndarray:
+    """Return how much each kernel counts in training, before classes are balanced."""
+    own = np.where(kernels.hashing, OWN_HASHING_WEIGHT, LOOK_ALIKE_WEIGHT)
+    return np.where(kernels.own(), own, np.where(kernels.listed(), LISTED_WEIGHT, 1.0))
+
+
 def fit(kernels: Kernels, use: np.ndarray, seeds: Sequence[int] = SEEDS) -> Forest:
     """Train on some kernels, their thinned and diluted copies; return the mean of one forest a seed as one forest."""
     import lightgbm
 
-    table, hashing = kernels.table[use], kernels.hashing[use]
+    table, hashing, counts = kernels.table[use], kernels.hashing[use], weights(kernels)[use]
     shown = np.concatenate([table, *(thinned(table, copy) for copy in range(THINNED_COPIES)), diluted(table[hashing])])
     told = np.concatenate([np.tile(hashing, 1 + THINNED_COPIES), np.ones(int(hashing.sum()), bool)])
-    weight = np.ones(len(told))
-    weight[len(told) - int(hashing.sum()):] = DILUTED_WEIGHT
+    weight = np.concatenate([np.tile(counts, 1 + THINNED_COPIES), DILUTED_WEIGHT * counts[hashing]])
     data = lightgbm.Dataset(opcodes.features_reference(shown), told.astype(int), weight=balanced(told, weight),
                             free_raw_data=False)
     boosters = [lightgbm.train({**PARAMETERS, "seed": seed, "monotone_constraints": constraints(FEATURE_NAMES)},
@@ -163,7 +175,7 @@ def out_of_fold(kernels: Kernels, parts: tuple[np.ndarray, np.ndarray] | None = 
     ``parts``: counts of windows and loops and the kernel of each; scored as "parts", and as "parts_float_0.5" with
     float code interleaved.
     """
-    fold, listed = dataset.folds(kernels), kernels.listed()
+    fold = dataset.folds(kernels)
     forms = {"whole": kernels.table, "thinned": thinned(kernels.table, THINNED_COPIES),
              **{f"float_{share}": with_dead_float(kernels.table, share) for share in evaluation.DEAD_FLOAT_SHARES}}
     of_form = dict.fromkeys(forms, fold)
@@ -173,7 +185,7 @@ def out_of_fold(kernels: Kernels, parts: tuple[np.ndarray, np.ndarray] | None = 
         of_form |= {name: fold[parts[1]] for name in forms if name.startswith("parts")}
     out = {name: np.zeros(len(table)) for name, table in forms.items()}
     for k in range(fold.max() + 1):
-        forest = fit(kernels, np.flatnonzero((fold != k) & ~listed), seeds)
+        forest = fit(kernels, np.flatnonzero(fold != k), seeds)
         for name, table in forms.items():
             rest = of_form[name] == k
             out[name][rest] = opcodes.scores(opcodes.features_reference(table[rest]), forest, "cpu")[0]
@@ -228,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of code_forest.npz and code_forest.md")
     asked = parser.parse_args(arguments)
     kernels, curves, result = measured(asked.data, asked.own, asked.families)
-    write_model(asked.out / "code_forest.npz", fit(kernels, np.flatnonzero(~kernels.listed())), curves)
+    write_model(asked.out / "code_forest.npz", fit(kernels, np.arange(len(kernels.facts))), curves)
     result["trained"] = datetime.now(UTC).date().isoformat()
     (asked.out / "code_forest.md").write_text(card(result))
     sys.stdout.write(json.dumps(result["figures"], indent=2) + "\n")

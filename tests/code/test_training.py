@@ -51,6 +51,16 @@ def test_both_classes_weigh_the_same():
     assert weight[4] / weight[0] == pytest.approx(0.3)
 
 
+def test_our_own_kernels_weigh_more_than_the_table_and_the_libraries_less(own):
+    listed = own._replace(project=np.array([dataset.ALLOW_LISTED[0]] * len(own.facts)))
+    weight = train.weights(own.joined(listed).joined(table_of(own)))
+    ours, theirs, table = np.split(weight, 3)
+    assert set(ours[own.hashing]) == {train.OWN_HASHING_WEIGHT}
+    assert set(ours[~own.hashing]) == {train.LOOK_ALIKE_WEIGHT}
+    assert set(theirs) == {train.LISTED_WEIGHT}
+    assert set(table) == {1.0}
+
+
 def test_dead_float_code_changes_nothing_else(own):
     more = train.with_dead_float(own.table, 2.0)
     assert (more[:, COLUMN["FFMA"]] - own.table[:, COLUMN["FFMA"]] == 2 * own.table[:, 0]).all()
