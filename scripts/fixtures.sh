@@ -1,6 +1,6 @@
 #!/bin/sh
-# Compile tests/fixtures/cuda/*.cu to cubins, and write a manifest of what was made from what. Those in more/ are for the
-# matrix alone: models are trained on them, no test reads them.
+# Compile tests/fixtures/cuda/*.cu to cubins, and write a manifest of what was made from what. Those in more/ are for
+# the matrix alone: models are trained on them, no test reads them.
 #
 # usage: fixtures.sh [FOLDER [ARCHITECTURE...]]   default: tests/fixtures/cubins, 75 80 90 120, rounds kept as loops
 #        fixtures.sh --matrix [FOLDER]            default: build/matrix, every source x architecture x unrolling x flags
