@@ -6,13 +6,14 @@ every few seconds who holds what, also of what began before we did (`Sockets`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuguard.core.addresses import address_bytes
 from gpuguard.core.bounded import BoundedTable
 from gpuguard.core.records import CONNECT, Connects, Socket, Sockets
 
 if TYPE_CHECKING:
+    from gpuguard.core.observations import Speaker
     from gpuguard.core.processes import Processes
     from gpuguard.core.subjects import FlowId, ProcessId
 
@@ -96,7 +97,7 @@ class Network:
         """Return whether a flow was seen to begin, and leads elsewhere."""
         return flow.initiator_known and not self.is_local(flow.netns, flow.responder)
 
-    def dialler(self, flow: FlowId) -> Literal["initiator", "responder"] | None:
+    def dialler(self, flow: FlowId) -> Speaker | None:
         """Return which end of a flow this host dialled from, None if it was called, or that is not certain.
 
         Where the opening was not seen its sockets tell: one whose port was ever seen to listen was accepted, and one
@@ -104,12 +105,16 @@ class Network:
         """
         if flow.initiator_known:
             return None if self.is_inbound(flow) else "initiator"
-        near = self._sockets.get(_key(flow, initiator=True)) is not None
-        far = self._sockets.get(_key(flow, initiator=False)) is not None
+        near = self._sockets.get(_key(flow, "initiator")) is not None
+        far = self._sockets.get(_key(flow, "responder")) is not None
         port = flow.initiator_port if near else flow.responder_port
         if near == far or port < EPHEMERAL_PORT_MIN or (flow.netns, flow.protocol, port) in self._listening:
             return None
         return "initiator" if near else "responder"
+
+    def stays_inside(self, flow: FlowId, dialler: Speaker) -> bool:
+        """Return whether a flow never leaves the host: what this end of it dialled is this host's own."""
+        return self.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
 
     def owner(self, flow: FlowId) -> ProcessId | None:
         """Return the process that holds the local end of a flow, None when that is not certain.
@@ -123,7 +128,7 @@ class Network:
         known = self._flow_owner.get(flow) or self.who_dialled(flow)
         owner = known
         if known is None or self._processes.has_ended(known):
-            socket = self.socket(flow, initiator=True) or self.socket(flow, initiator=False) or self._carried(flow)
+            socket = self.socket(flow, "initiator") or self.socket(flow, "responder") or self._carried(flow)
             holder = self._processes.head(socket.owners) if socket else None
             is_heir = known is None or (holder is not None and self._processes.are_related(known, holder))
             owner = holder if is_heir else known
@@ -151,9 +156,9 @@ class Network:
         """Return how many connections a process dialled, None where nobody counts, or it dialled none."""
         return self._dialled.get(process)
 
-    def socket(self, flow: FlowId, *, initiator: bool) -> Socket | None:
+    def socket(self, flow: FlowId, end: Speaker) -> Socket | None:
         """Return the socket of one end of a flow, None if it was not seen since the flow began."""
-        seen_ns, socket = self._sockets.get(_key(flow, initiator=initiator)) or (0, None)
+        seen_ns, socket = self._sockets.get(_key(flow, end)) or (0, None)
         # A list that is older than the flow shows whoever had these ends before: ports are used again.
         return socket if seen_ns >= flow.start_ns else None
 
@@ -226,15 +231,15 @@ class Network:
         """
         if self.is_local(flow.netns, flow.initiator) or self.is_local(flow.netns, flow.responder):
             return None
-        ends = _key(flow, initiator=True)[1:]
+        ends = _key(flow, "initiator")[1:]
         seen = [self._sockets.get((netns, *ends)) for netns in self._owned.entries if netns != flow.netns]
         found = [one[1] for one in seen if one and one[0] >= flow.start_ns]
         return found[0] if len(found) == 1 else None
 
 
-def _key(flow: FlowId, *, initiator: bool) -> SocketKey:
+def _key(flow: FlowId, end: Speaker) -> SocketKey:
     near, far = (flow.initiator, flow.initiator_port), (flow.responder, flow.responder_port)
-    local, remote = (near, far) if initiator else (far, near)
+    local, remote = (near, far) if end == "initiator" else (far, near)
     return (flow.netns, flow.protocol, *local, *remote)
 
 

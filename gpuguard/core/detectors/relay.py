@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpuguard.core.host import Host
-    from gpuguard.core.observations import Observation, Speaker
+    from gpuguard.core.observations import Observation
     from gpuguard.core.records import Block, Socket
     from gpuguard.core.subjects import FlowId, ProcessId
 
@@ -130,11 +130,13 @@ class Detector:
             flow = outer.flow
             known = outer.label == "ssh-reverse-tunnel" or len(outer.led_ns) >= LED_MIN
             late = not outer.led_ns or seen.time_ns - outer.led_ns[-1] > LOOKED_BACK_NS
+            if not known or late or flow.netns != seen.netns:
+                continue
             dialler = host.network.dialler(flow)
-            if not known or late or flow.netns != seen.netns or dialler is None or _is_inside(flow, dialler, host):
+            if dialler is None or host.network.stays_inside(flow, dialler):
                 continue
             owner = host.network.owner(flow)
-            socket = host.network.socket(flow, initiator=dialler == "initiator")
+            socket = host.network.socket(flow, dialler)
             if owner is not None and socket is not None:
                 found += self._inner(seen, outer, owner, socket, host)
         return found
@@ -185,11 +187,6 @@ class Detector:
                 if (row["initiator"].tobytes(), row["responder"].tobytes()) == ends:
                     return int(row["start_ns"])
         return None
-
-
-def _is_inside(flow: FlowId, dialler: Speaker, host: Host) -> bool:
-    """Return whether the flow never leaves the host."""
-    return host.network.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
 
 
 def _evidence(seen: Sockets, outer: _Outer, kind: str, nats: float, text: str) -> Evidence:

@@ -271,7 +271,7 @@ class Detector:
                 self._places[_place(item.flow)] = led
         led.last_ns = item.time_ns
         led.said = item.answer_bytes if item.first == "responder" else item.question_bytes
-        if not led.here or led.led < _least(item.flow, led) or _spared(item.flow, dialler, host):
+        if not led.here or led.led < _least(item.flow, led) or host.network.stays_inside(item.flow, dialler):
             return []
         return self._tell(item, led, item.carrier)
 
@@ -326,7 +326,9 @@ class Detector:
         if item.use.startswith("ssh-reverse") and item.use != VISITED:
             self._tunnel(item)
             return []
-        if dialler is None or item.use not in (VISITED, f"keystrokes-from-{far}") or _spared(item.flow, dialler, host):
+        if dialler is None or item.use not in (VISITED, f"keystrokes-from-{far}"):
+            return []
+        if host.network.stays_inside(item.flow, dialler):
             return []
         led = self._of(item.flow)
         if item.use == VISITED:
@@ -414,17 +416,12 @@ def _sums(item: Exchange, led: _Led) -> _Sums:
                  led.earlier.asked + item.responder_first)
 
 
-def _spared(flow: FlowId, dialler: Speaker, host: Host) -> bool:
-    """Return whether the flow never leaves the host: its far end is this host's own."""
-    return host.network.is_local(flow.netns, flow.responder if dialler == "initiator" else flow.initiator)
-
-
 def _from_this_side(item: Exchange, dialler: Speaker, host: Host) -> Exchange:
     """Return an exchange as if this host's end had been seen to dial: "initiator" is then this host's end."""
     flow = item.flow
     if flow.initiator_known:
         return item
-    socket = host.network.socket(flow, initiator=dialler == "initiator")
+    socket = host.network.socket(flow, dialler)
     rtt_ns = socket.min_rtt_us * 1_000 if socket and socket.min_rtt_us is not None else None
     if dialler == "initiator":
         return msgspec.structs.replace(item, rtt_ns=rtt_ns)
