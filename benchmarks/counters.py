@@ -86,7 +86,7 @@ def cost() -> dict[str, object]:
     own = (time.process_time() - begun) / len(hour) * 1e6
     begun = time.process_time()
     for one in fast:
-        cf.reading(one, None)
+        cf.reading(one)
     reading_us = (time.process_time() - begun) / len(fast) * 1e6
     return {
         "replay_24h_8_gpus_1_hz_cpu_s": round(spent, 2), "samples": taken, "target_s": REPLAY_S_MAX,

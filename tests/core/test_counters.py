@@ -430,12 +430,36 @@ def test_a_new_process_begins_anew_and_one_that_ended_is_forgotten():
 def test_what_is_not_told_is_absent_and_not_zero(field):
     full = {"gpu_ratio": 0.9, "power_w": 400.0, "pcie_tx_bytes_per_s": 5, "memory_used_bytes": 4,
             "gpm": Gpm(1, sm_ratio=0.9, dram_ratio=0.5)}
-    device = Device(0, "a", 0, "x", memory_bytes=8, power_limit_w=700.0)
-    told = cf.reading(DeviceSample(0, "a", **full), device)
-    less = cf.reading(DeviceSample(0, "a", **{name: one for name, one in full.items() if name != field}), device)
+    fewer = {name: one for name, one in full.items() if name != field}
+    told, less = (cf.channels([cf.reading(DeviceSample(0, "a", **some))], 8)[0].tolist() for some in (full, fewer))
     missing = [name for name, a, b in zip(cf.CHANNELS, told, less, strict=True) if not math.isnan(a) and math.isnan(b)]
     assert missing
     assert all(a == b for a, b in zip(told, less, strict=True) if not math.isnan(b))
+
+
+def plain_channels(reading, memory_bytes):
+    """One reading as `counter_features.channels` has it, a channel at a time."""
+    def share(value):
+        return math.nan if value is None or not value >= 0 else min(value, 1.0)
+
+    def both(sent, received):
+        return math.nan if sent is received is None else math.log10(1 + max(0.0, (sent or 0) + (received or 0)))
+
+    *ratios, power, host_tx, host_rx, link_tx, link_rx, memory = reading
+    return [*map(share, ratios), math.nan if power is None else power, both(host_tx, host_rx), both(link_tx, link_rx),
+            math.nan if memory is None or not memory_bytes else share(memory / memory_bytes)]
+
+
+counted = st.none() | st.integers(-2**40, 2**62)
+ratio = st.none() | st.floats(-2, 2) | st.just(math.inf)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[ratio] * 12, st.none() | st.floats(0, 1e4), *[counted] * 5), min_size=1, max_size=9),
+       st.sampled_from([None, 0, 1, 80_000_000_000]))
+def test_readings_at_once_are_those_one_by_one(readings, memory_bytes):
+    plain = np.array([plain_channels(one, memory_bytes) for one in readings], np.float32)
+    np.testing.assert_allclose(cf.channels(readings, memory_bytes), plain, rtol=1e-6)
 
 
 def test_the_mix_does_not_depend_on_how_much_is_taken():

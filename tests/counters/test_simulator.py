@@ -59,7 +59,7 @@ def test_what_a_source_does_not_tell_is_none_in_records_and_missing_in_tables(vi
     assert (sample.gpm is None) == (visible == "nvml")
     assert sample.gpm is None or (sample.gpm.integer_ratio is None) == (visible == "dcgm")
     device = telemetry.device(trace, "a", 0)
-    table = np.array([cf.reading(one, device) for one in telemetry.samples(trace, "a", 0)], np.float32)
+    table = cf.channels([cf.reading(one) for one in telemetry.samples(trace, "a", 0)], device.memory_bytes)
     np.testing.assert_allclose(jobs.readings(trace), table, rtol=1e-6)
 
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from gpuguard.core.host import Host
     from gpuguard.core.observations import Observation
-    from gpuguard.core.records import Block
+    from gpuguard.core.records import Block, Device
 
 SECOND_NS = 1_000_000_000
 LOOK_NS = int(cf.LOOK_S * SECOND_NS)
@@ -141,7 +141,7 @@ class Watch:
     """Readings of one device since the last look, its past, and who used it."""
 
     def __init__(self) -> None:
-        self.readings: list[tuple[float, ...]] = []
+        self.readings: list[tuple[float | None, ...]] = []
         self.start_ns = self.last_ns = 0
         self.held: dict[ProcessId, Held] = {}
         self.owner: ProcessId | None = None
@@ -152,7 +152,7 @@ class Watch:
         """Return whether the look is over when the next sample comes now."""
         return len(self.readings) >= SAMPLES_MIN and time_ns - self.start_ns >= LOOK_NS
 
-    def add(self, time_ns: int, reading: tuple[float, ...]) -> None:
+    def add(self, time_ns: int, reading: tuple[float | None, ...]) -> None:
         """Take one reading. What was begun before a hole, or before the clock was set back, is dropped."""
         if self.readings and not 0 <= time_ns - self.last_ns <= APART_MAX_NS:
             self._begin_anew()
@@ -163,15 +163,15 @@ class Watch:
         self.readings.append(reading)
         self.last_ns = time_ns
 
-    def look(self, model: Model, limit_w: float | None, tenants: dict[ProcessId | None, Tenant]) -> Look:
+    def look(self, model: Model, device: Device | None, tenants: dict[ProcessId | None, Tenant]) -> Look:
         """Weigh what was read since the last look, by those who held the device."""
-        statistics = cf.summarised(np.array([self.readings], np.float32))
+        statistics = cf.summarised(cf.channels(self.readings, device.memory_bytes if device else None)[None])
         mean, most = (statistics[cf.STATISTICS.index(name), 0].tolist() for name in ("mean", "max"))
         told = dict(zip(cf.CHANNELS, mean, strict=True))
         pipe, parts, owner = shared_out(told, tenants)
         if owner is not None and owner != self.owner:
             self.owner, self.past = owner, cf.no_history()
-        limit = np.array([math.nan if limit_w is None else limit_w])
+        limit = np.array([device.power_limit_w if device and device.power_limit_w is not None else math.nan])
         features, at_work, self.past = cf.look(statistics, limit, self.past)
         nats, probabilities = model.judge(features) if at_work[0] else (np.zeros(1), np.zeros((1, len(model.classes))))
         power = float(features[0, cf.FEATURES.index("power_variation")])
@@ -282,7 +282,7 @@ class Detector:
             case DeviceSample() if model:
                 watch = self._watch(item.uuid)
                 said = self._judge(model, item.uuid, watch, host) if watch.due(item.time_ns) else []
-                watch.add(item.time_ns, cf.reading(item, host.devices.get(item.uuid)))
+                watch.add(item.time_ns, cf.reading(item))
                 return said
             case ProcessSample() if model:
                 held = self._watch(item.uuid).held
@@ -321,8 +321,7 @@ class Detector:
         return watch
 
     def _judge(self, model: Model, uuid: str, watch: Watch, host: Host) -> Sequence[Evidence | Gap]:
-        known = host.devices.get(uuid)
-        look = watch.look(model, known.power_limit_w if known else None, self._tenants(uuid, watch, host))
+        look = watch.look(model, host.devices.get(uuid), self._tenants(uuid, watch, host))
         self.looks[uuid] = look
         if look.at_odds and not watch.told_at_odds:
             watch.told_at_odds = True
