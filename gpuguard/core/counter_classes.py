@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MINING = "mining:"
 OTHER = MINING + "other"
+#: What the forest takes to be how common before it looks.
+PRIORS = {"mining": 0.5, "training": 0.125, "inference": 0.125, "compute": 0.25}
 
 Line = tuple[float, float, float]
 

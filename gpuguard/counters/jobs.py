@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuguard.core import counter_features as cf
+from gpuguard.core.detectors.counters import SAMPLES_MIN
 from gpuguard.lab import telemetry
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ _DROPPABLE = ("gpu", "occupancy", "integer", "fp32", "fp64", "fp16", "hmma", "im
               "memory")
 #: What the NV-DVFS set tells: activity of pipes, and power.
 _ACTIVITY = ("gpu", "integer", "hmma", "imma", "moving", "host", "link", "memory")
-#: What DCGM tells is chosen field by field: the H100 recordings have none of these.
+#: What DCGM tells is chosen field by field: all, or none of these as in the H100 recordings, or what dcgm-exporter
+#: ships (default-counters.csv: time of the engine, tensor, DRAM, PCIe), which lacks the activity of SMs.
 _UNCHOSEN = ("occupancy", "fp32", "fp64")
+_CHOICES = ((), _UNCHOSEN, ("sm", "fp16", *_UNCHOSEN))
 
 
 class Job(NamedTuple):
@@ -51,7 +54,7 @@ class Looks(NamedTuple):
 
 
 def readings(trace: Trace) -> np.ndarray:
-    """Return float32[ticks, CHANNELS] of a trace, as `counter_features.reading` would of its samples."""
+    """Return float32[ticks, CHANNELS] of a trace, as `counter_features.channels` would of its samples."""
     sm, occupancy, integer, fp32, fp64, fp16, hmma, imma, dram = trace.shares.T
     both = np.minimum(hmma + imma, 1.0)
     columns = [trace.gpu, sm, occupancy, integer, fp32, fp64, fp16, both, hmma, imma, dram,
@@ -63,14 +66,14 @@ def readings(trace: Trace) -> np.ndarray:
 
 
 def look_at(jobs: Sequence[Job], seconds: float, rate_hz: float, random: np.random.Generator) -> Looks:
-    """Simulate jobs and look at them as the detector does, all in step."""
-    looks = max(1, int(seconds / cf.LOOK_S))
-    ticks = max(1, round(cf.LOOK_S * rate_hz))
+    """Simulate jobs and look at them as the detector does, all in step: a look takes longer where samples are few."""
+    ticks = max(SAMPLES_MIN, round(cf.LOOK_S * rate_hz))
+    looks = max(1, int(seconds * rate_hz / ticks))
     table = np.full((len(jobs), looks * ticks, len(cf.CHANNELS)), np.nan, np.float32)
     mining = np.zeros((len(jobs), looks))
     limit_w = np.array([job.board.power_limit_w if job.limit_known else np.nan for job in jobs])
     for i, job in enumerate(jobs):
-        trace = telemetry.simulate(job.workload, job.board, looks * cf.LOOK_S, random, rate_hz=rate_hz,
+        trace = telemetry.simulate(job.workload, job.board, looks * ticks / rate_hz, random, rate_hz=rate_hz,
                                    evasion=job.evasion, visible=job.visible)
         if job.weeks:
             trace = telemetry.drifted(trace, job.weeks)
@@ -104,6 +107,6 @@ def draw(workloads: Sequence[Workload], evasions: Sequence[Evasion], count: int,
         workload = workloads[i % len(workloads)]
         evasion = evasions[i // len(workloads) % len(evasions)] if workload.kind == "mining" else telemetry.EVASIONS[0]
         hidden = hidden_columns(random)
-        if visible == "dcgm" and random.random() < 0.5:
-            hidden += _UNCHOSEN
+        if visible == "dcgm":
+            hidden += _CHOICES[int(random.integers(len(_CHOICES)))]
         yield Job(workload, board, visible, evasion, hidden, bool(random.random() < 0.8))

@@ -1,18 +1,21 @@
 """Recorded counters, judged as the guard would have judged them live; told by device and episode.
 
-An episode is a stretch of looks of one kind. Kinds flicker from look to look where a job is between two, so each look
-goes by the commonest kind around it, and an episode of less than `EPISODE_LOOKS` belongs to the one before.
+An episode is a stretch of looks of one kind. One look is mostly not certain, and kinds flicker where a job is between
+two: so a look is named together with those around it, by the product of what they are like, then goes by the commonest
+kind around it, and an episode of less than `EPISODE_LOOKS` belongs to the one before.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from gpuguard.core.counter_classes import MINING, Model
+from gpuguard.core.counter_classes import MINING, PRIORS, Model
 from gpuguard.core.counter_features import CHANNELS
 from gpuguard.core.detectors.counters import Detector, Look
 from gpuguard.core.evidence import Evidence
@@ -29,14 +32,19 @@ SECOND_NS = 1_000_000_000
 EPISODE_LOOKS = AROUND_LOOKS = 3
 LOOKS_MAX = 2_000_000
 CERTAIN = 0.5
+#: Looks of one job resemble each other: single ones vary 2.3 times as much as jobs do (`counter_jobs.SHRINK`), so n of
+#: them are worth n / (1 + (n - 1) / 3.3) that do not.
+ALIKE = 1 / 3.3
+#: No look rules a kind out.
+LIKENESS_LEAST = 1e-4
 
 
 class Step(Struct, frozen=True):
-    """One look, what it is most like and how surely, and how the device stood after it."""
+    """One look, its kind, what it is like by `PRIORS` (nothing where it was not at work), and how the device stood."""
 
     look: Look
     kind: str
-    likeness: float
+    like: tuple[float, ...]
     verdict: Verdict
     label: str
     nats: float
@@ -106,18 +114,39 @@ def judge(blocks: Iterable[Device | DeviceSample], model: Model, alarms_per_gpu_
 def _step(look: Look, fusion: Fusion, subject: DeviceId, model: Model) -> Step:
     best = fusion.best(subject)
     busy_told = not all(math.isnan(look.means[CHANNELS.index(name)]) for name in ("sm", "gpu"))
-    kind, likeness = ("idle", 1.0) if busy_told and not look.at_odds else ("unknown", 0.0)
-    if look.at_work:
-        sums: Counter[str] = Counter()
-        for name, share in zip(model.classes, look.probabilities, strict=True):
-            sums[name.partition(":")[0]] += share  # type: ignore[assignment]
-        kind, likeness = sums.most_common(1)[0]
-        # What weighs no more than the allowance cannot be told from honest programs: it is no accusation.
-        if likeness < CERTAIN or (kind == "mining" and look.nats <= model.allowance):
-            kind, likeness = "unknown", 0.0
+    kind = "idle" if busy_told and not look.at_odds else "unknown"
+    sums = dict.fromkeys(PRIORS, 0.0)
+    for name, share in zip(model.classes, look.probabilities, strict=True):
+        sums[name.partition(":")[0]] += share
+    like = tuple(sums.values()) if look.at_work else ()
     if best is None:
-        return Step(look, kind, likeness, "unknown", "", 0.0)
-    return Step(look, kind, likeness, best.verdict, best.label, best.nats)
+        return Step(look, kind, like, "unknown", "", 0.0)
+    return Step(look, kind, like, best.verdict, best.label, best.nats)
+
+
+def _named(steps: Sequence[Step], allowance: float) -> list[Step]:
+    """Return the same looks, those at work named together with those around them."""
+    return [replace(step, kind=_kind([one for one in _around(steps, i) if one.like], allowance)) if step.like else step
+            for i, step in enumerate(steps)]
+
+
+def _around(steps: Sequence[Step], i: int) -> Sequence[Step]:
+    return steps[max(0, i - AROUND_LOOKS):i + AROUND_LOOKS + 1]
+
+
+def _kind(steps: Sequence[Step], allowance: float) -> str:
+    """Return what looks at one job are of: whether it mines first, then which honest kind of those."""
+    count = len(steps) / (1 + (len(steps) - 1) * ALIKE)
+    odds = {}
+    for kind, prior, *likes in zip(PRIORS, PRIORS.values(), *(step.like for step in steps), strict=True):
+        nats = statistics.fmean(math.log(max(like, LIKENESS_LEAST) / prior) for like in likes)
+        odds[kind] = prior * math.exp(count * nats)
+    mines, rest = odds.pop("mining"), sum(odds.values())
+    if mines >= rest:
+        # What weighs no more than the allowance cannot be told from honest programs: it is no accusation.
+        return "mining" if statistics.median(step.look.nats for step in steps) > allowance else "unknown"
+    best = max(odds, key=odds.__getitem__)
+    return best if odds[best] >= CERTAIN * rest else "unknown"
 
 
 def _episodes(
@@ -126,8 +155,8 @@ def _episodes(
     """Return what one device did, one after the other."""
     if not steps:
         return [Episode(uuid, gpu_model, 0, 0.0, 0.0, 0, "unknown", "", 0.0, "unknown", "", 0.0, [])]
-    kinds = [Counter(one.kind for one in steps[max(0, i - AROUND_LOOKS):i + AROUND_LOOKS + 1]).most_common(1)[0][0]
-             for i in range(len(steps))]
+    steps = _named(steps, model.allowance)
+    kinds = [Counter(one.kind for one in _around(steps, i)).most_common(1)[0][0] for i in range(len(steps))]
     cuts = [0]
     for i in range(1, len(steps)):
         if kinds[i] != kinds[i - 1] and i - cuts[-1] >= EPISODE_LOOKS:
@@ -156,7 +185,7 @@ def _episode(
         verdict, label = ("clear", kind) if kind == "idle" or (verdict, label) == ("clear", kind) else ("unknown", kind)
         # Of honest work it is what a look has on the mean; that it mines, which nothing bears out yet, is not.
         if kind != "mining":
-            certainty = sum(one.likeness for one in steps if one.kind == kind) / count
+            certainty = _likeness(kind, steps)
     start_ns, end_ns = steps[0].look.start_ns, steps[-1].look.end_ns
     shown = [one for one in evidence if start_ns <= one.time_ns <= end_ns][-8:]
     return Episode(
@@ -165,6 +194,14 @@ def _episode(
         family=family if kind == "mining" and share > CERTAIN * count else "", share=round(count / len(steps), 4),
         verdict=verdict, label="" if label == "unknown" else label, probability=round(certainty, 6),
         evidence=[told(one) for one in shown])
+
+
+def _likeness(kind: str, steps: Sequence[Step]) -> float:
+    """Return what a look of this kind has of it, on the mean."""
+    if kind not in PRIORS:
+        return float(kind == "idle")
+    at = list(PRIORS).index(kind)
+    return statistics.fmean(one.like[at] for one in steps if one.kind == kind)
 
 
 def _accused(step: Step) -> int:

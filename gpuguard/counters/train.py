@@ -29,7 +29,7 @@ import numpy as np
 from gpuguard.code.train import not_above
 from gpuguard.core import counter_features as cf
 from gpuguard.core import counter_jobs as core
-from gpuguard.core.counter_classes import MINING, OTHER, Line, Model
+from gpuguard.core.counter_classes import MINING, OTHER, PRIORS, Line, Model
 from gpuguard.core.counter_jobs import NONE_SEEN, Honest
 from gpuguard.counters import evaluation, honest, jobs
 from gpuguard.kernels.forest import pack
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 SEED = 20_261_121
 JOBS, BATCH = 14_400, 160
-LENGTHS_S, RATES_HZ = (600.0, 900.0, 2400.0), (1.0, 1.0, 1.0, 0.5, 10.0)
+#: Samples a second, a sensor's and an exporter's, which collects every 5 to 30 s; there a look takes minutes, and the
+#: longest job is none too long.
+LENGTHS_S, RATES_HZ = (600.0, 900.0, 2400.0), (10.0, 1.0, 1.0, 1.0, 0.5, 0.2, 1 / 15, 1 / 30)
 LOOKS_PER_JOB = 7
 #: Looks that the forest is fitted to, and that each split is scored on: one forest for each group left out.
 FIT_ROWS, SPLIT_ROWS = 80_000, 16_000
@@ -65,7 +67,6 @@ GROUPS = ({one.name: FAMILIES.index(one.family) for one in telemetry.MINERS}
 NOT_RHYTHM = np.array(["mix_" in name or name in ("memory", "power_level", "power_of_busy") for name in cf.FEATURES])
 #: A line whose last step was no longer than this is found.
 LINE_EXACT = 1e-6
-KIND_WEIGHTS = {"training": 0.125, "inference": 0.125, "compute": 0.25}
 
 ROUNDS = 28
 PARAMETERS = {
@@ -120,7 +121,8 @@ def batches(seed: int, count: int, weeks: float = 0.0) -> Iterator[Table]:
     for begin in range(0, len(drawn), BATCH):
         some = drawn[begin:begin + BATCH]
         length, rate = random.choice(LENGTHS_S), random.choice(RATES_HZ)
-        yield _rows(some, begin, jobs.look_at(some, length if rate < 10 else 600.0, rate, random), random)
+        length = LENGTHS_S[0] if rate > 1 else LENGTHS_S[-1] if rate < 1 else length
+        yield _rows(some, begin, jobs.look_at(some, length, rate, random), random)
 
 
 def digest_of(table: Table) -> str:
@@ -153,7 +155,7 @@ def weights(label: np.ndarray) -> np.ndarray:
     """Return the weight of each row: mining and the rest alike."""
     out = np.zeros(len(label))
     for i, name in enumerate(CLASSES):
-        share = KIND_WEIGHTS.get(name, 0.5 / len(FAMILIES))
+        share = PRIORS.get(name, PRIORS["mining"] / len(FAMILIES))
         out[label == i] = share / max(1, int((label == i).sum()))
     out *= len(label) / out.sum()
     return out

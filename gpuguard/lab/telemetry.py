@@ -28,7 +28,10 @@ Sources, named beside the numbers by these words:
 - **philly**: 93,451 jobs on Microsoft's cluster by minutes: of the GPUs that a job had to itself 49 % were idle in jobs
   of less than 6 hours, 25 % in jobs of more than a day; 65 % of the idle minutes lay amid a job (traces of Jeon et al.
   2019, as counted anew by affinode.io).
-- **sheets**: data sheets of boards: watts, memory, clocks, operations a second.
+- **sheets**: data sheets of boards: watts, memory, clocks, operations a second, bytes over NVLink.
+- **launches**: kernels of recorded training jobs (sample traces of HTA): between them the GPU is idle for 2.5 to 77 %
+  of the time, under a profiler that slows the host down.
+- **default**: defaults of PyTorch 1.12 and later (FP32 products without tensor cores) and of vLLM (.9 of the memory).
 - **evasion**: options of public miners and malware (--low-load, --gpu-intensity, -i 8..25, idle-wait, "pauses the miner
   and clears the GPU memory"), and watts of deliberately down-clocked mining (118 W to 78 W, 142 W to 103 W).
 """
@@ -95,7 +98,8 @@ class Rhythm(NamedTuple):
     A step of ``step_s`` seconds is busy for all but ``wait`` of it, when the level falls to ``rest`` of the busy one. A
     break comes every ``break_s`` seconds on average and lasts ``break_length_s``: SMs idle, and ``copy`` bytes/s move
     over PCIe. A phase, where ``phases_s`` says so, changes the level of everything to something between ``phase_level``
-    and 1. Zeros mean that there is none.
+    and 1. Zeros mean that there is none. By ``wander`` (of its logarithm) each pipe's share departs from its usual one
+    over seconds to minutes.
     """
 
     step_s: Range = (0.05, 0.5)
@@ -106,6 +110,7 @@ class Rhythm(NamedTuple):
     copy: Range = (0.0, 0.0)
     phases_s: Range = (0.0, 0.0)
     phase_level: float = 1.0
+    wander: Range = (0.001, 0.01)
 
 
 class Workload(NamedTuple):
@@ -151,10 +156,21 @@ BRINGING, BROUGHT_S, BROUGHT = 0.5, (0.1, 2.0), (1e7, 1e10)
 #: those of compute and inference have this share of the SMs at work (assumed); training is given batches that fill it.
 SMALL, FILLED = 1 / 3, (0.05, 0.9)
 
+#: A watch sees some jobs begin: what they work on is loaded and made, in 20 s by h100, and memory fills meanwhile.
+#: Miners make their tables on the board (nature). How often it sees that is not known (assumed).
+BEGINNING, BEGUN_S, LOADING = 0.3, (3.0, 120.0), (1e7, 1e10)
+#: Memory that is held changes by 1-20 MiB once a minute or two, also of an idle board (h100: 4 times in 330 s); that of
+#: a job that works by some hundred MiB besides, for a checkpoint or a larger batch (h100), if at all (assumed: half).
+FIDGET_S, FIDGET_BYTES, GROWING, GROWN_S, GROWN = 80.0, 2e7, 0.5, (30.0, 1200.0), (0.001, 0.1)
+#: How long a mix takes to become another (assumed).
+WANDER_S = (5.0, 300.0)
+#: Half-precision outside of tensor cores is mostly none at all (exporter 0.0; h100 0 and .0006).
+NO_HALF = 0.5
+
 #: A search kernel runs for 10 ms to 1 s and is launched again at once (nature): no break, no copy but a nonce.
 SEARCH = Rhythm(step_s=(0.01, 1.0), wait=(0.0, 0.03), rest=(0.0, 0.9))
 #: Rounds of sorting or trimming, each with its own shape, for tenths of seconds to seconds (nature).
-ROUNDS = Rhythm(step_s=(0.2, 8.0), wait=(0.1, 0.5), rest=(0.4, 0.9))
+ROUNDS = Rhythm(step_s=(0.2, 8.0), wait=(0.1, 0.5), rest=(0.4, 0.9), wander=(0.003, 0.05))
 
 MINERS = (
     # Random reads of 64 x 128 B a hash: DRAM 80-95 %, no float (nature); watts .41 to .6 of the limit (watts).
@@ -163,9 +179,10 @@ MINERS = (
     # Reads of 32 B of a table, one Blake2b: bound by sectors, the poorest in watts (nature, watts).
     Workload("autolykos", "mining", "memory", (.7, 1.0), (.3, .95), (.1, .45), (0., .05), ZERO, TRACE, ZERO, ZERO,
              (.4, .9), (.3, .6), HUSH, ZERO, (.03, .5), SEARCH),
-    # Reads of a light table and of DRAM, then a random program of integer instructions, near the cap (nature, watts).
+    # Reads of a light table and of DRAM, then a random program of integer instructions, another one every few minutes,
+    # near the cap (nature, watts).
     Workload("kawpow", "mining", "mixed", (.9, 1.0), (.3, .8), (.4, .85), (0., .12), ZERO, TRACE, ZERO, ZERO, (.45, .9),
-             (.55, .98), HUSH, ZERO, (.04, .5), SEARCH),
+             (.55, .98), HUSH, ZERO, (.04, .5), SEARCH._replace(wander=(.01, .1))),
     # DAG reads and polynomials over integers, high power (nature, watts).
     Workload("octopus", "mining", "mixed", (.85, 1.0), (.3, .8), (.3, .75), (0., .08), ZERO, TRACE, ZERO, ZERO, (.4,
              .85), (.5, .95), HUSH, ZERO, (.06, .5), SEARCH),
@@ -194,17 +211,28 @@ MINERS = (
 
 #: A step with a wait for its gradients or its data; a checkpoint now and then goes over PCIe (h100, exporter, assumed).
 STEPS = Rhythm(step_s=(0.05, 3.0), wait=(0.0, 0.4), rest=(0.0, 0.5), break_s=(120.0, 3600.0),
-               break_length_s=(1.0, 40.0), copy=(2e8, 2e10))
+               break_length_s=(1.0, 40.0), copy=(2e8, 2e10), wander=(0.003, 0.1))
+#: PCIe: text is 8 bytes a token, 10 thousand of them a second at most, which is less than a monitor moves; pictures are
+#: 150 kB each, thousands a second (nature).
 TRAINING = (
     # sm .58-.69, tensor .17-.21, DRAM .29-.35, PCIe 65-82 MB/s, NVLink 7.5-10 GB/s, 518-588 W (h100); sm .91-.93,
     # tensor .28, DRAM .18-.21, FP32 .05, occupancy .24, NVLink 5 GB/s, 572-602 W (exporter).
     Workload("ddp", "training", "", (.5, .95), (.15, .4), (.05, .25), (.02, .15), ZERO, (0., .02), (.12, .6), ZERO,
-             (.15, .5), (.5, .95), (1e7, 1e9), (5e8, 3e10), (.1, .95), STEPS),
+             (.15, .5), (.5, .95), (1e5, 1e9), (5e8, 3e10), (.05, .95), STEPS),
     Workload("one-gpu", "training", "", (.4, .98), (.15, .5), (.05, .3), (.02, .3), ZERO, (0., .05), (.05, .5), ZERO,
-             (.15, .6), (.4, .95), (5e6, 1e9), ZERO, (.05, .9), STEPS),
+             (.15, .6), (.4, .95), (1e5, 1e9), ZERO, (.03, .9), STEPS),
+    # Kernels are queued ahead, so that a job which is not short of data does not wait: idle 2.5 % (launches). Weights
+    # are written every half hour or so (assumed).
+    Workload("fine-tuning", "training", "", (.7, 1.0), (.12, .45), (.05, .3), (.02, .25), ZERO, (0., .05), (.1, .75),
+             ZERO, (.15, .65), (.5, 1.0), (1e5, 1e7), ZERO, (.05, .95),
+             STEPS._replace(step_s=(0.1, 20.0), wait=(0.0, 0.03), rest=(0.3, 0.9), break_s=(300.0, 2e4))),
+    # Weights are gathered twice and gradients scattered once a step: 3 x 14 GB of a model of 7 G parameters in .5 to
+    # 2 s (nature), of 900 GB/s both ways that NVLink has (sheets). Experts and tensors in parallel move as much.
+    Workload("sharded", "training", "", (.5, .98), (.12, .4), (.05, .25), (.02, .2), ZERO, (0., .02), (.1, .6), ZERO,
+             (.15, .6), (.45, .98), (1e5, 1e8), (1e10, 2e11), (.2, .95), STEPS),
     # Several small steps, then one for the optimizer, where tensor cores rest: below 1 s if offloaded (h100).
     Workload("accumulation", "training", "", (.6, .98), (.15, .45), (.05, .25), (.02, .2), ZERO, (0., .02), (.2, .6),
-             ZERO, (.15, .5), (.5, .98), (1e7, 5e8), (0., 2e10), (.3, .95),
+             ZERO, (.15, .5), (.5, .98), (1e5, 5e8), (0., 2e10), (.1, .95),
              STEPS._replace(step_s=(2.0, 20.0), wait=(0.0, 0.15), rest=(0.3, 0.8))),
     # Waits for its input most of the time (assumed).
     Workload("data-starved", "training", "", (.4, .95), (.15, .5), (.05, .3), (.02, .3), ZERO, (0., .05), (.05, .5),
@@ -218,9 +246,9 @@ TRAINING = (
     Workload("rl", "training", "", (.3, .95), (.1, .4), (.05, .25), (.02, .2), ZERO, (0., .05), (.05, .5), ZERO,
              (.15, .7), (.3, .9), (1e7, 2e9), (0., 2e10), (.3, .95),
              STEPS._replace(phases_s=(5.0, 120.0), phase_level=0.0, break_s=(60.0, 900.0))),
-    # Single precision without tensor cores: what is left of them is FP32 (assumed).
+    # Single precision without tensor cores (default): what is left of them is FP32.
     Workload("fp32", "training", "", (.6, .99), (.2, .6), (.1, .35), (.25, .8), ZERO, TRACE, (0., .02), ZERO, (.1, .6),
-             (.4, .98), (5e6, 5e8), (0., 1e10), (.05, .9), STEPS),
+             (.4, .98), (1e5, 5e8), (0., 1e10), (.03, .9), STEPS),
     # Embeddings and neighbours of nodes are fetched at random: DRAM, integer, little else (a named confuser).
     Workload("embedding", "training", "", (.5, .95), (.3, .8), (.15, .45), (.03, .2), ZERO, TRACE, (0., .15), ZERO,
              (.4, .85), (.3, .7), (2e7, 4e9), (0., 1e10), (.3, .95), STEPS),
@@ -228,26 +256,33 @@ TRAINING = (
 
 #: Requests come and go; each brings its bytes (h100: 29-33 MB/s out, 272-306 MB/s in while decoding).
 SERVING = Rhythm(step_s=(0.02, 1.0), wait=(0.05, 0.7), rest=(0.0, 0.3), break_s=(20.0, 600.0),
-                 break_length_s=(0.2, 20.0), copy=(1e7, 3e9), phases_s=(10.0, 300.0), phase_level=0.3)
+                 break_length_s=(0.2, 20.0), copy=(1e7, 3e9), phases_s=(10.0, 300.0), phase_level=0.3,
+                 wander=(0.01, 0.4))
+#: Prompts are tensor work and answers DRAM, so their mix goes with what is asked for (nature). Text is next to nothing
+#: over PCIe, and a network for pictures or speech takes a gigabyte or two (nature).
 INFERENCE = (
     # sm .2-.27, tensor .03-.05, DRAM .12-.2, 193-220 W (h100).
     Workload("batch-1", "inference", "", (.2, .8), (.1, .35), (.03, .2), (.02, .15), ZERO, (0., .1), (.02, .15), ZERO,
-             (.15, .85), (.2, .7), (1e6, 5e8), ZERO, (.2, .95), SERVING),
+             (.15, .85), (.2, .7), (1e5, 5e8), ZERO, (.02, .95), SERVING),
     Workload("batched", "inference", "", (.5, .98), (.1, .4), (.05, .25), (.02, .2), ZERO, (0., .1), (.1, .6), ZERO,
-             (.2, .8), (.4, .95), (5e6, 2e9), (0., 2e10), (.5, .95), SERVING._replace(wait=(0.0, 0.3))),
+             (.2, .8), (.4, .95), (1e5, 2e9), (0., 2e10), (.03, .95), SERVING._replace(wait=(0.0, 0.3))),
+    # Answers without end to a queue that never runs dry, in memory that is taken at once (default).
+    Workload("saturated", "inference", "", (.6, 1.0), (.1, .4), (.05, .25), (.02, .2), ZERO, (0., .1), (.03, .5), (0.,
+             .2), (.3, .9), (.45, 1.0), (1e5, 1e8), (0., 5e10), (.3, .95), SERVING._replace(
+                 wait=(0.0, 0.1), rest=(0.3, 0.9), break_s=(300.0, 2e4), phases_s=(0., 0.))),
     # W8A8 serving is IMMA, as matmul proof of work; attention stays HMMA (a named confuser).
     Workload("int8", "inference", "", (.5, .98), (.1, .4), (.08, .3), (.02, .2), ZERO, (0., .1), (.01, .2), (.1, .6),
-             (.2, .8), (.4, .97), (3e6, 1e9), (0., 1e10), (.3, .95), SERVING._replace(wait=(0.0, 0.4))),
+             (.2, .8), (.4, .97), (1e5, 1e9), (0., 1e10), (.03, .95), SERVING._replace(wait=(0.0, 0.4))),
     # Embeddings of a corpus, offline: steadier than requests are, fed over PCIe (assumed).
     Workload("offline", "inference", "", (.6, .99), (.1, .4), (.05, .25), (.02, .2), ZERO, (0., .1), (.1, .7), (0., .3),
-             (.1, .6), (.5, .98), (5e6, 1e9), ZERO, (.1, .9), SERVING._replace(wait=(0., .2), phases_s=(0., 0.))),
+             (.1, .6), (.5, .98), (1e5, 1e9), ZERO, (.03, .95), SERVING._replace(wait=(0., .2), phases_s=(0., 0.))),
 )
 
 #: Programs compute for seconds to minutes, write what they found, and go on (assumed); some run long without a word.
 RUNS = Rhythm(step_s=(0.01, 2.0), wait=(0.0, 0.2), rest=(0.0, 0.8), break_s=(3.0, 900.0), break_length_s=(0.1, 5.0),
-              copy=(5e6, 1e10))
+              copy=(5e6, 1e10), wander=(0.003, 0.3))
 #: The same without a break for hours: the hardest to tell from a search (dvfs played as a constant).
-LONG = RUNS._replace(break_s=(900.0, 20_000.0), wait=(0.0, 0.05))
+LONG = RUNS._replace(break_s=(900.0, 20_000.0), wait=(0.0, 0.05), wander=(0.001, 0.05))
 COMPUTE = (
     # Sorting networks SM .98, DRAM .1, FP32 .02-.04, occupancy .96; merge sort FP32 .12-.18 (dvfs).
     Workload("sort", "compute", "sorting", (.85, 1.0), (.5, .97), (.2, .7), (.02, .2), ZERO, TRACE, ZERO, ZERO, (.03,
@@ -454,7 +489,11 @@ def simulate(
     clock_hz = clock * board.sm_clock_limit_hz
     columns = np.column_stack([laid.columns[:, :1], power_w, clock_hz, laid.columns[:, 2:], mining])
     every = max(1, round(1 / rate_hz / STEP_S))
-    shares, columns = _averaged(laid.shares, every), _averaged(columns, every)
+    # Activities and bytes are means since the last sample (DCGM); what NVML tells is of the last second, however long
+    # ago it was asked before: utilisation, power, clock and memory.
+    shares, last = _averaged(laid.shares, every), _averaged(columns, every, round(1 / STEP_S))
+    columns = _averaged(columns, every)
+    columns[:, [0, 1, 2, 5]] = last[:, [0, 1, 2, 5]]
     # A loop that sleeps is late by some milliseconds, now and then by more (assumed).
     time_s = np.arange(1, len(shares) + 1) * every * STEP_S + random.gamma(1.0, 0.004, len(shares))
     gpu, power_w, clock_hz, pcie, nvlink, memory, mined = columns.T
@@ -494,6 +533,10 @@ def _lay_out(workload: Workload, steps: int, random: np.random.Generator) -> _La
     if honest and random.random() < PAUSING:
         working, brought = _pauses(steps, random)
         level, copying = level * working, copying + brought
+    begun = np.ones(steps)
+    if workload.kind != "idle" and random.random() < BEGINNING:
+        begun, loading = _beginning(steps, honest=honest, random=random)
+        level, copying = level * np.where(begun < 1, random.uniform(0, 1), 1), copying + loading
     filled, sleeps = 1.0, False
     if workload.kind in ("compute", "inference") and random.random() < SMALL:
         filled, sleeps = random.uniform(*FILLED), random.random() < 0.5
@@ -501,10 +544,14 @@ def _lay_out(workload: Workload, steps: int, random: np.random.Generator) -> _La
     drawn = filled * np.array([random.uniform(*getattr(workload, name)) for name in SHARES])
     # Pipes cannot be busier than the SMs that they are in, and those not than what occupies them.
     drawn[1:8] = np.minimum(drawn[1:8], max(drawn[0], 1e-6))
+    drawn[SHARES.index("fp16")] *= random.random() >= NO_HALF
+    wander = 10 ** random.uniform(*np.log10(workload.rhythm.wander))
     wobble = 1 + noise_sd * _correlated(steps, lag, random)
     shares = np.clip(drawn * (level * wobble)[:, None], 0, 1)
     for i in range(len(SHARES)):
         shares[:, i] *= np.clip(1 + noise_sd * _correlated(steps, lag, random), 0, 2)
+    for i in range(1, len(SHARES)):
+        shares[:, i] *= np.exp(wander * _wandering(steps, random))
     gpu = np.clip(np.where(level > 0.03, np.minimum(1.0, level / 0.6), level), 0, 1) * (drawn[0] > 0.01)
     if sleeps:  # between kernels; else one that is too small runs all the time
         gpu *= filled
@@ -513,7 +560,7 @@ def _lay_out(workload: Workload, steps: int, random: np.random.Generator) -> _La
     pcie = 10 ** random.uniform(*np.log10(workload.pcie)) * wavering
     pcie = np.maximum(pcie, _hush(steps, random)) + copying
     nvlink = random.uniform(*workload.nvlink) * level * np.clip(1 + 0.1 * random.normal(size=steps), 0, None)
-    memory = np.full(steps, random.uniform(*workload.memory))
+    memory = _memory(steps, random.uniform(*workload.memory), works=honest, random=random) * begun
     return _Laid(np.clip(shares, 0, 1), np.column_stack([gpu, np.clip(power, 0, 1.02), pcie, nvlink, memory]))
 
 
@@ -554,6 +601,36 @@ def _pauses(steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.nda
         for begin in edges[1::2][(edges[1::2] > 0) & (edges[1::2] < steps * STEP_S)]:
             brought[int(begin / STEP_S):int((begin + length_s) / STEP_S) + 1] = rate
     return (which % 2 == 0).astype(float), brought
+
+
+def _beginning(steps: int, *, honest: bool, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far a job has come that begins, at each step, and the bytes/s that are loaded."""
+    length = 10 ** random.uniform(*np.log10(BEGUN_S)) / STEP_S
+    begun = np.minimum(np.arange(1, steps + 1) / length, 1.0)
+    rate = 10 ** random.uniform(*np.log10(LOADING)) if honest else 0.0
+    return begun, np.where(begun < 1, rate, 0.0)
+
+
+def _memory(steps: int, held: float, *, works: bool, random: np.random.Generator) -> np.ndarray:
+    """Return the share of its memory that a job holds at each step."""
+    share = np.full(steps, held)
+    changes = [(FIDGET_S, FIDGET_BYTES / 80e9)]
+    if works and random.random() < GROWING:
+        changes.append((10 ** random.uniform(*np.log10(GROWN_S)), 10 ** random.uniform(*np.log10(GROWN))))
+    for every_s, most in changes:
+        begins = np.cumsum(random.exponential(every_s, int(3 * steps * STEP_S / every_s) + 3)) / STEP_S
+        levels = random.uniform(0, most, len(begins) + 1)
+        share += levels[np.searchsorted(begins, np.arange(steps))]
+    out: np.ndarray = np.minimum(share, 1.0)
+    return out
+
+
+def _wandering(steps: int, random: np.random.Generator) -> np.ndarray:
+    """Return unit noise that takes its time: lines between levels."""
+    apart = 10 ** random.uniform(*np.log10(WANDER_S)) / STEP_S
+    levels = random.normal(size=int(steps / apart) + 2)
+    out: np.ndarray = np.interp(np.arange(steps) / apart, np.arange(len(levels)), levels)
+    return out
 
 
 def _hush(steps: int, random: np.random.Generator) -> np.ndarray:
@@ -625,9 +702,10 @@ def _smoothed(values: np.ndarray, lag: float) -> np.ndarray:
     return out
 
 
-def _averaged(values: np.ndarray, every: int) -> np.ndarray:
+def _averaged(values: np.ndarray, every: int, last: int = 0) -> np.ndarray:
+    """Return means of every so many rows, or of the last ones of them."""
     whole = len(values) // every * every
-    out: np.ndarray = values[:whole].reshape(-1, every, values.shape[1]).mean(axis=1)
+    out: np.ndarray = values[:whole].reshape(-1, every, values.shape[1])[:, -last:].mean(axis=1)
     return out
 
 

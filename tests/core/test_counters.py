@@ -339,7 +339,7 @@ def shared(shares, *, seconds=1200, launches=None, others_devices=()):
     """Feed a search on a device that processes share: by process SM ratio (None: not told) and launches a second."""
     detector, host, evidence = Detector(), Host(), []
     detector.judge_by(MODEL, 0.1)
-    one = trace(KHEAVYHASH, seconds)
+    one = trace(KHEAVYHASH, seconds, seed=2)
     host.receive(telemetry.device(one, "GPU-0", 0))
     for other, process in others_devices:
         host.receive(Device(0, other, 1, "x"))

@@ -67,7 +67,7 @@ CAP_NATS, NEAR_NATS, FLOOR_NATS = 6.25, 4.4, -2.0
 #: One look unlike mining takes this share of its weight from what others hold.
 INNOCENT_SHARE = 0.1
 #: A look names what is no mining by this much, when the forest gives it this probability; `fusion.NAMED_NATS` is 3.
-NAMED_NATS, NAMED_NATS_MAX, NAMED_PROBABILITY = 0.5, 3.0, 0.8
+NAMED_NATS, NAMED_NATS_MAX, NAMED_PROBABILITY = 0.5, 3.0, 0.85
 #: Less is not worth an event.
 TOLD_NATS = 0.5
 #: A process owns a look when so much of the busiest pipe is its own for certain.
