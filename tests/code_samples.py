@@ -40,13 +40,15 @@ $L__BB0_1:
 
 def cubin(text: bytes = bytes.fromhex("4d790000000000000000800300ea0f00") * 64, *, name: bytes = b"k", sm: int = 90,
           abi: int = 7, constants: bytes = b"", flags: int | None = None, kind: int = 1,
-          relocations: bytes = b"") -> bytes:
-    """One kernel, one bank of constants, a table of relocations, a table of names."""
-    names = b"\0.text." + name + b"\0.nv.constant3\0.nv.constant0." + name + b"\0.shstrtab\0.rel.text." + name + b"\0"
+          relocations: bytes = b"", variables: tuple[tuple[int, int], ...] = ()) -> bytes:
+    """One kernel, one bank of constants with its variables (offset and size), relocations, a table of names."""
+    names = (b"\0.text." + name + b"\0.nv.constant3\0.nv.constant0." + name + b"\0.shstrtab\0.rel.text." + name
+             + b"\0.symtab\0")
+    symbols = b"".join(struct.pack("<IBBHQQ", 0, 0x11, 0, 2, offset, size) for offset, size in variables)
     at = 64
     parts = [(1, kind, text), (names.index(b".nv.constant3"), 1, constants),
              (names.index(b".nv.constant0"), 1, b"\x67\xe6\x09\x6a"), (names.index(b".rel.text"), 9, relocations),
-             (names.index(b".shstrtab"), 3, names)]
+             (names.index(b".symtab"), 2, symbols), (names.index(b".shstrtab"), 3, names)]
     rows = [struct.pack("<IIQQQQIIQQ", *[0] * 10)]
     for where, kind_of, content in parts:
         rows.append(struct.pack("<IIQQQQIIQQ", where, kind_of, 0, 0, at, len(content), 0, 0, 1, 0))

@@ -52,6 +52,8 @@ SM_MIN, SM_MAX = 70, 199  # instructions of 16 bytes: Volta and later
 SM_SPLIT_OFFSET = 90  # from Hopper on a branch's offset has eight bits more, which stand apart
 FORMS_IMMEDIATE = (2, 4)
 FORMS_CONSTANT = (3, 5)
+BANK_VARIABLES = 3
+_CONSTANT_LOADS = (0x182, 0x0B9, 0x1AC)  # LDC, ULDC, LDCU
 _BLOCK_BYTES = 1 << 16
 _A, _B, _C = 0xF0, 0xCC, 0xAA  # LOP3's truth table of each operand alone
 
@@ -210,19 +212,26 @@ def decode_counts(sm: int, text: bytes | memoryview, *, parts: bool = True) -> P
     return Parts(sm, text, parts=parts)
 
 
-def names_a_bank(text: bytes | memoryview) -> bool:
-    """Return whether code has an operand in a constant bank other than 0, which holds parameters.
+def constants_read(text: bytes | memoryview) -> frozenset[int] | None:
+    """Return the offsets in constant bank 3, where `__constant__` variables lie, at which code reads. None: anywhere.
 
-    In the forms that take one (the third and fifth of an opcode) bits 54 to 58 are its bank: c[0x3][...]. Some other
-    instructions, BAR among them, keep something else there, so that yes may be wrong; no is not.
+    In the forms that take such an operand (the third and fifth of an opcode) bits 54 to 58 are its bank and bits 38 to
+    53 its offset: c[0x3][0x110], and in loads c[0x3][R2+0x110], where a register adds an index. A load at offset 0 may
+    have the whole address in its register, and other banks have addresses too, so that the code may read anything.
+    Bank 0 holds parameters. Some other instructions, BAR among them, keep something else there: what is read may be
+    less than this says, never more.
     """
+    offsets: set[int] = set()
     for first in range(0, len(text) // 16 * 16, _BLOCK_BYTES):
         words = np.frombuffer(text[first:min(first + _BLOCK_BYTES, len(text) // 16 * 16)], "<u8")[::2]
         form = words >> np.uint64(9) & np.uint64(7)
-        takes_one = (form == FORMS_CONSTANT[0]) | (form == FORMS_CONSTANT[1])
-        if (words[takes_one] >> np.uint64(54) & np.uint64(31)).any():
-            return True
-    return False
+        words = words[(form == FORMS_CONSTANT[0]) | (form == FORMS_CONSTANT[1])]
+        bank, offset = words >> np.uint64(54) & np.uint64(31), words >> np.uint64(38) & np.uint64(0xFFFF)
+        loads = np.logical_or.reduce([words & np.uint64(0x1FF) == load for load in _CONSTANT_LOADS])
+        if ((bank != 0) & (bank != BANK_VARIABLES) | (bank == BANK_VARIABLES) & (offset == 0) & loads).any():
+            return None
+        offsets.update(offset[bank == BANK_VARIABLES].tolist())
+    return frozenset(offsets)
 
 
 def decode_kernel(

@@ -8,6 +8,7 @@ mix to count.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -42,6 +43,8 @@ class Decoded(NamedTuple):
     module: dict[str, int]  # what it can read of the words in its module's data
 
 
+#: First byte and end of some `__constant__` variables of a module.
+Variables: TypeAlias = frozenset[tuple[int, int]]
 Chunk: TypeAlias = tuple[list[Decoded], list[Flaw]]
 Allowed: TypeAlias = "AllowList | frozenset[str]"
 
@@ -54,17 +57,53 @@ def in_constants(cubin: elf.Cubin) -> list[dict[str, int]]:
     """Return, for each kernel, the words found in its module's data. Sections are padded: no word straddles two.
 
     Only what a kernel can read counts for it, or one hash in a library's module accuses all that was compiled beside
-    it: code without an operand in a constant bank, and without an address to be filled in, reads nothing but what it is
-    given. Where no code of a module names its data they were given by the host, and count for every kernel.
+    it. Code without an operand in a constant bank, and without an address to be filled in, reads nothing but what it is
+    given; operands say which variables are read, where they say it. What no code names is anybody's: a table that the
+    host hands over, or one that is reached in a way that was not seen.
     """
     found = known.in_data(_joined(cubin.constants))
     if not found:
         return [found] * len(cubin.kernels)
-    reads = [kernel.patched or decode.names_a_bank(kernel.text) for kernel in cubin.kernels]
-    return [found if reads_it or not any(reads) else {} for reads_it in reads]
+    reads = [None if kernel.patched else _variables_read(cubin, kernel.text) for kernel in cubin.kernels]
+    if not any(one is None or one for one in reads):
+        return [found] * len(cubin.kernels)
+    named = {one for one in reads if one}
+    rest = {} if None in reads else known.in_data(_unnamed(cubin, frozenset().union(*named)))
+    of_variables = {one: _most(known.in_data(_only(cubin, one)), rest) for one in named}
+    return [found if one is None else of_variables.get(one, {}) for one in reads]
 
 
-def _joined(parts: Iterable[bytes | memoryview]) -> bytes:
+def _variables_read(cubin: elf.Cubin, text: memoryview) -> Variables | None:
+    """Return which variables of its module code reads; None: any, for all that its operands say."""
+    offsets = decode.constants_read(text)
+    if offsets is None:
+        return None
+    named: set[tuple[int, int]] = set()
+    for offset in offsets:
+        at = bisect.bisect(cubin.variables, (offset, elf.BANK_BYTES_MAX)) - 1
+        if at < 0 or offset >= cubin.variables[at][1]:
+            return None
+        named.add(cubin.variables[at])
+    return frozenset(named)
+
+
+def _only(cubin: elf.Cubin, variables: Variables) -> bytes:
+    """Return the bank with nothing but these variables in it."""
+    kept = bytearray(-(-len(cubin.bank) // 4) * 4)
+    for first, end in variables:
+        kept[first:end] = cubin.bank[first:end]
+    return bytes(kept)
+
+
+def _unnamed(cubin: elf.Cubin, named: Variables) -> bytes:
+    """Return all data of a module but these variables."""
+    bank = bytearray(cubin.bank)
+    for first, end in named:
+        bank[first:end] = bytes(end - first)
+    return _joined([bank, *(part for part in cubin.constants if part is not cubin.bank)])
+
+
+def _joined(parts: Iterable[bytes | bytearray | memoryview]) -> bytes:
     return b"".join(bytes(part) + bytes(-len(part) % 4) for part in parts)
 
 

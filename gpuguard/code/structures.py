@@ -61,13 +61,18 @@ def _products(counts: np.ndarray) -> np.ndarray:
 
 
 def _siphash(counts: np.ndarray) -> np.ndarray:
-    """64-bit additions, rotations and xors in equal parts make most of the kernel; counted or sorted by atomics."""
+    """64-bit additions, rotations and xors in equal parts make most of the kernel; counted or sorted by atomics.
+
+    Products may be additions in disguise. Those by the two constants of a finisher of murmur (four words, of 64 bits)
+    are none.
+    """
+    finishes = (_sum(counts, "imm_big") > 0.25 * _sum(counts, "lop_xor2")) & (_sum(counts, "imm_big_distinct") <= 4)
     shifts = _sum(counts, "SHF") - _sum(counts, "rot")
     xors, adds = _sum(counts, "lop_xor2"), _sum(counts, "IADD3 IADD VIADD") + _products(counts)
     found: np.ndarray = (
         (shifts >= 24) & (xors >= 0.6 * shifts) & (xors <= 2 * shifts) & (adds >= 0.5 * shifts)
         & (shifts + xors + adds >= 0.5 * _work(counts)) & (_sum(counts, "rot") <= 0.2 * shifts)
-        & (_sum(counts, "lop_ch lop_maj lop_chi") <= 0.1 * shifts) & (_sum(counts, _ATOMICS) >= 1))
+        & (_sum(counts, "lop_ch lop_maj lop_chi") <= 0.1 * shifts) & (_sum(counts, _ATOMICS) >= 1) & ~finishes)
     return found
 
 

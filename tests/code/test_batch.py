@@ -92,3 +92,22 @@ def test_only_what_can_read_the_words_of_a_module_has_them():
     assert words((reading, False), (nop, False), (nop, True)) == [True, False, True]
     # Named by none, the table was handed over by the host, and may be anybody's.
     assert words((nop, False), (nop, False)) == [True, True]
+
+
+def test_an_operand_says_which_variable_is_read():
+    """A transform of pictures beside a hash reads its own table, and its operands say so."""
+    table = b"".join(word.to_bytes(4, "little") for word in constants.tables()["sha256k"])
+    bank = memoryview(bytes(512) + table)
+    cosines, rounds = (0x00C0440003017B82, 0x00C0840003017B82)  # LDC R1, c[0x3][R3+0x110] and [R3+0x210]
+    anything = 0x00C0000003017B82  # LDC R1, c[0x3][R3]
+
+    def words(*operands, variables=((0, 512), (512, 768))):
+        made = tuple(elf.Kernel("k", memoryview(one.to_bytes(16, "little")), 0) for one in operands)
+        return [bool(one) for one in judge.in_constants(elf.Cubin(90, made, (bank,), bank, variables))]
+
+    assert words(cosines, rounds) == [False, True]
+    assert words(cosines, anything) == [False, True]
+    # Read by none that was seen to, it may be anybody's; and so where the symbols do not say what is where.
+    assert words(cosines, cosines) == [True, True]
+    assert words(cosines, rounds, variables=()) == words(cosines, rounds, variables=((0, 16),)) == [True, True]
+    assert words(cosines, rounds, variables=((0, 768),)) == [True, True]

@@ -50,6 +50,18 @@ def test_a_cubin_gives_its_kernels_architecture_and_constants(abi, sm):
     assert [bytes(one) for one in cubin.constants] == [b"abcd"]
 
 
+@pytest.mark.parametrize(("variables", "found"), [
+    (((16, 48), (0, 16), (0, 16)), ((0, 16), (16, 64))),  # in any order, one with two names
+    (((0, 0), (8, 8), (1 << 63, 1 << 63), (60, 5)), ((8, 16),)),  # without a size, and beyond the bank's end
+    (((0, 20), (16, 16)), ()),  # one in another: whose words they are is not clear
+    ((), ()),
+])
+def test_the_variables_of_a_bank_are_where_the_symbols_say(variables, found):
+    cubin = elf.read_cubin(made.cubin(constants=bytes(range(64)), variables=variables))
+    assert (bytes(cubin.bank), cubin.variables) == (bytes(range(64)), found)
+    assert elf.read_cubin(made.cubin(constants=bytes(1 << 17), variables=((0, 4),))).variables == ()  # no bank
+
+
 @pytest.mark.parametrize(("relocations", "patched"), [(b"", False), (bytes(16), True)])
 def test_a_kernel_that_is_filled_in_when_loaded_is_known(relocations, patched):
     (kernel,) = elf.read_cubin(made.cubin(relocations=relocations)).kernels

@@ -16,12 +16,12 @@ from gpuguard.code.decode import (
     DERIVED,
     Parts,
     columns,
+    constants_read,
     decode_counts,
     decode_kernel,
     decoder,
     lut_classes,
     mnemonics,
-    names_a_bank,
     opcode_names,
 )
 from gpuguard.code.rows import UNKNOWN_RATIO_MAX, KernelRow, counts_of, counts_text
@@ -219,24 +219,27 @@ def test_what_the_fixtures_are_made_of():
     assert philox.known_const_imm.get("sha2iv", 0) <= 2
 
 
-@pytest.mark.parametrize(("word", "named"), [
-    (0x00000A00FF017624, False),  # IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28]
-    (0x00C00000FF017624, True),  # the same from c[0x3][0x0]
-    (0x00C00000FF017B82, True),  # LDC R1, c[0x3][0x0]
-    (0x00C0000008047AB9, True),  # ULDC UR4, c[0x3][0x0]
-    (0x0000460000047AB9, False),  # ULDC UR4, c[0x0][0x118]
-    (0x00C00000FF017424, False),  # IMAD.MOV.U32 R1, RZ, RZ, 0xc00000: an immediate
+@pytest.mark.parametrize(("word", "read"), [
+    (0x00000A00FF017624, frozenset()),  # IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28]
+    (0x00C00000FF017624, frozenset({0})),  # the same from c[0x3][0x0]
+    (0x00C04400FF017624, frozenset({0x110})),  # and from c[0x3][0x110]
+    (0x00C0440003017B82, frozenset({0x110})),  # LDC R1, c[0x3][R3+0x110]: of the variable that is there
+    (0x00C0000003017B82, None),  # LDC R1, c[0x3][R3]: where R3 says
+    (0x00C0000008047AB9, None),  # ULDC UR4, c[0x3][0x0]
+    (0x01000400FF017624, None),  # IMAD.MOV.U32 R1, RZ, RZ, c[0x4][0x10]: an address
+    (0x0000460000047AB9, frozenset()),  # ULDC UR4, c[0x0][0x118]
+    (0x00C00000FF017424, frozenset()),  # IMAD.MOV.U32 R1, RZ, RZ, 0xc00000: an immediate
 ])
-def test_an_operand_in_a_bank_is_seen_wherever_it_stands(word, named):
+def test_an_operand_in_a_bank_is_seen_wherever_it_stands(word, read):
     text = NOP * 5_000 + word.to_bytes(16, "little") + NOP
-    assert names_a_bank(text) is names_a_bank(text + bytes(7)) is named
+    assert constants_read(text) == constants_read(text + bytes(7)) == read
 
 
 def test_rounds_in_a_loop_read_their_table_and_a_product_of_matrices_reads_none():
     for sm in (75, 80, 90, 120):
-        assert names_a_bank(kernels(f"keccak.sm_{sm}.cubin")["search"])
-        assert not names_a_bank(kernels(f"gemm.sm_{sm}.cubin")["sgemm"])
-    assert not names_a_bank(b"")
+        assert constants_read(kernels(f"keccak.sm_{sm}.cubin")["search"]) != frozenset()
+        assert constants_read(kernels(f"gemm.sm_{sm}.cubin")["sgemm"]) == frozenset()
+    assert constants_read(b"") == frozenset()
 
 
 def test_windows_are_parts_of_the_kernel():

@@ -74,6 +74,14 @@ def test_a_generator_with_its_state_in_shared_memory_is_no_cryptonight():
     assert [one.name for one in told] == ["cryptonight"]
 
 
+def test_the_finishers_of_murmur_are_no_siphash():
+    """Shifts, xors and products in equal parts, counted by atomics: minhash by one permutation."""
+    own = {"LOP3": 257, "IMAD": 203, "SHF": 193, "IADD3": 67, "LDS": 64, "ISETP": 68, "BRA": 69, "LDG": 3, "ATOMS": 1}
+    said = {"lop_xor2": 193, "lop_and": 64, "imad_mov": 6}
+    edges, finishers = ({**said, "imm_big": big, "imm_big_distinct": distinct} for big, distinct in ((8, 8), (128, 2)))
+    assert structures.found(opcodes.counts([(own, edges), (own, finishers)])) == [(structures.STRUCTURES[0],), ()]
+
+
 def test_a_structure_is_named_in_the_verdict():
     cubin = (FIXTURES / "cubins" / "cryptonight.sm_90.cubin").read_bytes()
     row = next(row for row in modules.rows(cubin) if row.kernel == "walk")

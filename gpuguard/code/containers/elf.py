@@ -3,11 +3,12 @@
 A cubin is plain ELF64 with machine 190 (EM_CUDA): one ``.text.<kernel>`` a kernel, ``.nv.constant<bank>`` with literals
 and tables (bank 0 holds parameters, one a kernel), ``.nv.global.init`` with initialised globals, ``.nv.info.<kernel>``.
 The architecture is in e_flags: bits 0-7 up to ABI version 7 (CUDA 12), bits 8-15 from version 8 (CUDA 13); LLVM's
-BinaryFormat/ELF.h names both. Layout: System V ABI, chapter 4 (ELF header, section header).
+BinaryFormat/ELF.h names both. Layout: System V ABI, chapter 4 (ELF header, section header, symbol table).
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import msgspec
@@ -20,13 +21,19 @@ SECTION_BYTES = 64
 PROGRAM_BYTES = 56
 MACHINE_CUDA = 190
 SECTIONS_MAX = 400_000
+#: What a constant bank holds at most: CUDA C++ Programming Guide, "Compute Capabilities".
+BANK_BYTES_MAX = 1 << 16
 # C++ kernels of template libraries have names of several thousand characters.
 _NAME_BYTES_MAX = 1 << 16
 _ABI_WIDE_SM = 8
 _NO_BYTES = (8, 0x7000_000A)  # NOBITS, and NVIDIA's own for shared memory: a size, but no bytes in the file
 _SHN_XINDEX = 0xFFFF
+_SHT_SYMTAB = 2
+_STT_OBJECT = 1
+_VARIABLES = ".nv.constant3"
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -52,11 +59,17 @@ class Kernel(msgspec.Struct, frozen=True):
 
 
 class Cubin(msgspec.Struct, frozen=True):
-    """What of a cubin is judged."""
+    """What of a cubin is judged.
+
+    ``constants`` are all tables and literals. ``bank`` is the one of them that holds `__constant__` variables (bank 3),
+    and ``variables`` says where in it each begins and ends, in order; none where the file does not say it clearly.
+    """
 
     sm: int
     kernels: tuple[Kernel, ...]
     constants: tuple[memoryview, ...]
+    bank: memoryview = memoryview(b"")
+    variables: tuple[tuple[int, int], ...] = ()
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -158,7 +171,7 @@ def read_cubin(data: bytes) -> Cubin:
     if header.machine != MACHINE_CUDA:
         raise Malformed(f"machine {header.machine} is no GPU")
     view = memoryview(data)
-    kernels, constants = [], []
+    kernels, constants, bank = [], [], memoryview(b"")
     listed = list(sections(data))
     patched = {section.name.partition(".text.")[2] for section in listed if section.size and _relocates(section.name)}
     for section in listed:
@@ -168,10 +181,26 @@ def read_cubin(data: bytes) -> Cubin:
             kernels.append(Kernel(name, part, section.offset, name in patched))
         elif section.size and _holds_constants(section.name):
             constants.append(part)
+            bank = part if section.name == _VARIABLES else bank
     if sum(len(kernel.text) for kernel in kernels) > len(data) or sum(map(len, constants)) > len(data):
         raise Malformed("sections overlap")
     sm = header.flags >> 8 & 0xFF if header.abi >= _ABI_WIDE_SM else header.flags & 0xFF
-    return Cubin(sm, tuple(kernels), tuple(constants))
+    return Cubin(sm, tuple(kernels), tuple(constants), bank, _variables(view, listed))
+
+
+def _variables(view: memoryview, listed: list[Section]) -> tuple[tuple[int, int], ...]:
+    """Return where the variables of bank 3 lie, by the symbol table; none where that is not clear."""
+    banks = [index for index, section in enumerate(listed) if section.name == _VARIABLES]
+    tables = [section for section in listed if section.kind == _SHT_SYMTAB]
+    if len(banks) != 1 or len(tables) != 1 or listed[banks[0]].size > BANK_BYTES_MAX:
+        return ()
+    bank, (table,) = listed[banks[0]], tables
+    end = table.offset + table.size // _SYMBOL.size * _SYMBOL.size
+    spans = {(value, value + size) for _, info, _, index, value, size in _SYMBOL.iter_unpack(view[table.offset:end])
+             if index == banks[0] and info & 15 == _STT_OBJECT and 0 < size <= bank.size - value}
+    variables = sorted(spans)
+    overlap = any(first < before for (_, before), (first, _) in itertools.pairwise(variables))
+    return () if overlap else tuple(variables)
 
 
 def _relocates(name: str) -> bool:
