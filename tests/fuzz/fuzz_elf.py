@@ -10,7 +10,7 @@ import struct
 import sys
 from pathlib import Path
 
-from gpuguard.code import decode
+from gpuguard.code import decode, judge
 from gpuguard.code.containers import elf
 from gpuguard.code.containers.images import Malformed
 
@@ -28,6 +28,8 @@ def check(data: bytes) -> None:
         return
     assert size >= elf.HEADER_BYTES
     assert sum(len(one.text) for one in cubin.kernels) <= len(data)
+    assert all(0 <= first < end <= len(cubin.bank) for first, end in cubin.variables)
+    assert len(judge.in_constants(cubin)) == len(cubin.kernels)
     for kernel in cubin.kernels:
         assert data[kernel.offset:kernel.offset + len(kernel.text)] == kernel.text
         try:
@@ -60,5 +62,5 @@ def shaped(seed: bytes, dice: random.Random) -> bytes:
 
 if __name__ == "__main__":
     small = sorted((path.read_bytes() for path in made.CUBINS), key=len)[:12]
-    code_inputs.run("fuzz_elf", [made.cubin(constants=bytes(64)), made.cubin(abi=8, sm=120), *small], check,
-                    shaped)
+    code_inputs.run("fuzz_elf", [made.cubin(constants=bytes(64), variables=((0, 16), (16, 48))),
+                                 made.cubin(abi=8, sm=120), *small], check, shaped)
