@@ -42,6 +42,8 @@ _DCGM: tuple[tuple[str, float, *tuple[str, ...]], ...] = (
     ("memory_ratio", 0.01, "dev_mem_copy_util"),
     ("memory_used_bytes", 2**20, "dev_fb_used"),
     ("memory_bytes", 2**20, "dev_fb_total"),
+    ("memory_free_bytes", 2**20, "dev_fb_free"),
+    ("memory_reserved_bytes", 2**20, "dev_fb_reserved"),
     ("sm_clock_hz", 1e6, "dev_sm_clock"),
     ("memory_clock_hz", 1e6, "dev_mem_clock"),
     ("throttle_reasons", 1, "dev_clock_throttle_reasons", "dev_clocks_event_reasons"),
@@ -81,6 +83,7 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "power.limit": ("power_limit_w", 1), "enforced.power.limit": ("power_limit_w", 1),
     "temperature.gpu": ("temperature_c", 1),
     "memory.used": ("memory_used_bytes", 2**20), "memory.total": ("memory_bytes", 2**20),
+    "memory.free": ("memory_free_bytes", 2**20), "memory.reserved": ("memory_reserved_bytes", 2**20),
     "utilization.gpu": ("gpu_ratio", 0.01), "utilization.memory": ("memory_ratio", 0.01),
     "clocks.sm": ("sm_clock_hz", 1e6), "clocks.current.sm": ("sm_clock_hz", 1e6),
     "clocks.mem": ("memory_clock_hz", 1e6), "clocks.current.memory": ("memory_clock_hz", 1e6),
@@ -106,12 +109,26 @@ WHOLE = RATES | {"memory_used_bytes", "sm_clock_hz", "memory_clock_hz", "throttl
 #: A ratio that is a little above 1 was measured so.
 RATIO_MAX = 1.05
 GPM = frozenset(name for name in Gpm.__struct_fields__ if name.endswith("_ratio"))
-LIMITS = ("power_limit_w", "memory_bytes")
+#: What is asked of a board once, and is no counter.
+LIMITS = ("power_limit_w", "memory_bytes", "memory_free_bytes", "memory_reserved_bytes")
 
-#: Power limits that a file does not tell, by what the driver calls the board: NVIDIA's data sheets.
-POWER_LIMITS_W = (("H100 80GB HBM3", 700.0), ("H200", 700.0), ("B200", 1000.0), ("A100-SXM", 400.0),
-                  ("A100 80GB PCIe", 300.0), ("V100-SXM2", 300.0), ("L40S", 350.0), ("RTX 4090", 450.0),
-                  ("RTX 3090", 350.0))
+#: Power limits that a file does not tell, by the words of what the driver calls the board: NVIDIA's data sheets.
+POWER_LIMITS_W = {
+    "B200": 1000.0, "H200": 700.0, "H200 NVL": 600.0, "H100 80GB HBM3": 700.0, "H100 PCIE": 350.0, "H100 NVL": 400.0,
+    "A100 SXM4": 400.0, "A100 PCIE 40GB": 250.0, "A100 PCIE 80GB": 300.0, "V100 SXM2": 300.0, "V100 PCIE": 250.0,
+    "P100 SXM2": 300.0, "P100 PCIE": 250.0, "T4": 70.0, "A2": 60.0, "A10": 150.0, "A10G": 300.0, "A30": 165.0,
+    "A40": 300.0, "L4": 72.0, "L40": 300.0, "L40S": 350.0, "RTX A6000": 300.0, "RTX 6000 ADA": 300.0,
+    "RTX 3080": 320.0, "RTX 3090": 350.0, "RTX 4080": 320.0, "RTX 4090": 450.0, "RTX 5090": 575.0,
+}
+#: Boards of these words run at whatever their maker chose.
+OTHER_LIMITS = {"LAPTOP", "MAX", "TI", "SUPER", "D"}
+
+
+def power_limit_w(model: str) -> float | None:
+    """Return the power limit that a board of this name is sold with, None where that is not known."""
+    words = set(model.upper().replace("-", " ").split())
+    fitting = [name for name in POWER_LIMITS_W if words.issuperset(name.split())]
+    return POWER_LIMITS_W[max(fitting, key=len)] if fitting and words.isdisjoint(OTHER_LIMITS) else None
 
 
 class Telemetry(NamedTuple):
@@ -377,12 +394,26 @@ def _plausible(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _device(telemetry: Telemetry, device: int, uuid: str, time_ns: int) -> Device:
-    def told(name: str) -> float | None:
-        values = telemetry.fields.get(name)
-        own = values[(telemetry.device == device) & (values > 0)] if values is not None else np.zeros(0)
-        return float(own[0]) if len(own) else None
-
-    model, memory = telemetry.models[device], told("memory_bytes")
-    limit = told("power_limit_w") or next((watts for name, watts in POWER_LIMITS_W if name in model), None)
-    return Device(time_ns, uuid, device, model, power_limit_w=limit,
+    of_it = telemetry.device == device
+    model, memory = telemetry.models[device], _memory_bytes(telemetry.fields, of_it)
+    limit_w = _first(telemetry.fields, of_it, "power_limit_w") or power_limit_w(model)
+    return Device(time_ns, uuid, device, model, power_limit_w=limit_w,
                   memory_bytes=None if memory is None else int(memory))
+
+
+def _memory_bytes(fields: dict[str, np.ndarray], of_it: np.ndarray) -> float | None:
+    """Return how much memory a device has; DCGM's exporter tells what is used, free and, since 3.1, kept back."""
+    whole = _first(fields, of_it, "memory_bytes")
+    if whole is not None or not fields.keys() >= {"memory_used_bytes", "memory_free_bytes"}:
+        return whole
+    used, free = fields["memory_used_bytes"][of_it], fields["memory_free_bytes"][of_it]
+    both = _plausible("memory_used_bytes", used) & _plausible("memory_free_bytes", free) & (used + free > 0)
+    kept = _first(fields, of_it, "memory_reserved_bytes") or 0.0
+    return float((used + free)[both][0]) + kept if both.any() else None
+
+
+def _first(fields: dict[str, np.ndarray], of_it: np.ndarray, name: str) -> float | None:
+    """Return the first value above 0 of a device that can be one, None where there is none."""
+    values = fields[name][of_it] if name in fields else np.zeros(0)
+    above = values[_plausible(name, values) & (values > 0)]
+    return float(above[0]) if len(above) else None

@@ -26,6 +26,7 @@ from gpuguard.core.detectors.counters import (
     Look,
     Standing,
     Watch,
+    _name,
     shared_out,
     standing_of,
 )
@@ -218,6 +219,19 @@ def test_training_is_named_and_speaks_against_what_others_hold():
     assert FLOOR_NATS <= nats(evidence) < 0
     assert nats(evidence, "training") == pytest.approx(3.0)
     assert Fusion(0.1).receive(evidence[0])[0].verdict == "unknown"
+
+
+@pytest.mark.parametrize(("told", "nats_before", "named"), [
+    (("gpu", "sm", "dram"), 0.0, True),
+    (("gpu", "power"), 0.0, False),
+    (("gpu", "sm", "dram"), 1.0, False),
+])
+def test_a_job_computes_only_where_a_pipe_is_told_and_nothing_speaks_for_mining(told, nats_before, named):
+    means = tuple(0.5 if name in told else math.nan for name in cf.CHANNELS)
+    like = tuple(0.9 if name == "compute" else 0.1 / (len(MODEL.classes) - 1) for name in MODEL.classes)
+    look = Look(0, 20 * SECOND, True, -2.0, like, means, means, 0.1)
+    said = _name(WHO, Standing(), Level(0, nats_before), look, MODEL, "")
+    assert [one.label for one in said] == (["compute"] if named else [])
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from gpuguard.cli.commands import classify
 from gpuguard.core.detectors.counters import Detector
 from gpuguard.core.host import Host
-from gpuguard.core.records import DeviceSample
+from gpuguard.core.records import Device, DeviceSample
 from gpuguard.counters import reading
-from gpuguard.counters.reading import blocks_of, read_csv
+from gpuguard.counters.reading import blocks_of, power_limit_w, read_csv
 from gpuguard.counters.shipped import shipped_model
 from gpuguard.counters.table import Table, Unreadable
 from gpuguard.lab import telemetry
@@ -330,6 +330,32 @@ def test_the_engines_time_stands_for_utilisation_where_that_is_not_told():
     fields = read_csv(Table(io.StringIO(f"{header}\n1700000000,0,0.93,301.5 W,700.00 W\n"))).fields
     assert {name: values.tolist() for name, values in fields.items()} == {
         "gpu_ratio": [0.93], "power_w": [301.5], "power_limit_w": [700.0]}
+
+
+@pytest.mark.parametrize(("header", "values", "mib"), [
+    ("DCGM_FI_DEV_FB_FREE,DCGM_FI_DEV_FB_USED", "15000,360", 15360),
+    ("DCGM_FI_DEV_FB_FREE,DCGM_FI_DEV_FB_USED,DCGM_FI_DEV_FB_RESERVED", "15000,360,640", 16000),
+    ("memory.used [MiB],memory.free [MiB],memory.reserved [MiB]", "360 MiB,15000 MiB,640 MiB", 16000),
+    ("memory.used [MiB],memory.free [MiB],memory.total [MiB]", "360 MiB,15000 MiB,16384 MiB", 16384),
+    ("DCGM_FI_DEV_FB_FREE,DCGM_FI_DEV_GPU_UTIL", "15000,90", None),
+    ("DCGM_FI_DEV_FB_FREE,DCGM_FI_DEV_FB_USED", "1e18,360", None),
+    ("DCGM_FI_DEV_FB_FREE,DCGM_FI_DEV_FB_USED", "nan,-1", None),
+])
+def test_a_boards_memory_is_what_is_used_free_and_kept_back_where_nothing_tells_it(header, values, mib):
+    told = next(blocks_of(read_csv(Table(io.StringIO(f"timestamp,gpu,{header}\n1700000000,0,{values}\n")))))
+    assert isinstance(told, Device)
+    assert told.memory_bytes == (None if mib is None else mib * 2**20)
+
+
+@pytest.mark.parametrize(("model", "watts"), [
+    ("NVIDIA A100-SXM4-80GB", 400), ("NVIDIA A100-PCIE-40GB", 250), ("NVIDIA A100 80GB PCIe", 300), ("NVIDIA A10", 150),
+    ("NVIDIA A10G", 300), ("NVIDIA L4", 72), ("NVIDIA L40S", 350), ("Tesla T4", 70), ("NVIDIA H100 PCIe", 350),
+    ("NVIDIA H100 80GB HBM3", 700), ("NVIDIA H200 NVL", 600), ("Tesla V100-SXM2-16GB", 300),
+    ("NVIDIA GeForce RTX 4090", 450), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA A100X", None), ("", None),
+])
+def test_a_board_that_tells_no_limit_has_that_of_its_data_sheet(model, watts):
+    assert power_limit_w(model) == watts
 
 
 def test_a_name_in_a_file_cannot_write_to_the_terminal(tmp_path):

@@ -113,6 +113,11 @@ class Look(Struct, frozen=True):
     owner: ProcessId | None = None
     at_odds: bool = False
 
+    @property
+    def tells_pipes(self) -> bool:
+        """Whether what any pipe did was told."""
+        return not all(math.isnan(self.means[cf.CHANNELS.index(name)]) for name in PIPES if name != "gpu")
+
 
 class Held(Struct):
     """One process on one device since the last look: its samples, and what those that told of SM time add up to."""
@@ -338,7 +343,8 @@ class Detector:
             level = standing.levels[uuid] = Level(start_ns=look.start_ns)
         level.take(look, model.allowance)
         text = text_of(look, model) + _whose(look)
-        return [*self._weigh(model, subject, standing, level, look, text), *_name(subject, standing, look, model, text)]
+        return [*self._weigh(model, subject, standing, level, look, text),
+                *_name(subject, standing, level, look, model, text)]
 
     def _tenants(self, uuid: str, watch: Watch, host: Host) -> dict[ProcessId | None, Tenant]:
         """Return who held the device. Launches are not told by device: of who uses another too, they say nothing."""
@@ -423,13 +429,19 @@ def _whose(look: Look) -> str:
 
 
 def _name(
-    subject: ProcessId | DeviceId, standing: Standing, look: Look, model: Model, text: str,
+    subject: ProcessId | DeviceId, standing: Standing, level: Level, look: Look, model: Model, text: str,
 ) -> list[Evidence]:
-    """Say what it is that is not mining."""
+    """Say what it is that is not mining.
+
+    Of a job whose looks still add up to something nothing is said. Nor is that it computes where no pipe is told: then
+    it only means that nothing speaks for training or inference, and a miner that pauses has as much to show.
+    """
     best = max(range(len(look.probabilities)), key=look.probabilities.__getitem__)
     name = model.classes[best]
     said = standing.named_nats.get(name, 0.0)
     if name.startswith(MINING) or look.probabilities[best] < NAMED_PROBABILITY or said >= NAMED_NATS_MAX:
+        return []
+    if level.nats > 0 or (name == "compute" and not look.tells_pipes):
         return []
     standing.named_nats[name] = said + NAMED_NATS
     return [Evidence(
