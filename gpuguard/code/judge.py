@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Windows and loops that are held at once: a part costs a kilobyte, and a library's image has 100,000.
 _PARTS_HELD_MAX = 4_096
+#: A module has a few tables, and its kernels read few different sets of them; each set is looked through by itself.
+_VARIABLE_SETS_MAX = 1_024
 #: Known constants alone do not reach it, nor does the mix alone count for it.
 CONFIRMED_PROBABILITY = 0.999
 
@@ -59,15 +61,16 @@ def in_constants(cubin: elf.Cubin) -> list[dict[str, int]]:
     Only what a kernel can read counts for it, or one hash in a library's module accuses all that was compiled beside
     it. Code without an operand in a constant bank, and without an address to be filled in, reads nothing but what it is
     given; operands say which variables are read, where they say it. What no code names is anybody's: a table that the
-    host hands over, or one that is reached in a way that was not seen.
+    host hands over, or one that is reached in a way that was not seen. Of a module that no compiler makes, with more
+    sets of variables than can be looked through, all count for all.
     """
     found = known.in_data(_joined(cubin.constants))
     if not found:
         return [found] * len(cubin.kernels)
     reads = [None if kernel.patched else _variables_read(cubin, kernel.text) for kernel in cubin.kernels]
-    if not any(one is None or one for one in reads):
-        return [found] * len(cubin.kernels)
     named = {one for one in reads if one}
+    if not (named or None in reads) or len(named) > _VARIABLE_SETS_MAX:
+        return [found] * len(cubin.kernels)
     rest = {} if None in reads else known.in_data(_unnamed(cubin, frozenset().union(*named)))
     of_variables = {one: _most(known.in_data(_only(cubin, one)), rest) for one in named}
     return [found if one is None else of_variables.get(one, {}) for one in reads]

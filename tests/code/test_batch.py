@@ -111,3 +111,16 @@ def test_an_operand_says_which_variable_is_read():
     assert words(cosines, cosines) == [True, True]
     assert words(cosines, rounds, variables=()) == words(cosines, rounds, variables=((0, 16),)) == [True, True]
     assert words(cosines, rounds, variables=((0, 768),)) == [True, True]
+
+
+def test_more_sets_of_variables_than_a_module_has_count_for_all(monkeypatch):
+    """Each is looked through by itself: who makes a module with one a kernel shall not choose how long that takes."""
+    table = b"".join(word.to_bytes(4, "little") for word in constants.tables()["sha256k"])
+    variables = tuple((at, at + 4) for at in range(0, len(table), 4))
+    texts = [(0x00C0000003017B82 | at << 38).to_bytes(16, "little") for at, _ in variables[1:]]
+    made = tuple(elf.Kernel("k", memoryview(text), 0) for text in texts)
+    bank = memoryview(table)
+    cubin = elf.Cubin(90, made, (bank,), bank, variables)
+    assert judge.in_constants(cubin) == [{"sha256k": 1}] * len(made)
+    monkeypatch.setattr(judge, "_VARIABLE_SETS_MAX", len(made) - 1)
+    assert judge.in_constants(cubin) == [{"sha256k": len(variables)}] * len(made)
