@@ -74,7 +74,7 @@ def _start_of(pid: int | str) -> str:
 
 
 def _boxes() -> set[str]:
-    """Return the control groups that guards have put somebody into (actions/isolate.py)."""
+    """Return the control groups that guards have put somebody into (broker/actions/isolate.py)."""
     return {str(path) for path in Path("/sys/fs/cgroup").rglob("gpuguard-*") if path.is_dir()}
 
 

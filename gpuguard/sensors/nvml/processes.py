@@ -79,8 +79,8 @@ class ProcessCalls:
         """Ask for the accounts of pids, a few a round; one that has ended is told once."""
         if not gpu.device.accounting_mode:
             return
-        listed = self._library.nvml.nvmlDeviceGetAccountingPids
-        pids = self._asking.ask(gpu, sweep, "accounting", lambda: listed(gpu.handle)) or []
+        nvml = self._library.nvml
+        pids = self._asking.ask(gpu, sweep, "accounting", lambda: nvml.nvmlDeviceGetAccountingPids(gpu.handle)) or []
         gpu.accounted = {pid: started for pid, started in gpu.accounted.items() if pid in set(pids)}
         open_first = sorted(pids, key=lambda pid: pid in gpu.accounted)
         for pid in open_first[:ACCOUNTS_PER_ROUND]:
