@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SECOND_NS = 1_000_000_000
 ROWS_MAX = 20_000_000
+#: Numbers held at once, of 8 bytes each: a day of 8 GPUs at 10 Hz with every column is 200 million.
+VALUES_MAX = 250_000_000
 DEVICES_MAX = 256
 TEXT_MAX = 128
 #: A row group of Parquet may be unpacked as a whole.
@@ -115,9 +117,9 @@ LIMITS = ("power_limit_w", "memory_bytes", "memory_free_bytes", "memory_reserved
 #: Power limits that a file does not tell, by the words of what the driver calls the board: NVIDIA's data sheets.
 POWER_LIMITS_W = {
     "B200": 1000.0, "H200": 700.0, "H200 NVL": 600.0, "H100 80GB HBM3": 700.0, "H100 PCIE": 350.0, "H100 NVL": 400.0,
-    "A100 SXM4": 400.0, "A100 PCIE 40GB": 250.0, "A100 PCIE 80GB": 300.0, "V100 SXM2": 300.0, "V100 PCIE": 250.0,
-    "P100 SXM2": 300.0, "P100 PCIE": 250.0, "T4": 70.0, "A2": 60.0, "A10": 150.0, "A10G": 300.0, "A30": 165.0,
-    "A40": 300.0, "L4": 72.0, "L40": 300.0, "L40S": 350.0, "RTX A6000": 300.0, "RTX 6000 ADA": 300.0,
+    "A100 SXM4": 400.0, "A100 SXM 80GB": 400.0, "A100 PCIE 40GB": 250.0, "A100 PCIE 80GB": 300.0, "V100 SXM2": 300.0,
+    "V100 PCIE": 250.0, "P100 SXM2": 300.0, "P100 PCIE": 250.0, "T4": 70.0, "A2": 60.0, "A10": 150.0, "A10G": 300.0,
+    "A30": 165.0, "A40": 300.0, "L4": 72.0, "L40": 300.0, "L40S": 350.0, "RTX A6000": 300.0, "RTX 6000 ADA": 300.0,
     "RTX 3080": 320.0, "RTX 3090": 350.0, "RTX 4080": 320.0, "RTX 4090": 450.0, "RTX 5090": 575.0,
 }
 #: Boards of these words run at whatever their maker chose.
@@ -260,6 +262,7 @@ class _Rows:
         self._columns = {name: array("d") for _, name, _ in self._fields}
         self._names: dict[str, int] = {}
         self._models: list[str] = []
+        self._rows_max = min(ROWS_MAX, VALUES_MAX // len(self._columns))
         self._skipped = self._foreign = 0
         self._cut = False
 
@@ -281,7 +284,7 @@ class _Rows:
         self._devices.append(index)
         for at, field, scale in self._fields:
             self._columns[field].append(_number(row[at]) * scale)
-        self._cut = len(self._times) >= ROWS_MAX
+        self._cut = len(self._times) >= self._rows_max
         return not self._cut
 
     def telemetry(self, broken: str = "") -> Telemetry:
@@ -293,7 +296,7 @@ class _Rows:
             (f"{broken}; what comes after is left out", broken),
             (f"{self._skipped} rows that were cut short or have no usable time were left out", self._skipped),
             (f"{self._foreign} rows of devices beyond the first {DEVICES_MAX} were left out", self._foreign),
-            (f"rows beyond the first {ROWS_MAX} were left out", self._cut)) if said]
+            (f"rows beyond the first {self._rows_max} were left out", self._cut)) if said]
         times = np.frombuffer(self._times, np.int64)
         devices = np.frombuffer(self._devices, np.uint16)
         order = np.argsort(times, kind="stable")

@@ -233,6 +233,10 @@ def test_devices_and_rows_are_bounded(monkeypatch):
     told = read_csv(Table(io.StringIO(text)))
     assert told.names == ["0", "1", "2"]
     assert any("devices beyond" in gap for gap in told.gaps)
+    monkeypatch.setattr(reading, "VALUES_MAX", 60)
+    told = read_csv(Table(io.StringIO(text)))
+    assert (len(told.time_ns), told.fields.keys()) == (30, {"power_w", "sm_ratio"}), "of two columns"
+    assert any("rows beyond the first 30" in gap for gap in told.gaps)
 
 
 @settings(max_examples=150, deadline=None)
@@ -348,8 +352,9 @@ def test_a_boards_memory_is_what_is_used_free_and_kept_back_where_nothing_tells_
 
 
 @pytest.mark.parametrize(("model", "watts"), [
-    ("NVIDIA A100-SXM4-80GB", 400), ("NVIDIA A100-PCIE-40GB", 250), ("NVIDIA A100 80GB PCIe", 300), ("NVIDIA A10", 150),
-    ("NVIDIA A10G", 300), ("NVIDIA L4", 72), ("NVIDIA L40S", 350), ("Tesla T4", 70), ("NVIDIA H100 PCIe", 350),
+    ("NVIDIA A100-SXM4-80GB", 400), ("A100-SXM-80GB", 400), ("NVIDIA A100-PCIE-40GB", 250), ("NVIDIA A100 80GB PCIe", 300),
+    ("NVIDIA A10", 150), ("NVIDIA A10G", 300), ("NVIDIA L4", 72), ("NVIDIA L40S", 350), ("Tesla T4", 70),
+    ("NVIDIA H100 PCIe", 350),
     ("NVIDIA H100 80GB HBM3", 700), ("NVIDIA H200 NVL", 600), ("Tesla V100-SXM2-16GB", 300),
     ("NVIDIA GeForce RTX 4090", 450), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA A100X", None), ("", None),
