@@ -352,9 +352,9 @@ def test_a_boards_memory_is_what_is_used_free_and_kept_back_where_nothing_tells_
 
 
 @pytest.mark.parametrize(("model", "watts"), [
-    ("NVIDIA A100-SXM4-80GB", 400), ("A100-SXM-80GB", 400), ("NVIDIA A100-PCIE-40GB", 250), ("NVIDIA A100 80GB PCIe", 300),
-    ("NVIDIA A10", 150), ("NVIDIA A10G", 300), ("NVIDIA L4", 72), ("NVIDIA L40S", 350), ("Tesla T4", 70),
-    ("NVIDIA H100 PCIe", 350),
+    ("NVIDIA A100-SXM4-80GB", 400), ("A100-SXM-80GB", 400), ("NVIDIA A100-PCIE-40GB", 250),
+    ("NVIDIA A100 80GB PCIe", 300), ("NVIDIA A10", 150), ("NVIDIA A10G", 300), ("NVIDIA L4", 72),
+    ("NVIDIA L40S", 350), ("Tesla T4", 70), ("NVIDIA H100 PCIe", 350),
     ("NVIDIA H100 80GB HBM3", 700), ("NVIDIA H200 NVL", 600), ("Tesla V100-SXM2-16GB", 300),
     ("NVIDIA GeForce RTX 4090", 450), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA A100X", None), ("", None),
