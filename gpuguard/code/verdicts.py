@@ -29,7 +29,7 @@ ACCUSED_RATIO_MIN = 0.25
 #: (models/code_forest.md), and kernels of one library are alike, so that mistakes come together.
 CHANCE_RATIO_MAX = 0.05
 #: An instruction mix that weighs no more than this makes no file suspect: look-alikes of kinds that no training had
-#: weigh so little a third of the time, mining one time in forty (docs/code.md).
+#: weigh so little a third of the time, mining one time in fifty (docs/code.md).
 SUSPECT_NATS = 1.5
 
 
