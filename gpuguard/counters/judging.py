@@ -16,7 +16,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gpuguard.core.counter_classes import MINING, PRIORS, Model
-from gpuguard.core.counter_features import CHANNELS
 from gpuguard.core.detectors.counters import Detector, Look
 from gpuguard.core.evidence import Evidence
 from gpuguard.core.fusion import Fusion, probability
@@ -113,8 +112,7 @@ def judge(blocks: Iterable[Device | DeviceSample], model: Model, alarms_per_gpu_
 
 def _step(look: Look, fusion: Fusion, subject: DeviceId, model: Model) -> Step:
     best = fusion.best(subject)
-    busy_told = not all(math.isnan(look.means[CHANNELS.index(name)]) for name in ("sm", "gpu"))
-    kind = "idle" if busy_told and not look.at_odds else "unknown"
+    kind = "idle" if look.tells("sm", "gpu") and not look.at_odds else "unknown"
     sums = dict.fromkeys(PRIORS, 0.0)
     for name, share in zip(model.classes, look.probabilities, strict=True):
         sums[name.partition(":")[0]] += share

@@ -97,7 +97,6 @@ class Look(Struct, frozen=True):
     """What became of one window of readings. ``means`` and ``most`` are by `counter_features.CHANNELS`.
 
     ``parts`` is what each process did of ``pipe``, the busiest; ``owner`` is the one that did it, if that is certain.
-    ``at_odds`` where two counters contradict each other, so that it is no idle look either.
     """
 
     start_ns: int
@@ -111,12 +110,19 @@ class Look(Struct, frozen=True):
     pipe: str = "gpu"
     parts: dict[ProcessId | None, Part | None] = {}
     owner: ProcessId | None = None
-    at_odds: bool = False
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a channel, NaN where it was not told."""
+        return self.means[cf.CHANNELS.index(name)]
+
+    def tells(self, *names: str) -> bool:
+        """Return whether any of these channels was told."""
+        return not all(math.isnan(self.mean(name)) for name in names)
 
     @property
-    def tells_pipes(self) -> bool:
-        """Whether what any pipe did was told."""
-        return not all(math.isnan(self.means[cf.CHANNELS.index(name)]) for name in PIPES if name != "gpu")
+    def at_odds(self) -> bool:
+        """Whether kernels ran, by NVML, and yet no SM was active: it is no idle look either."""
+        return self.mean("gpu") >= RAN_RATIO and self.mean("sm") * SMS_MAX < self.mean("gpu")
 
 
 class Held(Struct):
@@ -172,8 +178,7 @@ class Watch:
         """Weigh what was read since the last look, by those who held the device."""
         statistics = cf.summarised(cf.channels(self.readings, device.memory_bytes if device else None)[None])
         mean, most = (statistics[cf.STATISTICS.index(name), 0].tolist() for name in ("mean", "max"))
-        told = dict(zip(cf.CHANNELS, mean, strict=True))
-        pipe, parts, owner = shared_out(told, tenants)
+        pipe, parts, owner = shared_out(dict(zip(cf.CHANNELS, mean, strict=True)), tenants)
         if owner is not None and owner != self.owner:
             self.owner, self.past = owner, cf.no_history()
         limit = np.array([device.power_limit_w if device and device.power_limit_w is not None else math.nan])
@@ -181,18 +186,13 @@ class Watch:
         nats, probabilities = model.judge(features) if at_work[0] else (np.zeros(1), np.zeros((1, len(model.classes))))
         power = float(features[0, cf.FEATURES.index("power_variation")])
         out = Look(self.start_ns, self.last_ns, bool(at_work[0]), float(nats[0]), tuple(probabilities[0].tolist()),
-                   tuple(mean), tuple(most), power, pipe, parts, owner, at_odds(told["gpu"], told["sm"]))
+                   tuple(mean), tuple(most), power, pipe, parts, owner)
         self._begin_anew()
         return out
 
     def _begin_anew(self) -> None:
         self.readings = []
         self.held = {}
-
-
-def at_odds(gpu: float, sm: float) -> bool:
-    """Return whether kernels ran, by NVML, and yet no SM was active."""
-    return gpu >= RAN_RATIO and sm * SMS_MAX < gpu
 
 
 def shared_out(
@@ -416,7 +416,7 @@ def _key(process: ProcessId) -> tuple[int, int]:
 
 def _whose(look: Look) -> str:
     """Return who did how much of a look at a device that several hold, "" where one has it alone."""
-    whole = look.means[cf.CHANNELS.index(look.pipe)]
+    whole = look.mean(look.pipe)
     if len(look.parts) < 2 or not whole > 0:
         return ""
     if look.owner is not None and (own := look.parts[look.owner]):
@@ -441,7 +441,7 @@ def _name(
     said = standing.named_nats.get(name, 0.0)
     if name.startswith(MINING) or look.probabilities[best] < NAMED_PROBABILITY or said >= NAMED_NATS_MAX:
         return []
-    if level.nats > 0 or (name == "compute" and not look.tells_pipes):
+    if level.nats > 0 or (name == "compute" and not look.tells(*(PIPES.keys() - {"gpu"}))):
         return []
     standing.named_nats[name] = said + NAMED_NATS
     return [Evidence(

@@ -81,7 +81,8 @@ class ProcessCalls:
             return
         nvml = self._library.nvml
         pids = self._asking.ask(gpu, sweep, "accounting", lambda: nvml.nvmlDeviceGetAccountingPids(gpu.handle)) or []
-        gpu.accounted = {pid: started for pid, started in gpu.accounted.items() if pid in set(pids)}
+        kept = set(pids)
+        gpu.accounted = {pid: started for pid, started in gpu.accounted.items() if pid in kept}
         open_first = sorted(pids, key=lambda pid: pid in gpu.accounted)
         for pid in open_first[:ACCOUNTS_PER_ROUND]:
             read = functools.partial(self._account, gpu.handle, pid)
